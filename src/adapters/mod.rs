@@ -1,0 +1,35 @@
+//! Adapters: read, checked, stored by digest, named, leased and resident.
+//!
+//! Owns everything between an uploaded file and the factors a step multiplies with. Never runs a model: the base rows
+//! that DoRA needs come in through `BaseRows`, and what must happen on the engine thread is sent there as a
+//! `BankCommand`. The thing to know: an adapter is immutable and named by the digest of its content.
+
+pub mod bank;
+pub mod format;
+pub mod registry;
+pub mod store;
+
+use std::fmt;
+use std::sync::Arc;
+
+/// SHA-256 of an adapter's content (or of the base model's files).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest(pub [u8; 32]);
+
+impl fmt::Display for Digest {
+    /// `sha256:<64 hex digits>`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", hex::encode(&self.0[..6]))
+    }
+}
+
+/// Reads one row of a base weight as f32: (site, output row, out [I]). DoRA's norms need it. Called off the engine thread.
+pub type BaseRows = Arc<dyn Fn(crate::shape::Site, usize, &mut [f32]) + Send + Sync>;
+/// Reads the base bias of a site, `None` where it has none. `bias = "all" | "lora_only"` replaces it.
+pub type BaseBias = Arc<dyn Fn(crate::shape::Site) -> Option<Vec<f32>> + Send + Sync>;

@@ -1,0 +1,6 @@
+//! Arguments to configuration to one of the commands.
+
+/// Runs the command line; the exit code is 0, 1 (failed) or 2 (bad arguments).
+pub fn main() -> std::process::ExitCode {
+    unimplemented!()
+}

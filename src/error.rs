@@ -1,0 +1,83 @@
+//! What can go wrong, sorted by whose turn it is to act.
+//!
+//! Owns the one error type that crosses modules. Never decides an HTTP status line or prints: `api` and `cli` do.
+//! The thing to know: `Client` is the caller's to mend, `Capacity` passes with time, `Fault` is ours.
+
+use std::fmt;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error with a stable machine-readable code and a message that names the offending thing.
+#[derive(Debug, Clone)]
+pub struct Error {
+    pub kind: Kind,
+    /// Stable snake_case code, e.g. `model_not_found`; listed in README.
+    pub code: &'static str,
+    /// One sentence for a person; names the field, tensor, shape or digest.
+    pub message: String,
+    /// The request field to blame, if one is.
+    pub param: Option<String>,
+}
+
+/// Whose turn it is to act, in the words of HTTP statuses that clients know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// 400: the request is malformed or asks for what cannot be.
+    Invalid,
+    /// 401
+    Unauthorized,
+    /// 403
+    Forbidden,
+    /// 404
+    NotFound,
+    /// 409: the state it assumes is not the state there is.
+    Conflict,
+    /// 413
+    TooLarge,
+    /// 422: well-formed, but cannot be applied in full (adapters).
+    Unprocessable,
+    /// 429: queues are full; try again after a while.
+    Busy,
+    /// 503: shutting down, not ready, or the stream was given up.
+    Unavailable,
+    /// 507: no room for what was asked.
+    Capacity,
+    /// 500: ours.
+    Fault,
+}
+
+impl Error {
+    pub fn new(kind: Kind, code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            code,
+            message: message.into(),
+            param: None,
+        }
+    }
+    pub fn invalid(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(Kind::Invalid, code, message)
+    }
+    pub fn not_found(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(Kind::NotFound, code, message)
+    }
+    pub fn unprocessable(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(Kind::Unprocessable, code, message)
+    }
+    pub fn fault(message: impl Into<String>) -> Self {
+        Self::new(Kind::Fault, "internal_error", message)
+    }
+    /// Names the request field to blame.
+    pub fn param(mut self, param: impl Into<String>) -> Self {
+        self.param = Some(param.into());
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,25 @@
+//! polylora serves one base model and many adapters in one batch.
+//!
+//! The map, in the direction of imports (each line may use the ones below it):
+//!
+//! - [`cli`]: arguments to configuration to one of the commands; no logic of its own
+//! - [`api`]: HTTP; the only module that knows axum and the wire's types
+//! - [`engine`]: the thread that turns tokens into tokens: plan, run, commit
+//! - [`text`]: text to tokens and back
+//! - [`model`]: the decoder, its weights and where they come from
+//! - [`adapters`]: formats, store, registry, bank
+//! - [`config`], [`error`], [`metrics`], [`shape`]: leaves
+//!
+//! The arithmetic is in the crate `polylora-kernels`.
+#![forbid(unsafe_code)]
+
+pub mod adapters;
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod engine;
+pub mod error;
+pub mod metrics;
+pub mod model;
+pub mod shape;
+pub mod text;
