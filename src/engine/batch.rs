@@ -3,7 +3,7 @@
 //! Owns the order of rows: sequences of one adapter are neighbours, base rows come last. Never decides who runs. The thing
 //! to know: a sequence's lease is checked against the bank here, once a step: wrong weights are a loud bug, never an answer.
 
-use super::scheduler::{Plan, PlannedRow};
+use super::scheduler::{Plan, Planned};
 use super::sequence::Sequence;
 use crate::adapters::bank::Bank;
 use crate::model::Batch;
@@ -53,14 +53,14 @@ impl Builder {
     /// Fills `batch` and `logit_rows` for the plan. Panics when a sequence's slot holds another digest than it leased.
     pub fn build(&mut self, plan: &Plan, running: &[Sequence], bank: &Bank) {
         self.clear();
-        let slot_of = |i: u32| running[plan.rows[i as usize].sequence].slot;
-        self.order.extend(0..plan.rows.len() as u32);
+        let slot_of = |i: u32| running[plan.entries()[i as usize].sequence].slot();
+        self.order.extend(0..plan.entries().len() as u32);
         self.order.sort_unstable_by_key(|&i| (slot_of(i).map_or(u32::MAX, |s| s.0), i));
         for at in 0..self.order.len() {
             let planned = self.order[at];
-            let row = plan.rows[planned as usize];
+            let row = plan.entries()[planned as usize];
             let sequence = &running[row.sequence];
-            if let Some(slot) = sequence.slot {
+            if let Some(slot) = sequence.slot() {
                 let held = bank.digest(slot);
                 assert_eq!(held, sequence.digest(), "slot {slot:?} holds another adapter");
             }
@@ -88,7 +88,7 @@ impl Builder {
         self.order.clear();
     }
 
-    fn push_rows(&mut self, planned: u32, row: PlannedRow, sequence: &Sequence) {
+    fn push_rows(&mut self, planned: u32, row: Planned, sequence: &Sequence) {
         let b = &mut self.batch;
         let index = b.page_indptr.len() as u32 - 1;
         let end = row.start + row.len;
@@ -104,7 +104,7 @@ impl Builder {
         }
         b.pages.extend_from_slice(&sequence.pages);
         b.page_indptr.push(b.pages.len() as u32);
-        let Some(slot) = sequence.slot else { return };
+        let Some(slot) = sequence.slot() else { return };
         extend_segment(&mut b.segment_indptr, &mut b.segment_slots, slot, b.tokens.len());
         if row.samples || row.prompt_logits {
             extend_segment(&mut b.logit_indptr, &mut b.logit_slots, slot, b.logit_rows.len());

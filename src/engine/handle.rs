@@ -32,7 +32,7 @@ pub struct Shared {
     waiting: AtomicUsize,
     waiting_tokens: AtomicUsize,
     /// Sequences submitted and not yet ended.
-    pub unfinished: AtomicUsize,
+    unfinished: AtomicUsize,
     next_id: AtomicU64,
     started: Instant,
     /// Milliseconds after `started` when the engine was last seen between steps; `u64::MAX` while it sleeps.
@@ -51,34 +51,19 @@ impl Shared {
             heartbeat: AtomicU64::new(u64::MAX),
         }
     }
+    /// A sequence of `tokens` prompt tokens left the waiting queue.
+    pub fn leave_queue(&self, tokens: usize) {
+        self.waiting.fetch_sub(1, Ordering::AcqRel);
+        self.waiting_tokens.fetch_sub(tokens, Ordering::AcqRel);
+    }
+    /// A sequence ended, however it did.
+    pub fn end(&self) {
+        self.unfinished.fetch_sub(1, Ordering::AcqRel);
+    }
     /// The engine says that it is alive, or that it goes to sleep.
     pub fn beat(&self, asleep: bool) {
         let at = if asleep { u64::MAX } else { self.started.elapsed().as_millis() as u64 };
         self.heartbeat.store(at, Ordering::Release);
-    }
-}
-
-/// A place in the waiting queue: given back when the sequence starts, or is dropped.
-pub struct Ticket {
-    shared: Arc<Shared>,
-    tokens: usize,
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
-        self.shared.waiting_tokens.fetch_sub(self.tokens, Ordering::AcqRel);
-    }
-}
-
-/// Counts a sequence from submission to its end, whatever end that is.
-pub struct Attendance {
-    shared: Arc<Shared>,
-}
-
-impl Drop for Attendance {
-    fn drop(&mut self) {
-        self.shared.unfinished.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -88,6 +73,7 @@ pub struct EngineHandle {
     commands: Sender<Command>,
     shared: Arc<Shared>,
     options: Arc<EngineOptions>,
+    base: Digest,
 }
 
 impl EngineHandle {
@@ -100,12 +86,12 @@ impl EngineHandle {
     ) -> Result<Self> {
         let (commands, received) = bounded(options.waiting_max + COMMANDS_SPARE);
         let shared = Arc::new(Shared::new());
-        let engine = Engine::new(model, base, &options, metrics, shared.clone(), received)?;
+        let engine = Engine::new(model, &options, metrics, shared.clone(), received)?;
         std::thread::Builder::new()
             .name("engine".into())
             .spawn(move || engine.run())
             .map_err(|e| Error::fault(format!("the engine thread did not start: {e}")))?;
-        Ok(Self { commands, shared, options: Arc::new(options) })
+        Ok(Self { commands, shared, options: Arc::new(options), base })
     }
 
     /// Queues a sequence. Errors at once: `queue_full` (429) when the queue is full by requests or by tokens,
@@ -118,17 +104,26 @@ impl EngineHandle {
     pub fn submit_n(&self, request: Request, n: usize) -> Result<Vec<EventStream>> {
         assert!(!request.prompt.is_empty() && request.tokens_max > 0, "checked at the edge");
         self.check_length(&request)?;
-        let tickets = self.reserve(n, request.prompt.len())?;
+        let tokens = request.prompt.len();
+        self.reserve(n, tokens)?;
         let mut streams = Vec::with_capacity(n);
-        for (i, ticket) in tickets.into_iter().enumerate() {
+        for i in 0..n {
             let mut r = request.clone();
             r.sampling.seed = r.sampling.seed.wrapping_add(i as u64);
-            let (sender, stream) = channel(self.options.stream_events_max);
-            self.shared.unfinished.fetch_add(1, Ordering::AcqRel);
-            let attendance = Attendance { shared: self.shared.clone() };
+            // Prompt events all come before the first token: they need room of their own.
+            let prompt_events = r.sampling.prompt_logprobs.map_or(0, |_| tokens);
+            let (sender, stream) = channel(self.options.stream_events_max + prompt_events);
             let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
-            let s = Sequence::new(id, r, sender, Instant::now(), ticket, attendance);
-            self.send(Command::Submit(Box::new(s)))?;
+            let (base, context) = (&self.base, self.options.context);
+            let sequence = Sequence::new(id, r, base, context, sender, Instant::now());
+            if let Err(e) = self.send(Command::Submit(Box::new(sequence))) {
+                // The ones already sent are cancelled by dropping their streams.
+                (i..n).for_each(|_| {
+                    self.shared.leave_queue(tokens);
+                    self.shared.end();
+                });
+                return Err(e);
+            }
             streams.push(stream);
         }
         Ok(streams)
@@ -148,8 +143,8 @@ impl EngineHandle {
         Ok(())
     }
 
-    /// Places in the queue for `n` sequences of `tokens` prompt tokens each.
-    fn reserve(&self, n: usize, tokens: usize) -> Result<Vec<Ticket>> {
+    /// Takes places in the queue for `n` sequences of `tokens` prompt tokens each; the engine gives them back.
+    fn reserve(&self, n: usize, tokens: usize) -> Result<()> {
         if !self.shared.accepting.load(Ordering::Acquire) {
             return Err(shutting_down());
         }
@@ -171,7 +166,8 @@ impl EngineHandle {
             self.shared.waiting.fetch_sub(n, Ordering::AcqRel);
             return full("prompt tokens", self.options.waiting_tokens_max);
         }
-        Ok((0..n).map(|_| Ticket { shared: self.shared.clone(), tokens }).collect())
+        self.shared.unfinished.fetch_add(n, Ordering::AcqRel);
+        Ok(())
     }
 
     fn send(&self, command: Command) -> Result<()> {

@@ -5,12 +5,11 @@
 
 use super::batch::Builder;
 use super::handle::{Command, Shared, shutting_down};
-use super::pages::{self, Pages};
+use super::pages::{PAGE, Pages};
 use super::probe;
 use super::request::TokenEvent;
-use super::sampler::Sampler;
-use super::scheduler::{Budgets, Plan, Scheduler};
-use super::sequence::Sequence;
+use super::scheduler::{Budgets, Notice, Plan, Scheduler};
+use super::sampler::{History, Sampler};
 use crate::adapters::Digest;
 use crate::adapters::bank::{Bank, BankCommand, Prepared, Probe, Slot};
 use crate::error::{Error, Kind, Result};
@@ -57,7 +56,6 @@ struct Removal {
 /// The engine thread's state.
 pub struct Engine {
     model: Model,
-    base: Digest,
     bank: Bank,
     pages: Pages,
     scheduler: Scheduler,
@@ -78,13 +76,12 @@ impl Engine {
     /// Takes every pool at its full size. Errors when options contradict each other.
     pub fn new(
         model: Model,
-        base: Digest,
         o: &EngineOptions,
         metrics: Arc<Metrics>,
         shared: Arc<Shared>,
         commands: Receiver<Command>,
     ) -> Result<Self> {
-        assert_eq!(pages::PAGE, KvCache::PAGE, "one page length for book and memory");
+        assert_eq!(PAGE, KvCache::PAGE, "one page length for book and memory");
         if o.kv_pages * KvCache::PAGE < o.context {
             let message = format!(
                 "{} KV pages of {} tokens cannot hold one context of {}",
@@ -100,16 +97,15 @@ impl Engine {
             sequences_max: o.sequences_max,
             waiting_max: o.waiting_max,
             waiting_tokens_max: o.waiting_tokens_max,
-            context: o.context,
+            pages: o.kv_pages,
         };
         metrics.kv_pages_total.set(o.kv_pages as i64);
         Ok(Self {
             sampler: Sampler::new(model.shape().vocab),
-            base,
             bank: Bank::new(o.slots_max),
             pages: Pages::new(o.kv_pages, o.prefix_cache),
             scheduler: Scheduler::new(budgets),
-            plan: Plan::with_capacity(o.sequences_max),
+            plan: Plan::new(o.sequences_max),
             builder: Builder::new(o.rows_max, o.logit_rows_max, o.sequences_max, o.kv_pages),
             sampled: Vec::with_capacity(o.sequences_max),
             removals: Vec::new(),
@@ -145,14 +141,16 @@ impl Engine {
     /// Plan, run, commit.
     fn step(&mut self, now: Instant) {
         self.scheduler.plan(&mut self.pages, now, &mut self.plan);
+        self.report();
         self.finish_removals();
-        if self.plan.rows.is_empty() {
+        if self.plan.is_empty() {
             return;
         }
         match catch_unwind(AssertUnwindSafe(|| self.compute())) {
             Ok(()) => self.commit(now),
-            Err(panic) => self.fail(&panic),
+            Err(panic) => self.fail(&*panic),
         }
+        self.report();
     }
 
     /// Runs the model on the plan's rows and samples; fills `sampled`.
@@ -161,32 +159,32 @@ impl Engine {
         let vocab = self.model.shape().vocab;
         let logits = self.model.forward(&self.builder.batch, &self.bank);
         self.sampled.clear();
-        self.sampled.resize_with(self.plan.rows.len(), || None);
+        self.sampled.resize_with(self.plan.entries().len(), || None);
         for (row, at) in logits.chunks_exact_mut(vocab).zip(&self.builder.logit_rows) {
-            let index = self.plan.rows[at.planned as usize].sequence;
-            let sequence = &self.scheduler.running()[index];
+            let planned = self.plan.entries()[at.planned as usize];
+            let sequence = &self.scheduler.running()[planned.sequence];
             if at.samples {
-                self.sampled[at.planned as usize] =
-                    Some(sequence.sample(&mut self.sampler, row));
-            } else {
-                sequence.score_prompt(&mut self.sampler, row, at.position as usize);
+                let history = History {
+                    tokens: &sequence.tokens,
+                    prompt_len: sequence.prompt_len,
+                    banned: sequence.banned(),
+                };
+                let token = self.sampler.sample(row, &sequence.sampling, history);
+                self.sampled[at.planned as usize] = Some(token);
+            } else if let Some(&next) = sequence.tokens.get(at.position as usize + 1) {
+                let top = sequence.sampling.prompt_logprobs.unwrap_or(0);
+                let event = self.sampler.score(row, next, top);
+                self.scheduler.prompt_scored(&planned, at.position as usize, event);
             }
         }
     }
 
-    fn commit(&mut self, now: Instant) {
-        let done = Instant::now();
+    fn commit(&mut self, begun: Instant) {
+        let now = Instant::now();
         self.metrics.steps.inc();
-        self.metrics.step_rows.observe(self.builder.batch.tokens.len() as f64);
-        self.metrics.step_seconds.observe((done - now).as_secs_f64());
-        self.scheduler.commit(
-            &self.plan,
-            &mut self.sampled,
-            &mut self.pages,
-            done,
-            &self.metrics,
-        );
-        self.report();
+        self.metrics.step_rows.observe(self.plan.rows() as f64);
+        self.metrics.step_seconds.observe((now - begun).as_secs_f64());
+        self.scheduler.commit(&self.plan, &mut self.sampled, &mut self.pages, now);
     }
 
     /// A panic in a step is a bug: it is loud, its sequences fail, everybody else goes on.
@@ -196,15 +194,15 @@ impl Engine {
             .map(String::as_str)
             .or_else(|| panic.downcast_ref::<&str>().copied())
             .unwrap_or("no message");
-        tracing::error!(panic = text, rows = self.plan.rows.len(), "a step failed");
+        tracing::error!(panic = text, rows = self.plan.rows(), "a step failed");
         self.metrics.step_failures.inc();
         let error = Error::new(Kind::Fault, "step_failed", "the step that ran this request failed");
-        self.scheduler.abort_planned(&self.plan, &mut self.pages, &error, &self.metrics);
+        self.scheduler.abort_planned(&self.plan, &mut self.pages, &error);
     }
 
     fn take(&mut self, command: Command) {
         match command {
-            Command::Submit(sequence) => self.admit(*sequence),
+            Command::Submit(sequence) => self.scheduler.submit(*sequence),
             Command::Bank(BankCommand::Install { prepared, probe, reply }) => {
                 let answer = self.install(*prepared, probe);
                 // A registry that went away does not want the adapter: it is freed again.
@@ -216,15 +214,10 @@ impl Engine {
                 self.removals.push(Removal { slot, digest, reply });
             }
             Command::AbortAll => {
-                self.scheduler.abort_all(&mut self.pages, &shutting_down(), &self.metrics);
+                self.scheduler.abort_all(&mut self.pages, &shutting_down());
+                self.report();
             }
         }
-    }
-
-    fn admit(&mut self, mut sequence: Sequence) {
-        let seed = pages::seed(&self.base, sequence.digest().as_ref(), 1.0, sequence.tenant());
-        sequence.set_seed(seed);
-        self.scheduler.submit(sequence);
     }
 
     fn install(&mut self, prepared: Prepared, probe: bool) -> Result<(Slot, Option<Probe>)> {
@@ -252,7 +245,8 @@ impl Engine {
         let mut at = 0;
         while at < self.removals.len() {
             let slot = self.removals[at].slot;
-            if self.scheduler.uses(slot) {
+            let users = self.scheduler.running().iter().chain(self.scheduler.waiting());
+            if users.into_iter().any(|s| s.slot() == Some(slot)) {
                 at += 1;
                 continue;
             }
@@ -264,9 +258,39 @@ impl Engine {
         }
     }
 
-    fn report(&self) {
-        self.metrics.requests_running.set(self.scheduler.running().len() as i64);
-        self.metrics.requests_waiting.set(self.scheduler.waiting().len() as i64);
-        self.metrics.kv_pages_used.set(self.pages.used() as i64);
+    /// Tells metrics and the queue's counters what the scheduler did.
+    fn report(&mut self) {
+        let m = &self.metrics;
+        for notice in self.scheduler.notices() {
+            match notice {
+                Notice::Admitted { prompt_tokens, waited, cached_tokens } => {
+                    self.shared.leave_queue(prompt_tokens);
+                    m.queue_time.observe(waited.as_secs_f64());
+                    if let Some(cached) = cached_tokens {
+                        m.prefix_cache_queries.inc_by(prompt_tokens as u64);
+                        m.prefix_cache_hits.inc_by(cached as u64);
+                    }
+                }
+                Notice::Preempted => m.preemptions.inc(),
+                Notice::Token { first, since } => {
+                    m.generation_tokens.inc();
+                    let series = if first { &m.time_to_first_token } else { &m.inter_token_latency };
+                    series.observe(since.as_secs_f64());
+                }
+                Notice::Ended { reason, admitted, prompt_tokens, .. } => {
+                    if !admitted {
+                        self.shared.leave_queue(prompt_tokens);
+                    }
+                    self.shared.end();
+                    m.prompt_tokens.inc_by(prompt_tokens as u64);
+                    m.requests_finished.with_label_values(&[reason.name()]).inc();
+                }
+            }
+        }
+        let (waiting, waiting_tokens) = self.scheduler.queued();
+        m.requests_waiting.set(waiting as i64);
+        m.waiting_tokens.set(waiting_tokens as i64);
+        m.requests_running.set(self.scheduler.running().len() as i64);
+        m.kv_pages_used.set(self.pages.used() as i64);
     }
 }
