@@ -2,7 +2,7 @@
 
 use crate::adapters::registry::Registry;
 use crate::config::Config;
-use crate::engine::step::EngineHandle;
+use crate::engine::EngineHandle;
 use crate::metrics::Metrics;
 use crate::text::Text;
 use std::sync::Arc;

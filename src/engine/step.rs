@@ -173,7 +173,9 @@ impl Engine {
                 self.sampled[at.planned as usize] = Some(token);
             } else if let Some(&next) = sequence.tokens.get(at.position as usize + 1) {
                 let top = sequence.sampling.prompt_logprobs.unwrap_or(0);
-                let event = self.sampler.score(row, next, top);
+                // A row without a distribution has no logprob to tell; the row that samples fails the sequence.
+                let score = self.sampler.score(row, next, top);
+                let event = score.unwrap_or_else(|_| TokenEvent::unscored(next));
                 self.scheduler.prompt_scored(&planned, at.position as usize, event);
             }
         }
