@@ -146,8 +146,9 @@ impl Engine {
         if self.plan.is_empty() {
             return;
         }
+        let ops = self.model.device().op_calls();
         match catch_unwind(AssertUnwindSafe(|| self.compute())) {
-            Ok(()) => self.commit(now),
+            Ok(()) => self.commit(now, self.model.device().op_calls() - ops),
             Err(panic) => self.fail(&*panic),
         }
         self.report();
@@ -181,8 +182,9 @@ impl Engine {
         }
     }
 
-    fn commit(&mut self, begun: Instant) {
+    fn commit(&mut self, begun: Instant, ops: u64) {
         let now = Instant::now();
+        self.metrics.ops.inc_by(ops);
         self.metrics.steps.inc();
         self.metrics.step_rows.observe(self.plan.rows() as f64);
         self.metrics.step_seconds.observe((now - begun).as_secs_f64());
