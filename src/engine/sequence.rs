@@ -205,8 +205,9 @@ impl Sequence {
         self.hashes.get(index).copied()
     }
 
+    /// Sends `event`, unless one was lost before it: a stream has no holes.
     pub(super) fn send(&mut self, event: Event) {
-        self.unread |= !self.sender.send(event);
+        self.unread = self.unread || !self.sender.send(event);
     }
 
     /// Sends the events of prompt tokens up to the one that `row` predicts. `scored` tells of that
@@ -242,21 +243,17 @@ impl Sequence {
 
     /// Ends the stream with its last event. A reader with no room left for the good news gets the
     /// bad: pushing an unread token out would leave a hole in a stream that says it is whole.
-    pub(super) fn finish(self, end: End) -> EndReason {
-        let too_slow = || {
-            let message = "the stream was given up: its reader did not keep up with its tokens";
-            Event::Failed(Error::new(Kind::Unavailable, "stream_too_slow", message))
-        };
+    pub(super) fn finish(mut self, end: End) -> EndReason {
         match end {
             End::Finished(reason) => {
-                let finished = Event::Finished {
+                self.send(Event::Finished {
                     reason,
                     prompt_tokens: self.prompt_len as u32,
                     cached_tokens: self.cached as u32,
                     completion_tokens: self.output_len() as u32,
-                };
-                if !self.sender.send(finished) {
-                    self.sender.finish(too_slow());
+                });
+                if self.unread {
+                    return self.finish(End::Abandoned);
                 }
                 match reason {
                     FinishReason::Stop => EndReason::Stop,
@@ -265,8 +262,12 @@ impl Sequence {
             }
             End::Abandoned if self.sender.is_cancelled() => EndReason::Cancelled,
             End::Abandoned => {
-                self.sender.finish(too_slow());
-                EndReason::Failed
+                let message = "the stream was given up: its reader did not keep up with its tokens";
+                self.finish(End::Failed(Error::new(
+                    Kind::Unavailable,
+                    "stream_too_slow",
+                    message,
+                )))
             }
             End::Failed(error) => {
                 self.sender.finish(Event::Failed(error));
