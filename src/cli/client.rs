@@ -15,15 +15,17 @@ use std::time::Duration;
 
 pub const URL: &str = "http://127.0.0.1:8080";
 
-/// Where the server is and how to get in; part of every client command.
+/// Where the server is and how to get in; part of every client command,
+/// before its verb or after.
 #[derive(Debug, Clone, Args)]
 pub struct ServerArgs {
     /// Address of the server, without /v1
-    #[arg(long, env = "POLYLORA_URL", default_value = URL, value_name = "URL")]
+    #[arg(long, global = true, env = "POLYLORA_URL", default_value = URL, value_name = "URL")]
     pub url: String,
     /// Key of the server; prefer the variable, others can read flags
     #[arg(
         long,
+        global = true,
         env = "POLYLORA_API_KEY",
         value_name = "KEY",
         hide_env_values = true
