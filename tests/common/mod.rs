@@ -3,4 +3,5 @@
 
 pub mod adapters;
 pub mod runner;
+pub mod server;
 pub mod tiny;
