@@ -4,6 +4,7 @@
 //! independent implementation beside it, from the same files. The thing to know: both see the same stored weights, the
 //! reference always in f32 on the CPU; what candle's model of a family lacks is refused by name, not papered over.
 
+mod merge;
 mod reference;
 
 use crate::adapters::bank::{Bank, Slot};

@@ -180,9 +180,7 @@ impl ModelShape {
             embedding_scale: embedding_scale(family, hidden),
             tied_head: match tied {
                 Some(tied) => tied,
-                None => root
-                    .flag("tie_word_embeddings")?
-                    .unwrap_or(defaults.tied),
+                None => root.flag("tie_word_embeddings")?.unwrap_or(defaults.tied),
             },
         };
         check(&shape)?;

@@ -8,9 +8,8 @@ use super::{Batch, ModelOptions};
 use crate::adapters::bank::{Bank, Prepared, Slot};
 use crate::shape::{Activation, ModelShape, Norm, Projection, Site};
 use polylora_kernels::{
-    Act, Delta, Device, Dtype, Gate, KvCache, Linear, LoraScratch, NormWeight, Residual,
-    RopeStore, RopeTable, Rows, Segments, add_norm, add_norm_rows, attention, embed, glu, linear,
-    rope_store,
+    Act, Delta, Device, Dtype, Gate, KvCache, Linear, LoraScratch, NormWeight, Residual, RopeStore,
+    RopeTable, Rows, Segments, add_norm, add_norm_rows, attention, embed, glu, linear, rope_store,
 };
 
 /// Highest rank of an adapter.
@@ -29,10 +28,10 @@ pub(super) struct Buffers {
     found: Act,
     /// What a block made, not yet added to `h`. [T, H]
     y: Vec<f32>,
-    gate: Vec<f32>, // [T, F]
-    up: Vec<f32>,   // [T, F]
-    gated: Act,     // [T, F]
-    last: Act,      // [S', H]
+    gate: Vec<f32>,   // [T, F]
+    up: Vec<f32>,     // [T, F]
+    gated: Act,       // [T, F]
+    last: Act,        // [S', H]
     logits: Vec<f32>, // [S', V]
     scratch: LoraScratch,
 }
@@ -73,6 +72,39 @@ fn kv_width(shape: &ModelShape) -> usize {
     shape.kv_heads * shape.head_dim
 }
 
+/// What the adapters of a step change, by segment. (Apart from `Step`, since worker threads ask it.)
+#[derive(Clone, Copy)]
+struct Adapters<'a> {
+    batch: &'a Batch,
+    bank: &'a Bank,
+    shape: &'a ModelShape,
+}
+
+impl<'a> Adapters<'a> {
+    fn of_slot(&self, slot: Slot) -> &'a Prepared {
+        let adapter = self.bank.get(slot);
+        adapter.expect("a slot stays resident while a batch names it")
+    }
+
+    fn of(&self, segment: usize) -> &'a Prepared {
+        self.of_slot(self.batch.segment_slots[segment])
+    }
+
+    fn delta(&self, segment: usize, site: Site) -> Option<&'a Delta> {
+        self.of(segment).deltas[self.shape.site_index(site)].as_ref()
+    }
+
+    /// Of the head, by segment of `logit_rows`.
+    fn head(&self, segment: usize) -> Option<&'a Delta> {
+        let adapter = self.of_slot(self.batch.logit_slots[segment]);
+        adapter.deltas[self.shape.site_index(Site::Head)].as_ref()
+    }
+
+    fn norm(&self, segment: usize, norm: Norm) -> Option<&'a [f32]> {
+        self.of(segment).norms[self.shape.norm_index(norm)].as_deref()
+    }
+}
+
 /// Everything a step reads.
 pub(super) struct Step<'a> {
     pub batch: &'a Batch,
@@ -86,7 +118,8 @@ pub(super) struct Step<'a> {
 impl<'a> Step<'a> {
     pub fn run<'b>(&self, b: &'b mut Buffers, kv: &mut KvCache) -> &'b mut [f32] {
         let shape = self.shape();
-        let embedding = |g: usize| self.adapter(g).embedding.as_ref();
+        let adapters = self.adapters();
+        let embedding = |g: usize| adapters.of(g).embedding.as_ref();
         let h = &mut b.h[..self.rows() * shape.hidden];
         embed(
             self.device,
@@ -102,7 +135,10 @@ impl<'a> Step<'a> {
             self.add_norm(b, before.map(|l| self.after_mlp(l)), Norm::Input(layer));
             self.attend(b, kv, layer);
             let (post, next) = match shape.post_norms {
-                true => (Some(Norm::PostAttention(layer)), Norm::PreFeedforward(layer)),
+                true => (
+                    Some(Norm::PostAttention(layer)),
+                    Norm::PreFeedforward(layer),
+                ),
                 false => (None, Norm::PostAttention(layer)),
             };
             self.add_norm(b, Some(post), next);
@@ -119,6 +155,14 @@ impl<'a> Step<'a> {
         self.batch.tokens.len()
     }
 
+    fn adapters(&self) -> Adapters<'a> {
+        Adapters {
+            batch: self.batch,
+            bank: self.bank,
+            shape: self.shape(),
+        }
+    }
+
     fn segments(&self) -> Segments<'a> {
         let indptr = &self.batch.segment_indptr;
         Segments { indptr }
@@ -133,23 +177,6 @@ impl<'a> Step<'a> {
         }
     }
 
-    fn adapter(&self, segment: usize) -> &'a Prepared {
-        self.resident(self.batch.segment_slots[segment])
-    }
-
-    fn resident(&self, slot: Slot) -> &'a Prepared {
-        let adapter = self.bank.get(slot);
-        adapter.expect("a slot stays resident while a batch names it")
-    }
-
-    fn delta(&self, segment: usize, site: Site) -> Option<&'a Delta> {
-        self.adapter(segment).deltas[self.shape().site_index(site)].as_ref()
-    }
-
-    fn replaced(&self, segment: usize, norm: Norm) -> Option<&'a [f32]> {
-        self.adapter(segment).norms[self.shape().norm_index(norm)].as_deref()
-    }
-
     /// The norm on the MLP's output of a layer, where the family has one.
     fn after_mlp(&self, layer: usize) -> Option<Norm> {
         let post = self.shape().post_norms;
@@ -158,10 +185,10 @@ impl<'a> Step<'a> {
 
     /// h += y (normed by the inner norm, where there is one), then x = norm(h). `made` None: there is no y yet.
     fn add_norm(&self, b: &mut Buffers, made: Option<Option<Norm>>, norm: Norm) {
-        let hidden = self.shape().hidden;
+        let (hidden, adapters) = (self.shape().hidden, self.adapters());
         let post = made.flatten().unwrap_or(norm);
-        let post_replaced = |g: usize| self.replaced(g, post);
-        let replaced = |g: usize| self.replaced(g, norm);
+        let post_replaced = |g: usize| adapters.norm(g, post);
+        let replaced = |g: usize| adapters.norm(g, norm);
         let residual = made.map(|inner| Residual {
             y: &b.y[..self.rows() * hidden],
             post: inner.map(|n| NormWeight {
@@ -187,7 +214,7 @@ impl<'a> Step<'a> {
 
     /// y = attention(x)
     fn attend(&self, b: &mut Buffers, kv: &mut KvCache, layer: usize) {
-        let (shape, rows) = (self.shape(), self.rows());
+        let (shape, rows, adapters) = (self.shape(), self.rows(), self.adapters());
         let site = |p| Site::Layer(layer, p);
         let (q_width, kv_width) = (shape.heads * shape.head_dim, kv_width(shape));
         let q = &mut b.q[..rows * q_width];
@@ -199,14 +226,22 @@ impl<'a> Step<'a> {
             self.linear(site(Projection::V), v),
         ];
         let read = [Projection::Q, Projection::K, Projection::V].map(site);
-        let delta = |i: usize, g: usize| self.delta(g, read[i]);
+        let delta = |i: usize, g: usize| adapters.delta(g, read[i]);
         let segments = self.segments();
-        linear(self.device, &b.x, rows, &mut outs, segments, &delta, &mut b.scratch);
+        linear(
+            self.device,
+            &b.x,
+            rows,
+            &mut outs,
+            segments,
+            &delta,
+            &mut b.scratch,
+        );
 
         let window = shape.windows[layer];
         let local = self.rope_local.filter(|_| window.is_some());
-        let q_replaced = |g: usize| self.replaced(g, Norm::Query(layer));
-        let k_replaced = |g: usize| self.replaced(g, Norm::Key(layer));
+        let q_replaced = |g: usize| adapters.norm(g, Norm::Query(layer));
+        let k_replaced = |g: usize| adapters.norm(g, Norm::Key(layer));
         let head_norm = |norm, replaced| NormWeight {
             base: self.weights.norm(norm),
             replaced,
@@ -246,7 +281,7 @@ impl<'a> Step<'a> {
 
     /// y = down(act(gate(x)) ∘ up(x))
     fn mlp(&self, b: &mut Buffers, layer: usize) {
-        let (shape, rows) = (self.shape(), self.rows());
+        let (shape, rows, adapters) = (self.shape(), self.rows(), self.adapters());
         let site = |p| Site::Layer(layer, p);
         let gate = &mut b.gate[..rows * shape.ffn];
         let up = &mut b.up[..rows * shape.ffn];
@@ -255,9 +290,17 @@ impl<'a> Step<'a> {
             self.linear(site(Projection::Up), up),
         ];
         let read = [Projection::Gate, Projection::Up].map(site);
-        let delta = |i: usize, g: usize| self.delta(g, read[i]);
+        let delta = |i: usize, g: usize| adapters.delta(g, read[i]);
         let segments = self.segments();
-        linear(self.device, &b.x, rows, &mut outs, segments, &delta, &mut b.scratch);
+        linear(
+            self.device,
+            &b.x,
+            rows,
+            &mut outs,
+            segments,
+            &delta,
+            &mut b.scratch,
+        );
         let kind = match shape.activation {
             Activation::Silu => Gate::Silu,
             Activation::GeluTanh => Gate::GeluTanh,
@@ -286,9 +329,18 @@ impl<'a> Step<'a> {
         y: &mut [f32],
         scratch: &mut LoraScratch,
     ) {
-        let delta = |_: usize, g: usize| self.delta(g, site);
+        let adapters = self.adapters();
+        let delta = |_: usize, g: usize| adapters.delta(g, site);
         let mut outs = [self.linear(site, y)];
-        linear(self.device, x, rows, &mut outs, self.segments(), &delta, scratch);
+        linear(
+            self.device,
+            x,
+            rows,
+            &mut outs,
+            self.segments(),
+            &delta,
+            scratch,
+        );
     }
 
     /// The head on the rows that are sampled. [S', V]
@@ -299,9 +351,10 @@ impl<'a> Step<'a> {
         if rows == 0 {
             return logits;
         }
+        let adapters = self.adapters();
         let inner = self.after_mlp(shape.layers - 1);
-        let post_replaced = |g: usize| inner.and_then(|n| self.replaced(g, n));
-        let replaced = |g: usize| self.replaced(g, Norm::Final);
+        let post_replaced = |g: usize| inner.and_then(|n| adapters.norm(g, n));
+        let replaced = |g: usize| adapters.norm(g, Norm::Final);
         let residual = Residual {
             y: &b.y[..self.rows() * shape.hidden],
             post: inner.map(|n| NormWeight {
@@ -323,15 +376,20 @@ impl<'a> Step<'a> {
             self.segments(),
             &mut b.last,
         );
-        let head = shape.site_index(Site::Head);
-        let delta = |_: usize, g: usize| {
-            self.resident(self.batch.logit_slots[g]).deltas[head].as_ref()
-        };
+        let delta = |_: usize, g: usize| adapters.head(g);
         let segments = Segments {
             indptr: &self.batch.logit_indptr,
         };
         let mut outs = [self.linear(Site::Head, logits)];
-        linear(self.device, &b.last, rows, &mut outs, segments, &delta, &mut b.scratch);
+        linear(
+            self.device,
+            &b.last,
+            rows,
+            &mut outs,
+            segments,
+            &delta,
+            &mut b.scratch,
+        );
         logits
     }
 }

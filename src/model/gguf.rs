@@ -146,9 +146,8 @@ impl Gguf {
     ) -> Result<Vec<f32>> {
         let dtype = info.ggml_dtype;
         let block = dtype.block_size();
-        let fail = |e: candle_core::Error| {
-            invalid(format!("{}: tensor {name}: {e}", self.path.display()))
-        };
+        let fail =
+            |e: candle_core::Error| invalid(format!("{}: tensor {name}: {e}", self.path.display()));
         // One-dimensional tensors come as one piece, so only a matrix's width has to be whole blocks.
         if count * width % block != 0 || start * width % block != 0 {
             return Err(invalid(format!(

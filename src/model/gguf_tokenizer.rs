@@ -57,7 +57,10 @@ pub(super) fn text_source(metadata: &HashMap<String, Value>) -> Result<TextSourc
             )));
         }
     };
-    let llama3 = matches!(pieces.text("pre"), Some("llama-bpe" | "llama3" | "llama-v3"));
+    let llama3 = matches!(
+        pieces.text("pre"),
+        Some("llama-bpe" | "llama3" | "llama-v3")
+    );
     let chat_template = match metadata.get("tokenizer.chat_template") {
         Some(Value::String(template)) => Some(template.clone()),
         _ => None,
@@ -138,9 +141,7 @@ impl<'a> Pieces<'a> {
         let pre = self
             .text("pre")
             .ok_or_else(|| invalid("gguf: tokenizer.ggml.pre is missing"))?;
-        let bytes = |use_regex: bool| {
-            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex})
-        };
+        let bytes = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
         let split = |regex: String| {
             let split = json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
             json!({"type": "Sequence", "pretokenizers": [split, bytes(false)]})
@@ -156,7 +157,10 @@ impl<'a> Pieces<'a> {
                 split(format!(r"{CONTRACTIONS}|{WORDS}|\p{{N}}{{1,3}}|{TAIL}")),
                 true,
             ),
-            "qwen2" => (split(format!(r"{CONTRACTIONS}|{WORDS}|\p{{N}}|{TAIL}")), false),
+            "qwen2" => (
+                split(format!(r"{CONTRACTIONS}|{WORDS}|\p{{N}}|{TAIL}")),
+                false,
+            ),
             "tekken" => (split(CASED_WORDS.to_owned()), true),
             other => {
                 return Err(unsupported(format!(
@@ -282,7 +286,9 @@ fn strings<'a>(metadata: &'a HashMap<String, Value>, key: &str) -> Result<Vec<&'
     };
     let read = |v: &'a Value| match v {
         Value::String(s) => Ok(s.as_str()),
-        other => Err(invalid(format!("gguf: {key} holds {other:?}, expected text"))),
+        other => Err(invalid(format!(
+            "gguf: {key} holds {other:?}, expected text"
+        ))),
     };
     list.iter().map(read).collect()
 }

@@ -62,7 +62,10 @@ pub fn tensors(shape: &ModelShape) -> Vec<Tensor> {
         let values = uniform(&name, count).map(|u| u * scale + offset).collect();
         out.push(Tensor { name, dims, values });
     };
-    add("model.embed_tokens.weight".into(), vec![shape.vocab, shape.hidden]);
+    add(
+        "model.embed_tokens.weight".into(),
+        vec![shape.vocab, shape.hidden],
+    );
     for l in 0..shape.layers {
         for p in Projection::ALL {
             let (inputs, outputs) = shape.site_dims(Site::Layer(l, p));
@@ -92,8 +95,16 @@ fn layer_norms(shape: &ModelShape, layer: usize) -> Vec<(&'static str, usize)> {
     let all = [
         (Norm::Input(layer), "input_layernorm", true),
         (Norm::PostAttention(layer), "post_attention_layernorm", true),
-        (Norm::PreFeedforward(layer), "pre_feedforward_layernorm", shape.post_norms),
-        (Norm::PostFeedforward(layer), "post_feedforward_layernorm", shape.post_norms),
+        (
+            Norm::PreFeedforward(layer),
+            "pre_feedforward_layernorm",
+            shape.post_norms,
+        ),
+        (
+            Norm::PostFeedforward(layer),
+            "post_feedforward_layernorm",
+            shape.post_norms,
+        ),
         (Norm::Query(layer), "self_attn.q_norm", shape.qk_norm),
         (Norm::Key(layer), "self_attn.k_norm", shape.qk_norm),
     ];

@@ -2,14 +2,14 @@
 //!
 //! Owns the translation of a `ModelShape` into candle's configs. Never uses our decoder or kernels. The thing to know:
 //! candle asks for tensors by Hugging Face name, so a GGUF file works as well as a directory; an adapter is merged into
-//! each weight as it is asked for.
+//! each weight as it is asked for. A tied head comes as a matrix of its own, since an adapter may change one of the two.
 
 use super::no_reference;
 use crate::error::{Error, Result};
 use crate::model::checkpoint::Checkpoint;
 use crate::shape::{Activation, ModelShape, RopeScaling};
-use candle_core::{DType, Device, Shape, Tensor};
-use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{VarBuilder, var_builder::SimpleBackend};
 use candle_transformers::models::{gemma3, llama, mistral, qwen2, qwen3};
 use std::path::Path;
 
@@ -89,7 +89,7 @@ impl Reference {
 
     /// Logits [V] of the last of `tokens`, which start at `position`.
     pub fn logits(&mut self, tokens: &[u32], position: usize) -> Result<Vec<f32>> {
-        let forward = || {
+        let mut forward = || {
             let x = Tensor::from_slice(tokens, (1, tokens.len()), &Device::Cpu)?;
             let y = match &mut self.network {
                 Network::Llama { model, cache, .. } => model.forward(&x, position, cache)?,
@@ -110,7 +110,10 @@ impl Reference {
 fn plain_rope(shape: &ModelShape) -> Result<()> {
     match shape.rope.scaling {
         RopeScaling::None => Ok(()),
-        ref other => Err(no_reference(format!("{} with rope {other:?}", shape.family))),
+        ref other => Err(no_reference(format!(
+            "{} with rope {other:?}",
+            shape.family
+        ))),
     }
 }
 
@@ -122,7 +125,9 @@ fn llama(shape: &ModelShape, context: usize, vb: VarBuilder) -> Result<Network> 
         return Err(no_reference("llama with a sliding window"));
     }
     if shape.head_dim * shape.heads != shape.hidden {
-        return Err(no_reference("llama whose heads are not as wide as its hidden size"));
+        return Err(no_reference(
+            "llama whose heads are not as wide as its hidden size",
+        ));
     }
     let rope_scaling = match shape.rope.scaling {
         RopeScaling::None => None,
@@ -162,7 +167,7 @@ fn llama(shape: &ModelShape, context: usize, vb: VarBuilder) -> Result<Network> 
         eos_token_id: None,
         rope_scaling,
         max_position_embeddings: context,
-        tie_word_embeddings: shape.tied_head,
+        tie_word_embeddings: false,
     };
     let cache = llama::Cache::new(true, DType::F32, &config, &Device::Cpu).map_err(fail)?;
     Ok(Network::Llama {
@@ -212,7 +217,7 @@ fn qwen2(shape: &ModelShape, context: usize, vb: VarBuilder) -> Result<Network> 
         max_position_embeddings: context,
         sliding_window: context,
         max_window_layers: shape.layers,
-        tie_word_embeddings: shape.tied_head,
+        tie_word_embeddings: false,
         rope_theta: shape.rope.theta,
         rms_norm_eps: f64::from(shape.norm_eps),
         use_sliding_window: false,
@@ -236,7 +241,7 @@ fn qwen3(shape: &ModelShape, context: usize, vb: VarBuilder) -> Result<Network> 
         max_position_embeddings: context,
         sliding_window: None,
         max_window_layers: shape.layers,
-        tie_word_embeddings: shape.tied_head,
+        tie_word_embeddings: false,
         rope_theta: shape.rope.theta,
         rms_norm_eps: f64::from(shape.norm_eps),
         use_sliding_window: false,
@@ -251,7 +256,9 @@ fn qwen3(shape: &ModelShape, context: usize, vb: VarBuilder) -> Result<Network> 
 fn gemma3(shape: &ModelShape, context: usize, vb: VarBuilder) -> Result<Network> {
     plain_rope(shape)?;
     if shape.attention_scale != (1.0 / (shape.head_dim as f64).sqrt()) as f32 {
-        return Err(no_reference("gemma3 whose query_pre_attn_scalar is not its head_dim"));
+        return Err(no_reference(
+            "gemma3 whose query_pre_attn_scalar is not its head_dim",
+        ));
     }
     if !shape.tied_head {
         return Err(no_reference("gemma3 with a head of its own"));
@@ -260,7 +267,9 @@ fn gemma3(shape: &ModelShape, context: usize, vb: VarBuilder) -> Result<Network>
     let pattern = 1 + shape.windows.iter().take_while(|w| w.is_some()).count();
     let fits = |l: usize| shape.windows[l].is_some() != (l + 1).is_multiple_of(pattern);
     if !(0..shape.layers).all(fits) {
-        return Err(no_reference("gemma3 with an irregular order of attention layers"));
+        return Err(no_reference(
+            "gemma3 with an irregular order of attention layers",
+        ));
     }
     let theta = |rope: Option<&crate::shape::Rope>| rope.map_or(shape.rope.theta, |r| r.theta);
     let config = gemma3::Config {
