@@ -1,13 +1,14 @@
 //! Tokens to text as they come: only whole UTF-8 characters leave.
 //!
-//! Owns the bytes of a character that is not yet whole, three at most. Never decodes a token twice: a push costs the
-//! length of its token, whatever came before. The thing to know: the pieces of a stream concatenate to
-//! `Text::decode` of all its tokens.
+//! Owns the bytes of a character that is not yet whole, three at most. Never decodes a token twice:
+//! a push costs the length of its token, whatever came before. The thing to know: the pieces of a
+//! stream concatenate to `Text::decode` of all its tokens.
 //!
-//! Bytes that can never become a character leave as U+FFFD at once: one for each broken character in byte-level BPE, one for
-//! each byte in SentencePiece, as the tokenizers library has it. In one case it differs on purpose: where a run of SentencePiece byte
-//! tokens holds whole characters and broken ones, the library shows U+FFFD for all of them; here the whole ones
-//! stay, since they have been streamed already.
+//! Bytes that can never become a character leave as U+FFFD at once: one for each broken character
+//! in byte-level BPE, one for each byte in SentencePiece, as the tokenizers library has it. In one
+//! case it differs on purpose: where a run of SentencePiece byte tokens holds whole characters and
+//! broken ones, the library shows U+FFFD for all of them; here the whole ones stay, since they have
+//! been streamed already.
 
 use super::Text;
 
@@ -27,8 +28,8 @@ pub struct Detokenizer {
 }
 
 impl Detokenizer {
-    /// `skip_special`: special tokens produce no text. The text starts with the first token: a SentencePiece model's
-    /// leading space is dropped, as `decode` does. For the answer to a chat.
+    /// `skip_special`: special tokens produce no text. The text starts with the first token: a
+    /// SentencePiece model's leading space is dropped, as `decode` does. For the answer to a chat.
     pub fn new(text: Text, skip_special: bool) -> Self {
         let strip_left = text.pieces.stripped().map_or(0, |(_, count)| count);
         Self {
@@ -40,8 +41,9 @@ impl Detokenizer {
         }
     }
 
-    /// The text continues `prompt`: a leading space is kept, and a character begun by the prompt's last tokens is
-    /// completed. For plain completions, where prompt and answer are to be concatenated.
+    /// The text continues `prompt`: a leading space is kept, and a character begun by the prompt's
+    /// last tokens is completed. For plain completions, where prompt and answer are to be
+    /// concatenated.
     pub fn continuing(text: Text, skip_special: bool, prompt: &[u32]) -> Self {
         let mut detokenizer = Self::new(text, skip_special);
         let tail = &prompt[prompt.len().saturating_sub(CHARACTER_TOKENS_MAX)..];

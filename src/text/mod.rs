@@ -1,8 +1,8 @@
 //! Text to tokens and back: tokenizer, chat template, incremental detokeniser, stop strings.
 //!
 //! Owns everything that knows characters. Never sees a sequence, a page or an adapter's factors.
-//! The thing to know: text comes back through the bytes of single tokens ([`pieces`]), so that a stream and a whole
-//! answer are the same characters by construction.
+//! The thing to know: text comes back through the bytes of single tokens ([`pieces`]), so that a
+//! stream and a whole answer are the same characters by construction.
 
 pub mod detokenizer;
 mod pieces;
@@ -33,8 +33,8 @@ pub struct Text {
 impl Text {
     /// Compiles the template; errors name what it uses that we do not support.
     ///
-    /// `chat_template` is one template, or the JSON array of `{"name", "template"}` that some models ship.
-    /// Errors: `unsupported_tokenizer`, `unsupported_chat_template`.
+    /// `chat_template` is one template, or the JSON array of `{"name", "template"}` that some
+    /// models ship. Errors: `unsupported_tokenizer`, `unsupported_chat_template`.
     pub fn new(source: TextSource) -> Result<Self> {
         let tokenizer = source.tokenizer;
         let pieces = Pieces::of(&tokenizer)?;
@@ -74,8 +74,8 @@ impl Text {
             .collect())
     }
 
-    /// Text of the tokens, special tokens skipped or not; what a [`Detokenizer`] gives piece by piece.
-    /// Ids outside the vocabulary have no text.
+    /// Text of the tokens, special tokens skipped or not; what a [`Detokenizer`] gives piece by
+    /// piece. Ids outside the vocabulary have no text.
     pub fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String> {
         let mut detokenizer = Detokenizer::new(self.clone(), skip_special);
         let mut text: String = tokens.iter().map(|&t| detokenizer.push(t)).collect();
@@ -83,8 +83,8 @@ impl Text {
         Ok(text)
     }
 
-    /// The text of one token as OpenAI's logprobs show it, and its bytes. A token that is part of a character shows
-    /// U+FFFD; its bytes are exact.
+    /// The text of one token as OpenAI's logprobs show it, and its bytes. A token that is part of a
+    /// character shows U+FFFD; its bytes are exact.
     pub fn token_text(&self, token: u32) -> (String, Vec<u8>) {
         let mut bytes = Vec::new();
         if let Some(piece) = self.tokenizer.id_to_token(token) {
@@ -100,8 +100,8 @@ impl Text {
 
     /// Renders OpenAI messages (JSON objects as they came) through the template.
     ///
-    /// Errors: `no_chat_template`; `chat_template_error` with the template's own words where it refuses the messages;
-    /// `unsupported_content_part` for a content part that is not text.
+    /// Errors: `no_chat_template`; `chat_template_error` with the template's own words where it
+    /// refuses the messages; `unsupported_content_part` for a content part that is not text.
     pub fn render(
         &self,
         messages: &[serde_json::Value],
@@ -111,7 +111,8 @@ impl Text {
         let Some(template) = &self.template else {
             return Err(Error::invalid(
                 "no_chat_template",
-                "the base model has no chat template, so it cannot take messages; use /v1/completions with a prompt",
+                "the base model has no chat template, so it cannot take messages; \
+                 use /v1/completions with a prompt",
             ));
         };
         template.render(&ChatInputs {

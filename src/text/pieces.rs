@@ -1,8 +1,9 @@
 //! The bytes of one token.
 //!
-//! Owns the reading of a tokenizer's decoder: byte-level BPE, SentencePiece (Replace, ByteFallback, Fuse, Strip), Metaspace, or
-//! none. Never joins tokens: `detokenizer` does. The thing to know: a decoder we cannot take apart into
-//! bytes per token is refused at start by name, so nothing is ever decoded approximately.
+//! Owns the reading of a tokenizer's decoder: byte-level BPE, SentencePiece (Replace, ByteFallback,
+//! Fuse, Strip), Metaspace, or none. Never joins tokens: `detokenizer` does. The thing to know: a
+//! decoder we cannot take apart into bytes per token is refused at start by name, so nothing is
+//! ever decoded approximately.
 
 use crate::error::{Error, Result};
 use serde_json::Value;
@@ -139,8 +140,8 @@ impl Pieces {
         self.spaced
     }
 
-    /// Whether every byte that is not part of a character shows as one U+FFFD (SentencePiece), rather than every
-    /// broken character (byte-level BPE).
+    /// Whether every byte that is not part of a character shows as one U+FFFD (SentencePiece),
+    /// rather than every broken character (byte-level BPE).
     pub fn counts_bytes(&self) -> bool {
         self.byte_fallback
     }
@@ -155,7 +156,8 @@ fn fallback_byte(piece: &str) -> Option<u8> {
     }
 }
 
-/// Undoes the printable alphabet of byte-level BPE. A piece with any other character (an added token) is literal.
+/// Undoes the printable alphabet of byte-level BPE. A piece with any other character (an added
+/// token) is literal.
 fn append_byte_level(piece: &str, out: &mut Vec<u8>) {
     let start = out.len();
     for c in piece.chars() {
@@ -169,7 +171,8 @@ fn append_byte_level(piece: &str, out: &mut Vec<u8>) {
     }
 }
 
-/// The alphabet: printable Latin-1 bytes stand for themselves; the other 68, in order, for U+0100 and up.
+/// The alphabet: printable Latin-1 bytes stand for themselves; the other 68, in order, for U+0100
+/// and up.
 fn byte_of(c: char) -> Option<u8> {
     let code = c as u32;
     match code {
@@ -185,8 +188,8 @@ fn unsupported(what: &str) -> Error {
     Error::invalid(
         "unsupported_tokenizer",
         format!(
-            "the tokenizer's decoder uses {what}, which is not supported; supported are ByteLevel, Metaspace and \
-             Replace, ByteFallback, Fuse, Strip"
+            "the tokenizer's decoder uses {what}, which is not supported; supported are \
+             ByteLevel, Metaspace and Replace, ByteFallback, Fuse, Strip"
         ),
     )
 }

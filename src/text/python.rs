@@ -1,7 +1,9 @@
-//! What Python prints: chat templates are written for Jinja in Python and their output is compared with it byte for byte.
+//! What Python prints: chat templates are written for Jinja in Python and their output is compared
+//! with it byte for byte.
 //!
-//! Owns `str`, `json.dumps` and `strftime` on template values. Never reads a clock. The thing to know: it follows Python's
-//! spacing, escapes and float digits, since a model was trained on text with them.
+//! Owns `str`, `json.dumps` and `strftime` on template values. Never reads a clock. The thing to
+//! know: it follows Python's spacing, escapes and float digits, since a model was trained on text
+//! with them.
 
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Error, ErrorKind};
@@ -78,7 +80,8 @@ fn write_number(out: &mut impl Write, value: &Value) -> std::fmt::Result {
     }
 }
 
-/// `repr` of a float: the shortest digits that read back, with an exponent below 1e-4 and from 1e16.
+/// `repr` of a float: the shortest digits that read back, with an exponent below 1e-4 and from
+/// 1e16.
 fn write_float(out: &mut impl Write, number: f64) -> std::fmt::Result {
     if !number.is_finite() {
         return match number {
@@ -230,8 +233,8 @@ const WEEKDAYS: [&str; 7] = [
 ];
 const DAY_SECONDS: u64 = 86_400;
 
-/// `now.strftime(format)` in UTC and English: the same prompt on every server.
-/// Errors: a directive that is not among `%Y %y %m %d %e %B %b %A %a %j %H %I %M %S %p %F %T %%`, each also with `-`.
+/// `now.strftime(format)` in UTC and English: the same prompt on every server. Errors: a directive
+/// that is not among `%Y %y %m %d %e %B %b %A %a %j %H %I %M %S %p %F %T %%`, each also with `-`.
 pub(super) fn strftime(now: SystemTime, format: &str) -> Result<String, Error> {
     let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let day_of_era = seconds / DAY_SECONDS;

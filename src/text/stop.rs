@@ -1,8 +1,8 @@
 //! Stop strings across token borders.
 //!
-//! Owns the few characters that may be the start of a stop string. Never sees tokens. The thing to know: the match that is
-//! complete first wins, and of those complete at the same character the longest; so the outcome does not
-//! depend on how the text was cut into pieces.
+//! Owns the few characters that may be the start of a stop string. Never sees tokens. The thing to
+//! know: the match that is complete first wins, and of those complete at the same character the
+//! longest; so the outcome does not depend on how the text was cut into pieces.
 
 /// Watches the text of one sequence for stop strings; holds back what might be the start of one.
 pub struct StopStrings {
@@ -67,8 +67,8 @@ impl StopStrings {
             .map(|(start, stop)| (start, stop.clone()))
     }
 
-    /// Bytes of the longest end of `held` that is a start of a stop string. A stop string starts at a character's
-    /// first byte, so does what is held.
+    /// Bytes of the longest end of `held` that is a start of a stop string. A stop string starts at
+    /// a character's first byte, so does what is held.
     fn begun(&self) -> usize {
         let held = self.held.as_bytes();
         self.stops

@@ -1,12 +1,14 @@
 //! Chat templates in a sandbox.
 //!
-//! Owns the Jinja environment, set up as transformers sets up its own, and the small repairs of messages that templates count
-//! on. Never encodes. The thing to know: a template has no files, no clock but `strftime_now`, a budget of steps and of
-//! output; where it fails on a client's messages, that is the client's error, in the template's words.
+//! Owns the Jinja environment, set up as transformers sets up its own, and the small repairs of
+//! messages that templates count on. Never encodes. The thing to know: a template has no files, no
+//! clock but `strftime_now`, a budget of steps and of output; where it fails on a client's
+//! messages, that is the client's error, in the template's words.
 //!
-//! Messages are passed as they came, except: text parts of `content` are joined by a newline unless the template reads parts
-//! itself (it iterates over something named content); `arguments` of a tool call become an object when they are a string
-//! that holds one. A content part that is not text is refused: the models served here read text.
+//! Messages are passed as they came, except: text parts of `content` are joined by a newline unless
+//! the template reads parts itself (it iterates over something named content); `arguments` of a
+//! tool call become an object when they are a string that holds one. A content part that is not
+//! text is refused: the models served here read text.
 
 use super::python;
 use crate::error::{Error, Result};
@@ -48,8 +50,9 @@ pub struct ChatInputs<'a> {
 }
 
 impl ChatTemplate {
-    /// `source`: one template, or a JSON array of `{"name", "template"}` with one named `default`; one named
-    /// `tool_use` is taken for requests with tools. Errors: `unsupported_chat_template` with the line.
+    /// `source`: one template, or a JSON array of `{"name", "template"}` with one named `default`;
+    /// one named `tool_use` is taken for requests with tools. Errors: `unsupported_chat_template`
+    /// with the line.
     pub fn new(source: &str, bos_token: Option<String>, eos_token: Option<String>) -> Result<Self> {
         let mut template = Self {
             environment: environment(),
@@ -208,7 +211,8 @@ fn named(source: &str) -> Result<Vec<(String, String)>> {
     }
 }
 
-/// `{% generation %}` marks the assistant's words for training; to render it is a block that always holds.
+/// `{% generation %}` marks the assistant's words for training; to render it is a block that always
+/// holds.
 fn without_generation_blocks(source: &str) -> Result<String> {
     let opening = regex(r"\{%([-+]?)\s*generation\s*([-+]?)%\}")?;
     let closing = regex(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}")?;
@@ -260,7 +264,8 @@ fn text_of_parts(index: usize, parts: &[Json]) -> Result<String> {
                 return Err(Error::invalid(
                     "unsupported_content_part",
                     format!(
-                        "{param} is of type `{}`; only parts of type `text` with a string `text` are supported",
+                        "{param} is of type `{}`; only parts of type `text` with a \
+                         string `text` are supported",
                         kind.unwrap_or("none")
                     ),
                 )

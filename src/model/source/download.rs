@@ -1,8 +1,9 @@
 //! One file over HTTP, resumed and shown.
 //!
-//! Owns the part file's growth and the progress line. Never decides what to fetch. The thing to know: a part file is only ever
-//! appended to or started anew, so an interrupted download continues where it stopped, in the same process or the
-//! next; the checksum at the end decides whether it is the file that was wanted.
+//! Owns the part file's growth and the progress line. Never decides what to fetch. The thing to
+//! know: a part file is only ever appended to or started anew, so an interrupted download continues
+//! where it stopped, in the same process or the next; the checksum at the end decides whether it is
+//! the file that was wanted.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use reqwest::header::{CONTENT_RANGE, RANGE};
@@ -32,8 +33,8 @@ pub(super) struct Remote<'a> {
 }
 
 impl Remote<'_> {
-    /// Continues `part` until it is whole, then checks it; a part with the wrong checksum is removed.
-    /// Errors say why, for a person.
+    /// Continues `part` until it is whole, then checks it; a part with the wrong checksum is
+    /// removed. Errors say why, for a person.
     pub fn fetch(&self, part: &Path) -> Result<(), String> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -1,8 +1,9 @@
 //! Models of the Hugging Face Hub, in the cache that its own tools share.
 //!
-//! Owns the choice of files. Never reads one but the index of shards. The thing to know: a snapshot that holds all a model needs is used
-//! without a request; otherwise the revision is resolved to a commit first, the small files come before the weights, and
-//! the branch points to the commit only when all of it is there, so weights in the cache mean a whole model.
+//! Owns the choice of files. Never reads one but the index of shards. The thing to know: a snapshot
+//! that holds all a model needs is used without a request; otherwise the revision is resolved to a
+//! commit first, the small files come before the weights, and the branch points to the commit only
+//! when all of it is there, so weights in the cache mean a whole model.
 
 use super::download::{Progress, remove, sha256_of};
 use super::{Places, lock};
@@ -199,8 +200,8 @@ struct Snapshot {
 }
 
 impl Snapshot {
-    /// The file's path in the cache, downloaded if it is not there. Large files are named by their SHA-256 on the Hub
-    /// and are checked against it.
+    /// The file's path in the cache, downloaded if it is not there. Large files are named by their
+    /// SHA-256 on the Hub and are checked against it.
     fn take(&self, name: &str) -> Result<PathBuf, String> {
         let path = self.directory.join(name);
         if path.is_file() {

@@ -1,7 +1,8 @@
 //! Where `--model` leads: a path, a Hub id, or the demo model by name, obtained once and cached.
 //!
-//! Owns names and places. Never opens a model. The thing to know: whatever is complete on disk is used without a single request,
-//! and a download is either resumed or verified whole and then moved into place, never half there.
+//! Owns names and places. Never opens a model. The thing to know: whatever is complete on disk is
+//! used without a single request, and a download is either resumed or verified whole and then moved
+//! into place, never half there.
 
 mod demo;
 mod download;
@@ -24,11 +25,11 @@ pub struct Located {
     pub name: String,
 }
 
-/// Resolves `--model`: an existing path; the demo's name; `org/name[@revision]` on the Hub (cache first, offline once
-/// cached). Downloads show a progress bar on stderr, resume, and are verified.
+/// Resolves `--model`: an existing path; the demo's name; `org/name[@revision]` on the Hub (cache
+/// first, offline once cached). Downloads show a progress bar on stderr, resume, and are verified.
 ///
-/// Blocks, for minutes when it downloads: call it before the async runtime or on a thread that may wait.
-/// Errors: `model_not_found`, saying what was tried.
+/// Blocks, for minutes when it downloads: call it before the async runtime or on a thread that may
+/// wait. Errors: `model_not_found`, saying what was tried.
 pub fn locate(model: &str) -> Result<Located> {
     Places::from_env()?.locate(model)
 }
@@ -40,7 +41,8 @@ pub struct Places {
     pub cache: PathBuf,
     /// The interpreter whose pip knows the user's package index.
     pub python: PathBuf,
-    /// The Hub's cache: `$HF_HUB_CACHE`, or `hub` in `$HF_HOME` or in `huggingface` in the user's cache directory.
+    /// The Hub's cache: `$HF_HUB_CACHE`, or `hub` in `$HF_HOME` or in `huggingface` in the user's
+    /// cache directory.
     pub hub_cache: PathBuf,
     /// `$HF_ENDPOINT`; `None` is the public Hub.
     pub hub_endpoint: Option<String>,
@@ -61,7 +63,8 @@ impl Places {
             .ok_or_else(|| {
                 Error::invalid(
                     "no_cache_directory",
-                    "there is no home directory to cache models in; set POLYLORA_CACHE and HF_HOME, or XDG_CACHE_HOME",
+                    "there is no home directory to cache models in; set POLYLORA_CACHE \
+                     and HF_HOME, or XDG_CACHE_HOME",
                 )
             });
         let or_in_cache = |own: Option<PathBuf>, name: &str| match own {
@@ -95,8 +98,8 @@ impl Places {
         }
         if path.is_file() {
             return Err(not_found(format!(
-                "`{model}` is a file but not a .gguf; a model is a .gguf file or a directory with config.json, \
-                 tokenizer.json and safetensors"
+                "`{model}` is a file but not a .gguf; a model is a .gguf file or a \
+                 directory with config.json, tokenizer.json and safetensors"
             )));
         }
         if model == DEMO {
@@ -109,14 +112,16 @@ impl Places {
             Some(id) if !is_gguf => Ok(Located {
                 path: hub::obtain(self, &id).map_err(|why| {
                     not_found(format!(
-                        "model `{model}` was not found: there is no such directory or file; on the Hugging Face Hub: {why}"
+                        "model `{model}` was not found: there is no such directory or file; \
+                         on the Hugging Face Hub: {why}"
                     ))
                 })?,
                 name: id.repo,
             }),
             _ => Err(not_found(format!(
-                "model `{model}` was not found: there is no such directory or .gguf file, it is not the demo model \
-                 `{DEMO}`, and it is not a Hub id (`org/name` or `org/name@revision`)"
+                "model `{model}` was not found: there is no such directory or .gguf \
+                 file, it is not the demo model `{DEMO}`, and it is not \
+                 a Hub id (`org/name` or `org/name@revision`)"
             ))),
         }
     }
@@ -144,8 +149,8 @@ fn stem(path: &Path) -> String {
     )
 }
 
-/// Holds `path` locked until dropped; waits for another process that holds it. The system frees it when a process
-/// dies, so the file itself may stay.
+/// Holds `path` locked until dropped; waits for another process that holds it. The system frees it
+/// when a process dies, so the file itself may stay.
 fn lock(path: &Path) -> Result<File, String> {
     let unlockable = |e: std::io::Error| format!("cannot lock {}: {e}", path.display());
     let file = File::create(path).map_err(unlockable)?;
