@@ -86,7 +86,7 @@ fn dtype_named(name: Option<&str>) -> Option<Dtype> {
     }
 }
 
-pub mod verify;
+
 
 /// Runs the command line; the exit code is 0, 1 (failed) or 2 (bad arguments).
 pub fn main() -> ExitCode {
