@@ -20,7 +20,7 @@ impl TokenEvent {
         Self {
             token,
             logprob: f32::NAN,
-            top: [(0, f32::NAN); TOP_LOGPROBS_MAX],
+            top: [(0, 0.0); TOP_LOGPROBS_MAX],
             top_len: 0,
         }
     }

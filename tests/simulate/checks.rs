@@ -95,7 +95,7 @@ impl World {
                 "an ended sequence lives on"
             );
             assert!(sequence.cached < sequence.prompt_len);
-            assert!(sequence.cached == 0 || !sequence.sampling.prompt_logprobs.is_some());
+            assert!(sequence.cached == 0 || sequence.sampling.prompt_logprobs.is_none());
             for (position, kv) in client.kv[..sequence.computed].iter().enumerate() {
                 let page = sequence.pages[position / PAGE] as usize;
                 assert_eq!(
