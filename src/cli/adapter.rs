@@ -1,7 +1,8 @@
 //! `polylora adapter`: push, list, show and rm against a running server.
 //!
-//! Owns how a directory or file becomes an upload and how the answer is shown. Never checks an adapter: the server does,
-//! and its refusal is printed. The thing to know: only the two PEFT files, one .gguf, or one archive are ever sent.
+//! Owns how a directory or file becomes an upload and how the answer is shown. Never checks an
+//! adapter: the server does, and its refusal is printed. The thing to know: only the two PEFT
+//! files, one .gguf, or one archive are ever sent.
 
 use super::bad_argument;
 use super::client::{Client, ServerArgs};
@@ -15,8 +16,8 @@ use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:
-  polylora adapter push pirate adapters/pirate         a directory that PEFT saved
-  polylora adapter push pirate pirate.zip              or an archive of it (.zip, .tar), or a .gguf adapter
+  polylora adapter push pirate adapters/pirate    a directory that PEFT saved
+  polylora adapter push pirate pirate.zip            an archive of it (.zip, .tar), or a .gguf
   polylora adapter list
   polylora adapter show pirate
   polylora adapter rm pirate
@@ -38,7 +39,8 @@ enum Verb {
     /// Upload an adapter under a name
     Push {
         name: String,
-        /// Directory with adapter_config.json and adapter_model.safetensors, or a .gguf, .zip or .tar file
+        /// Directory with adapter_config.json and adapter_model.safetensors, or a .gguf, .zip or
+        /// .tar file
         #[arg(value_name = "DIR|FILE")]
         from: PathBuf,
         /// Serve it even if it changes nothing on the probe's prompts
@@ -147,7 +149,8 @@ async fn list(client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// One version on one line: `pirate@1  ready  lora r8  1.8 MiB  sha256:…`. What the server leaves out is left out.
+/// One version on one line: `pirate@1  ready  lora r8  1.8 MiB  sha256:…`. What the server leaves
+/// out is left out.
 fn line(v: &Value) -> String {
     let text = |key: &str| v[key].as_str().unwrap_or_default().to_owned();
     let id = ["id", "name"]

@@ -1,7 +1,8 @@
 //! `polylora chat`: a conversation in the terminal, streamed.
 //!
-//! Owns the conversation and the slash commands. Never trims it: a conversation longer than the model's context is the
-//! server's error to report. The thing to know: switching the model keeps the conversation, so adapters can be compared.
+//! Owns the conversation and the slash commands. Never trims it: a conversation longer than the
+//! model's context is the server's error to report. The thing to know: switching the model keeps
+//! the conversation, so adapters can be compared.
 
 use super::client::{Client, ServerArgs};
 use crate::error::{Error, Result};
@@ -77,7 +78,8 @@ pub fn run(args: ChatArgs) -> Result<()> {
 }
 
 impl Conversation {
-    /// Reads lines until the end of input or /quit. A refused question is shown and the conversation goes on.
+    /// Reads lines until the end of input or /quit. A refused question is shown and the
+    /// conversation goes on.
     async fn interact(&mut self) -> Result<()> {
         let mut lines = typed_lines();
         println!(
@@ -139,7 +141,8 @@ impl Conversation {
         Ok(())
     }
 
-    /// Streams the answer to stdout. The question stays in the conversation only if it was answered.
+    /// Streams the answer to stdout. The question stays in the conversation only if it was
+    /// answered.
     async fn ask(&mut self, question: &str) -> Result<()> {
         self.messages
             .push(json!({"role": "user", "content": question}));
@@ -160,7 +163,8 @@ impl Conversation {
             .map(|s| json!({"role": "system", "content": s}));
         let messages: Vec<Value> = system.chain(self.messages.iter().cloned()).collect();
         let mut body = json!({
-            "model": self.model, "messages": messages, "stream": true, "max_tokens": self.max_tokens,
+            "model": self.model, "messages": messages,
+            "stream": true, "max_tokens": self.max_tokens,
         });
         if let Some(t) = self.temperature {
             body["temperature"] = json!(t);
@@ -195,7 +199,8 @@ impl Conversation {
     }
 }
 
-/// Lines of stdin, read on a thread of their own: a runtime would wait at its end for a read that never returns.
+/// Lines of stdin, read on a thread of their own: a runtime would wait at its end for a read that
+/// never returns.
 fn typed_lines() -> mpsc::Receiver<String> {
     let (send, receive) = mpsc::channel(1);
     std::thread::spawn(move || {

@@ -1,8 +1,9 @@
 //! The command line: arguments to configuration to one of the commands.
 //!
-//! Owns help texts, exit codes and what a person sees in a terminal. Never computes: `serve` wires modules together, the
-//! rest are clients of a running server. The thing to know: a failure is one line on stderr, `error: …`, and exit code 1;
-//! arguments or settings that cannot be are exit code 2.
+//! Owns help texts, exit codes and what a person sees in a terminal. Never computes: `serve` wires
+//! modules together, the rest are clients of a running server. The thing to know: a failure is one
+//! line on stderr, `error: …`, and exit code 1; arguments or settings that cannot be are exit code
+//! 2.
 
 pub mod adapter;
 pub mod banner;
@@ -25,10 +26,10 @@ const ABOUT: &str = "Serve one base model and thousands of LoRA adapters in one 
 
 const EXAMPLES: &str = "\
 Examples:
-  polylora serve --adapter pirate=adapters/pirate    the demo model and one adapter on 127.0.0.1:8080
-  polylora chat --model-name pirate                  talk to it
-  polylora adapter push sql adapters/sql             add an adapter while it serves
-  polylora bench --models auto --concurrency 16      load it
+  polylora serve --adapter pirate=adapters/pirate   the demo model and an adapter, on port 8080
+  polylora chat --model-name pirate                 talk to it
+  polylora adapter push sql adapters/sql            add an adapter while it serves
+  polylora bench --models auto --concurrency 16     load it
 
 'polylora COMMAND --help' shows each command's options and examples.";
 

@@ -1,7 +1,7 @@
 //! `polylora serve`: wires the modules together and listens.
 //!
-//! Owns the order of a start. Never serves a request itself. The thing to know: everything that can be refused is refused
-//! before the port opens: settings, model, memory, adapters, in that order.
+//! Owns the order of a start. Never serves a request itself. The thing to know: everything that can
+//! be refused is refused before the port opens: settings, model, memory, adapters, in that order.
 
 use super::banner::Banner;
 use super::dtype_named;
@@ -26,12 +26,12 @@ use tracing_subscriber::EnvFilter;
 
 const EXAMPLES: &str = "\
 Examples:
-  polylora serve                                               the demo model on 127.0.0.1:8080
+  polylora serve                                          the demo model on 127.0.0.1:8080
   polylora serve --model ./Llama-3.2-1B-Instruct --adapter support=./adapters/support
   polylora serve --model Qwen/Qwen3-0.6B --dtype bf16 --port 9000
-  POLYLORA_API_KEY=secret polylora serve --host 0.0.0.0        for others, with a key
+  POLYLORA_API_KEY=secret polylora serve --host 0.0.0.0   for others, with a key
   polylora serve --config polylora.toml
-  polylora serve --print-config > polylora.toml                every setting with its default, explained
+  polylora serve --print-config > polylora.toml           every setting with its default, explained
 
 A flag wins over its environment variable, that over the file, that over the default.
 SIGTERM or Ctrl-C: no new requests, running ones finish (--drain-seconds), exit code 0.";
@@ -137,7 +137,8 @@ impl Prepared {
         })
     }
 
-    /// Starts the engine, opens the registry, loads the adapters named at start, listens until told to stop.
+    /// Starts the engine, opens the registry, loads the adapters named at start, listens until told
+    /// to stop.
     async fn serve(self, config: Config) -> Result<()> {
         let device = self.model.device().name();
         let shape = Arc::new(self.weights.shape.clone());
@@ -274,7 +275,8 @@ fn engine_options(
     })
 }
 
-/// Brings an adapter in by the door that uploads use. A refusal stops the start and names the adapter.
+/// Brings an adapter in by the door that uploads use. A refusal stops the start and names the
+/// adapter.
 async fn load_adapter(registry: &Registry, name: &str, from: &Path) -> Result<Entry> {
     let blame = |e: Error| Error {
         message: format!("adapter {name} ({}): {e}", from.display()),
@@ -288,7 +290,8 @@ async fn load_adapter(registry: &Registry, name: &str, from: &Path) -> Result<En
         .map_err(blame)
 }
 
-/// Copies what belongs to an adapter and nothing else. Weights in other formats come along to be refused by name.
+/// Copies what belongs to an adapter and nothing else. Weights in other formats come along to be
+/// refused by name.
 fn copy_files(from: &Path, to: &Path) -> Result<(), String> {
     let ours = |path: &Path| {
         let name = path
