@@ -87,6 +87,8 @@ fn dtype_named(name: Option<&str>) -> Option<Dtype> {
     }
 }
 
+pub mod verify;
+
 /// Runs the command line; the exit code is 0, 1 (failed) or 2 (bad arguments).
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
