@@ -27,14 +27,52 @@
 //! number of threads: a row's bits do not depend on its neighbours. With [`Dtype::Bf16`] weights the activation is
 //! rounded once to bf16 before a base matmul; adapters always see the f32 activation.
 
-mod stub {
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub enum Dtype {
-        F32,
-        Bf16,
-    }
-    pub struct Device;
-    pub struct Delta;
-    pub struct EmbedDelta;
+// Inner loops are unsafe as a whole: a block around each intrinsic would say nothing.
+#![allow(unsafe_op_in_unsafe_fn)]
+
+mod act;
+mod argmax;
+mod attention;
+mod buffer;
+mod device;
+mod embed;
+mod glu;
+mod kv;
+mod linear;
+mod matrix;
+mod norm;
+mod rope;
+mod segments;
+mod simd;
+mod team;
+
+pub use act::Act;
+pub use argmax::argmax;
+pub use attention::{HEAD_DIM_MAX, attention};
+pub use device::Device;
+pub use embed::{EmbedDelta, embed};
+pub use glu::{Gate, glu};
+pub use kv::{KvCache, Rows};
+pub use linear::{Delta, Linear, LoraScratch, SITES_MAX, linear};
+pub use matrix::Matrix;
+pub use norm::{NormWeight, Residual, add_norm, add_norm_rows};
+pub use rope::{RopeStore, RopeTable, rope_store};
+pub use segments::Segments;
+pub use simd::Isa;
+
+/// What weights, factors and KV pages are stored as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dtype {
+    F32,
+    Bf16,
 }
-pub use stub::*;
+
+impl Dtype {
+    /// Bytes of one value.
+    pub fn bytes(self) -> usize {
+        match self {
+            Dtype::F32 => 4,
+            Dtype::Bf16 => 2,
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Memory of the ops: zeroed, 64-byte aligned, of fixed length. Never grows, never moves.
+//!
+//! 64 bytes is a cache line and one 16-lane f32 register, so a packed panel never straddles a line.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+use half::bf16;
+
+/// Types for which all-zero bytes are a value, so that `alloc_zeroed` makes valid elements.
+pub(crate) trait Zeroed: Copy {}
+impl Zeroed for f32 {}
+impl Zeroed for u32 {}
+impl Zeroed for bf16 {}
+
+/// A zeroed aligned slice on the heap.
+pub(crate) struct Buffer<T: Zeroed> {
+    start: NonNull<T>,
+    len: usize,
+}
+
+// SAFETY: the buffer owns its elements as a `Box<[T]>` does, and `T` is plain data.
+unsafe impl<T: Zeroed + Send> Send for Buffer<T> {}
+// SAFETY: as above; shared access only reads.
+unsafe impl<T: Zeroed + Sync> Sync for Buffer<T> {}
+
+impl<T: Zeroed> Buffer<T> {
+    /// A buffer of `len` zeros.
+    pub(crate) fn zeroed(len: usize) -> Buffer<T> {
+        if len == 0 {
+            return Buffer {
+                start: NonNull::dangling(),
+                len,
+            };
+        }
+        let layout = Self::layout(len);
+        // SAFETY: the layout has a size above zero, and zero bytes are a valid `T`.
+        let start = unsafe { alloc_zeroed(layout) }.cast::<T>();
+        let Some(start) = NonNull::new(start) else {
+            handle_alloc_error(layout)
+        };
+        Buffer { start, len }
+    }
+
+    fn layout(len: usize) -> Layout {
+        Layout::array::<T>(len)
+            .and_then(|l| l.align_to(64))
+            .expect("buffer fits the address space")
+    }
+
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        self.len * size_of::<T>()
+    }
+}
+
+impl<T: Zeroed> Deref for Buffer<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // SAFETY: `start` holds `len` initialised elements for as long as `self` lives.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Zeroed> DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in `deref`, and `self` is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Zeroed> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            // SAFETY: allocated in `zeroed` with this very layout.
+            unsafe { dealloc(self.start.as_ptr().cast(), Self::layout(self.len)) }
+        }
+    }
+}
+
+/// A pointer that the tasks of one fork share. Whoever writes through it answers for disjointness.
+pub(crate) struct Shared<T>(*mut T);
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Shared<T> {}
+// SAFETY: only a number; every dereference is an unsafe act of its user, who states why it is disjoint.
+unsafe impl<T> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub(crate) fn of(slice: &mut [T]) -> Shared<T> {
+        Shared(slice.as_mut_ptr())
+    }
+
+    pub(crate) fn new(p: *mut T) -> Shared<T> {
+        Shared(p)
+    }
+
+    pub(crate) fn null() -> Shared<T> {
+        Shared(std::ptr::null_mut())
+    }
+
+    pub(crate) fn get(self) -> *mut T {
+        self.0
+    }
+}

@@ -1,0 +1,179 @@
+//! h[t] = scale · W[token[t]]  (+ At[token[t]]·Bᵀ of the row's segment).
+//!
+//! W [V, H] packed   tokens [T]   h [T, H]   At [V, R]   B [H, R] (scale folded in, kept as [R, H]).
+//! Numerics: the delta is added to the scaled row rank by rank, in f32.
+
+use half::bf16;
+
+use crate::Dtype;
+use crate::buffer::{Buffer, Shared, Zeroed};
+use crate::device::{Device, part};
+use crate::matrix::Matrix;
+use crate::segments::Segments;
+use crate::simd::{Element, Isa, Kernel, LANES, Simd};
+
+/// An adapter's change of the embedding table: h += At[token]·Bᵀ, scale folded in.
+pub struct EmbedDelta {
+    factors: Factors,
+    rank: usize,
+    vocab: usize,
+    hidden: usize,
+}
+
+enum Factors {
+    F32(Pair<f32>),
+    Bf16(Pair<bf16>),
+}
+
+struct Pair<E: Zeroed> {
+    /// [V, R]
+    a: Buffer<E>,
+    /// [R, H padded to 16]
+    b: Buffer<E>,
+}
+
+impl<E: Element + Zeroed> Pair<E> {
+    fn pack(rank: usize, vocab: usize, hidden: usize, a: &[f32], b: &[f32], scale: f32) -> Pair<E> {
+        let stride = hidden.next_multiple_of(LANES);
+        let mut pair = Pair {
+            a: Buffer::zeroed(vocab * rank),
+            b: Buffer::zeroed(rank * stride),
+        };
+        for r in 0..rank {
+            for v in 0..vocab {
+                pair.a[v * rank + r] = E::from_f32(a[r * vocab + v]);
+            }
+            for h in 0..hidden {
+                pair.b[r * stride + h] = E::from_f32(scale * b[h * rank + r]);
+            }
+        }
+        pair
+    }
+}
+
+impl EmbedDelta {
+    /// `a` [R, V] and `b` [H, R], row-major as in PEFT files. The scale multiplies B.
+    ///
+    /// # Panics
+    /// On lengths that do not fit the shape.
+    pub fn new(
+        dtype: Dtype,
+        rank: usize,
+        vocab: usize,
+        hidden: usize,
+        a: &[f32],
+        b: &[f32],
+        scale: f32,
+    ) -> EmbedDelta {
+        assert_eq!(a.len(), rank * vocab, "A is [{rank}, {vocab}]");
+        assert_eq!(b.len(), hidden * rank, "B is [{hidden}, {rank}]");
+        let factors = match dtype {
+            Dtype::F32 => Factors::F32(Pair::pack(rank, vocab, hidden, a, b, scale)),
+            Dtype::Bf16 => Factors::Bf16(Pair::pack(rank, vocab, hidden, a, b, scale)),
+        };
+        EmbedDelta {
+            factors,
+            rank,
+            vocab,
+            hidden,
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match &self.factors {
+            Factors::F32(pair) => pair.a.bytes() + pair.b.bytes(),
+            Factors::Bf16(pair) => pair.a.bytes() + pair.b.bytes(),
+        }
+    }
+}
+
+/// See the module page. `delta(g)` is segment `g`'s change of the table.
+///
+/// # Panics
+/// On shapes that do not fit, or a token outside the table.
+pub fn embed<'d>(
+    dev: &Device,
+    table: &Matrix,
+    tokens: &[u32],
+    scale: f32,
+    segments: Segments<'_>,
+    delta: &(dyn Fn(usize) -> Option<&'d EmbedDelta> + Sync),
+    h: &mut [f32],
+) {
+    dev.count_op();
+    let (rows, hidden) = (tokens.len(), table.inputs());
+    segments.check(rows);
+    assert!(h.len() >= rows * hidden, "h holds {rows} rows of {hidden}");
+    let (out, isa) = (Shared::of(h), dev.isa());
+    let pieces = dev.pieces(rows, 4 * hidden);
+    dev.fork(pieces, &|piece| {
+        for t in part(rows, pieces, piece) {
+            // SAFETY: in bounds as asserted; a row belongs to one piece.
+            let row = unsafe { std::slice::from_raw_parts_mut(out.get().add(t * hidden), hidden) };
+            table.read_row(tokens[t] as usize, row);
+            for x in row.iter_mut() {
+                *x *= scale;
+            }
+            let Some(delta) = segments.of_row(t).and_then(delta) else {
+                continue;
+            };
+            assert_eq!(delta.hidden, hidden, "an embedding delta of the same width");
+            assert!(
+                (tokens[t] as usize) < delta.vocab,
+                "token {} of {}",
+                tokens[t],
+                delta.vocab
+            );
+            // SAFETY: factor rows lie within the pair by the two asserts.
+            unsafe { delta.add(isa, tokens[t] as usize, row) };
+        }
+    });
+}
+
+impl EmbedDelta {
+    unsafe fn add(&self, isa: Isa, token: usize, h: &mut [f32]) {
+        match &self.factors {
+            Factors::F32(pair) => isa.run(self.row(pair, token, h)),
+            Factors::Bf16(pair) => isa.run(self.row(pair, token, h)),
+        }
+    }
+
+    fn row<'a, E: Element + Zeroed>(
+        &self,
+        pair: &'a Pair<E>,
+        token: usize,
+        h: &'a mut [f32],
+    ) -> AddRow<'a, E> {
+        AddRow {
+            a: &pair.a[token * self.rank..][..self.rank],
+            b: &pair.b,
+            h,
+        }
+    }
+}
+
+struct AddRow<'a, E> {
+    a: &'a [E],
+    b: &'a [E],
+    h: &'a mut [f32],
+}
+
+impl<E: Element> Kernel for AddRow<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let stride = self.h.len().next_multiple_of(LANES);
+        for column in (0..self.h.len()).step_by(LANES) {
+            let n = (self.h.len() - column).min(LANES);
+            let h = self.h.as_mut_ptr().add(column);
+            let mut sum = S::load_n(h, n);
+            for (r, a) in self.a.iter().enumerate() {
+                let b = E::load::<S>(self.b.as_ptr().add(r * stride + column));
+                sum = S::fma(S::splat(a.to_f32()), b, sum);
+            }
+            S::store_n(h, n, sum);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! KV memory: P pages of L = 16 tokens for every layer, taken once. Knows no sequences; the page book is the caller's.
+//!
+//! One head's page is K [D, L] (lanes over tokens, so a query's 16 scores come from D broadcast multiplications) followed by V [L, D]
+//! (lanes over D, padded to 16). Order: layer, page, head.
+
+use half::bf16;
+
+use crate::Dtype;
+use crate::buffer::{Buffer, Shared};
+use crate::simd::LANES;
+
+/// See the module page.
+pub struct KvCache {
+    store: Store,
+    layout: Layout,
+}
+
+enum Store {
+    F32(Buffer<f32>),
+    Bf16(Buffer<bf16>),
+}
+
+/// Where things are, in values.
+#[derive(Clone, Copy)]
+pub(crate) struct Layout {
+    pub(crate) layers: usize,
+    pub(crate) pages: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+}
+
+impl Layout {
+    /// Stride of V's tokens.
+    #[inline(always)]
+    pub(crate) fn v_stride(&self) -> usize {
+        self.head_dim.next_multiple_of(LANES)
+    }
+
+    /// V's start within a head's page.
+    #[inline(always)]
+    pub(crate) fn v_start(&self) -> usize {
+        self.head_dim * KvCache::PAGE
+    }
+
+    /// Values of one head's page.
+    fn head(&self) -> usize {
+        (self.head_dim + self.v_stride()) * KvCache::PAGE
+    }
+
+    /// First value of one head's page.
+    #[inline(always)]
+    pub(crate) fn at(&self, layer: usize, page: usize, kv_head: usize) -> usize {
+        ((layer * self.pages + page) * self.kv_heads + kv_head) * self.head()
+    }
+}
+
+/// The values, of either type.
+#[derive(Clone, Copy)]
+pub(crate) enum Values {
+    F32(Shared<f32>),
+    Bf16(Shared<bf16>),
+}
+
+impl KvCache {
+    /// L: tokens of a page.
+    pub const PAGE: usize = LANES;
+
+    /// Takes the memory of `pages` pages for `layers` layers.
+    pub fn new(
+        dtype: Dtype,
+        layers: usize,
+        pages: usize,
+        kv_heads: usize,
+        head_dim: usize,
+    ) -> KvCache {
+        let layout = Layout {
+            layers,
+            pages,
+            kv_heads,
+            head_dim,
+        };
+        let values = layers * pages * kv_heads * layout.head();
+        let store = match dtype {
+            Dtype::F32 => Store::F32(Buffer::zeroed(values)),
+            Dtype::Bf16 => Store::Bf16(Buffer::zeroed(values)),
+        };
+        KvCache { store, layout }
+    }
+
+    /// Bytes of one page through all layers.
+    pub fn page_bytes(dtype: Dtype, layers: usize, kv_heads: usize, head_dim: usize) -> usize {
+        let layout = Layout {
+            layers,
+            pages: 1,
+            kv_heads,
+            head_dim,
+        };
+        layers * kv_heads * layout.head() * dtype.bytes()
+    }
+
+    /// P.
+    pub fn pages(&self) -> usize {
+        self.layout.pages
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match &self.store {
+            Store::F32(values) => values.bytes(),
+            Store::Bf16(values) => values.bytes(),
+        }
+    }
+
+    pub(crate) fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    pub(crate) fn writer(&mut self) -> Values {
+        match &mut self.store {
+            Store::F32(values) => Values::F32(Shared::of(values)),
+            Store::Bf16(values) => Values::Bf16(Shared::of(values)),
+        }
+    }
+
+    /// For reading only.
+    pub(crate) fn reader(&self) -> Values {
+        match &self.store {
+            Store::F32(values) => Values::F32(Shared::new(values.as_ptr().cast_mut())),
+            Store::Bf16(values) => Values::Bf16(Shared::new(values.as_ptr().cast_mut())),
+        }
+    }
+}
+
+/// Whose rows these are: `positions` and `sequences` [T]; the pages of sequence `s` are
+/// `pages[page_indptr[s]..page_indptr[s + 1]]`, in order of position.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows<'a> {
+    pub positions: &'a [u32],
+    pub sequences: &'a [u32],
+    pub pages: &'a [u32],
+    pub page_indptr: &'a [u32],
+}
+
+impl<'a> Rows<'a> {
+    /// T.
+    pub fn count(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// The pages of the sequence of row `t`.
+    #[inline]
+    pub(crate) fn pages_of(&self, t: usize) -> &'a [u32] {
+        let s = self.sequences[t] as usize;
+        &self.pages[self.page_indptr[s] as usize..self.page_indptr[s + 1] as usize]
+    }
+
+    /// # Panics
+    /// Unless every row's position lies within its sequence's pages and every page within the cache.
+    pub(crate) fn check(&self, layout: Layout) {
+        assert_eq!(
+            self.positions.len(),
+            self.sequences.len(),
+            "a position and a sequence a row"
+        );
+        for t in 0..self.count() {
+            let (pages, position) = (self.pages_of(t), self.positions[t] as usize);
+            assert!(
+                position < pages.len() * KvCache::PAGE,
+                "row {t}: position {position} beyond its {} pages",
+                pages.len()
+            );
+        }
+        for &page in self.pages {
+            assert!(
+                (page as usize) < layout.pages,
+                "page {page} of {}",
+                layout.pages
+            );
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! y = x·Wᵀ (+ bias):   x [T, I]   W [O, I] packed   y [T, O].
+//!
+//! A tile of up to 6 rows by 4 panels lives in registers; each of its lanes is one chain over the inputs in order.
+//! Many rows are taken through 32 KiB of weights at a time, which stay in the first-level cache; the partial sums
+//! rest in y meanwhile, which changes no bit. One row reads the block as one stream.
+
+use std::ops::Range;
+
+use crate::Dtype;
+use crate::act::Act;
+use crate::buffer::Shared;
+use crate::device::{Device, part};
+use crate::linear::{Linear, SITES_MAX, TASKS_PER_THREAD};
+use crate::matrix::{BLOCK, BLOCK_PANELS, Matrix};
+use crate::simd::{Isa, Kernel, LANES, Simd};
+
+/// Rows of a tile at most.
+const TILE_ROWS: usize = 6;
+/// Steps of a block (256 bytes each) that many rows are taken through at a time.
+const CHUNK_STEPS: usize = 128;
+/// Rows per task when rows are split.
+const SPLIT_ROWS: usize = 48;
+
+/// How the base products of one call are cut into tasks.
+pub(super) struct Cut {
+    rows: usize,
+    row_parts: usize,
+    blocks: [usize; SITES_MAX],
+    runs: [usize; SITES_MAX],
+}
+
+impl Cut {
+    pub(super) fn new(dev: &Device, rows: usize, outs: &[Linear<'_>]) -> Cut {
+        let blocks = std::array::from_fn(|i| outs.get(i).map_or(0, |out| out.weight.blocks()));
+        let total: usize = blocks.iter().sum();
+        let target = if dev.threads() == 1 {
+            1
+        } else {
+            TASKS_PER_THREAD * dev.threads()
+        };
+        let run = total.div_ceil(target);
+        let row_parts = target.div_ceil(total).min(rows / SPLIT_ROWS).max(1);
+        Cut {
+            rows,
+            row_parts,
+            blocks,
+            runs: blocks.map(|count| count.div_ceil(run)),
+        }
+    }
+
+    pub(super) fn tasks(&self) -> usize {
+        self.runs.iter().sum::<usize>() * self.row_parts
+    }
+
+    /// Site, rows and blocks of a task. Rows vary fastest, so tasks that run at the same time share weights.
+    pub(super) fn task(&self, task: usize) -> (usize, Range<usize>, Range<usize>) {
+        let rows = part(self.rows, self.row_parts, task % self.row_parts);
+        let mut run = task / self.row_parts;
+        for site in 0..SITES_MAX {
+            if run < self.runs[site] {
+                return (site, rows, part(self.blocks[site], self.runs[site], run));
+            }
+            run -= self.runs[site];
+        }
+        unreachable!("task {task} of {}", self.tasks())
+    }
+}
+
+/// One site of a call, as its tasks see it.
+pub(super) struct Site<'a> {
+    pub(super) weight: &'a Matrix,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) y: Shared<f32>,
+    x: Shared<u32>,
+    x_stride: usize,
+    late_bias: bool,
+}
+
+impl<'a> Site<'a> {
+    pub(super) fn new(x: &Act, out: &mut Linear<'a>, late_bias: bool) -> Site<'a> {
+        let (words, x_stride) = x.words(out.weight.dtype());
+        Site {
+            weight: out.weight,
+            bias: out.bias,
+            y: Shared::of(out.y),
+            x: Shared::new(words.cast_mut()),
+            x_stride,
+            late_bias,
+        }
+    }
+
+    /// # Safety
+    /// Rows are within x and y, blocks within W; no other task writes these outputs of these rows.
+    pub(super) unsafe fn run(&self, isa: Isa, rows: Range<usize>, blocks: Range<usize>) {
+        match self.weight.dtype() {
+            Dtype::F32 => isa.run(Blocks::<false> {
+                site: self,
+                rows,
+                blocks,
+            }),
+            Dtype::Bf16 => isa.run(Blocks::<true> {
+                site: self,
+                rows,
+                blocks,
+            }),
+        }
+    }
+}
+
+struct Blocks<'a, const BF16: bool> {
+    site: &'a Site<'a>,
+    rows: Range<usize>,
+    blocks: Range<usize>,
+}
+
+/// One tile's place: some rows, one or four panels, some steps.
+#[derive(Clone, Copy)]
+struct Tile {
+    x: *const u32,
+    x_stride: usize,
+    w: *const u32,
+    /// Words from one step of a panel to the next.
+    w_stride: usize,
+    steps: usize,
+    y: *mut f32,
+    y_stride: usize,
+    /// Outputs of the tile, fewer than its lanes at W's end.
+    outputs: usize,
+    /// Null, or the bias of the first output, to be added now.
+    bias: *const f32,
+    /// Sums start at zero; else at y.
+    first: bool,
+}
+
+impl<const BF16: bool> Kernel for Blocks<'_, BF16> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Blocks { site, rows, blocks } = self;
+        let steps = site.weight.steps();
+        let groups = rows.len().div_ceil(TILE_ROWS);
+        let chunk = if groups == 1 { steps } else { CHUNK_STEPS };
+        for block in blocks {
+            let panels = site.weight.panels(block);
+            for start in (0..steps).step_by(chunk) {
+                let end = (start + chunk).min(steps);
+                for group in 0..groups {
+                    let r = part(rows.len(), groups, group);
+                    let row = rows.start + r.start;
+                    let bias = if end == steps && !site.late_bias {
+                        site.bias
+                    } else {
+                        None
+                    };
+                    let tile = Tile {
+                        x: site.x.get().add(row * site.x_stride + start),
+                        x_stride: site.x_stride,
+                        w: site.weight.block(block).add(start * panels * LANES),
+                        w_stride: panels * LANES,
+                        steps: end - start,
+                        y: site
+                            .y
+                            .get()
+                            .add(row * site.weight.outputs() + block * BLOCK),
+                        y_stride: site.weight.outputs(),
+                        outputs: (site.weight.outputs() - block * BLOCK).min(BLOCK),
+                        bias: bias.map_or(std::ptr::null(), |b| b[block * BLOCK..].as_ptr()),
+                        first: start == 0,
+                    };
+                    tile.rows::<S, BF16>(r.len(), panels);
+                }
+            }
+        }
+    }
+}
+
+impl Tile {
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const BF16: bool>(self, rows: usize, panels: usize) {
+        match rows {
+            1 => self.panels::<S, BF16, 1>(panels),
+            2 => self.panels::<S, BF16, 2>(panels),
+            3 => self.panels::<S, BF16, 3>(panels),
+            4 => self.panels::<S, BF16, 4>(panels),
+            5 => self.panels::<S, BF16, 5>(panels),
+            6 => self.panels::<S, BF16, 6>(panels),
+            _ => unreachable!("a tile of {rows} rows"),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn panels<S: Simd, const BF16: bool, const ROWS: usize>(self, panels: usize) {
+        if panels == BLOCK_PANELS && (S::WIDE || ROWS == 1) {
+            return self.compute::<S, BF16, ROWS, BLOCK_PANELS>();
+        }
+        for panel in 0..panels {
+            let mut tile = self;
+            tile.w = self.w.add(panel * LANES);
+            tile.y = self.y.add(panel * LANES);
+            tile.outputs = (self.outputs - panel * LANES).min(LANES);
+            if !self.bias.is_null() {
+                tile.bias = self.bias.add(panel * LANES);
+            }
+            tile.compute::<S, BF16, ROWS, 1>();
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn compute<S: Simd, const BF16: bool, const ROWS: usize, const PANELS: usize>(self) {
+        let lanes = |panel: usize| (self.outputs - panel * LANES).min(LANES);
+        let mut acc = [[S::zero(); PANELS]; ROWS];
+        if !self.first {
+            for (r, row) in acc.iter_mut().enumerate() {
+                for (p, sum) in row.iter_mut().enumerate() {
+                    *sum = S::load_n(self.y.add(r * self.y_stride + p * LANES), lanes(p));
+                }
+            }
+        }
+        let mut w = self.w;
+        for step in 0..self.steps {
+            if ROWS == 1 {
+                for p in 0..PANELS {
+                    S::prefetch(w.wrapping_add(512 + p * LANES).cast());
+                }
+            }
+            for (r, row) in acc.iter_mut().enumerate() {
+                let x = *self.x.add(r * self.x_stride + step);
+                for (p, sum) in row.iter_mut().enumerate() {
+                    *sum = if BF16 {
+                        S::step_bf16(*sum, x, w.add(p * LANES))
+                    } else {
+                        S::step_f32(*sum, x, w.add(p * LANES))
+                    };
+                }
+            }
+            w = w.add(self.w_stride);
+        }
+        for (r, row) in acc.iter().enumerate() {
+            for (p, &sum) in row.iter().enumerate() {
+                let sum = if self.bias.is_null() {
+                    sum
+                } else {
+                    S::add(sum, S::load_n(self.bias.add(p * LANES), lanes(p)))
+                };
+                S::store_n(self.y.add(r * self.y_stride + p * LANES), lanes(p), sum);
+            }
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! out = rmsnorm(h + post(y)) · w:   x / sqrt(mean(x²) + eps) · w.
+//!
+//! h [T, H]   y [T, H]   w [H]   out [T, H]. `post` is the norm Gemma puts behind a block; else y is added as it is.
+//! (Gemma's 1 + w is folded into the weights at load.) A segment whose adapter replaced the norm brings its own w.
+//! Numerics: the sum of squares is 16 chains (columns c, c+16, …) joined in one order, in f32; the root in f64.
+
+use crate::act::{Act, ActWriter};
+use crate::buffer::Shared;
+use crate::device::{Device, part};
+use crate::segments::Segments;
+use crate::simd::{Isa, Kernel, LANES, Simd};
+
+/// RMS norm weights: the base's, and the replaced one of segments whose adapter brings its own.
+#[derive(Clone, Copy)]
+pub struct NormWeight<'a> {
+    pub base: &'a [f32],
+    pub replaced: &'a (dyn Fn(usize) -> Option<&'a [f32]> + Sync),
+}
+
+impl<'a> NormWeight<'a> {
+    /// The weight of a row of `segment`, of `width` values.
+    pub(crate) fn of(&self, segment: Option<usize>, width: usize) -> &'a [f32] {
+        let weight = segment.and_then(self.replaced).unwrap_or(self.base);
+        assert_eq!(weight.len(), width, "a norm weight has {width} values");
+        weight
+    }
+}
+
+/// What a block adds to the residual stream: y, or its norm.
+#[derive(Clone, Copy)]
+pub struct Residual<'a> {
+    pub y: &'a [f32],
+    pub post: Option<NormWeight<'a>>,
+}
+
+/// h += residual, then out[t] = norm(h[t]) for rows `0..rows`.
+///
+/// # Panics
+/// On shapes that do not fit.
+#[expect(clippy::too_many_arguments, reason = "operands of one formula")]
+pub fn add_norm(
+    dev: &Device,
+    h: &mut [f32],
+    rows: usize,
+    residual: Option<Residual<'_>>,
+    weight: NormWeight<'_>,
+    eps: f32,
+    segments: Segments<'_>,
+    out: &mut Act,
+) {
+    dev.count_op();
+    let width = out.width();
+    segments.check(rows);
+    assert!(h.len() >= rows * width, "h holds {rows} rows of {width}");
+    check(rows, rows, residual, out);
+    let (h, out, isa) = (Shared::of(h), out.writer(), dev.isa());
+    let pieces = dev.pieces(rows, width / 2);
+    dev.fork(pieces, &|piece| {
+        for t in part(rows, pieces, piece) {
+            // SAFETY: rows are in bounds as asserted and belong to one piece.
+            unsafe {
+                let h = h.get().add(t * width);
+                let row = Row {
+                    h,
+                    sum: h,
+                    out,
+                    row: t,
+                    width,
+                    eps,
+                };
+                row.run(isa, t, residual, weight, segments);
+            }
+        }
+    });
+}
+
+/// The same for the rows that are sampled only: out[i] = norm(h[rows[i]] + residual[rows[i]]); h is not written.
+/// `segments` and the residual are those of the full batch.
+///
+/// # Panics
+/// On shapes that do not fit.
+#[expect(clippy::too_many_arguments, reason = "operands of one formula")]
+pub fn add_norm_rows(
+    dev: &Device,
+    h: &[f32],
+    rows: &[u32],
+    residual: Option<Residual<'_>>,
+    weight: NormWeight<'_>,
+    eps: f32,
+    segments: Segments<'_>,
+    out: &mut Act,
+) {
+    dev.count_op();
+    let width = out.width();
+    let end = rows.iter().map(|&t| t as usize + 1).max().unwrap_or(0);
+    assert!(
+        h.len() >= end * width,
+        "h holds row {} of {width}",
+        end.saturating_sub(1)
+    );
+    check(rows.len(), end, residual, out);
+    let (out, isa) = (out.writer(), dev.isa());
+    let pieces = dev.pieces(rows.len(), width / 2);
+    dev.fork(pieces, &|piece| {
+        for i in part(rows.len(), pieces, piece) {
+            let t = rows[i] as usize;
+            // SAFETY: rows are in bounds as asserted; output row `i` belongs to one piece.
+            unsafe {
+                let h = h.as_ptr().add(t * width);
+                let row = Row {
+                    h,
+                    sum: out.row(i).cast_mut(),
+                    out,
+                    row: i,
+                    width,
+                    eps,
+                };
+                row.run(isa, t, residual, weight, segments);
+            }
+        }
+    });
+}
+
+fn check(rows: usize, end: usize, residual: Option<Residual<'_>>, out: &Act) {
+    assert!(
+        rows <= out.rows_max(),
+        "{rows} rows into an Act of {}",
+        out.rows_max()
+    );
+    if let Some(residual) = residual {
+        let width = out.width();
+        assert!(
+            residual.y.len() >= end * width,
+            "the residual holds {end} rows of {width}"
+        );
+    }
+}
+
+/// One row: `sum = h + residual`, then `out[row] = norm(sum)`.
+#[derive(Clone, Copy)]
+struct Row {
+    h: *const f32,
+    sum: *mut f32,
+    out: ActWriter,
+    row: usize,
+    width: usize,
+    eps: f32,
+}
+
+impl Row {
+    unsafe fn run(
+        self,
+        isa: Isa,
+        t: usize,
+        residual: Option<Residual<'_>>,
+        weight: NormWeight<'_>,
+        segments: Segments<'_>,
+    ) {
+        let segment = segments.of_row(t);
+        let width = self.width;
+        isa.run(NormRow {
+            row: self,
+            y: residual.map(|r| r.y[t * width..][..width].as_ptr()),
+            post: residual
+                .and_then(|r| r.post)
+                .map(|post| post.of(segment, width).as_ptr()),
+            weight: weight.of(segment, width).as_ptr(),
+        });
+    }
+}
+
+struct NormRow {
+    row: Row,
+    y: Option<*const f32>,
+    post: Option<*const f32>,
+    weight: *const f32,
+}
+
+/// 1 / sqrt(mean(x²) + eps) of `width` values.
+#[inline(always)]
+pub(crate) unsafe fn inverse_rms<S: Simd>(x: *const f32, width: usize, eps: f32) -> f32 {
+    let mut squares = S::zero();
+    for c in (0..width).step_by(LANES) {
+        let x = S::load_n(x.add(c), (width - c).min(LANES));
+        squares = S::fma(x, x, squares);
+    }
+    let mean = f64::from(S::sum(squares)) / width as f64;
+    (1.0 / (mean + f64::from(eps)).sqrt()) as f32
+}
+
+impl Kernel for NormRow {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Row {
+            h,
+            sum,
+            out,
+            row,
+            width,
+            eps,
+        } = self.row;
+        let lanes = |c: usize| (width - c).min(LANES);
+        if let Some(y) = self.y {
+            let factor = self
+                .post
+                .map(|w| (w, S::splat(inverse_rms::<S>(y, width, eps))));
+            for c in (0..width).step_by(LANES) {
+                let mut y = S::load_n(y.add(c), lanes(c));
+                if let Some((w, factor)) = factor {
+                    y = S::mul(S::mul(y, factor), S::load_n(w.add(c), lanes(c)));
+                }
+                S::store_n(
+                    sum.add(c),
+                    lanes(c),
+                    S::add(S::load_n(h.add(c), lanes(c)), y),
+                );
+            }
+        }
+        let x = if self.y.is_some() {
+            sum.cast_const()
+        } else {
+            h
+        };
+        let factor = S::splat(inverse_rms::<S>(x, width, eps));
+        for c in (0..width).step_by(LANES) {
+            let x = S::mul(S::load_n(x.add(c), lanes(c)), factor);
+            out.store::<S>(
+                row,
+                c,
+                lanes(c),
+                S::mul(x, S::load_n(self.weight.add(c), lanes(c))),
+            );
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Sixteen lanes in two AVX2 registers.
+
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+use super::{Kernel, LANES, Simd};
+
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2;
+
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Avx2>()
+}
+
+/// Lanes i and i+4, then i+2, i+1.
+#[inline(always)]
+pub(super) unsafe fn sum8(v: __m256) -> f32 {
+    let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+}
+
+#[inline(always)]
+unsafe fn round_bf16(v: __m256) -> __m256i {
+    let bits = _mm256_castps_si256(v);
+    let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+    let up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+    let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+    _mm256_srli_epi32::<16>(_mm256_blendv_epi8(up, quiet, nan))
+}
+
+impl Simd for Avx2 {
+    type F = [__m256; 2];
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::F {
+        [_mm256_set1_ps(x); 2]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::F {
+        [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))]
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: Self::F) {
+        _mm256_storeu_ps(p, v[0]);
+        _mm256_storeu_ps(p.add(8), v[1]);
+    }
+    #[inline(always)]
+    unsafe fn load_n(p: *const f32, n: usize) -> Self::F {
+        if n == LANES {
+            return Self::load(p);
+        }
+        let mut lanes = [0.0; LANES];
+        std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), n);
+        Self::load(lanes.as_ptr())
+    }
+    #[inline(always)]
+    unsafe fn store_n(p: *mut f32, n: usize, v: Self::F) {
+        if n == LANES {
+            return Self::store(p, v);
+        }
+        let mut lanes = [0.0; LANES];
+        Self::store(lanes.as_mut_ptr(), v);
+        std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n);
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const bf16) -> Self::F {
+        let wide = |p: *const bf16| {
+            let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
+        };
+        [wide(p), wide(p.add(8))]
+    }
+    #[inline(always)]
+    unsafe fn store_bf16_n(p: *mut bf16, n: usize, v: Self::F) {
+        // The pack works within 128-bit halves; the permutation puts the four quarters in order.
+        let packed = _mm256_packus_epi32(round_bf16(v[0]), round_bf16(v[1]));
+        let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+        if n == LANES {
+            _mm256_storeu_si256(p.cast(), ordered);
+        } else {
+            let mut lanes = [bf16::ZERO; LANES];
+            _mm256_storeu_si256(lanes.as_mut_ptr().cast(), ordered);
+            std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n);
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])]
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F {
+        [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])]
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])]
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
+        [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])]
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
+        [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])]
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
+        [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])]
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        [
+            _mm256_fmadd_ps(a[0], b[0], c[0]),
+            _mm256_fmadd_ps(a[1], b[1], c[1]),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn select_lt(a: Self::F, b: Self::F, yes: Self::F, no: Self::F) -> Self::F {
+        let one =
+            |i: usize| _mm256_blendv_ps(no[i], yes[i], _mm256_cmp_ps::<_CMP_LT_OQ>(a[i], b[i]));
+        [one(0), one(1)]
+    }
+    #[inline(always)]
+    unsafe fn round(v: Self::F) -> Self::F {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        [
+            _mm256_round_ps::<NEAREST>(v[0]),
+            _mm256_round_ps::<NEAREST>(v[1]),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn pow2(n: Self::F) -> Self::F {
+        let one = |n: __m256| {
+            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+        };
+        [one(n[0]), one(n[1])]
+    }
+    #[inline(always)]
+    unsafe fn sum(v: Self::F) -> f32 {
+        sum8(_mm256_add_ps(v[0], v[1]))
+    }
+    #[inline(always)]
+    unsafe fn max_lane(v: Self::F) -> f32 {
+        let eight = _mm256_max_ps(v[0], v[1]);
+        let four = _mm_max_ps(
+            _mm256_castps256_ps128(eight),
+            _mm256_extractf128_ps::<1>(eight),
+        );
+        let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+    }
+    #[inline(always)]
+    unsafe fn step_bf16(acc: Self::F, x: u32, w: *const u32) -> Self::F {
+        let x0 = _mm256_set1_ps(f32::from_bits(x << 16));
+        let x1 = _mm256_set1_ps(f32::from_bits(x & 0xffff_0000));
+        let half = |acc: __m256, w: *const u32| {
+            let words = _mm256_loadu_si256(w.cast());
+            let low = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words));
+            let high = _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(-65536)));
+            _mm256_fmadd_ps(x1, high, _mm256_fmadd_ps(x0, low, acc))
+        };
+        [half(acc[0], w), half(acc[1], w.add(8))]
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(p.cast())
+    }
+}

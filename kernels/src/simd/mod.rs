@@ -1,0 +1,215 @@
+//! Sixteen f32 lanes on every CPU: the vocabulary in which each inner loop is written once.
+//!
+//! [`Simd`] is implemented by AVX-512 (one register), AVX2 (two) and plain arrays (NEON and the rest,
+//! which the compiler vectorises). [`Isa::run`] picks at run time: a [`Kernel`] is inlined whole into a function
+//! compiled for that instruction set. Everything under `Kernel::run` must be `#[inline(always)]`,
+//! or it is compiled without the instructions.
+//!
+//! Lane operations are the same everywhere and every sum has one order, so AVX2 and AVX-512 give the same bits;
+//! `vdpbf16ps` and CPUs without fused multiply-add round differently.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use half::bf16;
+
+/// Lanes of one vector, outputs of one weight panel, tokens of one page.
+pub(crate) const LANES: usize = 16;
+
+/// An instruction set this crate has code for, the poorest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// What the target always has: NEON on aarch64, SSE2 on x86-64.
+    Portable,
+    /// AVX2 with FMA.
+    Avx2,
+    /// AVX-512 F, BW, VL and DQ; bf16 weights are widened by a shift.
+    Avx512,
+    /// AVX-512 with BF16: `vdpbf16ps` multiplies bf16 pairs.
+    Avx512Bf16,
+}
+
+impl Isa {
+    /// Those this CPU can run, the best last.
+    pub fn available() -> &'static [Isa] {
+        const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+        #[cfg(target_arch = "x86_64")]
+        let count = {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = avx2
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512dq");
+            let bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
+            1 + usize::from(avx2) + usize::from(avx512) + usize::from(bf16)
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        let count = 1;
+        &ALL[..count]
+    }
+
+    /// As shown to people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable if cfg!(target_arch = "aarch64") => "neon",
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512bf16",
+        }
+    }
+
+    /// Runs `kernel` compiled for this instruction set.
+    ///
+    /// # Safety
+    /// `self` is available, and the kernel's own requirements hold.
+    #[inline]
+    pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => avx512::run_bf16(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::run(kernel),
+            _ => kernel.run::<portable::Portable>(),
+        }
+    }
+}
+
+/// An inner loop, generic over the lanes it runs on.
+pub(crate) trait Kernel {
+    type Output;
+    /// # Safety
+    /// The instruction set of `S` is there; pointers held by `self` are valid for what the kernel's page says.
+    unsafe fn run<S: Simd>(self) -> Self::Output;
+}
+
+/// Sixteen f32 lanes. All methods are unsafe because they need the instruction set; pointers need no alignment.
+pub(crate) trait Simd: Copy {
+    /// One vector.
+    type F: Copy;
+    /// Whether there are registers for a tile of 24 vectors; else for one of 6.
+    const WIDE: bool;
+
+    unsafe fn splat(x: f32) -> Self::F;
+    unsafe fn load(p: *const f32) -> Self::F;
+    unsafe fn store(p: *mut f32, v: Self::F);
+    /// The first `n <= 16` lanes, the others zero.
+    unsafe fn load_n(p: *const f32, n: usize) -> Self::F;
+    unsafe fn store_n(p: *mut f32, n: usize, v: Self::F);
+    unsafe fn load_bf16(p: *const bf16) -> Self::F;
+    /// Rounded to nearest even, as `bf16::from_f32` does.
+    unsafe fn store_bf16_n(p: *mut bf16, n: usize, v: Self::F);
+
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
+    /// `a > b ? a : b`, so `b` where either is NaN.
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    /// `a < b ? a : b`, so `b` where either is NaN.
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
+    /// `a · b + c`, fused where the CPU can.
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a < b ? yes : no`.
+    unsafe fn select_lt(a: Self::F, b: Self::F, yes: Self::F, no: Self::F) -> Self::F;
+    /// To the nearest integer, ties to even; |v| < 2^22.
+    unsafe fn round(v: Self::F) -> Self::F;
+    /// 2^n of integral lanes in -126..=127.
+    unsafe fn pow2(n: Self::F) -> Self::F;
+    /// Lanes i and i+8, then i+4, i+2, i+1: one order everywhere.
+    unsafe fn sum(v: Self::F) -> f32;
+    unsafe fn max_lane(v: Self::F) -> f32;
+
+    /// `acc + x · w`: one f32 step of a packed panel, `x` an f32's bits, `w` 16 f32.
+    #[inline(always)]
+    unsafe fn step_f32(acc: Self::F, x: u32, w: *const u32) -> Self::F {
+        Self::fma(Self::splat(f32::from_bits(x)), Self::load(w.cast()), acc)
+    }
+    /// `acc + x0 · w0 + x1 · w1`: one bf16 step of a packed panel; `x` a pair, `w` 16 pairs, the first in the low half.
+    unsafe fn step_bf16(acc: Self::F, x: u32, w: *const u32) -> Self::F;
+    unsafe fn prefetch(p: *const u8);
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::F {
+        Self::splat(0.0)
+    }
+
+    /// eˣ within 2 ulp; 0 below -87.33 (no subnormals), e^88.37 above.
+    #[inline(always)]
+    unsafe fn exp(x: Self::F) -> Self::F {
+        const LOW: f32 = -87.33;
+        let clamped = Self::max(Self::splat(LOW), Self::min(Self::splat(88.37), x));
+        let n = Self::round(Self::mul(clamped, Self::splat(std::f32::consts::LOG2_E)));
+        // ln 2 in two parts; the first has so few bits that n · LN2_HIGH is exact.
+        let r = Self::fma(n, Self::splat(-0.693_359_4), clamped);
+        let r = Self::fma(n, Self::splat(2.121_944_4e-4), r);
+        // Taylor to the 7th power: the rest is below 6e-9 for |r| <= ln 2 / 2.
+        let mut p = Self::splat(1.0 / 5040.0);
+        for c in [
+            1.0 / 720.0,
+            1.0 / 120.0,
+            1.0 / 24.0,
+            1.0 / 6.0,
+            0.5,
+            1.0,
+            1.0,
+        ] {
+            p = Self::fma(p, r, Self::splat(c));
+        }
+        let y = Self::mul(p, Self::pow2(n));
+        Self::select_lt(x, Self::splat(LOW), Self::zero(), y)
+    }
+}
+
+/// What a weight or a factor may be stored as, widened to f32 lanes when read.
+pub(crate) trait Element: Copy + Send + Sync {
+    unsafe fn load<S: Simd>(p: *const Self) -> S::F;
+    fn from_f32(x: f32) -> Self;
+    fn to_f32(self) -> f32;
+    /// Stores the first `n` lanes, rounded.
+    unsafe fn store_n<S: Simd>(p: *mut Self, n: usize, v: S::F);
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const f32) -> S::F {
+        S::load(p)
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> f32 {
+        x
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    unsafe fn store_n<S: Simd>(p: *mut f32, n: usize, v: S::F) {
+        S::store_n(p, n, v)
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const bf16) -> S::F {
+        S::load_bf16(p)
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> bf16 {
+        bf16::from_f32(x)
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        bf16::to_f32(self)
+    }
+    #[inline(always)]
+    unsafe fn store_n<S: Simd>(p: *mut bf16, n: usize, v: S::F) {
+        S::store_bf16_n(p, n, v)
+    }
+}

@@ -1,0 +1,128 @@
+//! Sixteen lanes as a plain array: loops of fixed length that the compiler vectorises for the target (NEON, SSE2).
+
+use half::bf16;
+
+use super::{LANES, Simd};
+
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+type Array = [f32; LANES];
+
+/// A call into the C library where the CPU has no fused instruction: a plain product and sum is better then.
+const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
+
+#[inline(always)]
+fn zip(a: Array, b: Array, f: impl Fn(f32, f32) -> f32) -> Array {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+impl Simd for Portable {
+    type F = Array;
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Array {
+        [x; LANES]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Array {
+        p.cast::<Array>().read_unaligned()
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: Array) {
+        p.cast::<Array>().write_unaligned(v)
+    }
+    #[inline(always)]
+    unsafe fn load_n(p: *const f32, n: usize) -> Array {
+        std::array::from_fn(|i| if i < n { *p.add(i) } else { 0.0 })
+    }
+    #[inline(always)]
+    unsafe fn store_n(p: *mut f32, n: usize, v: Array) {
+        std::ptr::copy_nonoverlapping(v.as_ptr(), p, n);
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const bf16) -> Array {
+        let halves = p.cast::<[u16; LANES]>().read_unaligned();
+        halves.map(|h| f32::from_bits(u32::from(h) << 16))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16_n(p: *mut bf16, n: usize, v: Array) {
+        let rounded = v.map(bf16::from_f32);
+        std::ptr::copy_nonoverlapping(rounded.as_ptr(), p, n);
+    }
+    #[inline(always)]
+    unsafe fn add(a: Array, b: Array) -> Array {
+        zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Array, b: Array) -> Array {
+        zip(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Array, b: Array) -> Array {
+        zip(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    unsafe fn div(a: Array, b: Array) -> Array {
+        zip(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    unsafe fn max(a: Array, b: Array) -> Array {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn min(a: Array, b: Array) -> Array {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Array, b: Array, c: Array) -> Array {
+        std::array::from_fn(|i| {
+            if FUSED {
+                a[i].mul_add(b[i], c[i])
+            } else {
+                a[i] * b[i] + c[i]
+            }
+        })
+    }
+    #[inline(always)]
+    unsafe fn select_lt(a: Array, b: Array, yes: Array, no: Array) -> Array {
+        std::array::from_fn(|i| if a[i] < b[i] { yes[i] } else { no[i] })
+    }
+    #[inline(always)]
+    unsafe fn round(v: Array) -> Array {
+        // Adding 1.5 · 2^23 leaves no room for a fraction.
+        const SHIFT: f32 = 12_582_912.0;
+        v.map(|x| (x + SHIFT) - SHIFT)
+    }
+    #[inline(always)]
+    unsafe fn pow2(n: Array) -> Array {
+        n.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23))
+    }
+    #[inline(always)]
+    unsafe fn sum(mut v: Array) -> f32 {
+        for width in [8, 4, 2, 1] {
+            for i in 0..width {
+                v[i] += v[i + width];
+            }
+        }
+        v[0]
+    }
+    #[inline(always)]
+    unsafe fn max_lane(v: Array) -> f32 {
+        v.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+    #[inline(always)]
+    unsafe fn step_bf16(acc: Array, x: u32, w: *const u32) -> Array {
+        let words = w.cast::<[u32; LANES]>().read_unaligned();
+        let acc = Self::fma(
+            [f32::from_bits(x << 16); LANES],
+            words.map(|w| f32::from_bits(w << 16)),
+            acc,
+        );
+        let high = words.map(|w| f32::from_bits(w & 0xffff_0000));
+        Self::fma([f32::from_bits(x & 0xffff_0000); LANES], high, acc)
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+}

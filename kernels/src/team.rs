@@ -1,0 +1,220 @@
+//! A team of threads that share the tasks of one op. Owns the threads; never allocates in a run; knows nothing of the work.
+//!
+//! The caller is worker 0. Tasks are claimed one by one from one atomic word, `(run, tasks left)`, so a worker that was
+//! descheduled costs nothing but its own help: the caller returns when every task is done, not when every worker has
+//! looked in. Which worker ran a task must not matter to the result; ops write disjoint outputs per task.
+//!
+//! Idle workers spin for a bounded time (the gap between two ops of a step is a few µs), then park: an idle
+//! server burns no CPU. A task that panics is counted as done; when the run is over the first payload goes
+//! on in the caller, so a failed step fails and the team lives.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle, Thread};
+
+/// Polls before a waiting thread parks: 20 to 50 µs, about the longest serial stretch within a step.
+const POLLS_MAX: u32 = 1500;
+
+/// What one run calls: task and worker number.
+type Body<'a> = &'a (dyn Fn(usize, usize) + Sync + 'a);
+
+struct Post {
+    /// High half: number of the run. Low half: tasks not yet claimed.
+    ticket: AtomicU64,
+    /// The running body: a pointer to a `Body` on the caller's stack.
+    body: AtomicPtr<()>,
+    /// Tasks of the run not yet finished.
+    unfinished: AtomicU32,
+    /// The caller parks in wait of `unfinished == 0`.
+    caller_parked: AtomicBool,
+    caller: Mutex<Option<Thread>>,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    stop: AtomicBool,
+}
+
+struct Worker {
+    parked: Arc<AtomicBool>,
+    join: Option<JoinHandle<()>>,
+}
+
+/// See the module page.
+pub(crate) struct Team {
+    post: Arc<Post>,
+    workers: Vec<Worker>,
+}
+
+impl Team {
+    /// A team of `threads`, the caller among them.
+    pub(crate) fn new(threads: usize) -> Team {
+        assert!(threads >= 1, "a team needs at least one thread");
+        let post = Arc::new(Post {
+            ticket: AtomicU64::new(0),
+            body: AtomicPtr::new(std::ptr::null_mut()),
+            unfinished: AtomicU32::new(0),
+            caller_parked: AtomicBool::new(false),
+            caller: Mutex::new(None),
+            panic: Mutex::new(None),
+            stop: AtomicBool::new(false),
+        });
+        let workers = (1..threads)
+            .map(|index| {
+                let parked = Arc::new(AtomicBool::new(false));
+                let (post, flag) = (post.clone(), parked.clone());
+                let join = thread::Builder::new()
+                    .name(format!("kernels-{index}"))
+                    .spawn(move || post.serve(index, &flag))
+                    .expect("the system starts a thread");
+                Worker {
+                    parked,
+                    join: Some(join),
+                }
+            })
+            .collect();
+        Team { post, workers }
+    }
+
+    /// Workers, the caller included.
+    pub(crate) fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `body(task, worker)` once for every `task < tasks`, and returns when all are done.
+    ///
+    /// # Panics
+    /// With the payload of the first task that panicked, after all other tasks ran.
+    pub(crate) fn run(&self, tasks: usize, body: Body<'_>) {
+        if tasks <= 1 || self.workers.is_empty() {
+            (0..tasks).for_each(|task| body(task, 0));
+            return;
+        }
+        let post = &*self.post;
+        let count = u32::try_from(tasks).expect("tasks fit in 32 bits");
+        let run = (post.ticket.load(Ordering::Relaxed) >> 32).wrapping_add(1);
+        post.unfinished.store(count, Ordering::Relaxed);
+        post.body
+            .store((&raw const body).cast_mut().cast(), Ordering::Release);
+        post.ticket
+            .store(run << 32 | u64::from(count), Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        for worker in self.workers.iter().take(tasks - 1) {
+            if worker.parked.load(Ordering::SeqCst) {
+                worker
+                    .join
+                    .as_ref()
+                    .expect("the team lives")
+                    .thread()
+                    .unpark();
+            }
+        }
+        post.claim_all(0);
+        post.wait_done();
+        let payload = post
+            .panic
+            .lock()
+            .expect("no code panics under this lock")
+            .take();
+        if let Some(payload) = payload {
+            resume_unwind(payload);
+        }
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.post.stop.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        for worker in &mut self.workers {
+            let join = worker.join.take().expect("dropped once");
+            join.thread().unpark();
+            // Tasks' panics are caught, so a worker ends normally; nothing is left to report here.
+            let _ = join.join();
+        }
+    }
+}
+
+impl Post {
+    /// Claims and runs tasks until none is left.
+    fn claim_all(&self, worker: usize) {
+        loop {
+            let ticket = self.ticket.load(Ordering::Acquire);
+            let left = ticket as u32;
+            if left == 0 {
+                return;
+            }
+            // Acquire: had a later run already written `body`, the exchange below would see that run's ticket and fail.
+            let body = self.body.load(Ordering::Acquire).cast::<Body<'_>>();
+            let claimed = self.ticket.compare_exchange(
+                ticket,
+                ticket - 1,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            );
+            if claimed.is_err() {
+                continue;
+            }
+            let tasks_left = left as usize - 1;
+            // SAFETY: the task just claimed is unfinished, so the caller still waits in `run` and its `body` is alive.
+            let body = unsafe { *body };
+            // Tasks are numbered downwards by the claim; ops put their longest first, at the high numbers.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| body(tasks_left, worker))) {
+                self.panic
+                    .lock()
+                    .expect("no code panics under this lock")
+                    .get_or_insert(payload);
+            }
+            if self.unfinished.fetch_sub(1, Ordering::SeqCst) == 1 && worker != 0 {
+                fence(Ordering::SeqCst);
+                if self.caller_parked.load(Ordering::SeqCst)
+                    && let Some(caller) =
+                        &*self.caller.lock().expect("no code panics under this lock")
+                {
+                    caller.unpark();
+                }
+            }
+        }
+    }
+
+    /// The caller's wait for tasks that others still run.
+    fn wait_done(&self) {
+        for _ in 0..POLLS_MAX {
+            if self.unfinished.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        *self.caller.lock().expect("no code panics under this lock") = Some(thread::current());
+        self.caller_parked.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        while self.unfinished.load(Ordering::SeqCst) > 0 {
+            thread::park();
+        }
+        self.caller_parked.store(false, Ordering::SeqCst);
+    }
+
+    /// A spawned worker's life.
+    fn serve(&self, worker: usize, parked: &AtomicBool) {
+        let mut polls = 0;
+        loop {
+            if self.ticket.load(Ordering::Acquire) as u32 > 0 {
+                self.claim_all(worker);
+                polls = 0;
+            } else if self.stop.load(Ordering::Acquire) {
+                return;
+            } else if polls < POLLS_MAX {
+                polls += 1;
+                std::hint::spin_loop();
+            } else {
+                parked.store(true, Ordering::SeqCst);
+                fence(Ordering::SeqCst);
+                let idle = self.ticket.load(Ordering::SeqCst) as u32 == 0;
+                if idle && !self.stop.load(Ordering::SeqCst) {
+                    thread::park();
+                }
+                parked.store(false, Ordering::SeqCst);
+                polls = 0;
+            }
+        }
+    }
+}
