@@ -59,6 +59,11 @@ pub struct Config {
     pub choices_max: usize,
     pub stops_max: usize,
     pub messages_max: usize,
+    pub logit_bias_max: usize,
+    /// Connections open at once; more wait in the listener's backlog.
+    pub connections_max: usize,
+    /// Uploads received at once; more are told 429.
+    pub uploads_max: usize,
     pub request_seconds_max: u64,
     pub drain_seconds: u64,
     pub log_format: String,
