@@ -9,7 +9,8 @@ use super::ledger::{self, Ledger};
 use crate::adapters::registry::{Entry, Publish, Registry, RegistryOptions};
 use crate::api::{self, App};
 use crate::config::{Config, RawConfig, memory_available};
-use crate::engine::step::{EngineHandle, EngineOptions};
+use crate::engine::step::EngineOptions;
+use crate::engine::{EngineHandle, probe};
 use crate::error::{Error, Kind, Result};
 use crate::metrics::Metrics;
 use crate::model::checkpoint::Checkpoint;
@@ -110,8 +111,8 @@ impl Prepared {
         let options = ModelOptions {
             threads: config.threads,
             rows_max: config.rows_max,
-            logit_rows_max: config.rows_max, // every row of an echoed prompt may want its logits
-            kv_pages,
+            logit_rows_max: logit_rows_max(config),
+            kv_pages: kv_pages + probe::pages_needed(PROBES.len()),
             kv_dtype,
             context,
         };
@@ -245,24 +246,32 @@ fn context(config: &Config, of_model: usize, kv_pages: usize) -> Result<usize> {
     Ok(asked.min(held))
 }
 
+/// What the probe of a new adapter asks. Prose and code: what an adapter changes shows on one of them.
+const PROBES: [&str; 2] = [
+    "The old lighthouse keeper climbed the winding stairs every evening to",
+    "def total(items):\n    return sum(item.price for item in",
+];
+
+/// Rows of a step that may have logits: one for each running sequence, and some more so that echoed prompts, which want
+/// them for every row, go on in chunks.
+fn logit_rows_max(config: &Config) -> usize {
+    config.rows_max.min(2 * config.sequences_max)
+}
+
 fn engine_options(
     config: &Config,
     kv_pages: usize,
     context: usize,
     text: &Text,
 ) -> Result<EngineOptions> {
-    // Prose and code: what an adapter changes shows on one of them.
-    let probes = [
-        "The old lighthouse keeper climbed the winding stairs every evening to",
-        "def total(items):\n    return sum(item.price for item in",
-    ];
     let probe = |p: &&str| {
         let mut tokens = text.encode(p, true)?;
-        tokens.truncate(16.min(context));
+        tokens.truncate(KvCache::PAGE.min(context));
         Ok(tokens)
     };
     Ok(EngineOptions {
         rows_max: config.rows_max,
+        logit_rows_max: logit_rows_max(config),
         sequences_max: config.sequences_max,
         waiting_max: config.waiting_max,
         waiting_tokens_max: config.waiting_tokens_max,
@@ -271,7 +280,7 @@ fn engine_options(
         stream_events_max: config.stream_events_max,
         slots_max: config.resident_max,
         prefix_cache: config.prefix_cache,
-        probe_prompts: probes.iter().map(probe).collect::<Result<_>>()?,
+        probe_prompts: PROBES.iter().map(probe).collect::<Result<_>>()?,
     })
 }
 
