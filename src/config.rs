@@ -125,6 +125,9 @@ impl Config {
             choices_max: size("choices_max"),
             stops_max: size("stops_max"),
             messages_max: size("messages_max"),
+            logit_bias_max: size("logit_bias_max"),
+            connections_max: size("connections_max"),
+            uploads_max: size("uploads_max"),
             request_seconds_max: number("request_seconds_max"),
             drain_seconds: number("drain_seconds"),
             log_format: choice(raw.log_format.as_deref(), "log_format", &["text", "json"])?

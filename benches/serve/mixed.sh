@@ -12,7 +12,7 @@ url=http://127.0.0.1:18080
 
 mkdir -p "$work"
 if [ ! -f "$work/adapters/a$count/adapter_config.json" ]; then
-  python3 benches/serve/adapters.py "$work/adapters" "$count" 16
+  python3 benches/make_adapters.py --out "$work/adapters" --count "$count" --rank 16
 fi
 
 adapters=()

@@ -4,8 +4,8 @@
 //! adapter: the server does, and its refusal is printed. The thing to know: only the two PEFT
 //! files, one .gguf, or one archive are ever sent.
 
-use super::bad_argument;
 use super::client::{Client, ServerArgs};
+use super::{bad_argument, say};
 use crate::config::human;
 use crate::error::Result;
 use clap::{Args, Subcommand};
@@ -65,14 +65,14 @@ pub fn run(args: AdapterArgs) -> Result<()> {
                 let shown = client
                     .json(client.request(Method::GET, &path(&name)?))
                     .await?;
-                println!("{shown:#}");
+                say(&format!("{shown:#}\n"));
                 Ok(())
             }
             Verb::Rm { name } => {
                 client
                     .send(client.request(Method::DELETE, &path(&name)?))
                     .await?;
-                println!("removed {name}");
+                say(&format!("removed {name}\n"));
                 Ok(())
             }
         }
@@ -131,7 +131,7 @@ async fn push(client: &Client, name: &str, from: &Path, force: bool) -> Result<(
     }
     let request = client.request(Method::PUT, &route).multipart(form);
     let done = client.json(request).await?;
-    println!("{}", line(&done));
+    say(&format!("{}\n", line(&done)));
     Ok(())
 }
 
@@ -141,34 +141,36 @@ async fn list(client: &Client) -> Result<()> {
         .await?;
     let rows: Vec<&Value> = page["data"].as_array().into_iter().flatten().collect();
     if rows.is_empty() {
-        println!("no adapters; add one with 'polylora adapter push NAME DIR'");
+        say(&format!(
+            "no adapters; add one with 'polylora adapter push NAME DIR'\n"
+        ));
     }
     for row in rows {
-        println!("{}", line(row));
+        say(&format!("{}\n", line(row)));
     }
     Ok(())
 }
 
-/// One version on one line: `pirate@1  ready  lora r8  1.8 MiB  sha256:…`. What the server leaves
-/// out is left out.
+/// One version on one line: `pirate@1  ready, current  lora r8  1.8 MiB  sha256:…`.
 fn line(v: &Value) -> String {
-    let text = |key: &str| v[key].as_str().unwrap_or_default().to_owned();
-    let id = ["id", "name"]
-        .iter()
-        .map(|k| text(k))
-        .find(|t| !t.is_empty())
-        .unwrap_or_default();
-    let rank = v["rank_max"]
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    let current = if v["current"] == true {
+        ", current"
+    } else {
+        ""
+    };
+    let method = text(&v["summary"]["method"]);
+    let rank = v["summary"]["rank_max"]
         .as_u64()
-        .map_or(String::new(), |r| format!("r{r}"));
+        .map_or(String::new(), |r| format!(" r{r}"));
     let size = v["file_bytes"].as_u64().map_or(String::new(), human);
     [
-        id,
-        text("state"),
-        text("method"),
-        rank,
+        text(&v["id"]),
+        text(&v["result"]),
+        text(&v["state"]) + current,
+        method + &rank,
         size,
-        text("digest"),
+        text(&v["digest"]),
     ]
     .into_iter()
     .filter(|t| !t.is_empty())

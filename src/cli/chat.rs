@@ -5,11 +5,12 @@
 //! the conversation, so adapters can be compared.
 
 use super::client::{Client, ServerArgs};
+use super::say;
 use crate::error::{Error, Result};
 use clap::Args;
 use reqwest::Method;
 use serde_json::{Value, json};
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -82,10 +83,10 @@ impl Conversation {
     /// conversation goes on.
     async fn interact(&mut self) -> Result<()> {
         let mut lines = typed_lines();
-        println!(
-            "Talking to {} at {}. /quit ends, /model NAME switches.",
+        say(&format!(
+            "Talking to {} at {}. /quit ends, /model NAME switches.\n",
             self.model, self.client.url
-        );
+        ));
         while let Some(line) = self.line(&mut lines).await {
             let line = line.trim();
             let said = match line.split_once(' ').unwrap_or((line, "")) {
@@ -98,7 +99,9 @@ impl Conversation {
                 ("/models", _) => self.show_models().await,
                 ("/model", name) => self.switch(name.trim()).await,
                 (word, _) if word.starts_with('/') => {
-                    println!("{word} is unknown; there are /model NAME, /models, /reset, /quit");
+                    say(&format!(
+                        "{word} is unknown; there are /model NAME, /models, /reset, /quit\n"
+                    ));
                     Ok(())
                 }
                 _ => self.ask(line).await,
@@ -113,7 +116,7 @@ impl Conversation {
     /// The next line typed; `None` at the end of input or at Ctrl-C.
     async fn line(&self, lines: &mut mpsc::Receiver<String>) -> Option<String> {
         if std::io::stdin().is_terminal() {
-            show(&format!("{}> ", self.model));
+            say(&format!("{}> ", self.model));
         }
         tokio::select! {
             line = lines.recv() => line,
@@ -123,7 +126,10 @@ impl Conversation {
 
     async fn show_models(&self) -> Result<()> {
         for id in self.client.models().await? {
-            println!("{} {id}", if id == self.model { "*" } else { " " });
+            say(&format!(
+                "{} {id}\n",
+                if id == self.model { "*" } else { " " }
+            ));
         }
         Ok(())
     }
@@ -179,22 +185,22 @@ impl Conversation {
             let event = tokio::select! {
                 event = events.next() => event,
                 _ = tokio::signal::ctrl_c() => {
-                    show(" …\n");
+                    say(" …\n");
                     return Ok(text); // dropping the stream cancels it
                 }
             };
             let event = event.inspect_err(|_| {
                 if !text.is_empty() {
-                    show("\n")
+                    say("\n")
                 }
             })?;
             let Some(event) = event else { break };
             if let Some(piece) = event["choices"][0]["delta"]["content"].as_str() {
-                show(piece);
+                say(piece);
                 text += piece;
             }
         }
-        show("\n");
+        say("\n");
         Ok(text)
     }
 }
@@ -215,11 +221,4 @@ fn typed_lines() -> mpsc::Receiver<String> {
         }
     });
     receive
-}
-
-/// Prints at once; a closed terminal is noticed by the next read.
-fn show(text: &str) {
-    let mut out = std::io::stdout();
-    let _ = out.write_all(text.as_bytes());
-    let _ = out.flush();
 }

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use clap::{Args, Parser, Subcommand};
 use polylora_kernels::Dtype;
 use std::future::Future;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -87,8 +88,6 @@ fn dtype_named(name: Option<&str>) -> Option<Dtype> {
     }
 }
 
-pub mod verify;
-
 /// Runs the command line; the exit code is 0, 1 (failed) or 2 (bad arguments).
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -152,4 +151,10 @@ fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
         .build()
         .map_err(|e| Error::fault(format!("cannot start the runtime: {e}")))?
         .block_on(future)
+}
+
+/// Prints at once. A reader who has gone away (`| head`) is no failure.
+fn say(text: &str) {
+    let mut out = std::io::stdout();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }

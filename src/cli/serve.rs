@@ -4,8 +4,8 @@
 //! be refused is refused before the port opens: settings, model, memory, adapters, in that order.
 
 use super::banner::Banner;
-use super::dtype_named;
 use super::ledger::{self, Ledger};
+use super::{dtype_named, say};
 use crate::adapters::registry::{Entry, Publish, Registry, RegistryOptions};
 use crate::api::{self, App};
 use crate::config::{Config, RawConfig, memory_available};
@@ -54,7 +54,7 @@ pub struct ServeArgs {
 pub fn run(args: ServeArgs) -> Result<()> {
     let file = args.config.as_deref();
     if args.print_config {
-        print!("{}", Config::print(file, args.settings)?);
+        say(&Config::print(file, args.settings)?);
         return Ok(());
     }
     let config = Config::load(file, args.settings)?;
@@ -119,7 +119,11 @@ impl Prepared {
         let ledger = Ledger::new(
             config,
             (weights.bytes() as u64, checkpoint.storage.clone()),
-            (kv_pages as u64, page_bytes as u64, KvCache::PAGE as u64),
+            (
+                options.kv_pages as u64,
+                page_bytes as u64,
+                KvCache::PAGE as u64,
+            ),
             Model::buffer_bytes(&weights.shape, &options) as u64,
         );
         let available = memory_available();
@@ -183,12 +187,13 @@ impl Prepared {
                 .unwrap_or_else(|| "polylora".to_owned()),
             locked: config.api_key.is_some(),
         };
-        print!("{}", banner.page());
+        say(&banner.page());
 
         let app = App {
             config: Arc::new(config),
             base_name: self.base_name.into(),
             base_digest: self.weights.digest.to_string().into(),
+            device: device.into(),
             context: self.context,
             vocab: shape.vocab,
             text: self.text,

@@ -111,6 +111,15 @@ pub struct RawConfig {
     /// Most messages of one chat request
     #[arg(long, env = "POLYLORA_MESSAGES_MAX", value_name = "N")]
     pub messages_max: Option<u64>,
+    /// Most logit_bias entries of one request
+    #[arg(long, env = "POLYLORA_LOGIT_BIAS_MAX", value_name = "N")]
+    pub logit_bias_max: Option<u64>,
+    /// Connections open at once; more wait to be accepted
+    #[arg(long, env = "POLYLORA_CONNECTIONS_MAX", value_name = "N")]
+    pub connections_max: Option<u64>,
+    /// Uploads received at once; more are answered 429
+    #[arg(long, env = "POLYLORA_UPLOADS_MAX", value_name = "N")]
+    pub uploads_max: Option<u64>,
     /// Seconds after which a request is ended
     #[arg(long, env = "POLYLORA_REQUEST_SECONDS_MAX", value_name = "SECONDS")]
     pub request_seconds_max: Option<u64>,
@@ -168,6 +177,9 @@ impl RawConfig {
             choices_max: self.choices_max.or(below.choices_max),
             stops_max: self.stops_max.or(below.stops_max),
             messages_max: self.messages_max.or(below.messages_max),
+            logit_bias_max: self.logit_bias_max.or(below.logit_bias_max),
+            connections_max: self.connections_max.or(below.connections_max),
+            uploads_max: self.uploads_max.or(below.uploads_max),
             request_seconds_max: self.request_seconds_max.or(below.request_seconds_max),
             drain_seconds: self.drain_seconds.or(below.drain_seconds),
             log_format: self.log_format.or(below.log_format),
@@ -244,6 +256,9 @@ pub const RANGES: &[Range] = ranges! {
         choices_max: 1, 128, 16;
         stops_max: 0, 64, 16;
         messages_max: 1, 65_536, 1024;
+        logit_bias_max: 0, 65_536, 1024;
+        connections_max: 1, 65_536, 1024;
+        uploads_max: 1, 256, 4;
         request_seconds_max: 1, 86_400, 600;
         drain_seconds: 0, 3600, 30;
     }

@@ -9,8 +9,8 @@ pub mod load;
 pub mod plan;
 pub mod report;
 
-use super::bad_argument;
 use super::client::{Client, ServerArgs};
+use super::{bad_argument, say};
 use crate::error::{Error, Result};
 use clap::{Args, ValueEnum};
 use plan::{Plan, Popularity};
@@ -129,7 +129,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
     }
     super::block_on(async {
         let contest = contest(&args).await?;
-        print!("{}", contest.table());
+        say(&contest.table());
         if let Some(path) = &args.json {
             let page = format!("{:#}\n", contest.json(options(&args)));
             std::fs::write(path, page)
