@@ -30,7 +30,7 @@ mod wire;
 
 use crate::adapters::registry::Registry;
 use crate::config::Config;
-use crate::engine::step::EngineHandle;
+use crate::engine::EngineHandle;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::text::Text;
