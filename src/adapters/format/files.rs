@@ -14,6 +14,9 @@ pub const CONFIG: &str = "adapter_config.json";
 pub const TENSORS: &str = "adapter_model.safetensors";
 pub const GGUF: &str = "adapter.gguf";
 
+/// Stands for an uploaded pickle, which is not kept.
+pub const PICKLE_MARK: &str = "adapter_model.bin";
+
 /// Separates this hash from every other use of SHA-256.
 const DOMAIN: &[u8] = b"polylora adapter 1\0";
 const PICKLES: [&str; 5] = [".bin", ".pt", ".pth", ".ckpt", ".pkl"];

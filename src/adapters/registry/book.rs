@@ -109,6 +109,8 @@ pub struct Book {
     pub reserved: u64,
     pub loads: u64,
     pub evictions: u64,
+    /// Something drains or must go: the reaper has work when a hold ends.
+    pub unsettled: bool,
     clock: u64,
     reaper: Arc<Notify>,
 }
@@ -122,6 +124,7 @@ impl Book {
             reserved: 0,
             loads: 0,
             evictions: 0,
+            unsettled: true,
             clock: 0,
             reaper,
         }
@@ -142,7 +145,11 @@ impl Book {
     pub fn lease(&mut self, model: &str) -> Result<Found> {
         let (name, number) = match model.split_once('@') {
             None => (model, None),
-            Some((name, number)) => (name, Some(number.parse().unwrap_or(0))),
+            Some((name, number)) => {
+                // Only the way that versions are printed; no version has the number 0.
+                let parsed = number.parse().ok().filter(|n: &u64| n.to_string() == number);
+                (name, Some(parsed.unwrap_or(0)))
+            }
         };
         let held = self
             .names
@@ -203,15 +210,15 @@ impl Book {
         Some((*digest, resident.slot))
     }
 
+    /// Contents that some version may be asked for, and that may therefore stay in the bank.
+    fn warm(&self) -> HashSet<Digest> {
+        let living = self.names.values().flat_map(|v| v.held.values());
+        living.filter(|h| h.warm()).map(|h| h.version.digest).collect()
+    }
+
     /// Digests in the bank that no live version wants and nobody uses.
     pub fn unwanted(&self) -> Vec<Digest> {
-        let warm: HashSet<Digest> = self
-            .names
-            .values()
-            .flat_map(|v| v.held.values())
-            .filter(|h| h.warm())
-            .map(|h| h.version.digest)
-            .collect();
+        let warm = self.warm();
         let idle = self.residents.iter().filter(|(_, r)| r.idle());
         idle.map(|(d, _)| *d).filter(|d| !warm.contains(d)).collect()
     }
@@ -228,13 +235,12 @@ impl Book {
 
     /// Replaced versions that are out of the bank, or kept there by another version, have drained.
     pub fn settle_drained(&mut self) {
+        let warm = self.warm();
         let residents = &self.residents;
-        for versions in self.names.values_mut() {
-            for held in versions.held.values_mut() {
-                let resident = residents.get(&held.version.digest);
-                if held.draining && held.idle() && resident.is_none_or(|r| !r.leaving) {
-                    held.draining = false;
-                }
+        let gone = |d: &Digest| !residents.contains_key(d) || warm.contains(d);
+        for held in self.names.values_mut().flat_map(|v| v.held.values_mut()) {
+            if held.draining && held.idle() && gone(&held.version.digest) {
+                held.draining = false;
             }
         }
     }
@@ -248,15 +254,21 @@ impl Book {
             let old: Vec<u64> = versions
                 .held
                 .iter()
-                .filter(|(n, h)| **n != versions.current && h.idle() && !h.draining)
-                .map(|(n, _)| *n)
+                .filter(|(n, _)| **n != versions.current)
                 .take(surplus)
+                .filter(|(_, h)| h.idle() && !h.draining)
+                .map(|(n, _)| *n)
                 .collect();
             pruned.extend(old.iter().filter_map(|n| versions.held.remove(n)));
         }
         let gone = self.departing.extract_if(.., |h| h.idle());
         let mut digests: Vec<Digest> = gone.map(|h| h.version.digest).collect();
         digests.extend(pruned.iter().map(|h| h.version.digest));
+        self.unsettled = !self.departing.is_empty()
+            || !self.unwanted().is_empty()
+            || self.names.values().any(|v| {
+                v.held.len() > kept.max(1) || v.held.values().any(|h| h.draining)
+            });
         (pruned.into_iter().map(|h| h.version).collect(), digests)
     }
 
