@@ -51,6 +51,7 @@ pub async fn post(
         let prompt = Prompt {
             param: "messages".to_owned(),
             tokens: api.on_text(move |text| conversation.encode(text)).await?,
+            continued: false,
             echo: None,
         };
         let run = Run::start(&api, &target, &checked, vec![prompt], None, deadline)?;
@@ -123,13 +124,6 @@ fn check(
         ));
     }
     checked.sampling.logprobs = wanted.then_some(top.unwrap_or(0));
-    if !api.app.text.has_template() {
-        return Err(crate::error::Error::invalid(
-            "no_chat_template",
-            "the base model has no chat template; use /v1/completions",
-        )
-        .param("messages"));
-    }
     let conversation = Conversation {
         messages: messages::check(own.messages, api.app.config.messages_max)?,
         tools: messages::tools(own.tools, own.tool_choice.as_ref())?,

@@ -69,9 +69,14 @@ pub struct Choice {
 }
 
 impl Choice {
-    pub fn new(text: &Text, checked: &Checked) -> Self {
+    /// `before`: the text that the answer continues; `None` starts afresh, as in a chat.
+    pub fn new(text: &Text, checked: &Checked, before: Option<&[u32]>) -> Self {
+        let (text, skip_special) = (text.clone(), checked.skip_special);
         Self {
-            detokenizer: Detokenizer::new(text.clone(), checked.skip_special),
+            detokenizer: match before {
+                None => Detokenizer::new(text, skip_special),
+                Some(prompt) => Detokenizer::continuing(text, skip_special, prompt),
+            },
             stops: StopStrings::new(checked.stops.clone(), checked.include_stop),
             stop_tokens: checked.stop_tokens.clone(),
             tokens_min: checked.tokens_min,
@@ -115,11 +120,10 @@ impl Choice {
     }
 
     fn token(&mut self, token: &TokenEvent) -> (Piece, Option<Ended>) {
-        let only_prompt = self.echo.as_ref().is_some_and(|e| e.only);
-        let mut piece = self.prompt();
-        if only_prompt {
-            return (piece, Some(self.ended(FinishReason::Length)));
+        if self.echo.as_ref().is_some_and(|e| e.only) {
+            return (Piece::default(), None);
         }
+        let mut piece = self.prompt();
         self.tokens += 1;
         if self.stop_tokens.contains(&token.token) {
             return (piece, None);
@@ -140,7 +144,12 @@ impl Choice {
             }
             Stopped::Yes { text, .. } => {
                 piece.text += &text;
-                (piece, Some(self.ended(FinishReason::Stop)))
+                let ended = Ended {
+                    reason: FinishReason::Stop,
+                    completion_tokens: self.tokens,
+                    cached_tokens: None,
+                };
+                (piece, Some(ended))
             }
         }
     }
@@ -188,14 +197,6 @@ impl Choice {
                     scored: echo.scored,
                 }
             }
-        }
-    }
-
-    fn ended(&self, reason: FinishReason) -> Ended {
-        Ended {
-            reason,
-            completion_tokens: self.tokens,
-            cached_tokens: None,
         }
     }
 }

@@ -149,6 +149,7 @@ fn encode(text: &Text, inputs: Vec<(String, Input)>, echo: bool) -> Result<Vec<P
             Ok(Prompt {
                 param,
                 tokens,
+                continued: true,
                 echo: echo.then_some(shown),
             })
         })

@@ -22,6 +22,8 @@ pub struct Prompt {
     /// Request field to blame.
     pub param: String,
     pub tokens: Vec<u32>,
+    /// Whether the answer is the same text going on, or a new one.
+    pub continued: bool,
     /// Its text, when it is to be echoed.
     pub echo: Option<String>,
 }
@@ -80,6 +82,17 @@ impl Run {
         };
         for prompt in prompts {
             let tokens_max = room(api.app.context, checked, &prompt, tokens_default)?;
+            let before = prompt.continued.then_some(prompt.tokens.as_slice());
+            let mut choices: Vec<Choice> = (0..checked.n)
+                .map(|_| {
+                    let choice = Choice::new(&api.app.text, checked, before);
+                    match &prompt.echo {
+                        None => choice,
+                        Some(text) => choice.echo(&api.app.text, text.clone(), tokens_max == 0),
+                    }
+                })
+                .collect();
+            run.choices.append(&mut choices);
             let request = Request {
                 prompt: prompt.tokens,
                 sampling: checked.sampling.clone(),
@@ -90,11 +103,6 @@ impl Run {
                 tenant: String::new(),
             };
             for stream in api.app.engine.submit_n(request, checked.n)? {
-                let choice = Choice::new(&api.app.text, checked);
-                run.choices.push(match &prompt.echo {
-                    None => choice,
-                    Some(text) => choice.echo(&api.app.text, text.clone(), tokens_max == 0),
-                });
                 run.events.insert(run.events.len(), events(stream));
             }
         }

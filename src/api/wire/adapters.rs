@@ -48,6 +48,7 @@ pub struct AdapterVersion {
     /// Served although the probe saw no change.
     pub forced: bool,
     pub probe: AdapterProbe,
+    #[serde(flatten)]
     pub summary: AdapterSummary,
 }
 
