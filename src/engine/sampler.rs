@@ -114,9 +114,9 @@ impl Sampler {
         let best = self
             .ranking
             .best(logits, usize::from(top).min(TOP_LOGPROBS_MAX));
-        best.sort_unstable_by(filter::by_rank);
-        for (entry, &(logit, token)) in event.top.iter_mut().zip(best.iter()) {
-            *entry = (token, (f64::from(logit) - log_total) as f32);
+        best.sort_unstable();
+        for (entry, token) in event.top.iter_mut().zip(best.iter().map(|c| c.token())) {
+            *entry = (token as u32, (f64::from(logits[token]) - log_total) as f32);
         }
         event.top_len = best.len() as u8;
         Ok(log_total)
@@ -183,8 +183,9 @@ impl Sampler {
         let top_k = sampling.top_k as usize;
         if (1..logits.len()).contains(&top_k) {
             self.weights.fill(0.0);
-            for &mut (logit, token) in self.ranking.best(logits, top_k) {
-                self.weights[token as usize] = numerics::exp((logit - peak) / sampling.temperature);
+            for token in self.ranking.best(logits, top_k).iter().map(|c| c.token()) {
+                let below = logits[token] - peak;
+                self.weights[token] = numerics::exp(below / sampling.temperature);
             }
         } else {
             numerics::exp_each(logits, peak, sampling.temperature, &mut self.weights);
