@@ -236,6 +236,11 @@ impl Scheduler {
         );
         for planned in &plan.entries {
             let sequence = &self.running[planned.sequence];
+            let newest = planned.sequence + 1 == self.running.len();
+            assert!(
+                planned.samples || newest,
+                "only the newest is in the middle"
+            );
             let end = planned.start + planned.len;
             assert!(
                 planned.len > 0 && end <= sequence.tokens.len(),
