@@ -38,11 +38,11 @@ pub struct History<'a> {
 
 /// Scratch for one row at a time, taken once.
 pub struct Sampler {
-    /// [V], all zero between calls.
+    /// `[V]`, all zero between calls.
     counts: Vec<u32>,
-    /// [V], the logits as the model gave them.
+    /// `[V]`, the logits as the model gave them.
     raw: Vec<f32>,
-    /// [V], probabilities times a constant.
+    /// `[V]`, probabilities times a constant.
     weights: Vec<f32>,
     ranking: Ranking,
 }
@@ -59,8 +59,8 @@ impl Sampler {
         }
     }
 
-    /// The next token. `logits` [V] are used up. Errors (`logits_not_finite`): a NaN or +inf among
-    /// the logits, or nothing left above -inf.
+    /// The next token. `logits` `[V]` are used up. Errors (`logits_not_finite`): a NaN or +inf
+    /// among the logits, or nothing left above -inf.
     ///
     /// In this order: logprobs of the untouched logits; repetition penalty (prompt and output),
     /// frequency and presence penalties (output), bias, ban; then the first maximum if the
@@ -91,8 +91,8 @@ impl Sampler {
         Ok(event)
     }
 
-    /// What `logits` [V] say of a `token` that is already known, with `top` alternatives. Errors as
-    /// [`sample`](Self::sample).
+    /// What `logits` `[V]` say of a `token` that is already known, with `top` alternatives. Errors
+    /// as [`sample`](Self::sample).
     pub fn score(&mut self, logits: &[f32], token: u32, top: u8) -> Result<TokenEvent> {
         assert_eq!(
             logits.len(),
