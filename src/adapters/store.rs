@@ -1,1 +1,347 @@
 //! The store: adapter files by digest on disk, and the catalogue of names and versions in SQLite.
+//!
+//! Owns the data directory: `adapters/sha256/`, `staging/`, `polylora.db`, `lock`. Never loads an adapter and knows no
+//! leases. The thing to know: a version appears whole or not at all: files are synced and renamed into place first, one
+//! transaction names them after, and opening removes what no row names.
+
+use super::Digest;
+use super::format::files::AdapterFiles;
+use super::registry::Version;
+use crate::error::{Error, Kind, Result};
+use sqlx::Row as _;
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
+    SqliteSynchronous,
+};
+use std::collections::HashSet;
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Format of the catalogue, kept in SQLite's `user_version`.
+const CATALOGUE_VERSION: i64 = 1;
+
+/// The data directory of one server.
+pub struct Store {
+    blobs: PathBuf,
+    staging: PathBuf,
+    catalogue: SqlitePool,
+    /// Number of the next staging directory.
+    staged: AtomicU64,
+    /// Held open: the lock goes with the file.
+    _lock: File,
+}
+
+/// What the catalogue holds.
+pub struct Catalogue {
+    pub versions: Vec<Version>,
+    /// (name, number of its current version)
+    pub current: Vec<(String, u64)>,
+}
+
+impl Store {
+    /// Opens or creates the directory, takes its lock, clears staging and removes files that no version names.
+    /// Errors: `data_dir_locked` (another server has it), `data_dir_unsupported` (a newer format).
+    pub async fn open(dir: &Path) -> Result<(Self, Catalogue)> {
+        let io = |e: std::io::Error| Error::fault(format!("data directory {}: {e}", dir.display()));
+        let blobs = dir.join("adapters").join("sha256");
+        let staging = dir.join("staging");
+        fs::create_dir_all(&blobs).map_err(io)?;
+        let lock = File::create(dir.join("lock")).map_err(io)?;
+        lock.try_lock().map_err(|e| match e {
+            TryLockError::Error(e) => io(e),
+            TryLockError::WouldBlock => Error::new(
+                Kind::Conflict,
+                "data_dir_locked",
+                format!(
+                    "data directory {} is in use by another server",
+                    dir.display()
+                ),
+            ),
+        })?;
+        if staging.exists() {
+            fs::remove_dir_all(&staging).map_err(io)?;
+        }
+        fs::create_dir_all(&staging).map_err(io)?;
+        let catalogue = open_catalogue(&dir.join("polylora.db")).await?;
+        let store = Self {
+            blobs,
+            staging,
+            catalogue,
+            staged: AtomicU64::new(0),
+            _lock: lock,
+        };
+        let catalogue = store.read().await?;
+        store.remove_orphans(&catalogue).map_err(io)?;
+        Ok((store, catalogue))
+    }
+
+    /// A fresh, empty directory for an upload.
+    pub fn stage(&self) -> Result<PathBuf> {
+        let number = self.staged.fetch_add(1, Ordering::Relaxed);
+        let dir = self.staging.join(number.to_string());
+        fs::create_dir(&dir).map_err(|e| Error::fault(format!("cannot stage an upload: {e}")))?;
+        Ok(dir)
+    }
+
+    /// Where the files of a digest lie.
+    pub fn blob(&self, digest: Digest) -> PathBuf {
+        let hex = hex::encode(digest.0);
+        self.blobs.join(&hex[..2]).join(hex)
+    }
+
+    /// Moves the adapter's files from a staging directory to their place, synced. A place that already holds the same
+    /// content is left alone; one whose content has rotted is replaced. Blocking.
+    pub fn keep(&self, staged: &Path, digest: Digest) -> Result<()> {
+        let place = self.blob(digest);
+        if place.exists() {
+            let there = AdapterFiles::find(&place).and_then(|f| f.digest());
+            if there.is_ok_and(|d| d == digest) {
+                return Ok(());
+            }
+        }
+        let files = AdapterFiles::find(staged)?;
+        move_into_place(staged, &files, &place)
+            .map_err(|e| Error::fault(format!("cannot store adapter {digest}: {e}")))
+    }
+
+    /// Removes the files of a digest. Blocking; a failure only leaves an orphan for the next start.
+    pub fn discard(&self, digest: Digest) {
+        if let Err(e) = fs::remove_dir_all(self.blob(digest))
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%digest, error = %e, "cannot remove adapter files");
+        }
+    }
+
+    /// The number that a name's next version gets; never one that it has had, even before a delete.
+    pub async fn next_number(&self, name: &str) -> Result<u64> {
+        let row = sqlx::query("SELECT next_number FROM names WHERE name = ?")
+            .bind(name)
+            .fetch_optional(&self.catalogue)
+            .await
+            .map_err(catalogue_error)?;
+        row.map_or(Ok(1), |r| number(&r, "next_number"))
+    }
+
+    /// Adds a version, and makes it the name's current one if asked, in one transaction.
+    pub async fn add(&self, version: &Version, current: bool) -> Result<()> {
+        let summary = serde_json::to_string(&version.summary)
+            .map_err(|e| Error::fault(format!("cannot write a summary: {e}")))?;
+        let change = version.logit_change_max;
+        let mut t = self.catalogue.begin().await.map_err(catalogue_error)?;
+        sqlx::query(
+            "INSERT INTO versions (name, number, digest, summary, logit_change_max, forced, created,
+             file_bytes, resident_bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(&version.name)
+        .bind(version.number as i64)
+        .bind(hex::encode(version.digest.0))
+        .bind(summary)
+        .bind((!change.is_nan()).then_some(f64::from(change))) // SQLite has no NaN
+        .bind(version.forced)
+        .bind(version.created as i64)
+        .bind(version.file_bytes as i64)
+        .bind(version.resident_bytes as i64)
+        .execute(&mut *t)
+        .await
+        .map_err(catalogue_error)?;
+        sqlx::query(
+            "INSERT INTO names (name, next_number) VALUES (?1, ?2 + 1)
+             ON CONFLICT (name) DO UPDATE SET next_number = excluded.next_number",
+        )
+        .bind(&version.name)
+        .bind(version.number as i64)
+        .execute(&mut *t)
+        .await
+        .map_err(catalogue_error)?;
+        if current {
+            sqlx::query("UPDATE names SET current = ?2 WHERE name = ?1")
+                .bind(&version.name)
+                .bind(version.number as i64)
+                .execute(&mut *t)
+                .await
+                .map_err(catalogue_error)?;
+        }
+        t.commit().await.map_err(catalogue_error)
+    }
+
+    /// Marks a version as served in spite of its probe, and makes it current.
+    pub async fn force(&self, name: &str, version: u64) -> Result<()> {
+        let mut t = self.catalogue.begin().await.map_err(catalogue_error)?;
+        for statement in [
+            "UPDATE versions SET forced = TRUE WHERE name = ?1 AND number = ?2",
+            "UPDATE names SET current = ?2 WHERE name = ?1",
+        ] {
+            sqlx::query(statement)
+                .bind(name)
+                .bind(version as i64)
+                .execute(&mut *t)
+                .await
+                .map_err(catalogue_error)?;
+        }
+        t.commit().await.map_err(catalogue_error)
+    }
+
+    /// Removes one version that is not current.
+    pub async fn remove_version(&self, name: &str, version: u64) -> Result<()> {
+        sqlx::query("DELETE FROM versions WHERE name = ? AND number = ?")
+            .bind(name)
+            .bind(version as i64)
+            .execute(&self.catalogue)
+            .await
+            .map_err(catalogue_error)
+            .map(drop)
+    }
+
+    /// Removes every version of a name. The name's row stays, so that its numbers are not used again.
+    pub async fn remove_name(&self, name: &str) -> Result<()> {
+        let mut t = self.catalogue.begin().await.map_err(catalogue_error)?;
+        for statement in [
+            "DELETE FROM versions WHERE name = ?",
+            "UPDATE names SET current = NULL WHERE name = ?",
+        ] {
+            sqlx::query(statement)
+                .bind(name)
+                .execute(&mut *t)
+                .await
+                .map_err(catalogue_error)?;
+        }
+        t.commit().await.map_err(catalogue_error)
+    }
+
+    async fn read(&self) -> Result<Catalogue> {
+        let rows = sqlx::query("SELECT * FROM versions ORDER BY name, number")
+            .fetch_all(&self.catalogue)
+            .await
+            .map_err(catalogue_error)?;
+        let versions = rows.iter().map(version).collect::<Result<_>>()?;
+        let rows = sqlx::query("SELECT name, current FROM names WHERE current IS NOT NULL")
+            .fetch_all(&self.catalogue)
+            .await
+            .map_err(catalogue_error)?;
+        let pair = |r: &SqliteRow| Ok((text(r, "name")?, number(r, "current")?));
+        let current = rows.iter().map(pair).collect::<Result<_>>()?;
+        Ok(Catalogue { versions, current })
+    }
+
+    fn remove_orphans(&self, catalogue: &Catalogue) -> std::io::Result<()> {
+        let named: HashSet<PathBuf> = catalogue
+            .versions
+            .iter()
+            .map(|v| self.blob(v.digest))
+            .collect();
+        for prefix in fs::read_dir(&self.blobs)? {
+            for blob in fs::read_dir(prefix?.path())? {
+                let blob = blob?.path();
+                if !named.contains(&blob) {
+                    tracing::info!(path = %blob.display(), "removing files that no version names");
+                    fs::remove_dir_all(blob)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Leaves only the canonical files in `staged`, syncs them, renames the directory and syncs its parents.
+fn move_into_place(staged: &Path, files: &AdapterFiles, place: &Path) -> std::io::Result<()> {
+    for (name, path) in files.list() {
+        let canonical = staged.join(name);
+        if path != canonical {
+            fs::rename(path, &canonical)?;
+        }
+        File::open(&canonical)?.sync_all()?;
+    }
+    for entry in fs::read_dir(staged)? {
+        let entry = entry?;
+        let part = files.list().iter().any(|(n, _)| entry.file_name() == *n);
+        match (part, entry.file_type()?.is_dir()) {
+            (true, _) => {}
+            (false, true) => fs::remove_dir_all(entry.path())?,
+            (false, false) => fs::remove_file(entry.path())?,
+        }
+    }
+    File::open(staged)?.sync_all()?;
+    if place.exists() {
+        fs::remove_dir_all(place)?;
+    }
+    let parent = place.parent().expect("a blob lies in a directory");
+    fs::create_dir_all(parent)?;
+    fs::rename(staged, place)?;
+    File::open(parent)?.sync_all()?;
+    File::open(parent.parent().expect("and that in another"))?.sync_all()
+}
+
+async fn open_catalogue(path: &Path) -> Result<SqlitePool> {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full);
+    // One connection: writes are rare and short, and nothing reads after the start.
+    let pool = SqlitePoolOptions::new()
+        .max_connections(1)
+        .connect_with(options)
+        .await
+        .map_err(catalogue_error)?;
+    let row = sqlx::query("PRAGMA user_version")
+        .fetch_one(&pool)
+        .await
+        .map_err(catalogue_error)?;
+    let found: i64 = row.try_get(0).map_err(catalogue_error)?;
+    if found > CATALOGUE_VERSION {
+        return Err(Error::new(
+            Kind::Conflict,
+            "data_dir_unsupported",
+            format!("polylora.db has format {found}; this program knows {CATALOGUE_VERSION}"),
+        ));
+    }
+    for statement in [
+        "CREATE TABLE IF NOT EXISTS names (
+            name TEXT PRIMARY KEY, current INTEGER, next_number INTEGER NOT NULL) STRICT",
+        "CREATE TABLE IF NOT EXISTS versions (
+            name TEXT NOT NULL, number INTEGER NOT NULL, digest TEXT NOT NULL, summary TEXT NOT NULL,
+            logit_change_max REAL, forced INTEGER NOT NULL, created INTEGER NOT NULL,
+            file_bytes INTEGER NOT NULL, resident_bytes INTEGER NOT NULL,
+            PRIMARY KEY (name, number)) STRICT",
+        "PRAGMA user_version = 1",
+    ] {
+        sqlx::query(statement)
+            .execute(&pool)
+            .await
+            .map_err(catalogue_error)?;
+    }
+    Ok(pool)
+}
+
+fn version(row: &SqliteRow) -> Result<Version> {
+    let bad = |what: &str| Error::fault(format!("polylora.db: a version has a bad {what}"));
+    let mut digest = [0; 32];
+    hex::decode_to_slice(text(row, "digest")?, &mut digest).map_err(|_| bad("digest"))?;
+    let change: Option<f64> = row.try_get("logit_change_max").map_err(catalogue_error)?;
+    Ok(Version {
+        name: text(row, "name")?,
+        number: number(row, "number")?,
+        digest: Digest(digest),
+        summary: serde_json::from_str(&text(row, "summary")?).map_err(|_| bad("summary"))?,
+        logit_change_max: change.map_or(f32::NAN, |c| c as f32),
+        forced: row.try_get("forced").map_err(catalogue_error)?,
+        created: number(row, "created")?,
+        file_bytes: number(row, "file_bytes")?,
+        resident_bytes: number(row, "resident_bytes")?,
+    })
+}
+
+fn text(row: &SqliteRow, column: &str) -> Result<String> {
+    row.try_get(column).map_err(catalogue_error)
+}
+
+fn number(row: &SqliteRow, column: &str) -> Result<u64> {
+    let n: i64 = row.try_get(column).map_err(catalogue_error)?;
+    u64::try_from(n).map_err(|_| Error::fault(format!("polylora.db: {column} is {n}")))
+}
+
+fn catalogue_error(e: sqlx::Error) -> Error {
+    Error::fault(format!("the catalogue polylora.db: {e}"))
+}

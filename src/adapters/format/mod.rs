@@ -1,23 +1,38 @@
 //! From files to deltas: PEFT directories and GGUF adapters become one `Parsed`, then `Prepared`.
 //!
 //! Owns every rule about file formats. Never guesses: each tensor and each config field is consumed or the adapter is
-//! refused with a code that names it. The thing to know: scale is computed in one function (`peft::scale`).
+//! refused with a code that names it. The thing to know: a PEFT scale is computed in one function
+//! (`PeftConfig::scale`), a GGUF scale in one (`gguf::scale`), and both are folded in once, in `prepare`.
+
+pub mod config;
+pub mod files;
+mod gguf;
+mod modules;
+mod parsed;
+mod pattern;
+mod peft;
+mod prepare;
+mod safetensors;
+mod tensors;
 
 use super::{BaseBias, BaseRows, bank::Prepared};
 use crate::error::Result;
 use crate::shape::ModelShape;
+use config::PeftConfig;
+use files::AdapterFiles;
+use parsed::Parsed;
 use polylora_kernels::Dtype;
 use std::path::Path;
 
 /// What an adapter says of itself, for `GET /v1/adapters`.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Summary {
-    /// `lora`, `rslora`, `dora`, …, or `gguf-lora`.
+    /// `lora`, `rslora`, `dora`, or `gguf-lora`.
     pub method: String,
     pub rank_max: usize,
-    /// Number of sites changed, e.g. 210.
+    /// Number of sites changed, e.g. 210; the embedding counts as one.
     pub sites: usize,
-    /// Projection names touched, e.g. ["q_proj", "v_proj"].
+    /// Projection names touched, e.g. ["q_proj", "v_proj"], then `lm_head`, `embed_tokens` and replaced norms.
     pub targets: Vec<String>,
     pub parameters: u64,
     /// `base_model_name_or_path` of the config, informative.
@@ -25,18 +40,42 @@ pub struct Summary {
 }
 
 /// Reads the adapter in `dir` (`adapter_config.json` + `adapter_model.safetensors`, or one `*.gguf`) and checks it in full
-/// against the shape, without preparing it. Errors: every refusal code of README's table.
-pub fn check(_dir: &Path, _shape: &ModelShape) -> Result<Summary> {
-    unimplemented!()
+/// against the shape, values included, without preparing it. Errors: every refusal code of README's table.
+pub fn check(dir: &Path, shape: &ModelShape) -> Result<Summary> {
+    let parsed = parse(&AdapterFiles::find(dir)?, shape)?;
+    parsed.file.check_finite()?;
+    Ok(parsed.summary)
 }
 
-/// Reads, checks and prepares the adapter for the bank: factors in `dtype`, scale folded in, DoRA gains computed.
+/// Reads, checks and prepares the adapter for the bank: factors in `dtype`, scale folded in, DoRA gains computed. The
+/// digest in the result is of the files as they are now. Errors: as `check`, and `base_weights_changed`.
 pub fn prepare(
-    _dir: &Path,
-    _shape: &ModelShape,
-    _dtype: Dtype,
-    _rows: &BaseRows,
-    _bias: &BaseBias,
+    dir: &Path,
+    shape: &ModelShape,
+    dtype: Dtype,
+    rows: &BaseRows,
+    bias: &BaseBias,
 ) -> Result<(Summary, Prepared)> {
-    unimplemented!()
+    let files = AdapterFiles::find(dir)?;
+    let digest = files.digest()?;
+    let parsed = parse(&files, shape)?;
+    let target = prepare::Target {
+        shape,
+        dtype,
+        rows,
+        bias,
+    };
+    let prepared = prepare::prepare(&parsed, digest, &target)?;
+    Ok((parsed.summary, prepared))
+}
+
+fn parse(files: &AdapterFiles, shape: &ModelShape) -> Result<Parsed> {
+    match files {
+        AdapterFiles::Gguf { path } => gguf::parse(path, shape),
+        AdapterFiles::Peft { config, tensors } => {
+            let json = std::fs::read(config).map_err(|e| files::unreadable(config, &e))?;
+            let config = PeftConfig::parse(&json)?;
+            peft::parse(&config, safetensors::open(tensors)?, shape)
+        }
+    }
 }

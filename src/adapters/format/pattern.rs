@@ -1,0 +1,246 @@
+//! Python regular expressions over module paths, as PEFT applies them.
+//!
+//! Owns the translation from Python's `re` to fancy-regex and the three ways PEFT matches. Never guesses: syntax that
+//! means something else here, or nothing, is refused by name. The thing to know: a match has a backtrack limit, so a
+//! hostile pattern is an error and not a hang.
+
+use crate::error::{Error, Result};
+use fancy_regex::{Regex, RegexBuilder};
+
+/// Steps a match may backtrack before the pattern is refused.
+const BACKTRACK_STEPS_MAX: usize = 100_000;
+/// Longest pattern, in bytes.
+const PATTERN_BYTES_MAX: usize = 4096;
+
+/// One compiled pattern and the text it came from.
+#[derive(Debug)]
+pub struct Pattern {
+    text: String,
+    regex: Regex,
+}
+
+impl Pattern {
+    /// `re.fullmatch(text, path)`
+    pub fn full(field: &str, text: &str) -> Result<Self> {
+        Self::build(field, text, |t| format!("^(?:{t})$"))
+    }
+
+    /// `re.match(rf"(.*\.)?({text})$", path)`: keys of `rank_pattern` and `alpha_pattern`.
+    pub fn suffix(field: &str, text: &str) -> Result<Self> {
+        Self::build(field, text, |t| format!("^(.*\\.)?({t})$"))
+    }
+
+    /// `re.match(rf".*\.{text}\.(\d+)\.", path)`: entries of `layers_pattern`.
+    pub fn layer(field: &str, text: &str) -> Result<Self> {
+        Self::build(field, text, |t| format!("^.*\\.{t}\\.(\\d+)\\."))
+    }
+
+    fn build(field: &str, text: &str, frame: impl Fn(&str) -> String) -> Result<Self> {
+        let refuse = |why: String| {
+            Error::unprocessable(
+                "invalid_adapter_config",
+                format!("`{field}`: cannot use the pattern `{}`: {why}", shown(text)),
+            )
+            .param(field)
+        };
+        if text.len() > PATTERN_BYTES_MAX {
+            return Err(refuse(format!(
+                "it is longer than {PATTERN_BYTES_MAX} bytes"
+            )));
+        }
+        let translated = translate(text).map_err(refuse)?;
+        let regex = RegexBuilder::new(&frame(&translated))
+            .backtrack_limit(BACKTRACK_STEPS_MAX)
+            .build()
+            .map_err(|e| refuse(e.to_string()))?;
+        Ok(Self {
+            text: text.to_owned(),
+            regex,
+        })
+    }
+
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether the path matches. Errors: `invalid_adapter_config` when the backtrack limit is hit.
+    pub fn matches(&self, path: &str) -> Result<bool> {
+        self.regex.is_match(path).map_err(|e| self.gave_up(e))
+    }
+
+    /// The layer number that a `Pattern::layer` finds in the path (its last group).
+    pub fn layer_of(&self, path: &str) -> Result<Option<usize>> {
+        let found = self.regex.captures(path).map_err(|e| self.gave_up(e))?;
+        Ok(found.and_then(|c| c.get(c.len() - 1)?.as_str().parse().ok()))
+    }
+
+    fn gave_up(&self, e: fancy_regex::Error) -> Error {
+        Error::unprocessable(
+            "invalid_adapter_config",
+            format!(
+                "the pattern `{}` could not be matched: {e}",
+                shown(&self.text)
+            ),
+        )
+    }
+}
+
+/// At most 80 characters of a pattern, for messages.
+fn shown(text: &str) -> String {
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// Rewrites Python syntax to fancy-regex's, or says what cannot be rewritten.
+fn translate(text: &str) -> Result<String, String> {
+    let chars: Vec<char> = text.chars().collect();
+    let mut out = String::with_capacity(text.len() + 16);
+    let mut i = 0;
+    while i < chars.len() {
+        match chars[i] {
+            '\\' => i = escape(&chars, i, false, &mut out)?,
+            '[' => i = class(&chars, i, &mut out)?,
+            '(' => {
+                if chars.get(i + 1) == Some(&'?') {
+                    check_group(&chars[i + 2..])?;
+                }
+                out.push('(');
+                i += 1;
+            }
+            '{' => i = braces(&chars, i, &mut out),
+            '}' => {
+                out.push_str("\\}");
+                i += 1;
+            }
+            c => {
+                out.push(c);
+                i += 1;
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Allows the group heads that mean the same on both sides. `rest` follows `(?`.
+fn check_group(rest: &[char]) -> Result<(), String> {
+    let head: String = rest.iter().take(3).collect();
+    let same = ["<=", "<!", "P<", "P=", ":", "=", "!", ">"];
+    if same.iter().any(|s| head.starts_with(s)) {
+        return Ok(());
+    }
+    let flags: String = rest.iter().take_while(|&&c| c != ')' && c != ':').collect();
+    if !flags.is_empty() && flags.len() <= 3 && flags.chars().all(|c| "ims".contains(c)) {
+        return Ok(());
+    }
+    Err(format!("the group `(?{head}` is not supported"))
+}
+
+/// A bracketed set: in Python `[`, `&&` and `~~` inside it are plain characters, here they are not.
+fn class(chars: &[char], open: usize, out: &mut String) -> Result<usize, String> {
+    out.push('[');
+    let mut i = open + 1;
+    if chars.get(i) == Some(&'^') {
+        out.push('^');
+        i += 1;
+    }
+    let first = i;
+    while let Some(&c) = chars.get(i) {
+        match c {
+            ']' if i > first => {
+                out.push(']');
+                return Ok(i + 1);
+            }
+            '\\' => {
+                i = escape(chars, i, true, out)?;
+                continue;
+            }
+            '-' if chars.get(i + 1) == Some(&'-') => {
+                return Err("`--` inside a set is ambiguous".into());
+            }
+            '[' | ']' | '&' | '~' | '^' => {
+                out.push('\\');
+                out.push(c);
+            }
+            c => out.push(c),
+        }
+        i += 1;
+    }
+    Err("a set is not closed".into())
+}
+
+/// `{m}`, `{m,}`, `{,n}`, `{m,n}` repeat; any other brace is a plain character in Python.
+fn braces(chars: &[char], open: usize, out: &mut String) -> usize {
+    let close = chars[open..].iter().position(|&c| c == '}');
+    let inside: String = match close {
+        Some(n) => chars[open + 1..open + n].iter().collect(),
+        None => String::new(),
+    };
+    let (low, high) = inside.split_once(',').unwrap_or((&inside, &inside));
+    let digits = |s: &str| s.chars().all(|c| c.is_ascii_digit());
+    let repeats = !inside.is_empty() && inside != "," && digits(low) && digits(high);
+    match close {
+        Some(n) if repeats => {
+            let low = if low.is_empty() { "0" } else { low };
+            if inside.contains(',') {
+                out.push_str(&format!("{{{low},{high}}}"));
+            } else {
+                out.push_str(&format!("{{{low}}}"));
+            }
+            open + n + 1
+        }
+        _ => {
+            out.push_str("\\{");
+            open + 1
+        }
+    }
+}
+
+/// One backslash sequence; returns the index after it.
+fn escape(chars: &[char], at: usize, in_class: bool, out: &mut String) -> Result<usize, String> {
+    let Some(&c) = chars.get(at + 1) else {
+        return Err("it ends in a backslash".into());
+    };
+    let hex = |n: usize| -> Result<String, String> {
+        let digits: String = chars.iter().skip(at + 2).take(n).collect();
+        if digits.chars().count() == n && digits.chars().all(|c| c.is_ascii_hexdigit()) {
+            Ok(format!("\\x{{{digits}}}"))
+        } else {
+            Err(format!("`\\{c}` needs {n} hexadecimal digits"))
+        }
+    };
+    match c {
+        'd' | 'D' | 'w' | 'W' | 's' | 'S' | 'n' | 't' | 'r' | 'f' | 'v' => {
+            out.push('\\');
+            out.push(c);
+        }
+        'b' if in_class => out.push_str("\\x08"),
+        'b' | 'B' | 'A' if !in_class => {
+            out.push('\\');
+            out.push(c);
+        }
+        'Z' if !in_class => out.push_str("\\z"),
+        'a' => out.push_str("\\x07"),
+        'x' => {
+            out.push_str(&hex(2)?);
+            return Ok(at + 4);
+        }
+        'u' => {
+            out.push_str(&hex(4)?);
+            return Ok(at + 6);
+        }
+        '1'..='9' if !in_class && !chars.get(at + 2).is_some_and(char::is_ascii_digit) => {
+            out.push('\\');
+            out.push(c);
+        }
+        c if c.is_ascii_alphanumeric() => return Err(format!("`\\{c}` is not supported")),
+        '<' | '>' | '_' => out.push(c),
+        c if c.is_ascii_punctuation() => {
+            out.push('\\');
+            out.push(c);
+        }
+        c => out.push(c),
+    }
+    Ok(at + 2)
+}

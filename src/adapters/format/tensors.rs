@@ -1,0 +1,192 @@
+//! Tensors in a file: where each one lies, and its values as f32.
+//!
+//! Owns the storage types and the reading of values, in blocks and finite or refused. Knows neither safetensors nor
+//! GGUF headers. The thing to know: every value of a tensor that is read is checked, so no NaN ever reaches a step.
+
+use super::files::unreadable;
+use crate::error::{Error, Result};
+use half::{bf16, f16};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// Most tensors in one adapter file.
+pub const TENSORS_MAX: usize = 65_536;
+/// Values read at a time when a tensor is only looked at. A multiple of `Q8_BLOCK`.
+const BLOCK_VALUES: usize = 1 << 20;
+/// Values of a GGUF Q8_0 block: one f16 factor and 32 signed bytes.
+const Q8_BLOCK: usize = 32;
+
+/// How values lie in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    F32,
+    F16,
+    Bf16,
+    /// GGUF only.
+    Q8_0,
+}
+
+impl Storage {
+    /// Bytes of `values` values; `None` when they do not fill whole blocks or overflow.
+    pub fn bytes(self, values: usize) -> Option<usize> {
+        match self {
+            Self::F32 => values.checked_mul(4),
+            Self::F16 | Self::Bf16 => values.checked_mul(2),
+            Self::Q8_0 if values.is_multiple_of(Q8_BLOCK) => (values / Q8_BLOCK).checked_mul(34),
+            Self::Q8_0 => None,
+        }
+    }
+
+    fn decode(self, bytes: &[u8], out: &mut Vec<f32>) {
+        let pairs = || bytes.as_chunks::<2>().0.iter();
+        match self {
+            Self::F32 => out.extend(
+                bytes
+                    .as_chunks::<4>()
+                    .0
+                    .iter()
+                    .map(|&b| f32::from_le_bytes(b)),
+            ),
+            Self::F16 => out.extend(pairs().map(|&b| f16::from_le_bytes(b).to_f32())),
+            Self::Bf16 => out.extend(pairs().map(|&b| bf16::from_le_bytes(b).to_f32())),
+            Self::Q8_0 => {
+                for block in bytes.as_chunks::<34>().0 {
+                    let factor = f16::from_le_bytes([block[0], block[1]]).to_f32();
+                    out.extend(block[2..].iter().map(|&q| factor * f32::from(q as i8)));
+                }
+            }
+        }
+    }
+}
+
+/// One tensor of the file.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    pub name: String,
+    pub storage: Storage,
+    /// Row-major, slowest first.
+    pub shape: Vec<usize>,
+    /// Bytes from the start of the file.
+    pub range: Range<u64>,
+}
+
+impl Tensor {
+    pub fn values(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// Index of a tensor in its file.
+pub type TensorId = usize;
+
+/// An open file whose header was read and checked.
+pub struct TensorFile {
+    file: File,
+    path: PathBuf,
+    pub tensors: Vec<Tensor>,
+}
+
+impl TensorFile {
+    /// `tensors` must lie inside the file: the header's reader has checked it.
+    pub fn new(file: File, path: &Path, tensors: Vec<Tensor>) -> Self {
+        Self {
+            file,
+            path: path.to_owned(),
+            tensors,
+        }
+    }
+
+    pub fn tensor(&self, id: TensorId) -> &Tensor {
+        &self.tensors[id]
+    }
+
+    /// All values. Errors: `non_finite_values`.
+    pub fn read(&self, id: TensorId) -> Result<Vec<f32>> {
+        let mut out = Vec::with_capacity(self.tensors[id].values());
+        self.read_values(id, 0..self.tensors[id].values(), &mut out)?;
+        Ok(out)
+    }
+
+    /// Replaces `out` by the values of a range (whole blocks of a blocked storage). Errors: `non_finite_values`.
+    pub fn read_values(
+        &self,
+        id: TensorId,
+        values: Range<usize>,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        let tensor = &self.tensors[id];
+        let sizes = (
+            tensor.storage.bytes(values.start),
+            tensor.storage.bytes(values.len()),
+        );
+        let (Some(skip), Some(len)) = sizes else {
+            return Err(Error::fault(format!(
+                "values {values:?} of tensor `{}` are not whole blocks",
+                tensor.name
+            )));
+        };
+        let mut bytes = vec![0; len];
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(tensor.range.start + skip as u64))
+            .and_then(|_| file.read_exact(&mut bytes))
+            .map_err(|e| unreadable(&self.path, &e))?;
+        out.clear();
+        tensor.storage.decode(&bytes, out);
+        match out.iter().position(|v| !v.is_finite()) {
+            None => Ok(()),
+            Some(i) => Err(Error::unprocessable(
+                "non_finite_values",
+                format!(
+                    "tensor `{}` holds {} at index {}; every value must be finite",
+                    tensor.name,
+                    out[i],
+                    values.start + i
+                ),
+            )),
+        }
+    }
+
+    /// Looks at every value of every tensor. Errors: `non_finite_values`.
+    pub fn check_finite(&self) -> Result<()> {
+        let mut block = Vec::new();
+        for id in 0..self.tensors.len() {
+            let values = self.tensors[id].values();
+            for start in (0..values).step_by(BLOCK_VALUES) {
+                let end = values.min(start + BLOCK_VALUES);
+                self.read_values(id, start..end, &mut block)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks that tensors lie in `data` of the file, do not overlap and are not named twice.
+/// Errors: `duplicate_tensor`, or `code` for the rest.
+pub fn check_layout(tensors: &[Tensor], data: Range<u64>, code: &'static str) -> Result<()> {
+    let mut order: Vec<&Tensor> = tensors.iter().collect();
+    order.sort_by(|a, b| a.name.cmp(&b.name));
+    if let Some(pair) = order.windows(2).find(|p| p[0].name == p[1].name) {
+        return Err(Error::unprocessable(
+            "duplicate_tensor",
+            format!("tensor `{}` is in the file twice", pair[0].name),
+        ));
+    }
+    order.sort_by_key(|t| (t.range.start, t.range.end));
+    let mut free = data.start;
+    for t in order {
+        if t.range.start < free || t.range.end > data.end {
+            return Err(Error::unprocessable(
+                code,
+                format!(
+                    "tensor `{}` lies at bytes {}..{}, outside the file's data ({}..{}) or on \
+                     another tensor",
+                    t.name, t.range.start, t.range.end, data.start, data.end
+                ),
+            ));
+        }
+        free = t.range.end;
+    }
+    Ok(())
+}
