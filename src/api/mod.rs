@@ -35,8 +35,8 @@ use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::text::Text;
 pub use serve::serve;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::Semaphore;
 
@@ -73,6 +73,8 @@ struct Api {
     encoders: Arc<Semaphore>,
     /// Uploads being received.
     uploads: Arc<Semaphore>,
+    /// Held while figures of the registry are carried over to the metrics: two scrapes at once would count them twice.
+    scrape: Mutex<()>,
 }
 
 impl Api {
@@ -83,6 +85,7 @@ impl Api {
             draining: AtomicBool::new(false),
             encoders: Arc::new(Semaphore::new(encoders)),
             uploads: Arc::new(Semaphore::new(app.config.uploads_max.max(1))),
+            scrape: Mutex::new(()),
             app,
         }
     }
