@@ -1,7 +1,8 @@
 //! `/v1/adapters`: upload, list, show, remove.
 //!
-//! Owns the routes and their answers. Never reads an adapter's files: `upload` puts them into staging, the registry judges
-//! them. The thing to know: the registry runs a publication, once begun, to its end even if the client hangs up.
+//! Owns the routes and their answers. Never reads an adapter's files: `upload` puts them into
+//! staging, the registry judges them. The thing to know: the registry runs a publication, once
+//! begun, to its end even if the client hangs up.
 
 use super::wire::{
     Adapter, AdapterDeleted, AdapterList, AdapterProbe, AdapterPut, AdapterSummary, AdapterVersion,
@@ -27,8 +28,9 @@ pub struct PutQuery {
 
 /// Uploads an adapter: a new name, or a new version of one.
 ///
-/// The body is multipart with parts named by their file names (`adapter_config.json` and `adapter_model.safetensors`, or one
-/// `.gguf`), or one tar, tar.gz or zip of them, or a `.gguf` file as it is.
+/// The body is multipart with parts named by their file names (`adapter_config.json` and
+/// `adapter_model.safetensors`, or one `.gguf`), or one tar, tar.gz or zip of them, or a `.gguf`
+/// file as it is.
 #[utoipa::path(
     put,
     path = "/v1/adapters/{name}",

@@ -1,7 +1,8 @@
 //! Archives of uploads: tar, tar.gz, zip. Also a GGUF file that comes as the whole body.
 //!
-//! Owns the rules for entries. Never writes to a path that an archive names. The thing to know: every byte that comes out is
-//! counted as it comes, so a small archive cannot become a large directory.
+//! Owns the rules for entries. Never writes to a path that an archive names. The thing to know:
+//! every byte that comes out is counted as it comes, so a small archive cannot become a large
+//! directory.
 
 use super::upload::{Budget, Files, GGUF};
 use crate::error::{Error, Result};
@@ -55,14 +56,16 @@ fn invalid(reason: impl std::fmt::Display) -> Error {
     )
 }
 
-/// Writes a gzip's content to `place`; it does not stay, so the bytes are counted on a copy of the budget.
+/// Writes a gzip's content to `place`; it does not stay, so the bytes are counted on a copy of the
+/// budget.
 fn inflate(file: File, place: &Path, mut budget: Budget) -> Result<File> {
     let mut inflating = flate2::read::MultiGzDecoder::new(file);
     copy(&mut inflating, place, &mut budget)?;
     File::open(place).map_err(io)
 }
 
-/// Where entries belong: their plain names count, and they may stand in one directory; everything deeper is not the adapter's.
+/// Where entries belong: their plain names count, and they may stand in one directory; everything
+/// deeper is not the adapter's.
 struct Names {
     /// The directory of the first file that was taken.
     home: Option<String>,
@@ -85,8 +88,8 @@ impl Names {
         Ok(())
     }
 
-    /// The place for the entry `path`, by its last part. Errors: `archive_path_not_allowed` for a path that leads out,
-    /// `ambiguous_upload` for an adapter's files in two directories.
+    /// The place for the entry `path`, by its last part. Errors: `archive_path_not_allowed` for a
+    /// path that leads out, `ambiguous_upload` for an adapter's files in two directories.
     fn place(&mut self, path: &str, files: &mut Files) -> Result<Option<std::path::PathBuf>> {
         let shown: String = path.chars().take(200).collect();
         let outside = || {
@@ -135,7 +138,8 @@ fn link(path: &str) -> Error {
 }
 
 fn untar(mut file: File, files: &mut Files) -> Result<()> {
-    // First the raw records: the reader below takes long names into memory, whatever length they claim.
+    // First the raw records: the reader below takes long names into memory, whatever length they
+    // claim.
     let mut raw = tar::Archive::new(&file);
     for (count, entry) in raw.entries().map_err(invalid)?.raw(true).enumerate() {
         let entry = entry.map_err(invalid)?;

@@ -1,7 +1,7 @@
 //! `/live`, `/ready`, `/health`, `/version`, `/metrics`.
 //!
-//! Owns what the server says of itself. Never says ok from habit: liveness is the engine thread's own progress. The thing to
-//! know: a full queue is not ill; an engine that finishes no step is.
+//! Owns what the server says of itself. Never says ok from habit: liveness is the engine thread's
+//! own progress. The thing to know: a full queue is not ill; an engine that finishes no step is.
 
 use super::Api;
 use super::wire::{Health, Version};

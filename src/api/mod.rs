@@ -1,8 +1,9 @@
 //! HTTP: routes, wire types, streams. The only module that knows axum.
 //!
-//! Owns the wire: what a body may say, what an answer looks like, which status an error gets. Never computes: text
-//! becomes tokens here, tokens become text here, all between is the engine's. The thing to know: dropping the response
-//! (or its body) drops the event streams, and that is the cancellation; so no request's work is ever spawned.
+//! Owns the wire: what a body may say, what an answer looks like, which status an error gets. Never
+//! computes: text becomes tokens here, tokens become text here, all between is the engine's. The
+//! thing to know: dropping the response (or its body) drops the event streams, and that is the
+//! cancellation; so no request's work is ever spawned.
 
 mod adapters;
 mod archive;
@@ -73,7 +74,8 @@ struct Api {
     encoders: Arc<Semaphore>,
     /// Uploads being received.
     uploads: Arc<Semaphore>,
-    /// Held while figures of the registry are carried over to the metrics: two scrapes at once would count them twice.
+    /// Held while figures of the registry are carried over to the metrics: two scrapes at once
+    /// would count them twice.
     scrape: Mutex<()>,
 }
 
@@ -90,8 +92,9 @@ impl Api {
         }
     }
 
-    /// Runs text work off the async threads: a long prompt or a slow template delays no other request's tokens.
-    /// The permit lives as long as the work, so that clients who hang up cannot pile up more of it.
+    /// Runs text work off the async threads: a long prompt or a slow template delays no other
+    /// request's tokens. The permit lives as long as the work, so that clients who hang up cannot
+    /// pile up more of it.
     async fn on_text<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Text) -> Result<T> + Send + 'static,

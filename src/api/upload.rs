@@ -1,7 +1,8 @@
 //! From the body of an upload to the files of an adapter in a staging directory.
 //!
-//! Owns how many bytes are taken and in which wrappings. Never parses a file and never makes a path of a client's name: the
-//! staging says where a name belongs, if anywhere. The thing to know: the bytes go to disk as they come.
+//! Owns how many bytes are taken and in which wrappings. Never parses a file and never makes a path
+//! of a client's name: the staging says where a name belongs, if anywhere. The thing to know: the
+//! bytes go to disk as they come.
 
 use super::archive;
 use super::body::{declared_length, discard};

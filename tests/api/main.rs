@@ -1,4 +1,5 @@
-//! The HTTP API over real sockets: the real program on a tiny random model, answers compared as bytes and as JSON.
+//! The HTTP API over real sockets: the real program on a tiny random model, answers compared as
+//! bytes and as JSON.
 
 #[path = "../common/mod.rs"]
 mod common;
