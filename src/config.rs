@@ -1,8 +1,9 @@
 //! Every limit in the program: what was asked (flags, environment, file) and what was checked.
 //!
-//! Owns the keys, their defaults and ranges, and the order in which sources win: flag, environment, file, default.
-//! Never opens a model or a port. The thing to know: two stages. [`RawConfig`] is what was typed, every field optional;
-//! [`Config`] is what holds, every field decided. Nobody else parses or checks a setting.
+//! Owns the keys, their defaults and ranges, and the order in which sources win: flag, environment,
+//! file, default. Never opens a model or a port. The thing to know: two stages. [`RawConfig`] is
+//! what was typed, every field optional; [`Config`] is what holds, every field decided. Nobody else
+//! parses or checks a setting.
 
 mod machine;
 mod raw;
@@ -35,7 +36,8 @@ pub struct Config {
     /// Serve beyond this machine without a key: the operator said so.
     pub allow_open: bool,
     pub threads: usize,
-    /// Prompt plus output of one request, in tokens; 0: the model's own context (bounded by KV memory).
+    /// Prompt plus output of one request, in tokens; 0: the model's own context (bounded by KV
+    /// memory).
     pub context: usize,
     pub kv_bytes: u64,
     /// `None`: the model's own.
@@ -70,8 +72,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// `given` is what flags and environment said; `file` is read below it. Errors name the key, where it was set and
-    /// what was expected (`invalid_config`).
+    /// `given` is what flags and environment said; `file` is read below it. Errors name the key,
+    /// where it was set and what was expected (`invalid_config`).
     pub fn load(file: Option<&Path>, given: RawConfig) -> Result<Self> {
         Ok(Self::sources(file, given)?.1)
     }
@@ -161,7 +163,8 @@ impl Config {
             return Err(blame(
                 "stream_events_max",
                 &format!(
-                    "is {}, but one step can bring rows_max = {} events; expected at least rows_max",
+                    "is {}, but one step can bring rows_max = {} events; \
+                     expected at least rows_max",
                     self.stream_events_max, self.rows_max
                 ),
             ));
@@ -184,14 +187,15 @@ impl Config {
         Ok(())
     }
 
-    /// Every key as a TOML file with its help above it. What was set stands plain, defaults stand commented out, the
-    /// key itself is never shown.
+    /// Every key as a TOML file with its help above it. What was set stands plain, defaults stand
+    /// commented out, the key itself is never shown.
     pub fn print(file: Option<&Path>, given: RawConfig) -> Result<String> {
         let (raw, config) = Self::sources(file, given)?;
         let asked = serde_json::to_value(&raw).map_err(|e| Error::fault(e.to_string()))?;
         let holds = serde_json::to_value(&config).map_err(|e| Error::fault(e.to_string()))?;
         let mut page = String::from(
-            "# Configuration of polylora serve. Commented-out keys show their defaults on this machine.\n",
+            "# Configuration of polylora serve. \
+             Commented-out keys show their defaults on this machine.\n",
         );
         for key in keys() {
             page += &format!("\n# {}\n# {}\n", key.help, key.origin());
@@ -223,7 +227,8 @@ impl Config {
 
 const DTYPES: &[&str] = &["auto", "f32", "bf16"];
 
-/// One setting, for tables and help: name in the file, flag and environment variable follow from it.
+/// One setting, for tables and help: name in the file, flag and environment variable follow from
+/// it.
 #[derive(Debug, Clone)]
 pub struct Key {
     pub name: String,

@@ -16,7 +16,7 @@ use polylora::model::checkpoint::Checkpoint;
 use polylora::model::weights::Weights;
 use polylora::model::{Model, ModelOptions};
 use polylora::shape::Projection;
-use polylora_kernels::{Device, Dtype};
+use polylora_kernels::Device;
 use serde_json::json;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;

@@ -367,6 +367,141 @@ fn a_text_config_and_its_prefixed_tensors_are_a_gemma() {
     assert!(checkpoint.text.chat_template.is_some());
 }
 
+/// A GGUF file as converters write it: other names, `llama`'s rotary rows interleaved, Gemma's norms with their +1.
+fn write_gguf(path: &Path, case: &Value) {
+    use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
+    use candle_core::{Device, Tensor};
+    let shape = ModelShape::from_config(&tiny::config(case)).expect("a shape");
+    let arch = shape.family;
+    let gemma = arch == "gemma3";
+    let parts = [
+        ("model.embed_tokens", "token_embd"),
+        ("model.norm", "output_norm"),
+        ("lm_head", "output"),
+        ("model.layers.", "blk."),
+        ("input_layernorm", "attn_norm"),
+        (
+            "post_attention_layernorm",
+            if gemma {
+                "post_attention_norm"
+            } else {
+                "ffn_norm"
+            },
+        ),
+        ("pre_feedforward_layernorm", "ffn_norm"),
+        ("post_feedforward_layernorm", "post_ffw_norm"),
+        ("self_attn.o_proj", "attn_output"),
+        ("self_attn.q_", "attn_q_"),
+        ("self_attn.k_", "attn_k_"),
+        ("self_attn.v_", "attn_v_"),
+        ("mlp.", "ffn_"),
+        ("_proj", ""),
+    ];
+    let mut tensors = Vec::new();
+    for t in tiny::tensors(&shape) {
+        let name = parts
+            .iter()
+            .fold(t.name.clone(), |n, (hf, gguf)| n.replace(hf, gguf));
+        let mut tensor = Tensor::from_vec(t.values, t.dims.clone(), &Device::Cpu).expect("fits");
+        let heads = match t.name {
+            ref n if n.contains("q_proj") => Some(shape.heads),
+            ref n if n.contains("k_proj") => Some(shape.kv_heads),
+            _ => None,
+        };
+        if let Some(heads) = heads.filter(|_| arch == "llama") {
+            let split = (heads, 2, shape.head_dim / 2, shape.hidden);
+            let rows = tensor
+                .reshape(split)
+                .and_then(|t| t.transpose(1, 2)?.contiguous());
+            tensor = rows
+                .and_then(|t| t.reshape(t_dims(&t, shape.hidden)))
+                .expect("fits");
+        }
+        if gemma && name.ends_with("norm.weight") {
+            tensor = (tensor + 1.0).expect("a sum");
+        }
+        tensors.push((
+            name,
+            QTensor::quantize(&tensor, GgmlDType::F32).expect("f32"),
+        ));
+    }
+    let count = |key: &str, n: usize| (format!("{arch}.{key}"), gguf_file::Value::U32(n as u32));
+    let number = |key: &str, x: f64| (format!("{arch}.{key}"), gguf_file::Value::F32(x as f32));
+    let text = |key: &str, s: &str| (key.to_owned(), gguf_file::Value::String(s.to_owned()));
+    let strings = |list: &[&str]| {
+        let list = list
+            .iter()
+            .map(|s| gguf_file::Value::String((*s).to_owned()));
+        gguf_file::Value::Array(list.collect())
+    };
+    let mut metadata = vec![
+        text("general.architecture", arch),
+        text("tokenizer.ggml.model", "gpt2"),
+        text("tokenizer.ggml.pre", "gpt-2"),
+        (
+            "tokenizer.ggml.tokens".to_owned(),
+            strings(&["a", "b", "ab"]),
+        ),
+        ("tokenizer.ggml.merges".to_owned(), strings(&["a b"])),
+        count("block_count", shape.layers),
+        count("embedding_length", shape.hidden),
+        count("feed_forward_length", shape.ffn),
+        count("attention.head_count", shape.heads),
+        count("attention.head_count_kv", shape.kv_heads),
+        count("attention.key_length", shape.head_dim),
+        count("context_length", shape.context),
+        number(
+            "attention.layer_norm_rms_epsilon",
+            f64::from(shape.norm_eps),
+        ),
+        number("rope.freq_base", shape.rope.theta),
+    ];
+    metadata.extend(shape.windows[0].map(|w| count("attention.sliding_window", w as usize)));
+    let metadata: Vec<_> = metadata.iter().map(|(k, v)| (k.as_str(), v)).collect();
+    let tensors: Vec<_> = tensors.iter().map(|(k, v)| (k.as_str(), v)).collect();
+    let mut file = std::fs::File::create(path).expect("a temporary file");
+    gguf_file::write(&mut file, &metadata, &tensors).expect("written");
+}
+
+/// Rows of `width` again, after a split by heads; a bias has a width of one.
+fn t_dims(t: &candle_core::Tensor, width: usize) -> (usize, usize) {
+    (t.elem_count() / width, width)
+}
+
+#[test]
+fn a_gguf_file_holds_the_same_model_as_the_directory() {
+    let prompt: Vec<u32> = (0..20).map(|i| (i * 13 + 1) % 128).collect();
+    for case in [
+        json!({"model_type": "llama"}),
+        json!({"model_type": "qwen2"}),
+        json!({"model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": true}),
+        json!({"model_type": "gemma3_text", "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8,
+               "num_hidden_layers": 6, "tie_word_embeddings": true}),
+    ] {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("tiny.gguf");
+        write_gguf(&path, &case);
+        let gguf = Checkpoint::open(&path).expect("a GGUF file opens");
+        let directory = tiny_checkpoint(&case, Storage::F32, 1);
+        assert_eq!(gguf.shape, directory.shape);
+        assert!(gguf.stored_f32());
+        let theirs = prefill(&mut model(&directory, Dtype::F32, 20), &prompt);
+        let ours = prefill(&mut model(&gguf, Dtype::F32, 20), &prompt);
+        let differences = ours.iter().zip(&theirs).map(|(a, b)| difference_max(a, b));
+        // Only Gemma's norms come back from their +1 rounded.
+        let worst = differences.fold(0.0, f32::max);
+        assert!(worst < 1e-5, "{case}: {worst}");
+        assert_eq!(
+            gguf.text
+                .tokenizer
+                .encode("ab", false)
+                .expect("encodes")
+                .get_ids(),
+            [2]
+        );
+    }
+}
+
 /// The demo model: from `POLYLORA_DEMO_GGUF`, or located (and downloaded once) as the server does.
 fn demo() -> Checkpoint {
     let path = match std::env::var_os("POLYLORA_DEMO_GGUF") {

@@ -2,7 +2,7 @@
 //! in Python, the tokenizers library's own decode, and naive searches.
 
 use polylora::error::{Error, Kind};
-use polylora::model::checkpoint::TextSource;
+use polylora::model::checkpoint::{Checkpoint, TextSource};
 use polylora::model::source::{DEMO, locate};
 use polylora::text::Text;
 use polylora::text::detokenizer::Detokenizer;
@@ -24,7 +24,7 @@ fn demo() -> &'static Text {
     static TEXT: OnceLock<Text> = OnceLock::new();
     TEXT.get_or_init(|| {
         let path = locate(DEMO).unwrap().path;
-        Text::new(interim(&path)).unwrap()
+        Text::new(Checkpoint::open(&path).unwrap().text).unwrap()
     })
 }
 
@@ -341,7 +341,7 @@ fn mixes(tokens: &[u32]) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn stream_of_any_ids_equals_the_whole_decode(
@@ -372,8 +372,11 @@ proptest! {
         ];
         let bytes_fall_back = which < 2;
         let text = text_of(sentencepiece(decoder[which].clone()), Some(1), true);
-        prop_assume!(!bytes_fall_back || !mixes(&tokens));
-        let expected = library_decode(&text.tokenizer, &tokens, skip);
+        let kept: Vec<u32> = tokens.iter().copied().filter(|&t| !skip || t > 2).collect();
+        let expected = match bytes_fall_back && mixes(&kept) {
+            true => text.decode(&tokens, skip).unwrap(),
+            false => library_decode(&text.tokenizer, &tokens, skip),
+        };
         prop_assert_eq!(stream(&text, &tokens, skip), expected);
     }
 
@@ -399,9 +402,8 @@ proptest! {
     fn only_what_may_start_a_stop_is_held_back(
         text in "[abc]{0,20}", stops in prop::collection::vec("[abc]{2,5}", 1..4),
     ) {
-        prop_assume!(!stops.iter().any(|stop| text.contains(stop.as_str())));
         let mut watch = StopStrings::new(stops.clone(), false);
-        let Stopped::No(shown) = watch.push(&text) else { panic!("nothing matches") };
+        let Stopped::No(shown) = watch.push(&text) else { return Ok(()) };
         let held = &text[shown.len()..];
         let starts = |end: &str| stops.iter().any(|stop| stop.starts_with(end));
         prop_assert!(held.is_empty() || starts(held));
@@ -456,72 +458,4 @@ fn text_after_a_stop_is_dropped() {
     assert_eq!(watch.push("ND two"), end);
     assert_eq!(watch.push("three"), Stopped::No(String::new()));
     assert_eq!(watch.finish(), "");
-}
-
-fn interim(path: &std::path::Path) -> TextSource {
-    use candle_core::quantized::gguf_file::Content;
-    use tokenizers::{
-        AddedToken,
-        models::bpe::BPE,
-        pre_tokenizers::{byte_level::ByteLevel, digits::Digits, sequence::Sequence},
-    };
-    let content = Content::read(&mut std::fs::File::open(path).unwrap()).unwrap();
-    let strings = |key: &str| -> Vec<String> {
-        content.metadata[key]
-            .to_vec()
-            .unwrap()
-            .iter()
-            .map(|v| v.to_string().unwrap().clone())
-            .collect()
-    };
-    let tokens = strings("tokenizer.ggml.tokens");
-    let merges = strings("tokenizer.ggml.merges")
-        .iter()
-        .map(|m| {
-            let (a, b) = m.split_once(' ').unwrap();
-            (a.to_owned(), b.to_owned())
-        })
-        .collect();
-    let vocab = tokens
-        .iter()
-        .cloned()
-        .zip(0u32..)
-        .collect::<std::collections::HashMap<_, _>>();
-    let bpe = BPE::builder()
-        .vocab_and_merges(
-            vocab
-                .into_iter()
-                .collect::<tokenizers::models::bpe::Vocab>(),
-            merges,
-        )
-        .build()
-        .unwrap();
-    let mut tokenizer = Tokenizer::new(bpe);
-    tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![
-        Digits::new(true).into(),
-        ByteLevel::new(false, true, true).into(),
-    ])));
-    tokenizer.with_decoder(Some(ByteLevel::default()));
-    let kinds = content.metadata["tokenizer.ggml.token_type"]
-        .to_vec()
-        .unwrap();
-    let special: Vec<AddedToken> = kinds
-        .iter()
-        .zip(&tokens)
-        .filter(|(k, _)| k.to_i32().unwrap() == 3)
-        .map(|(_, t)| AddedToken::from(t.clone(), true))
-        .collect();
-    tokenizer.add_special_tokens(special).unwrap();
-    TextSource {
-        tokenizer,
-        chat_template: Some(
-            content.metadata["tokenizer.chat_template"]
-                .to_string()
-                .unwrap()
-                .clone(),
-        ),
-        bos: Some(1),
-        eos: vec![2],
-        add_bos: false,
-    }
 }

@@ -316,7 +316,11 @@ impl Inner {
         } else {
             return Ok(());
         };
-        let shown: String = name.chars().take(40).flat_map(char::escape_default).collect();
+        let shown: String = name
+            .chars()
+            .take(40)
+            .flat_map(char::escape_default)
+            .collect();
         Err(Error::invalid(
             "invalid_name",
             format!("`{shown}` cannot name an adapter: {why}"),

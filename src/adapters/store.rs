@@ -53,7 +53,10 @@ impl Store {
             TryLockError::WouldBlock => Error::new(
                 Kind::Conflict,
                 "data_dir_locked",
-                format!("data directory {} is in use by another server", dir.display()),
+                format!(
+                    "data directory {} is in use by another server",
+                    dir.display()
+                ),
             ),
         })?;
         if staging.exists() {

@@ -1,10 +1,11 @@
 //! `polylora adapter`: push, list, show and rm against a running server.
 //!
-//! Owns how a directory or file becomes an upload and how the answer is shown. Never checks an adapter: the server does,
-//! and its refusal is printed. The thing to know: only the two PEFT files, one .gguf, or one archive are ever sent.
+//! Owns how a directory or file becomes an upload and how the answer is shown. Never checks an
+//! adapter: the server does, and its refusal is printed. The thing to know: only the two PEFT
+//! files, one .gguf, or one archive are ever sent.
 
-use super::bad_argument;
 use super::client::{Client, ServerArgs};
+use super::{bad_argument, say};
 use crate::config::human;
 use crate::error::Result;
 use clap::{Args, Subcommand};
@@ -15,8 +16,8 @@ use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:
-  polylora adapter push pirate adapters/pirate         a directory that PEFT saved
-  polylora adapter push pirate pirate.zip              or an archive of it (.zip, .tar), or a .gguf adapter
+  polylora adapter push pirate adapters/pirate    a directory that PEFT saved
+  polylora adapter push pirate pirate.zip            an archive of it (.zip, .tar), or a .gguf
   polylora adapter list
   polylora adapter show pirate
   polylora adapter rm pirate
@@ -38,7 +39,8 @@ enum Verb {
     /// Upload an adapter under a name
     Push {
         name: String,
-        /// Directory with adapter_config.json and adapter_model.safetensors, or a .gguf, .zip or .tar file
+        /// Directory with adapter_config.json and adapter_model.safetensors, or a .gguf, .zip or
+        /// .tar file
         #[arg(value_name = "DIR|FILE")]
         from: PathBuf,
         /// Serve it even if it changes nothing on the probe's prompts
@@ -63,14 +65,14 @@ pub fn run(args: AdapterArgs) -> Result<()> {
                 let shown = client
                     .json(client.request(Method::GET, &path(&name)?))
                     .await?;
-                println!("{shown:#}");
+                say(&format!("{shown:#}\n"));
                 Ok(())
             }
             Verb::Rm { name } => {
                 client
                     .send(client.request(Method::DELETE, &path(&name)?))
                     .await?;
-                println!("removed {name}");
+                say(&format!("removed {name}\n"));
                 Ok(())
             }
         }
@@ -129,7 +131,7 @@ async fn push(client: &Client, name: &str, from: &Path, force: bool) -> Result<(
     }
     let request = client.request(Method::PUT, &route).multipart(form);
     let done = client.json(request).await?;
-    println!("{}", line(&done));
+    say(&format!("{}\n", line(&done)));
     Ok(())
 }
 
@@ -139,33 +141,36 @@ async fn list(client: &Client) -> Result<()> {
         .await?;
     let rows: Vec<&Value> = page["data"].as_array().into_iter().flatten().collect();
     if rows.is_empty() {
-        println!("no adapters; add one with 'polylora adapter push NAME DIR'");
+        say(&format!(
+            "no adapters; add one with 'polylora adapter push NAME DIR'\n"
+        ));
     }
     for row in rows {
-        println!("{}", line(row));
+        say(&format!("{}\n", line(row)));
     }
     Ok(())
 }
 
-/// One version on one line: `pirate@1  ready  lora r8  1.8 MiB  sha256:…`. What the server leaves out is left out.
+/// One version on one line: `pirate@1  ready, current  lora r8  1.8 MiB  sha256:…`.
 fn line(v: &Value) -> String {
-    let text = |key: &str| v[key].as_str().unwrap_or_default().to_owned();
-    let id = ["id", "name"]
-        .iter()
-        .map(|k| text(k))
-        .find(|t| !t.is_empty())
-        .unwrap_or_default();
-    let rank = v["rank_max"]
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    let current = if v["current"] == true {
+        ", current"
+    } else {
+        ""
+    };
+    let method = text(&v["summary"]["method"]);
+    let rank = v["summary"]["rank_max"]
         .as_u64()
-        .map_or(String::new(), |r| format!("r{r}"));
+        .map_or(String::new(), |r| format!(" r{r}"));
     let size = v["file_bytes"].as_u64().map_or(String::new(), human);
     [
-        id,
-        text("state"),
-        text("method"),
-        rank,
+        text(&v["id"]),
+        text(&v["result"]),
+        text(&v["state"]) + current,
+        method + &rank,
         size,
-        text("digest"),
+        text(&v["digest"]),
     ]
     .into_iter()
     .filter(|t| !t.is_empty())

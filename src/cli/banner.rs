@@ -1,7 +1,7 @@
 //! What `serve` prints once it listens: what runs, and three things to paste.
 //!
-//! Owns that page. Never asks anything of the server. The thing to know: every line of it is meant to be pasted as it
-//! stands into the terminal beside.
+//! Owns that page. Never asks anything of the server. The thing to know: every line of it is meant
+//! to be pasted as it stands into the terminal beside.
 
 use crate::adapters::registry::{Entry, State};
 
@@ -49,7 +49,8 @@ polylora {version} at {url}
 Ask it:
 
 curl {url}/v1/chat/completions -H 'Content-Type: application/json'{header} \\
-  -d '{{\"model\": \"{asked}\", \"messages\": [{{\"role\": \"user\", \"content\": \"What is a bicycle?\"}}]}}'
+  -d '{{\"model\": \"{asked}\",
+       \"messages\": [{{\"role\": \"user\", \"content\": \"What is a bicycle?\"}}]}}'
 
 The same with OpenAI's Python package (pip install openai):
 

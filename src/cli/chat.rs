@@ -1,14 +1,16 @@
 //! `polylora chat`: a conversation in the terminal, streamed.
 //!
-//! Owns the conversation and the slash commands. Never trims it: a conversation longer than the model's context is the
-//! server's error to report. The thing to know: switching the model keeps the conversation, so adapters can be compared.
+//! Owns the conversation and the slash commands. Never trims it: a conversation longer than the
+//! model's context is the server's error to report. The thing to know: switching the model keeps
+//! the conversation, so adapters can be compared.
 
 use super::client::{Client, ServerArgs};
+use super::say;
 use crate::error::{Error, Result};
 use clap::Args;
 use reqwest::Method;
 use serde_json::{Value, json};
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -77,13 +79,14 @@ pub fn run(args: ChatArgs) -> Result<()> {
 }
 
 impl Conversation {
-    /// Reads lines until the end of input or /quit. A refused question is shown and the conversation goes on.
+    /// Reads lines until the end of input or /quit. A refused question is shown and the
+    /// conversation goes on.
     async fn interact(&mut self) -> Result<()> {
         let mut lines = typed_lines();
-        println!(
-            "Talking to {} at {}. /quit ends, /model NAME switches.",
+        say(&format!(
+            "Talking to {} at {}. /quit ends, /model NAME switches.\n",
             self.model, self.client.url
-        );
+        ));
         while let Some(line) = self.line(&mut lines).await {
             let line = line.trim();
             let said = match line.split_once(' ').unwrap_or((line, "")) {
@@ -96,7 +99,9 @@ impl Conversation {
                 ("/models", _) => self.show_models().await,
                 ("/model", name) => self.switch(name.trim()).await,
                 (word, _) if word.starts_with('/') => {
-                    println!("{word} is unknown; there are /model NAME, /models, /reset, /quit");
+                    say(&format!(
+                        "{word} is unknown; there are /model NAME, /models, /reset, /quit\n"
+                    ));
                     Ok(())
                 }
                 _ => self.ask(line).await,
@@ -111,7 +116,7 @@ impl Conversation {
     /// The next line typed; `None` at the end of input or at Ctrl-C.
     async fn line(&self, lines: &mut mpsc::Receiver<String>) -> Option<String> {
         if std::io::stdin().is_terminal() {
-            show(&format!("{}> ", self.model));
+            say(&format!("{}> ", self.model));
         }
         tokio::select! {
             line = lines.recv() => line,
@@ -121,7 +126,10 @@ impl Conversation {
 
     async fn show_models(&self) -> Result<()> {
         for id in self.client.models().await? {
-            println!("{} {id}", if id == self.model { "*" } else { " " });
+            say(&format!(
+                "{} {id}\n",
+                if id == self.model { "*" } else { " " }
+            ));
         }
         Ok(())
     }
@@ -139,7 +147,8 @@ impl Conversation {
         Ok(())
     }
 
-    /// Streams the answer to stdout. The question stays in the conversation only if it was answered.
+    /// Streams the answer to stdout. The question stays in the conversation only if it was
+    /// answered.
     async fn ask(&mut self, question: &str) -> Result<()> {
         self.messages
             .push(json!({"role": "user", "content": question}));
@@ -160,7 +169,8 @@ impl Conversation {
             .map(|s| json!({"role": "system", "content": s}));
         let messages: Vec<Value> = system.chain(self.messages.iter().cloned()).collect();
         let mut body = json!({
-            "model": self.model, "messages": messages, "stream": true, "max_tokens": self.max_tokens,
+            "model": self.model, "messages": messages,
+            "stream": true, "max_tokens": self.max_tokens,
         });
         if let Some(t) = self.temperature {
             body["temperature"] = json!(t);
@@ -175,27 +185,28 @@ impl Conversation {
             let event = tokio::select! {
                 event = events.next() => event,
                 _ = tokio::signal::ctrl_c() => {
-                    show(" …\n");
+                    say(" …\n");
                     return Ok(text); // dropping the stream cancels it
                 }
             };
             let event = event.inspect_err(|_| {
                 if !text.is_empty() {
-                    show("\n")
+                    say("\n")
                 }
             })?;
             let Some(event) = event else { break };
             if let Some(piece) = event["choices"][0]["delta"]["content"].as_str() {
-                show(piece);
+                say(piece);
                 text += piece;
             }
         }
-        show("\n");
+        say("\n");
         Ok(text)
     }
 }
 
-/// Lines of stdin, read on a thread of their own: a runtime would wait at its end for a read that never returns.
+/// Lines of stdin, read on a thread of their own: a runtime would wait at its end for a read that
+/// never returns.
 fn typed_lines() -> mpsc::Receiver<String> {
     let (send, receive) = mpsc::channel(1);
     std::thread::spawn(move || {
@@ -210,11 +221,4 @@ fn typed_lines() -> mpsc::Receiver<String> {
         }
     });
     receive
-}
-
-/// Prints at once; a closed terminal is noticed by the next read.
-fn show(text: &str) {
-    let mut out = std::io::stdout();
-    let _ = out.write_all(text.as_bytes());
-    let _ = out.flush();
 }

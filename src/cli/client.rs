@@ -1,7 +1,7 @@
 //! The way to a running server: one HTTP client for chat, adapter, bench and health.
 //!
-//! Owns addresses, keys and how a server's refusal becomes one line. Never prints. The thing to know: a server on this
-//! machine is reached directly, whatever proxy the environment names.
+//! Owns addresses, keys and how a server's refusal becomes one line. Never prints. The thing to
+//! know: a server on this machine is reached directly, whatever proxy the environment names.
 
 use super::bad_argument;
 use super::sse::{SseEvent, SseReader};
@@ -36,7 +36,8 @@ pub struct ServerArgs {
 /// Why a request brought no answer.
 #[derive(Debug, Clone)]
 pub struct Refusal {
-    /// Short and stable, for counting: `429 queue_full`, `unreachable`, `timeout`, `stream: internal_error`.
+    /// Short and stable, for counting: `429 queue_full`, `unreachable`, `timeout`, `stream:
+    /// internal_error`.
     pub label: String,
     /// One line for a person.
     pub message: String,
@@ -182,7 +183,8 @@ pub struct Events {
 }
 
 impl Events {
-    /// The next event's JSON; `None` at `[DONE]` or the end. An `error` event, or an `error` object in the data, is an error.
+    /// The next event's JSON; `None` at `[DONE]` or the end. An `error` event, or an `error` object
+    /// in the data, is an error.
     pub async fn next(&mut self) -> Answer<Option<Value>> {
         loop {
             if let Some(event) = self.ready.pop_front() {
@@ -214,7 +216,8 @@ impl Events {
     }
 }
 
-/// The server's own words: message and code of OpenAI's error object, or the start of whatever came.
+/// The server's own words: message and code of OpenAI's error object, or the start of whatever
+/// came.
 fn refusal(status: StatusCode, body: &str) -> Refusal {
     let value: Value = serde_json::from_str(body).unwrap_or(Value::Null);
     let error = &value["error"];

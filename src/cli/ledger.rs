@@ -1,7 +1,8 @@
-//! The memory ledger: what the server will take, checked against what there is before the port opens.
+//! The memory ledger: what the server will take, checked against what there is before the port
+//! opens.
 //!
-//! Owns the sum and its table. Never allocates. The thing to know: weights are counted twice over a start, first as a lower
-//! bound from the shape (before hours of loading), then exactly.
+//! Owns the sum and its table. Never allocates. The thing to know: weights are counted twice over a
+//! start, first as a lower bound from the shape (before hours of loading), then exactly.
 
 use crate::config::{Config, human};
 use crate::engine::Event;
@@ -60,7 +61,8 @@ impl Ledger {
             return Ok(());
         }
         let message = format!(
-            "{} are needed beside the weights, but {} are available; lower kv_bytes (now {}) or adapter_bytes_max (now {})",
+            "{} are needed beside the weights, but {} are available; \
+             lower kv_bytes (now {}) or adapter_bytes_max (now {})",
             human(rest),
             human(available),
             human(config.kv_bytes),

@@ -1,8 +1,9 @@
 //! The command line: arguments to configuration to one of the commands.
 //!
-//! Owns help texts, exit codes and what a person sees in a terminal. Never computes: `serve` wires modules together, the
-//! rest are clients of a running server. The thing to know: a failure is one line on stderr, `error: …`, and exit code 1;
-//! arguments or settings that cannot be are exit code 2.
+//! Owns help texts, exit codes and what a person sees in a terminal. Never computes: `serve` wires
+//! modules together, the rest are clients of a running server. The thing to know: a failure is one
+//! line on stderr, `error: …`, and exit code 1; arguments or settings that cannot be are exit code
+//! 2.
 
 pub mod adapter;
 pub mod banner;
@@ -18,6 +19,7 @@ use crate::error::{Error, Result};
 use clap::{Args, Parser, Subcommand};
 use polylora_kernels::Dtype;
 use std::future::Future;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -25,10 +27,10 @@ const ABOUT: &str = "Serve one base model and thousands of LoRA adapters in one 
 
 const EXAMPLES: &str = "\
 Examples:
-  polylora serve --adapter pirate=adapters/pirate    the demo model and one adapter on 127.0.0.1:8080
-  polylora chat --model-name pirate                  talk to it
-  polylora adapter push sql adapters/sql             add an adapter while it serves
-  polylora bench --models auto --concurrency 16      load it
+  polylora serve --adapter pirate=adapters/pirate   the demo model and an adapter, on port 8080
+  polylora chat --model-name pirate                 talk to it
+  polylora adapter push sql adapters/sql            add an adapter while it serves
+  polylora bench --models auto --concurrency 16     load it
 
 'polylora COMMAND --help' shows each command's options and examples.";
 
@@ -149,4 +151,10 @@ fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
         .build()
         .map_err(|e| Error::fault(format!("cannot start the runtime: {e}")))?
         .block_on(future)
+}
+
+/// Prints at once. A reader who has gone away (`| head`) is no failure.
+fn say(text: &str) {
+    let mut out = std::io::stdout();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }

@@ -1,11 +1,11 @@
 //! `polylora serve`: wires the modules together and listens.
 //!
-//! Owns the order of a start. Never serves a request itself. The thing to know: everything that can be refused is refused
-//! before the port opens: settings, model, memory, adapters, in that order.
+//! Owns the order of a start. Never serves a request itself. The thing to know: everything that can
+//! be refused is refused before the port opens: settings, model, memory, adapters, in that order.
 
 use super::banner::Banner;
-use super::dtype_named;
 use super::ledger::{self, Ledger};
+use super::{dtype_named, say};
 use crate::adapters::registry::{Entry, Publish, Registry, RegistryOptions};
 use crate::api::{self, App};
 use crate::config::{Config, RawConfig, memory_available};
@@ -27,12 +27,12 @@ use tracing_subscriber::EnvFilter;
 
 const EXAMPLES: &str = "\
 Examples:
-  polylora serve                                               the demo model on 127.0.0.1:8080
+  polylora serve                                          the demo model on 127.0.0.1:8080
   polylora serve --model ./Llama-3.2-1B-Instruct --adapter support=./adapters/support
   polylora serve --model Qwen/Qwen3-0.6B --dtype bf16 --port 9000
-  POLYLORA_API_KEY=secret polylora serve --host 0.0.0.0        for others, with a key
+  POLYLORA_API_KEY=secret polylora serve --host 0.0.0.0   for others, with a key
   polylora serve --config polylora.toml
-  polylora serve --print-config > polylora.toml                every setting with its default, explained
+  polylora serve --print-config > polylora.toml           every setting with its default, explained
 
 A flag wins over its environment variable, that over the file, that over the default.
 SIGTERM or Ctrl-C: no new requests, running ones finish (--drain-seconds), exit code 0.";
@@ -54,7 +54,7 @@ pub struct ServeArgs {
 pub fn run(args: ServeArgs) -> Result<()> {
     let file = args.config.as_deref();
     if args.print_config {
-        print!("{}", Config::print(file, args.settings)?);
+        say(&Config::print(file, args.settings)?);
         return Ok(());
     }
     let config = Config::load(file, args.settings)?;
@@ -119,7 +119,11 @@ impl Prepared {
         let ledger = Ledger::new(
             config,
             (weights.bytes() as u64, checkpoint.storage.clone()),
-            (kv_pages as u64, page_bytes as u64, KvCache::PAGE as u64),
+            (
+                options.kv_pages as u64,
+                page_bytes as u64,
+                KvCache::PAGE as u64,
+            ),
             Model::buffer_bytes(&weights.shape, &options) as u64,
         );
         let available = memory_available();
@@ -138,7 +142,8 @@ impl Prepared {
         })
     }
 
-    /// Starts the engine, opens the registry, loads the adapters named at start, listens until told to stop.
+    /// Starts the engine, opens the registry, loads the adapters named at start, listens until told
+    /// to stop.
     async fn serve(self, config: Config) -> Result<()> {
         let device = self.model.device().name();
         let shape = Arc::new(self.weights.shape.clone());
@@ -182,7 +187,7 @@ impl Prepared {
                 .unwrap_or_else(|| "polylora".to_owned()),
             locked: config.api_key.is_some(),
         };
-        print!("{}", banner.page());
+        say(&banner.page());
 
         let app = App {
             config: Arc::new(config),
@@ -284,7 +289,8 @@ fn engine_options(
     })
 }
 
-/// Brings an adapter in by the door that uploads use. A refusal stops the start and names the adapter.
+/// Brings an adapter in by the door that uploads use. A refusal stops the start and names the
+/// adapter.
 async fn load_adapter(registry: &Registry, name: &str, from: &Path) -> Result<Entry> {
     let blame = |e: Error| Error {
         message: format!("adapter {name} ({}): {e}", from.display()),
@@ -298,7 +304,8 @@ async fn load_adapter(registry: &Registry, name: &str, from: &Path) -> Result<En
         .map_err(blame)
 }
 
-/// Copies what belongs to an adapter and nothing else. Weights in other formats come along to be refused by name.
+/// Copies what belongs to an adapter and nothing else. Weights in other formats come along to be
+/// refused by name.
 fn copy_files(from: &Path, to: &Path) -> Result<(), String> {
     let ours = |path: &Path| {
         let name = path

@@ -1,7 +1,7 @@
 //! Server-sent events, read as they arrive.
 //!
-//! Owns the framing: bytes in, whole events out. Never looks into the data. The thing to know: a chunk of the network ends
-//! anywhere, also inside a character.
+//! Owns the framing: bytes in, whole events out. Never looks into the data. The thing to know: a
+//! chunk of the network ends anywhere, also inside a character.
 
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +65,8 @@ mod tests {
 
     #[test]
     fn events_are_the_same_however_the_bytes_are_cut() {
-        let page = "data: {\"a\":\"ü\"}\n\n: ping\n\nevent: error\r\ndata: x\r\ndata: y\r\n\r\ndata:[DONE]\n\n";
+        let page = "data: {\"a\":\"ü\"}\n\n: ping\n\nevent: error\r\ndata: x\r\ndata: y\r\n\r\n\
+                    data:[DONE]\n\n";
         let whole = SseReader::default().push(page.as_bytes());
         let said: Vec<(&str, &str)> = whole
             .iter()

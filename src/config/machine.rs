@@ -1,6 +1,7 @@
 //! What this machine offers, for the defaults that depend on it.
 //!
-//! Owns three look-ups. Never decides a limit. The thing to know: in a container the cgroup's limit counts, not the host's.
+//! Owns three look-ups. Never decides a limit. The thing to know: in a container the cgroup's limit
+//! counts, not the host's.
 
 use std::path::PathBuf;
 use sysinfo::System;

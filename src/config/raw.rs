@@ -1,7 +1,8 @@
 //! Settings as typed: one struct for flags, environment and file, every field optional.
 //!
-//! Owns the keys' names, help and ranges. Never decides a default that needs more than a number. The thing to know: the
-//! doc comment of a field is its `--help` and its comment in the printed file.
+//! Owns the keys' names, help and ranges. Never decides a default that needs more than a number.
+//! The thing to know: the doc comment of a field is its `--help` and its comment in the printed
+//! file.
 
 use super::machine;
 use super::size::{Size, human};
@@ -11,7 +12,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Served when nobody names a model: `model::source::DEMO`, which a test holds equal (this module is a leaf).
+/// Served when nobody names a model: `model::source::DEMO`, which a test holds equal (this module
+/// is a leaf).
 pub const MODEL: &str = "smollm2-135m-instruct";
 
 /// What flags and environment, or a file, say. `None` is: not said here.
@@ -36,7 +38,8 @@ pub struct RawConfig {
     /// Where uploaded adapters are kept; one directory per base model
     #[arg(long, env = "POLYLORA_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Key that clients must send as "Authorization: Bearer KEY"; prefer the variable, others can read flags
+    /// Key that clients must send as "Authorization: Bearer KEY"; prefer the variable, others can
+    /// read flags
     #[arg(
         long,
         env = "POLYLORA_API_KEY",
@@ -45,7 +48,8 @@ pub struct RawConfig {
     )]
     pub api_key: Option<String>,
     /// Listen on an address that others can reach without a key
-    #[arg(long, env = "POLYLORA_ALLOW_OPEN", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, env = "POLYLORA_ALLOW_OPEN", value_name = "BOOL")]
+    #[arg(num_args = 0..=1, default_missing_value = "true")]
     pub allow_open: Option<bool>,
     /// Threads of the engine; default: this machine's physical cores
     #[arg(long, env = "POLYLORA_THREADS", value_name = "N")]
@@ -53,13 +57,15 @@ pub struct RawConfig {
     /// Most tokens of prompt and answer together; 0: what the model and KV memory allow
     #[arg(long, env = "POLYLORA_CONTEXT", value_name = "TOKENS")]
     pub context: Option<u64>,
-    /// Memory of the KV cache, taken at start; default: a quarter of available memory, at most 2 GiB
+    /// Memory of the KV cache, taken at start; default: a quarter of available memory, at most 2
+    /// GiB
     #[arg(long, env = "POLYLORA_KV_BYTES", value_name = "SIZE")]
     pub kv_bytes: Option<Size>,
     /// Storage of the KV cache: auto, f32 or bf16; auto is the weights' own
     #[arg(long, env = "POLYLORA_KV_DTYPE", value_name = "DTYPE")]
     pub kv_dtype: Option<String>,
-    /// Rows of one step: prompt chunks and decoding sequences together; more is faster prefill, slower steps
+    /// Rows of one step: prompt chunks and decoding sequences together; more is faster prefill,
+    /// slower steps
     #[arg(long, env = "POLYLORA_ROWS_MAX", value_name = "N")]
     pub rows_max: Option<u64>,
     /// Sequences computed at once
@@ -75,7 +81,8 @@ pub struct RawConfig {
     #[arg(long, env = "POLYLORA_STREAM_EVENTS_MAX", value_name = "N")]
     pub stream_events_max: Option<u64>,
     /// Reuse KV pages of equal prompt beginnings under the same adapter version
-    #[arg(long, env = "POLYLORA_PREFIX_CACHE", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, env = "POLYLORA_PREFIX_CACHE", value_name = "BOOL")]
+    #[arg(num_args = 0..=1, default_missing_value = "true")]
     pub prefix_cache: Option<bool>,
     /// Memory of resident adapters; default: an eighth of available memory, at most 1 GiB
     #[arg(long, env = "POLYLORA_ADAPTER_BYTES_MAX", value_name = "SIZE")]
@@ -104,13 +111,13 @@ pub struct RawConfig {
     /// Most messages of one chat request
     #[arg(long, env = "POLYLORA_MESSAGES_MAX", value_name = "N")]
     pub messages_max: Option<u64>,
-    /// Most tokens that one logit_bias names
+    /// Most logit_bias entries of one request
     #[arg(long, env = "POLYLORA_LOGIT_BIAS_MAX", value_name = "N")]
     pub logit_bias_max: Option<u64>,
-    /// Most connections open at once; more wait until one closes
+    /// Connections open at once; more wait to be accepted
     #[arg(long, env = "POLYLORA_CONNECTIONS_MAX", value_name = "N")]
     pub connections_max: Option<u64>,
-    /// Most uploads received at once; more are told to come back (429)
+    /// Uploads received at once; more are answered 429
     #[arg(long, env = "POLYLORA_UPLOADS_MAX", value_name = "N")]
     pub uploads_max: Option<u64>,
     /// Seconds after which a request is ended
@@ -122,11 +129,13 @@ pub struct RawConfig {
     /// Log lines as text or json
     #[arg(long, env = "POLYLORA_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
-    /// What to log: a level (error, warn, info, debug) or a filter such as info,polylora::engine=debug
+    /// What to log: a level (error, warn, info, debug) or a filter such as
+    /// info,polylora::engine=debug
     #[arg(long, env = "POLYLORA_LOG_FILTER", value_name = "FILTER")]
     pub log_filter: Option<String>,
     /// Adapter to load at start, repeatable as a flag; a table of name = directory in the file
-    #[arg(long = "adapter", env = "POLYLORA_ADAPTERS", value_name = "NAME=DIR", value_delimiter = ',', value_parser = named_dir)]
+    #[arg(long = "adapter", env = "POLYLORA_ADAPTERS", value_name = "NAME=DIR")]
+    #[arg(value_delimiter = ',', value_parser = named_dir)]
     #[serde(deserialize_with = "table")]
     pub adapters: Vec<(String, PathBuf)>,
 }
@@ -249,7 +258,7 @@ pub const RANGES: &[Range] = ranges! {
         messages_max: 1, 65_536, 1024;
         logit_bias_max: 0, 65_536, 1024;
         connections_max: 1, 65_536, 1024;
-        uploads_max: 1, 64, 4;
+        uploads_max: 1, 256, 4;
         request_seconds_max: 1, 86_400, 600;
         drain_seconds: 0, 3600, 30;
     }

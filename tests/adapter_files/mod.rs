@@ -3,7 +3,7 @@
 
 use polylora::adapters::{BaseBias, BaseRows};
 use polylora::shape::{Activation, ModelShape, Rope, RopeScaling, Site};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -74,7 +74,9 @@ pub fn base_bias(shape: &ModelShape) -> BaseBias {
     let shape = shape.clone();
     Arc::new(move |site| {
         let (_, outputs) = shape.site_dims(site);
-        shape.qkv_bias.then(|| values(site_seed(site) + 500, outputs))
+        shape
+            .qkv_bias
+            .then(|| values(site_seed(site) + 500, outputs))
     })
 }
 
@@ -104,11 +106,6 @@ impl Files {
         files
     }
 
-    pub fn set(&mut self, key: &str, value: Value) -> &mut Self {
-        self.config.as_object_mut().unwrap().insert(key.into(), value);
-        self
-    }
-
     pub fn push(&mut self, name: &str, shape: &[usize], values: Vec<f32>) -> &mut Self {
         assert_eq!(shape.iter().product::<usize>(), values.len());
         let name = format!("base_model.model.{name}");
@@ -117,12 +114,16 @@ impl Files {
     }
 
     pub fn factors(&mut self, module: &str, r: usize, i: usize, o: usize, seed: u64) -> &mut Self {
-        self.push(&format!("{module}.lora_A.weight"), &[r, i], values(seed, r * i));
-        self.push(&format!("{module}.lora_B.weight"), &[o, r], values(seed + 1, o * r))
-    }
-
-    pub fn get(&mut self, part: &str) -> &mut (String, Vec<usize>, Vec<f32>) {
-        self.tensors.iter_mut().find(|t| t.0.contains(part)).unwrap()
+        self.push(
+            &format!("{module}.lora_A.weight"),
+            &[r, i],
+            values(seed, r * i),
+        );
+        self.push(
+            &format!("{module}.lora_B.weight"),
+            &[o, r],
+            values(seed + 1, o * r),
+        )
     }
 
     pub fn drop_tensor(&mut self, part: &str) -> &mut Self {
@@ -143,74 +144,11 @@ impl Files {
             .map(|t| t.2.iter().flat_map(|v| v.to_le_bytes()).collect())
             .collect();
         let views = self.tensors.iter().zip(&bytes).map(|(t, b)| {
-            (t.0.clone(), TensorView::new(Dtype::F32, t.1.clone(), b).unwrap())
+            (
+                t.0.clone(),
+                TensorView::new(Dtype::F32, t.1.clone(), b).unwrap(),
+            )
         });
         serialize(views, None).unwrap()
     }
-}
-
-/// A safetensors file from header entries as written, for headers that no library would make.
-pub fn raw_safetensors(header: &str, data: &[u8]) -> Vec<u8> {
-    let mut file = (header.len() as u64).to_le_bytes().to_vec();
-    file.extend_from_slice(header.as_bytes());
-    file.extend_from_slice(data);
-    file
-}
-
-/// A GGUF value.
-pub enum Meta {
-    Text(&'static str),
-    F32(f32),
-    U32s(Vec<u32>),
-}
-
-/// A GGUF v3 file: metadata, then f32 tensors with dimensions fastest first, aligned to 32.
-pub fn gguf(metadata: &[(&str, Meta)], tensors: &[(&str, Vec<u64>, Vec<f32>)]) -> Vec<u8> {
-    let mut out = b"GGUF".to_vec();
-    out.extend(3u32.to_le_bytes());
-    out.extend((tensors.len() as u64).to_le_bytes());
-    out.extend((metadata.len() as u64).to_le_bytes());
-    let text = |out: &mut Vec<u8>, s: &str| {
-        out.extend((s.len() as u64).to_le_bytes());
-        out.extend(s.as_bytes());
-    };
-    for (key, value) in metadata {
-        text(&mut out, key);
-        match value {
-            Meta::Text(s) => {
-                out.extend(8u32.to_le_bytes());
-                text(&mut out, s);
-            }
-            Meta::F32(v) => {
-                out.extend(6u32.to_le_bytes());
-                out.extend(v.to_le_bytes());
-            }
-            Meta::U32s(vs) => {
-                out.extend(9u32.to_le_bytes());
-                out.extend(4u32.to_le_bytes());
-                out.extend((vs.len() as u64).to_le_bytes());
-                vs.iter().for_each(|v| out.extend(v.to_le_bytes()));
-            }
-        }
-    }
-    let mut data = Vec::new();
-    for (name, dims, values) in tensors {
-        text(&mut out, name);
-        out.extend((dims.len() as u32).to_le_bytes());
-        dims.iter().for_each(|d| out.extend(d.to_le_bytes()));
-        out.extend(0u32.to_le_bytes());
-        out.extend((data.len() as u64).to_le_bytes());
-        values.iter().for_each(|v| data.extend(v.to_le_bytes()));
-        data.resize(data.len().next_multiple_of(32), 0);
-    }
-    out.resize(out.len().next_multiple_of(32), 0);
-    out.extend(data);
-    out
-}
-
-/// Merges objects; for configs made of a base and a change.
-pub fn with(base: &Value, change: Value) -> Value {
-    let mut map: Map<String, Value> = base.as_object().unwrap().clone();
-    map.extend(change.as_object().unwrap().clone());
-    Value::Object(map)
 }

@@ -6,7 +6,7 @@
 use crate::mix;
 use futures::FutureExt;
 use polylora::adapters::registry::Version;
-use polylora::engine::request::{Event, EventStream, Request};
+use polylora::engine::request::{Event, EventStream, FinishReason, Request};
 use polylora::engine::scheduler::EndReason;
 use std::sync::Arc;
 
@@ -148,8 +148,13 @@ impl Client {
                 prompt_tokens,
                 cached_tokens,
                 completion_tokens,
-                ..
+                reason,
             } => {
+                let end = match reason {
+                    FinishReason::Stop => EndReason::Stop,
+                    FinishReason::Length => EndReason::Length,
+                };
+                assert!(self.place == Place::Gone(end), "finished as {reason:?}");
                 self.ended = true;
                 assert!(!self.too_slow, "a broken stream says it is whole");
                 assert_eq!(prompt_tokens as usize, self.request.prompt.len());

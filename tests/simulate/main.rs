@@ -56,6 +56,21 @@ pub struct Seen {
     pub shared_pages: usize,
 }
 
+impl Seen {
+    fn add(&mut self, seen: Seen) {
+        self.steps += seen.steps;
+        self.preemptions += seen.preemptions;
+        self.hit_tokens += seen.hit_tokens;
+        self.too_slow += seen.too_slow;
+        self.failed_steps += seen.failed_steps;
+        self.prompts_recomputed += seen.prompts_recomputed;
+        self.shared_pages += seen.shared_pages;
+        for (reason, times) in seen.ends {
+            *self.ends.entry(reason).or_default() += times;
+        }
+    }
+}
+
 /// Says which world it was when one breaks.
 struct Seed(u64);
 
@@ -88,17 +103,7 @@ fn a_million_random_events_break_no_invariant() {
             world.event();
         }
         world.close();
-        let seen = world.seen;
-        all.steps += seen.steps;
-        all.preemptions += seen.preemptions;
-        all.hit_tokens += seen.hit_tokens;
-        all.too_slow += seen.too_slow;
-        all.failed_steps += seen.failed_steps;
-        all.prompts_recomputed += seen.prompts_recomputed;
-        all.shared_pages += seen.shared_pages;
-        for (reason, times) in seen.ends {
-            *all.ends.entry(reason).or_default() += times;
-        }
+        all.add(world.seen);
     }
     println!("{all:?} in {:?}", start.elapsed());
     if alone.is_none() {

@@ -36,6 +36,8 @@ pub struct World {
     sampled: Vec<Option<Result<TokenEvent>>>,
     pub kv: Vec<[u64; PAGE]>,
     pub clients: BTreeMap<u64, Client>,
+    /// Clients forgotten, by how their sequences must have ended.
+    gone: BTreeMap<&'static str, usize>,
     prefixes: Vec<Vec<u32>>,
     recent: Option<Ask>,
     start: Instant,
@@ -71,7 +73,8 @@ impl World {
             sampled: Vec::new(),
             kv: vec![[0; PAGE]; pages],
             clients: BTreeMap::new(),
-            prefixes: (0..3).map(|_| dice.tokens(context)).collect(),
+            gone: BTreeMap::new(),
+            prefixes: prefixes(&mut dice, context),
             recent: None,
             start,
             next_id: 0,
@@ -93,8 +96,19 @@ impl World {
             _ => self.step(),
         }
         self.check();
-        self.clients
-            .retain(|_, c| c.alive() || !(c.ended || c.cancelled()));
+        self.forget();
+    }
+
+    /// Lets go of clients that have all they will get.
+    fn forget(&mut self) {
+        let gone = &mut self.gone;
+        self.clients.retain(|_, client| match client.place {
+            Place::Gone(reason) if client.ended || client.cancelled() => {
+                *gone.entry(reason.name()).or_default() += 1;
+                false
+            }
+            _ => true,
+        });
     }
 
     /// What a client might ask for: often the beginning of what others ask for, or all of it.
@@ -353,9 +367,24 @@ impl World {
             );
         }
         assert_eq!((self.book.used(), self.scheduler.queued()), (0, (0, 0)));
-        let ended: usize = self.seen.ends.values().sum();
-        assert_eq!(ended as u64, self.next_id, "each sequence ends once");
+        self.forget();
+        assert!(self.clients.is_empty());
+        assert_eq!(
+            self.seen.ends, self.gone,
+            "each sequence ends once, for its own reason"
+        );
     }
+}
+
+/// Beginnings of prompts. They are made of two pages only, so that equal pages follow different
+/// ones.
+fn prefixes(dice: &mut Dice, len: usize) -> Vec<Vec<u32>> {
+    let pages = [dice.tokens(PAGE), dice.tokens(PAGE)];
+    let mut prefix = || {
+        let of = (0..len.div_ceil(PAGE)).map(|_| &pages[dice.between(0, 1)]);
+        of.flatten().take(len).copied().collect()
+    };
+    (0..3).map(|_| prefix()).collect()
 }
 
 /// A lease on an adapter of its own digest; two of the same number are the same content.

@@ -32,10 +32,22 @@ const NEUTRAL: [&str; 14] = [
 
 /// Known fields that change the arithmetic in a way that is not served, and why.
 const REFUSED_WHEN_SET: [(&str, &str); 14] = [
-    ("target_parameters", "factors on raw parameters (fused experts) are not served"),
-    ("trainable_token_indices", "trained token embeddings are not served"),
-    ("layer_replication", "replicated layers make another base model"),
-    ("alora_invocation_tokens", "adapters that start at an invocation sequence are not served"),
+    (
+        "target_parameters",
+        "factors on raw parameters (fused experts) are not served",
+    ),
+    (
+        "trainable_token_indices",
+        "trained token embeddings are not served",
+    ),
+    (
+        "layer_replication",
+        "replicated layers make another base model",
+    ),
+    (
+        "alora_invocation_tokens",
+        "adapters that start at an invocation sequence are not served",
+    ),
     ("use_qalora", "QALoRA pools its inputs"),
     ("use_bdlora", "block-diagonal LoRA is not served"),
     ("velora_config", "VeLoRA is not served"),
@@ -45,7 +57,10 @@ const REFUSED_WHEN_SET: [(&str, &str); 14] = [
     ("corda_config", "CorDA changes the base weights"),
     ("lora_ga_config", "LoRA-GA changes the base weights"),
     ("loftq_config", "LoftQ changes the base weights"),
-    ("megatron_config", "Megatron's parallel layers are not served"),
+    (
+        "megatron_config",
+        "Megatron's parallel layers are not served",
+    ),
 ];
 
 /// Initialisations that leave the base weights alone.
@@ -234,7 +249,11 @@ fn invalid(message: impl Into<String>) -> Error {
 }
 
 fn unsupported(field: &str, why: &str) -> Error {
-    Error::unprocessable("unsupported_config_field", format!("`{field}` is set: {why}")).param(field)
+    Error::unprocessable(
+        "unsupported_config_field",
+        format!("`{field}` is set: {why}"),
+    )
+    .param(field)
 }
 
 fn is_set(value: &Value) -> bool {
@@ -342,7 +361,10 @@ impl Fields {
             let pattern = Pattern::suffix("rank_pattern", &key)?;
             Ok((pattern, rank("rank_pattern", &value)?))
         };
-        self.object("rank_pattern")?.into_iter().map(entry).collect()
+        self.object("rank_pattern")?
+            .into_iter()
+            .map(entry)
+            .collect()
     }
 
     fn alpha_pattern(&mut self) -> Result<Vec<(Pattern, f64)>> {
@@ -350,7 +372,10 @@ impl Fields {
             let pattern = Pattern::suffix("alpha_pattern", &key)?;
             Ok((pattern, number("alpha_pattern", &value)?))
         };
-        self.object("alpha_pattern")?.into_iter().map(entry).collect()
+        self.object("alpha_pattern")?
+            .into_iter()
+            .map(entry)
+            .collect()
     }
 
     /// A list of strings, or one string as a list of one.

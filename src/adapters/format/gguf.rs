@@ -87,11 +87,16 @@ pub fn parse(path: &Path, shape: &ModelShape) -> Result<Parsed> {
 fn check_metadata(metadata: &BTreeMap<String, Value>, shape: &ModelShape) -> Result<f32> {
     let text = |key: &str| match metadata.get(key) {
         Some(Value::Text(s)) => Ok(s.as_str()),
-        _ => Err(invalid(format!("the key `{key}` is missing or not a string"))),
+        _ => Err(invalid(format!(
+            "the key `{key}` is missing or not a string"
+        ))),
     };
     let wanted = |key: &str, wanted: &str| match text(key)? {
         found if found == wanted => Ok(()),
-        found => Err(invalid(format!("`{key}` is `{}`, not `{wanted}`", cut(found)))),
+        found => Err(invalid(format!(
+            "`{key}` is `{}`, not `{wanted}`",
+            cut(found)
+        ))),
     };
     wanted("general.type", "adapter")?;
     wanted("adapter.type", "lora")?;
@@ -110,13 +115,18 @@ fn check_metadata(metadata: &BTreeMap<String, Value>, shape: &ModelShape) -> Res
         if !ADAPTER_KEYS.contains(&key.as_str()) {
             return Err(Error::unprocessable(
                 "unsupported_config_field",
-                format!("the GGUF key `{}` changes how the adapter applies", cut(key)),
+                format!(
+                    "the GGUF key `{}` changes how the adapter applies",
+                    cut(key)
+                ),
             ));
         }
     }
     match metadata.get("adapter.lora.alpha") {
         Some(Value::Number(n)) if n.is_finite() => Ok(*n as f32),
-        _ => Err(invalid("the key `adapter.lora.alpha` is missing or not a finite number")),
+        _ => Err(invalid(
+            "the key `adapter.lora.alpha` is missing or not a finite number",
+        )),
     }
 }
 
@@ -145,7 +155,10 @@ fn pair(file: &TensorFile, shape: &ModelShape) -> Result<BTreeMap<Module, Pair>>
         let module = module(name, shape.layers).map_err(|layer| match layer {
             Some(layer) => Error::unprocessable(
                 "layer_out_of_range",
-                format!("tensor `{}` is for layer {layer}, which the model lacks", tensor.name),
+                format!(
+                    "tensor `{}` is for layer {layer}, which the model lacks",
+                    tensor.name
+                ),
             ),
             None => Error::unprocessable(
                 "unknown_tensor",
@@ -210,10 +223,17 @@ fn factors(
     alpha: f32,
 ) -> Result<Factors> {
     let (Some(a), Some(b)) = (pair.a, pair.b) else {
-        let (has, lacks) = if pair.a.is_some() { ("a", "b") } else { ("b", "a") };
+        let (has, lacks) = if pair.a.is_some() {
+            ("a", "b")
+        } else {
+            ("b", "a")
+        };
         return Err(Error::unprocessable(
             "missing_factor",
-            format!("tensor `{0}.lora_{has}` is in the file without `{0}.lora_{lacks}`", pair.name),
+            format!(
+                "tensor `{0}.lora_{has}` is in the file without `{0}.lora_{lacks}`",
+                pair.name
+            ),
         ));
     };
     let rank = file.tensor(b).shape.last().copied().unwrap_or(0);
@@ -247,7 +267,11 @@ fn factors(
 
 /// alpha/rank; an alpha of 0 means that the factors are already scaled, as llama.cpp reads it.
 fn scale(alpha: f32, rank: usize) -> f32 {
-    if alpha == 0.0 { 1.0 } else { alpha / rank as f32 }
+    if alpha == 0.0 {
+        1.0
+    } else {
+        alpha / rank as f32
+    }
 }
 
 fn cut(s: &str) -> String {
@@ -293,7 +317,9 @@ fn open(path: &Path) -> Result<(BTreeMap<String, Value>, TensorFile)> {
         Some(_) => return Err(invalid("`general.alignment` is not from 1 to 65536")),
         None => 32,
     };
-    let mut tensors = (0..tensors).map(|_| r.tensor()).collect::<Result<Vec<_>>>()?;
+    let mut tensors = (0..tensors)
+        .map(|_| r.tensor())
+        .collect::<Result<Vec<_>>>()?;
     let header = r.0.stream_position().map_err(|e| unreadable(path, &e))?;
     let start = header.next_multiple_of(alignment).min(len);
     for t in &mut tensors {
@@ -301,7 +327,10 @@ fn open(path: &Path) -> Result<(BTreeMap<String, Value>, TensorFile)> {
             t.range.start.checked_add(start),
             t.range.end.checked_add(start),
         ) else {
-            return Err(invalid(format!("the offset of tensor `{}` overflows", cut(&t.name))));
+            return Err(invalid(format!(
+                "the offset of tensor `{}` overflows",
+                cut(&t.name)
+            )));
         };
         if !t.range.start.is_multiple_of(alignment) {
             return Err(invalid(format!("tensor `{}` is not aligned", cut(&t.name))));
@@ -318,7 +347,9 @@ struct Header(BufReader<File>);
 impl Header {
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let mut bytes = [0; N];
-        self.0.read_exact(&mut bytes).map_err(|_| invalid("it ends within the header"))?;
+        self.0
+            .read_exact(&mut bytes)
+            .map_err(|_| invalid("it ends within the header"))?;
         Ok(bytes)
     }
 
@@ -336,7 +367,9 @@ impl Header {
             return Err(invalid(format!("a string of {len} bytes")));
         }
         let mut bytes = vec![0; len as usize];
-        self.0.read_exact(&mut bytes).map_err(|_| invalid("it ends within a string"))?;
+        self.0
+            .read_exact(&mut bytes)
+            .map_err(|_| invalid("it ends within a string"))?;
         String::from_utf8(bytes).map_err(|_| invalid("a string is not UTF-8"))
     }
 
@@ -347,7 +380,9 @@ impl Header {
         }
         let (kind, count) = (self.u32()?, self.u64()?);
         if kind == ARRAY || count > ARRAY_VALUES_MAX {
-            return Err(invalid(format!("an array of {count} values of type {kind}")));
+            return Err(invalid(format!(
+                "an array of {count} values of type {kind}"
+            )));
         }
         for _ in 0..count {
             self.scalar(kind)?;
@@ -381,7 +416,10 @@ impl Header {
         let name = self.string()?;
         let count = self.u32()?;
         if count > DIMENSIONS_MAX {
-            return Err(invalid(format!("tensor `{}` has {count} dimensions", cut(&name))));
+            return Err(invalid(format!(
+                "tensor `{}` has {count} dimensions",
+                cut(&name)
+            )));
         }
         let mut shape = Vec::with_capacity(count as usize);
         for _ in 0..count {
@@ -409,7 +447,10 @@ impl Header {
         let bytes = values.and_then(|n| storage.bytes(n)).map(|n| n as u64);
         let end = bytes.and_then(|n| start.checked_add(n));
         let Some(end) = end else {
-            return Err(invalid(format!("tensor `{}` has shape {shape:?}", cut(&name))));
+            return Err(invalid(format!(
+                "tensor `{}` has shape {shape:?}",
+                cut(&name)
+            )));
         };
         Ok(Tensor {
             name,

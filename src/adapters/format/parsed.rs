@@ -54,7 +54,9 @@ pub struct Factors {
 pub enum Layout {
     Peft,
     /// Rows of B in GGUF's order for rotated heads of the llama architecture.
-    RotatedRows { heads: usize },
+    RotatedRows {
+        heads: usize,
+    },
     /// A is [I, R] (GGUF's token table).
     TransposedA,
 }
@@ -97,7 +99,10 @@ pub fn check_rank(file: &TensorFile, id: TensorId, rank: usize) -> Result<()> {
     }
     Err(Error::unprocessable(
         "rank_out_of_range",
-        format!("tensor `{}` has rank {rank}, not from 1 to 512", file.tensor(id).name),
+        format!(
+            "tensor `{}` has rank {rank}, not from 1 to 512",
+            file.tensor(id).name
+        ),
     ))
 }
 
@@ -113,7 +118,10 @@ pub fn summarize(
     let factors = sites.values().filter_map(|s| s.factors.as_ref());
     let mut targets: Vec<String> = Vec::new();
     for p in Projection::ALL {
-        if sites.keys().any(|s| matches!(s, Site::Layer(_, q) if *q == p)) {
+        if sites
+            .keys()
+            .any(|s| matches!(s, Site::Layer(_, q) if *q == p))
+        {
             targets.push(short(p.module()).to_owned());
         }
     }

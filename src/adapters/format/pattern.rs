@@ -44,7 +44,9 @@ impl Pattern {
             .param(field)
         };
         if text.len() > PATTERN_BYTES_MAX {
-            return Err(refuse(format!("it is longer than {PATTERN_BYTES_MAX} bytes")));
+            return Err(refuse(format!(
+                "it is longer than {PATTERN_BYTES_MAX} bytes"
+            )));
         }
         let translated = translate(text).map_err(refuse)?;
         let regex = RegexBuilder::new(&frame(&translated))
@@ -75,7 +77,10 @@ impl Pattern {
     fn gave_up(&self, e: fancy_regex::Error) -> Error {
         Error::unprocessable(
             "invalid_adapter_config",
-            format!("the pattern `{}` could not be matched: {e}", shown(&self.text)),
+            format!(
+                "the pattern `{}` could not be matched: {e}",
+                shown(&self.text)
+            ),
         )
     }
 }
@@ -125,10 +130,7 @@ fn check_group(rest: &[char]) -> Result<(), String> {
     if same.iter().any(|s| head.starts_with(s)) {
         return Ok(());
     }
-    let flags: String = rest
-        .iter()
-        .take_while(|&&c| c != ')' && c != ':')
-        .collect();
+    let flags: String = rest.iter().take_while(|&&c| c != ')' && c != ':').collect();
     if !flags.is_empty() && flags.len() <= 3 && flags.chars().all(|c| "ims".contains(c)) {
         return Ok(());
     }

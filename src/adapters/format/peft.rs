@@ -84,7 +84,9 @@ pub fn parse(config: &PeftConfig, file: TensorFile, shape: &ModelShape) -> Resul
                 if site == Site::Head {
                     parsed.copies.extend(place.copy(Table::Head)?);
                 }
-                parsed.sites.extend(place.site()?.map(|parts| (site, parts)));
+                parsed
+                    .sites
+                    .extend(place.site()?.map(|parts| (site, parts)));
             }
         }
     }
@@ -119,7 +121,10 @@ fn group(file: &TensorFile, modules: &Modules) -> Result<BTreeMap<Module, Group>
     let mut groups: BTreeMap<Module, Group> = BTreeMap::new();
     let mut unknown = Vec::new();
     for (id, tensor) in file.tensors.iter().enumerate() {
-        let key = tensor.name.strip_prefix("base_model.model.").unwrap_or(&tensor.name);
+        let key = tensor
+            .name
+            .strip_prefix("base_model.model.")
+            .unwrap_or(&tensor.name);
         let parts = SUFFIXES
             .iter()
             .find_map(|(suffix, role)| Some((key.strip_suffix(suffix)?, *role)));
@@ -131,7 +136,10 @@ fn group(file: &TensorFile, modules: &Modules) -> Result<BTreeMap<Module, Group>
             if let Some(layer) = modules.layer_beyond(path) {
                 return Err(Error::unprocessable(
                     "layer_out_of_range",
-                    format!("tensor `{}` is for layer {layer}, which the model lacks", tensor.name),
+                    format!(
+                        "tensor `{}` is for layer {layer}, which the model lacks",
+                        tensor.name
+                    ),
                 ));
             }
             unknown.push((tensor.name.as_str(), path));
@@ -144,7 +152,10 @@ fn group(file: &TensorFile, modules: &Modules) -> Result<BTreeMap<Module, Group>
         if group.path != path || group.roles.insert(role, id).is_some() {
             return Err(Error::unprocessable(
                 "duplicate_tensor",
-                format!("tensor `{}` is for a module that another key names too", tensor.name),
+                format!(
+                    "tensor `{}` is for a module that another key names too",
+                    tensor.name
+                ),
             ));
         }
     }
@@ -189,7 +200,10 @@ fn check_targets(config: &PeftConfig, groups: &BTreeMap<Module, Group>) -> Resul
         None => Ok(()),
         Some(entry) => Err(Error::unprocessable(
             "target_not_found",
-            format!("`target_modules` names {}, but no tensor is for it", shown(entry)),
+            format!(
+                "`target_modules` names {}, but no tensor is for it",
+                shown(entry)
+            ),
         )
         .param("target_modules")),
     }
@@ -198,7 +212,9 @@ fn check_targets(config: &PeftConfig, groups: &BTreeMap<Module, Group>) -> Resul
 /// `modules_to_save` may name norms and nothing else. PEFT matches its entries as suffixes of the path.
 fn check_saved_modules(config: &PeftConfig, modules: &Modules) -> Result<()> {
     for entry in &config.modules_to_save {
-        let mut named = modules.all().filter(|(path, _)| path.ends_with(entry.as_str()));
+        let mut named = modules
+            .all()
+            .filter(|(path, _)| path.ends_with(entry.as_str()));
         let other = named.clone().find(|(_, m)| !matches!(m, Module::Norm(_)));
         if other.is_some() || named.next().is_none() {
             return Err(Error::unprocessable(
@@ -259,7 +275,10 @@ impl Place<'_> {
             (Some(a), Some(b)) => (a, b),
             (None, None) => {
                 let stray = self.role(Role::Magnitude).or(self.role(Role::FactorBias));
-                return stray.map_or(Ok(None), |id| Err(self.missing(id, "its lora_A and lora_B")));
+                return stray.map_or(
+                    Ok(None),
+                    |id| Err(self.missing(id, "its lora_A and lora_B")),
+                );
             }
             (Some(a), None) => return Err(self.missing(a, "its lora_B")),
             (None, Some(b)) => return Err(self.missing(b, "its lora_A")),
@@ -267,7 +286,10 @@ impl Place<'_> {
         self.check_kind(a, b)?;
         let path = &self.group.path;
         if !self.config.targets_module(path)? {
-            return Err(self.unknown(a, "`target_modules` and its restrictions leave this module out"));
+            return Err(self.unknown(
+                a,
+                "`target_modules` and its restrictions leave this module out",
+            ));
         }
         let rank = self.config.rank_of(path)?;
         let (inputs, outputs) = dims(self.shape, self.module);
@@ -307,7 +329,10 @@ impl Place<'_> {
     fn missing(&self, id: TensorId, what: &str) -> Error {
         Error::unprocessable(
             "missing_factor",
-            format!("tensor {} is in the file without {what}", shown(self.name(id))),
+            format!(
+                "tensor {} is in the file without {what}",
+                shown(self.name(id))
+            ),
         )
     }
 
@@ -367,7 +392,12 @@ impl Place<'_> {
         }
         let id = id.expect("a group has at least one tensor");
         let path = &self.group.path;
-        if !self.config.modules_to_save.iter().any(|m| path.ends_with(m.as_str())) {
+        if !self
+            .config
+            .modules_to_save
+            .iter()
+            .any(|m| path.ends_with(m.as_str()))
+        {
             return Err(self.unknown(id, "`modules_to_save` does not name this norm"));
         }
         let (_, len) = dims(self.shape, self.module);
@@ -392,7 +422,10 @@ impl Place<'_> {
         if !frozen && table == Table::Embedding && !self.shape.tied_head {
             return Err(Error::unprocessable(
                 "base_weights_changed",
-                format!("tensor {} may differ from the base's table", shown(self.name(tensor))),
+                format!(
+                    "tensor {} may differ from the base's table",
+                    shown(self.name(tensor))
+                ),
             ));
         }
         Ok(Some(BaseCopy {

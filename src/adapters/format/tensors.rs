@@ -42,7 +42,13 @@ impl Storage {
     fn decode(self, bytes: &[u8], out: &mut Vec<f32>) {
         let pairs = || bytes.as_chunks::<2>().0.iter();
         match self {
-            Self::F32 => out.extend(bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b))),
+            Self::F32 => out.extend(
+                bytes
+                    .as_chunks::<4>()
+                    .0
+                    .iter()
+                    .map(|&b| f32::from_le_bytes(b)),
+            ),
             Self::F16 => out.extend(pairs().map(|&b| f16::from_le_bytes(b).to_f32())),
             Self::Bf16 => out.extend(pairs().map(|&b| bf16::from_le_bytes(b).to_f32())),
             Self::Q8_0 => {

@@ -147,7 +147,10 @@ impl Book {
             None => (model, None),
             Some((name, number)) => {
                 // Only the way that versions are printed; no version has the number 0.
-                let parsed = number.parse().ok().filter(|n: &u64| n.to_string() == number);
+                let parsed = number
+                    .parse()
+                    .ok()
+                    .filter(|n: &u64| n.to_string() == number);
                 (name, Some(parsed.unwrap_or(0)))
             }
         };
@@ -195,6 +198,22 @@ impl Book {
         }
     }
 
+    /// Enters a loaded adapter as the one used last; `bytes` are no longer a promise.
+    pub fn admit(&mut self, digest: Digest, slot: Slot, bytes: u64, logit_change_max: f32) {
+        self.reserved -= bytes;
+        self.loads += 1;
+        self.clock += 1;
+        let resident = Resident {
+            slot,
+            bytes,
+            logit_change_max,
+            leases: Arc::default(),
+            used: self.clock,
+            leaving: false,
+        };
+        self.residents.insert(digest, resident);
+    }
+
     /// Keeps a resident from eviction while something is done with it.
     pub fn pin(&mut self, digest: Digest) -> Option<Hold> {
         let resident = self.residents.get(&digest).filter(|r| !r.leaving)?;
@@ -213,14 +232,19 @@ impl Book {
     /// Contents that some version may be asked for, and that may therefore stay in the bank.
     fn warm(&self) -> HashSet<Digest> {
         let living = self.names.values().flat_map(|v| v.held.values());
-        living.filter(|h| h.warm()).map(|h| h.version.digest).collect()
+        living
+            .filter(|h| h.warm())
+            .map(|h| h.version.digest)
+            .collect()
     }
 
     /// Digests in the bank that no live version wants and nobody uses.
     pub fn unwanted(&self) -> Vec<Digest> {
         let warm = self.warm();
         let idle = self.residents.iter().filter(|(_, r)| r.idle());
-        idle.map(|(d, _)| *d).filter(|d| !warm.contains(d)).collect()
+        idle.map(|(d, _)| *d)
+            .filter(|d| !warm.contains(d))
+            .collect()
     }
 
     /// Marks a resident as leaving if it is still unwanted.
@@ -266,16 +290,19 @@ impl Book {
         digests.extend(pruned.iter().map(|h| h.version.digest));
         self.unsettled = !self.departing.is_empty()
             || !self.unwanted().is_empty()
-            || self.names.values().any(|v| {
-                v.held.len() > kept.max(1) || v.held.values().any(|h| h.draining)
-            });
+            || self
+                .names
+                .values()
+                .any(|v| v.held.len() > kept.max(1) || v.held.values().any(|h| h.draining));
         (pruned.into_iter().map(|h| h.version).collect(), digests)
     }
 
     /// Whether any version, living or departing, has this content.
     pub fn refers_to(&self, digest: Digest) -> bool {
         let living = self.names.values().flat_map(|v| v.held.values());
-        living.chain(&self.departing).any(|h| h.version.digest == digest)
+        living
+            .chain(&self.departing)
+            .any(|h| h.version.digest == digest)
     }
 
     /// The probe's finding for a content that some version already has.
@@ -358,6 +385,8 @@ impl Versions {
 
     /// The version that the bare name means, if requests may use it.
     pub fn current_servable(&self) -> bool {
-        self.held.get(&self.current).is_some_and(|h| servable(&h.version))
+        self.held
+            .get(&self.current)
+            .is_some_and(|h| servable(&h.version))
     }
 }

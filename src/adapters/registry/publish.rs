@@ -187,7 +187,10 @@ impl Inner {
             book.take_surplus(self.options.versions_kept)
         };
         for version in pruned {
-            let removed = self.store.remove_version(&version.name, version.number).await;
+            let removed = self
+                .store
+                .remove_version(&version.name, version.number)
+                .await;
             if let Err(e) = removed {
                 // It comes back with the next start, and is pruned again then.
                 tracing::warn!(adapter = %version.id(), error = %e, "cannot prune a version");
@@ -205,6 +208,9 @@ impl Inner {
 
 fn not_found(name: &str) -> Error {
     let name: String = name.chars().take(160).collect();
-    Error::not_found("model_not_found", format!("The adapter `{name}` does not exist."))
-        .param("model")
+    Error::not_found(
+        "model_not_found",
+        format!("The adapter `{name}` does not exist."),
+    )
+    .param("model")
 }

@@ -4,7 +4,7 @@
 //! stands before the bank, so an eviction and a load never wait on each other; reading and preparing happen outside it.
 
 use super::Inner;
-use super::book::{Book, Hold, Resident};
+use super::book::{Book, Hold};
 use crate::adapters::bank::{BankCommand, Prepared, Probe, Slot};
 use crate::adapters::{Digest, format};
 use crate::error::{Error, Kind, Result};
@@ -74,22 +74,10 @@ impl Inner {
         mut reservation: Reservation,
         found: Option<f32>,
     ) -> Result<Hold> {
-        let mut book = self.book();
-        book.reserved -= reservation.bytes;
         let bytes = std::mem::take(&mut reservation.bytes);
-        book.loads += 1;
-        book.residents.insert(
-            digest,
-            Resident {
-                slot,
-                bytes,
-                // An engine that did not probe when asked has shown no change.
-                logit_change_max: found.unwrap_or(0.0),
-                leases: Arc::default(),
-                used: 0,
-                leaving: false,
-            },
-        );
+        let mut book = self.book();
+        // An engine that did not probe when asked has shown no change.
+        book.admit(digest, slot, bytes, found.unwrap_or(0.0));
         let pin = book.pin(digest);
         drop(book);
         pin.ok_or_else(|| Error::fault("a loaded adapter vanished"))
@@ -213,5 +201,9 @@ impl Inner {
 }
 
 fn engine_gone() -> Error {
-    Error::new(Kind::Unavailable, "engine_unavailable", "the engine has stopped")
+    Error::new(
+        Kind::Unavailable,
+        "engine_unavailable",
+        "the engine has stopped",
+    )
 }

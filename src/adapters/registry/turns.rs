@@ -50,7 +50,10 @@ impl<K: Hash + Eq> Drop for Turn<K> {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         self.guard = None;
         // The map's own is the last one: takers clone under this lock.
-        if queues.get(&self.key).is_some_and(|q| Arc::strong_count(q) == 1) {
+        if queues
+            .get(&self.key)
+            .is_some_and(|q| Arc::strong_count(q) == 1)
+        {
             queues.remove(&self.key);
         }
     }

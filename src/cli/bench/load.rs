@@ -1,7 +1,8 @@
 //! Sends a round's requests and times every piece of every answer.
 //!
-//! Owns the clock of the bench. Never sums up. The thing to know: with a rate, a request's time starts when it was due: a
-//! server that stalls is charged for everything that had to wait (no coordinated omission).
+//! Owns the clock of the bench. Never sums up. The thing to know: with a rate, a request's time
+//! starts when it was due: a server that stalls is charged for everything that had to wait (no
+//! coordinated omission).
 
 use super::Endpoint;
 use super::plan::{Plan, Shot};

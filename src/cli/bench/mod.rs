@@ -1,15 +1,16 @@
 //! `polylora bench`: a load generator for any OpenAI-compatible server.
 //!
-//! Owns the options, the contenders and the order of rounds; `plan` decides what is sent, `load` sends and times it,
-//! `report` sums up. Never speaks to anything but the public API. The thing to know: contenders take turns within one run,
-//! so that a noisy machine is noisy for all of them, and the ratio is taken round by round.
+//! Owns the options, the contenders and the order of rounds; `plan` decides what is sent, `load`
+//! sends and times it, `report` sums up. Never speaks to anything but the public API. The thing to
+//! know: contenders take turns within one run, so that a noisy machine is noisy for all of them,
+//! and the ratio is taken round by round.
 
 pub mod load;
 pub mod plan;
 pub mod report;
 
-use super::bad_argument;
 use super::client::{Client, ServerArgs};
+use super::{bad_argument, say};
 use crate::error::{Error, Result};
 use clap::{Args, ValueEnum};
 use plan::{Plan, Popularity};
@@ -19,16 +20,19 @@ use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:
-  polylora bench                                               16 streams on the base model of the local server
-  polylora bench --models auto --popularity zipf:1.1           every served model, some far more popular
-  polylora bench --models pirate,sql --rate 4 --duration 60    Poisson arrivals, four a second, for a minute
+  polylora bench
+      16 streams on the base model of the local server
+  polylora bench --models auto --popularity zipf:1.1
+      every served model, some far more popular
+  polylora bench --models pirate,sql --rate 4 --duration 60
+      Poisson arrivals, four a second, for a minute
   polylora bench --rounds 5 --ignore-eos --max-tokens 64 \\
       --contender base=http://127.0.0.1:8080,model=smollm2-135m-instruct \\
       --contender mixed=http://127.0.0.1:8080,model=a1,model=a2,model=a3
-                                                               the price of mixing, as a ratio with its spread
+      the price of mixing, as a ratio with its spread
 
 With --rate, times count from the moment a request was due, not from when it could be sent.
-Prompts are random words, about one token each; the table shows the tokens that the server counted.";
+Prompts are random words, about one token each; the report has the server's own count.";
 
 /// Options of `bench`.
 #[derive(Debug, Clone, Args)]
@@ -36,7 +40,8 @@ Prompts are random words, about one token each; the table shows the tokens that 
 pub struct BenchArgs {
     #[command(flatten)]
     server: ServerArgs,
-    /// Models to ask, with commas; auto: all that the server lists; default: the first that it lists
+    /// Models to ask, with commas; auto: all that the server lists; default: the first that it
+    /// lists
     #[arg(long, value_name = "A,B,C|auto", value_delimiter = ',')]
     models: Vec<String>,
     /// How requests choose among models: uniform, zipf:S (S > 0) or roundrobin
@@ -46,47 +51,52 @@ pub struct BenchArgs {
     #[arg(long = "contender", value_name = "NAME=URL[,model=M]...")]
     contenders: Vec<String>,
     /// Requests in flight, each worker sending its next when the last one ended
-    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = within(1, 4096))]
     concurrency: u32,
     /// Requests per second instead, arriving as a Poisson process
     #[arg(long, value_name = "R", conflicts_with = "concurrency")]
     rate: Option<f64>,
     /// Requests per contender and round; default: 64, or as many as --duration allows
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", value_parser = within(1, 1_000_000))]
     requests: Option<u32>,
     /// Seconds after which a round sends no more
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    #[arg(long, value_name = "SECONDS", value_parser = within(1, 86_400))]
     duration: Option<u32>,
     /// Words of each prompt
-    #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = within(1, 1_000_000))]
     prompt_tokens: u32,
     /// Prompts from a file instead, one a line
     #[arg(long, value_name = "FILE", conflicts_with = "prompt_tokens")]
     prompt_file: Option<PathBuf>,
     /// Most tokens of an answer
-    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = within(1, 1_000_000))]
     max_tokens: u32,
     /// Requests sent to each contender before anything is measured
-    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = within(0, 10_000))]
     warmup: u32,
     /// Turns of each contender
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = within(1, 1000))]
     rounds: u32,
     /// Which route to ask
     #[arg(long, value_enum, default_value_t = Endpoint::Chat)]
     endpoint: Endpoint,
-    /// Go on past the end-of-text token, so that every answer has --max-tokens (not every server knows this)
+    /// Go on past the end-of-text token, so that every answer has --max-tokens (not every server
+    /// knows this)
     #[arg(long)]
     ignore_eos: bool,
     /// Same seed, same requests
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Seconds after which one request is given up
-    #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = within(1, 86_400))]
     timeout: u32,
     /// Write every figure as JSON, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+fn within(least: i64, most: i64) -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(least..=most)
 }
 
 /// The route asked.
@@ -119,7 +129,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
     }
     super::block_on(async {
         let contest = contest(&args).await?;
-        print!("{}", contest.table());
+        say(&contest.table());
         if let Some(path) = &args.json {
             let page = format!("{:#}\n", contest.json(options(&args)));
             std::fs::write(path, page)

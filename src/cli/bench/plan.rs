@@ -1,7 +1,7 @@
 //! What a round sends: models, prompts and arrival times, all from one seed.
 //!
-//! Owns every random choice of the bench. Never sends. The thing to know: request i is a function of (seed, i), whichever
-//! worker takes it and however fast the server is.
+//! Owns every random choice of the bench. Never sends. The thing to know: request i is a function
+//! of (seed, i), whichever worker takes it and however fast the server is.
 
 use super::Endpoint;
 use rand::rngs::StdRng;
@@ -202,7 +202,8 @@ impl Plan {
         }
     }
 
-    /// When each request of a round with a rate is due, from the start of the round. Empty without a rate.
+    /// When each request of a round with a rate is due, from the start of the round. Empty without
+    /// a rate.
     pub fn arrivals(&self) -> Vec<Duration> {
         let Some(rate) = self.rate else {
             return Vec::new();

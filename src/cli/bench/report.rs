@@ -1,7 +1,8 @@
 //! Figures of a contest: percentiles, rates, ratios; a table for people and JSON for machines.
 //!
-//! Owns every definition of a figure. Never times anything. The thing to know: tokens per second are all answered
-//! tokens over the time from a round's start to its last byte, and a ratio is taken within a round.
+//! Owns every definition of a figure. Never times anything. The thing to know: tokens per second
+//! are all answered tokens over the time from a round's start to its last byte, and a ratio is
+//! taken within a round.
 
 use super::Contender;
 use super::load::{Outcome, Timing};
@@ -86,7 +87,8 @@ fn totals(timings: &[Timing]) -> Vec<f64> {
     timings.iter().map(|t| t.total).collect()
 }
 
-/// The p-th percentile by nearest rank: the smallest value that p % of all do not exceed. `None` of nothing.
+/// The p-th percentile by nearest rank: the smallest value that p % of all do not exceed. `None` of
+/// nothing.
 pub fn percentile(values: &mut [f64], p: f64) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let rank = (p / 100.0 * values.len() as f64).ceil() as usize;

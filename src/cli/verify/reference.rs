@@ -34,6 +34,20 @@ enum Network {
     Gemma3(gemma3::Model),
 }
 
+impl Network {
+    fn forward(&mut self, tokens: &[u32], position: usize) -> candle_core::Result<Vec<f32>> {
+        let x = Tensor::from_slice(tokens, (1, tokens.len()), &Device::Cpu)?;
+        let y = match self {
+            Self::Llama { model, cache, .. } => model.forward(&x, position, cache)?,
+            Self::Mistral(m) => m.forward(&x, position)?,
+            Self::Qwen2(m) => m.forward(&x, position)?,
+            Self::Qwen3(m) => m.forward(&x, position)?,
+            Self::Gemma3(m) => m.forward(&x, position)?,
+        };
+        y.flatten_all()?.to_vec1::<f32>()
+    }
+}
+
 fn fail(e: candle_core::Error) -> Error {
     Error::fault(format!("candle: {e}"))
 }
@@ -89,18 +103,16 @@ impl Reference {
 
     /// Logits [V] of the last of `tokens`, which start at `position`.
     pub fn logits(&mut self, tokens: &[u32], position: usize) -> Result<Vec<f32>> {
-        let mut forward = || {
-            let x = Tensor::from_slice(tokens, (1, tokens.len()), &Device::Cpu)?;
-            let y = match &mut self.network {
-                Network::Llama { model, cache, .. } => model.forward(&x, position, cache)?,
-                Network::Mistral(m) => m.forward(&x, position)?,
-                Network::Qwen2(m) => m.forward(&x, position)?,
-                Network::Qwen3(m) => m.forward(&x, position)?,
-                Network::Gemma3(m) => m.forward(&x, position)?,
-            };
-            y.flatten_all()?.to_vec1::<f32>()
+        // Candle's gemma3 cannot cache several positions at once (its values are not contiguous then).
+        let at_once = match self.network {
+            Network::Gemma3(_) => 1,
+            _ => tokens.len(),
         };
-        let mut logits = forward().map_err(fail)?;
+        let mut logits = Vec::new();
+        for (i, part) in tokens.chunks(at_once).enumerate() {
+            let part = self.network.forward(part, position + i * at_once);
+            logits = part.map_err(fail)?;
+        }
         logits.iter_mut().for_each(|x| *x *= self.logit_scale);
         Ok(logits)
     }

@@ -15,10 +15,11 @@ use std::path::{Path, PathBuf};
 /// Needed of a model kept as safetensors.
 const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
 /// Taken where the repository has them.
-const OPTIONAL: [&str; 3] = [
+const OPTIONAL: [&str; 4] = [
     "generation_config.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "chat_template.json",
 ];
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";

@@ -1,0 +1,887 @@
+//! The registry against a bank that only keeps books: publishing, leasing, replacing, evicting, deleting, restarting.
+
+mod adapter_files;
+
+use adapter_files::{Files, base_bias, base_rows, tiny};
+use polylora::adapters::Digest;
+use polylora::adapters::bank::{Bank, BankCommand, BankSender, Probe, Slot};
+use polylora::adapters::registry::{Entry, Lease, Publish, Registry, RegistryOptions, State};
+use polylora::error::{Error, Kind};
+use polylora_kernels::Dtype;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+/// A thread that answers `BankCommand`s as the engine does, and notes what it saw.
+struct FakeEngine {
+    sender: mpsc::SyncSender<BankCommand>,
+    seen: Arc<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    installs: AtomicUsize,
+    removes: AtomicUsize,
+    probes: AtomicUsize,
+    /// Slots now taken, and by what.
+    slots: Mutex<HashMap<Slot, Digest>>,
+    /// What the probe reports instead of 1.0, by number of the probe.
+    changes: Mutex<Vec<f32>>,
+    refuse_installs: AtomicBool,
+}
+
+impl FakeEngine {
+    fn start(slots_max: usize) -> Self {
+        let (sender, commands) = mpsc::sync_channel(64);
+        let seen = Arc::new(Seen::default());
+        let noted = seen.clone();
+        std::thread::spawn(move || {
+            let mut bank = Bank::new(slots_max);
+            for command in commands {
+                answer(command, &mut bank, &noted);
+            }
+        });
+        Self { sender, seen }
+    }
+
+    fn bank(&self) -> BankSender {
+        let sender = self.sender.clone();
+        Arc::new(move |command| {
+            sender
+                .send(command)
+                .map_err(|_| Error::fault("engine gone"))
+        })
+    }
+}
+
+fn answer(command: BankCommand, bank: &mut Bank, seen: &Seen) {
+    let full = || {
+        Error::new(
+            Kind::Capacity,
+            "insufficient_capacity",
+            "every slot is taken",
+        )
+    };
+    match command {
+        BankCommand::Install {
+            prepared,
+            probe,
+            reply,
+        } => {
+            if seen.refuse_installs.load(Ordering::SeqCst) {
+                let _ = reply.send(Err(Error::fault("refused by the test")));
+                return;
+            }
+            let digest = prepared.digest;
+            let outcome = bank.install(*prepared).map_err(|_| full()).map(|slot| {
+                let twice = seen.slots.lock().unwrap().insert(slot, digest);
+                assert!(twice.is_none(), "a taken slot was installed over");
+                seen.installs.fetch_add(1, Ordering::SeqCst);
+                let change = probe.then(|| {
+                    seen.probes.fetch_add(1, Ordering::SeqCst);
+                    let mut changes = seen.changes.lock().unwrap();
+                    let logit_change_max = if changes.is_empty() {
+                        1.0
+                    } else {
+                        changes.remove(0)
+                    };
+                    Probe { logit_change_max }
+                });
+                (slot, change)
+            });
+            let _ = reply.send(outcome);
+        }
+        BankCommand::Remove {
+            slot,
+            digest,
+            reply,
+        } => {
+            assert_eq!(bank.digest(slot), Some(digest), "removed what is not there");
+            bank.remove(slot);
+            seen.slots.lock().unwrap().remove(&slot);
+            seen.removes.fetch_add(1, Ordering::SeqCst);
+            let _ = reply.send(Ok(()));
+        }
+    }
+}
+
+/// A registry on a directory, and the engine behind it.
+struct House {
+    registry: Registry,
+    seen: Arc<Seen>,
+    dir: tempfile::TempDir,
+}
+
+fn options(dir: &Path) -> RegistryOptions {
+    RegistryOptions {
+        data_dir: dir.to_owned(),
+        base_name: "tiny-base".into(),
+        shape: Arc::new(tiny()),
+        dtype: Dtype::F32,
+        resident_bytes_max: 1 << 30,
+        upload_bytes_max: 1 << 20,
+        versions_kept: 3,
+        adapters_max: 1000,
+    }
+}
+
+async fn open(o: RegistryOptions, slots: usize) -> Result<(Registry, Arc<Seen>), Error> {
+    let shape = tiny();
+    let engine = FakeEngine::start(slots);
+    let bank = engine.bank();
+    let registry = Registry::open(o, base_rows(&shape), base_bias(&shape), bank).await?;
+    Ok((registry, engine.seen))
+}
+
+impl House {
+    async fn new() -> Self {
+        Self::with(1000, |_| {}).await
+    }
+
+    async fn with(slots: usize, change: impl FnOnce(&mut RegistryOptions)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut o = options(dir.path());
+        change(&mut o);
+        let (registry, seen) = open(o, slots).await.unwrap();
+        Self {
+            registry,
+            seen,
+            dir,
+        }
+    }
+
+    async fn put(&self, name: &str, seed: u64) -> Entry {
+        publish(&self.registry, name, seed, false).await.unwrap()
+    }
+
+    /// Stops and opens again on the same directory.
+    async fn restarted(self) -> Self {
+        let Self { registry, dir, .. } = self;
+        drop(registry);
+        let (registry, seen) = reopened(dir.path()).await;
+        Self {
+            registry,
+            seen,
+            dir,
+        }
+    }
+
+    fn counts(&self) -> (usize, usize, usize) {
+        let count = |c: &AtomicUsize| c.load(Ordering::SeqCst);
+        (
+            count(&self.seen.installs),
+            count(&self.seen.removes),
+            self.seen.slots.lock().unwrap().len(),
+        )
+    }
+
+    fn blobs(&self) -> usize {
+        let prefixes = std::fs::read_dir(self.dir.path().join("adapters/sha256")).unwrap();
+        prefixes
+            .map(|p| std::fs::read_dir(p.unwrap().path()).unwrap().count())
+            .sum()
+    }
+
+    fn staged(&self) -> usize {
+        std::fs::read_dir(self.dir.path().join("staging"))
+            .unwrap()
+            .count()
+    }
+
+    fn state(&self, name: &str) -> Vec<(u64, State, bool, usize)> {
+        let entries = self.registry.versions(name);
+        entries
+            .iter()
+            .map(|e| (e.version.number, e.state, e.current, e.leases))
+            .collect()
+    }
+}
+
+/// The lock goes with the last task of the registry before, a moment after its drop.
+async fn reopened(dir: &Path) -> (Registry, Arc<Seen>) {
+    for _ in 0..200 {
+        match open(options(dir), 1000).await {
+            Ok(opened) => return opened,
+            Err(e) => assert_eq!(e.code, "data_dir_locked"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the data directory stayed locked");
+}
+
+async fn publish(r: &Registry, name: &str, seed: u64, force: bool) -> Result<Entry, Error> {
+    let staging = r.stage(name)?;
+    Files::plain(seed).write(&staging.dir);
+    r.publish(staging, Publish { force }).await
+}
+
+/// Waits until something that happens in the background is so.
+async fn until(what: &str, so: impl Fn() -> bool) {
+    for _ in 0..500 {
+        if so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it never came to this: {what}");
+}
+
+async fn code_of(r: &Registry, model: &str) -> (&'static str, Kind) {
+    let error = r.acquire(model).await.map(drop).unwrap_err();
+    (error.code, error.kind)
+}
+
+#[tokio::test]
+async fn a_published_adapter_is_stored_probed_and_leased() {
+    let house = House::new().await;
+    let entry = house.put("sql", 100).await;
+    assert_eq!(
+        (entry.version.id().as_str(), entry.state, entry.current),
+        ("sql@1", State::Ready, true)
+    );
+    assert!(entry.resident);
+    assert_eq!(entry.version.logit_change_max, 1.0);
+    assert_eq!(entry.version.summary.sites, 4);
+    assert_eq!(house.registry.residency().0, entry.version.resident_bytes);
+    assert!(entry.version.resident_bytes > 0 && entry.version.file_bytes > 0);
+    assert_eq!((house.blobs(), house.staged()), (1, 0));
+    assert_eq!(house.seen.probes.load(Ordering::SeqCst), 1);
+    let lease = house.registry.acquire("sql").await.unwrap();
+    let slots = house.seen.slots.lock().unwrap().clone();
+    assert_eq!(slots[&lease.slot()], lease.version().digest);
+    let again = house.registry.acquire("sql@1").await.unwrap();
+    assert_eq!(again.slot(), lease.slot());
+    let clone = again.clone();
+    assert_eq!(house.state("sql")[0].3, 2);
+    drop((again, clone, lease));
+    assert_eq!(house.state("sql")[0].3, 0);
+    for unknown in [
+        "sql@2",
+        "sql@0",
+        "sql@01",
+        "sql@+1",
+        "sql@",
+        "sq",
+        "",
+        "@1",
+        "tiny-base",
+    ] {
+        assert_eq!(
+            code_of(&house.registry, unknown).await,
+            ("model_not_found", Kind::NotFound)
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_digest_is_of_content_and_not_of_names_or_neighbours() {
+    let house = House::new().await;
+    let first = house.put("a", 1).await;
+    let staging = house.registry.stage("b").unwrap();
+    Files::plain(1).write(&staging.dir);
+    std::fs::write(staging.dir.join("README.md"), "hello").unwrap();
+    std::fs::create_dir(staging.dir.join("logs")).unwrap();
+    let second = house
+        .registry
+        .publish(staging, Publish::default())
+        .await
+        .unwrap();
+    assert_eq!(first.version.digest, second.version.digest);
+    assert_ne!(house.put("c", 2).await.version.digest, first.version.digest);
+    // Two names, one content: one blob, one slot, one load, one probe.
+    assert_eq!(
+        (
+            house.blobs(),
+            house.counts().0,
+            house.seen.probes.load(Ordering::SeqCst)
+        ),
+        (2, 2, 2)
+    );
+    house.registry.delete("a").await.unwrap();
+    let lease = house.registry.acquire("b").await.unwrap();
+    assert_eq!(lease.version().digest, first.version.digest);
+    assert_eq!((house.blobs(), house.counts()), (2, (2, 0, 2)));
+    let dir = house.dir.path().join("adapters/sha256");
+    let hex = hex::encode(first.version.digest.0);
+    let files = std::fs::read_dir(dir.join(&hex[..2]).join(&hex)).unwrap();
+    let mut names: Vec<_> = files.map(|f| f.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["adapter_config.json", "adapter_model.safetensors"]);
+}
+
+#[tokio::test]
+async fn replaced_adapter_keeps_serving_until_its_last_lease() {
+    let house = House::new().await;
+    let first = house.put("sql", 1).await;
+    let lease = house.registry.acquire("sql").await.unwrap();
+    house.put("sql", 2).await;
+    let new = house.registry.acquire("sql").await.unwrap();
+    assert_eq!((lease.version().number, new.version().number), (1, 2));
+    assert_ne!(lease.slot(), new.slot());
+    let states = [(1, State::Draining, false, 1), (2, State::Ready, true, 1)];
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(house.state("sql"), states);
+    assert_eq!(
+        house.counts(),
+        (2, 0, 2),
+        "a leased version stays in its slot"
+    );
+    assert_eq!(
+        house.registry.residency().0,
+        2 * first.version.resident_bytes
+    );
+    drop(lease);
+    until("the old version left", || house.counts() == (2, 1, 1)).await;
+    let settled = [(1, State::Ready, false, 0), (2, State::Ready, true, 1)];
+    until("it has drained", || house.state("sql") == settled).await;
+    assert_eq!(house.registry.residency().0, first.version.resident_bytes);
+    // It stays on disk, and can be asked for by number.
+    let old = house.registry.acquire("sql@1").await.unwrap();
+    assert_eq!(old.version().digest, first.version.digest);
+    assert_eq!(house.counts(), (3, 1, 2));
+}
+
+#[tokio::test]
+async fn an_unused_version_leaves_as_soon_as_it_is_replaced() {
+    let house = House::new().await;
+    house.put("sql", 1).await;
+    house.put("sql", 2).await;
+    until("the old version left", || house.counts() == (2, 1, 1)).await;
+}
+
+#[tokio::test]
+async fn only_the_newest_versions_are_kept() {
+    let house = House::with(1000, |o| o.versions_kept = 2).await;
+    house.put("sql", 1).await;
+    let lease = house.registry.acquire("sql").await.unwrap();
+    for seed in 2..6 {
+        house.put("sql", seed).await;
+    }
+    let numbers = || house.state("sql").iter().map(|s| s.0).collect::<Vec<_>>();
+    // 1 is leased, so it outlives 2 and 3.
+    until("old ones went", || {
+        numbers() == [1, 4, 5] && house.blobs() == 3
+    })
+    .await;
+    drop(lease);
+    until("the leased one went", || {
+        numbers() == [4, 5] && house.blobs() == 2
+    })
+    .await;
+    let house = house.restarted().await;
+    assert_eq!(house.state("sql").len(), 2);
+}
+
+#[tokio::test]
+async fn the_same_content_again_is_the_same_version() {
+    let house = House::new().await;
+    let first = house.put("sql", 1).await;
+    let again = house.put("sql", 1).await;
+    assert_eq!(first.version, again.version);
+    assert_eq!((house.counts().0, house.blobs(), house.staged()), (1, 1, 0));
+    house.put("sql", 2).await;
+    // Content of an older version is a new publication.
+    assert_eq!(house.put("sql", 1).await.version.number, 3);
+}
+
+#[tokio::test]
+async fn an_adapter_without_effect_is_shown_and_not_served_unless_forced() {
+    for change in [0.0, f32::NAN] {
+        let house = House::new().await;
+        house.seen.changes.lock().unwrap().push(change);
+        let entry = house.put("flat", 1).await;
+        assert_eq!((entry.state, entry.current), (State::Ineffective, true));
+        let refused = ("adapter_ineffective", Kind::Conflict);
+        assert_eq!(code_of(&house.registry, "flat").await, refused);
+        assert_eq!(code_of(&house.registry, "flat@1").await, refused);
+        until("it left the bank", || house.counts() == (1, 1, 0)).await;
+        let house = house.restarted().await;
+        assert_eq!(house.state("flat"), [(1, State::Ineffective, true, 0)]);
+        assert_eq!(code_of(&house.registry, "flat").await, refused);
+        let forced = publish(&house.registry, "flat", 1, true).await.unwrap();
+        assert_eq!((forced.version.number, forced.state), (1, State::Ready));
+        house.registry.acquire("flat").await.unwrap();
+        let house = house.restarted().await;
+        house.registry.acquire("flat").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_adapter_without_effect_never_takes_the_name_from_one_that_works() {
+    let house = House::new().await;
+    house.put("sql", 1).await;
+    house.seen.changes.lock().unwrap().push(0.0);
+    let flat = house.put("sql", 2).await;
+    assert_eq!(
+        (flat.version.number, flat.state, flat.current),
+        (2, State::Ineffective, false)
+    );
+    assert_eq!(
+        house
+            .registry
+            .acquire("sql")
+            .await
+            .unwrap()
+            .version()
+            .number,
+        1
+    );
+    // Uploading it again changes nothing; forcing it moves the name.
+    assert_eq!(house.put("sql", 2).await.version.number, 2);
+    let forced = publish(&house.registry, "sql", 2, true).await.unwrap();
+    assert_eq!((forced.version.number, forced.current), (2, true));
+    assert_eq!(
+        house
+            .registry
+            .acquire("sql")
+            .await
+            .unwrap()
+            .version()
+            .number,
+        2
+    );
+}
+
+#[tokio::test]
+async fn a_deleted_name_is_gone_at_once_and_its_memory_after_the_last_lease() {
+    let house = House::new().await;
+    house.put("sql", 1).await;
+    house.put("sql", 2).await;
+    let lease = house.registry.acquire("sql").await.unwrap();
+    let removed = house.registry.delete("sql").await.unwrap();
+    assert_eq!(removed.len(), 2);
+    assert_eq!(removed[1].leases, 1);
+    assert_eq!(code_of(&house.registry, "sql").await.0, "model_not_found");
+    assert_eq!(code_of(&house.registry, "sql@2").await.0, "model_not_found");
+    assert!(house.registry.versions("sql").is_empty() && house.registry.list().is_empty());
+    let gone = house.registry.delete("sql").await.unwrap_err();
+    assert_eq!((gone.code, gone.kind), ("model_not_found", Kind::NotFound));
+    until("the unused version's files went", || house.blobs() == 1).await;
+    assert_eq!(house.counts().2, 1);
+    drop(lease);
+    until("all is free", || {
+        house.blobs() == 0 && house.counts().2 == 0 && house.registry.residency().0 == 0
+    })
+    .await;
+    // A number is never used twice.
+    assert_eq!(house.put("sql", 1).await.version.number, 3);
+    let house = house.restarted().await;
+    house.registry.delete("sql").await.unwrap();
+    let house = house.restarted().await;
+    assert_eq!(house.put("sql", 1).await.version.number, 4);
+}
+
+/// Bytes in the bank of one adapter from `Files::plain`.
+async fn plain_bytes() -> u64 {
+    House::new().await.put("x", 1).await.version.resident_bytes
+}
+
+#[tokio::test]
+async fn the_least_recently_used_adapter_makes_room() {
+    let one = plain_bytes().await;
+    let house = House::with(1000, |o| o.resident_bytes_max = 2 * one + one / 2).await;
+    house.put("a", 1).await;
+    house.put("b", 2).await;
+    drop(house.registry.acquire("b").await.unwrap());
+    drop(house.registry.acquire("a").await.unwrap());
+    house.put("c", 3).await;
+    let resident = |name: &str| house.registry.versions(name)[0].resident;
+    assert_eq!(
+        (resident("a"), resident("b"), resident("c")),
+        (true, false, true)
+    );
+    let b = house.registry.acquire("b").await.unwrap();
+    assert!(house.registry.residency().0 <= 2 * one + one / 2);
+    // What is leased is not evicted: with two leased there is no room, and the error says how much.
+    let c = house.registry.acquire("c").await.unwrap();
+    let error = house.registry.acquire("a").await.map(drop).unwrap_err();
+    assert_eq!(
+        (error.code, error.kind),
+        ("insufficient_capacity", Kind::Capacity)
+    );
+    assert!(error.message.contains(&one.to_string()), "{error}");
+    assert!(error.message.contains(&(one / 2).to_string()), "{error}");
+    let error = publish(&house.registry, "d", 4, false).await.unwrap_err();
+    assert_eq!(error.code, "insufficient_capacity");
+    assert!(house.registry.versions("d").is_empty());
+    assert_eq!((house.blobs(), house.staged()), (3, 0));
+    drop((b, c));
+    house.registry.acquire("a").await.unwrap();
+    assert_eq!(house.registry.stats().evictions, 3);
+}
+
+#[tokio::test]
+async fn a_bank_full_by_slots_evicts_as_well() {
+    let house = House::with(2, |_| {}).await;
+    for (i, name) in ["a", "b", "c"].into_iter().enumerate() {
+        house.put(name, i as u64).await;
+    }
+    assert_eq!(house.counts().2, 2);
+    let held = [
+        house.registry.acquire("a").await.unwrap(),
+        house.registry.acquire("b").await.unwrap(),
+    ];
+    assert_eq!(
+        code_of(&house.registry, "c").await,
+        ("insufficient_capacity", Kind::Capacity)
+    );
+    drop(held);
+    house.registry.acquire("c").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_publish_leaves_no_trace() {
+    let house = House::new().await;
+    house.put("sql", 1).await;
+    house.seen.refuse_installs.store(true, Ordering::SeqCst);
+    assert!(publish(&house.registry, "sql", 2, false).await.is_err());
+    assert!(publish(&house.registry, "new", 2, false).await.is_err());
+    house.seen.refuse_installs.store(false, Ordering::SeqCst);
+    let staging = house.registry.stage("sql").unwrap();
+    let mut files = Files::plain(9);
+    files.drop_tensor("lora_B");
+    files.write(&staging.dir);
+    let error = house
+        .registry
+        .publish(staging, Publish::default())
+        .await
+        .unwrap_err();
+    assert_eq!(error.code, "missing_factor");
+    drop(house.registry.stage("unused").unwrap());
+    assert_eq!(house.registry.list().len(), 1);
+    assert_eq!((house.blobs(), house.staged(), house.counts().2), (1, 0, 1));
+    assert_eq!(house.put("sql", 3).await.version.number, 2);
+    let house = house.restarted().await;
+    assert_eq!(house.registry.list().len(), 2);
+}
+
+#[tokio::test]
+async fn limits_on_bytes_and_names_are_kept() {
+    let house = House::with(1000, |o| o.adapters_max = 2).await;
+    house.put("a", 1).await;
+    house.put("b", 2).await;
+    let error = publish(&house.registry, "c", 3, false).await.unwrap_err();
+    assert_eq!(
+        (error.code, error.kind),
+        ("adapter_limit_reached", Kind::Capacity)
+    );
+    house.put("b", 3).await;
+    let house = House::with(1000, |o| o.upload_bytes_max = 100).await;
+    let error = publish(&house.registry, "c", 3, false).await.unwrap_err();
+    assert_eq!(
+        (error.code, error.kind),
+        ("upload_too_large", Kind::TooLarge)
+    );
+}
+
+#[tokio::test]
+async fn everything_published_survives_a_restart_and_nothing_else() {
+    let house = House::new().await;
+    house.put("a", 1).await;
+    house.put("a", 2).await;
+    house.put("b", 3).await;
+    until("settled", || house.counts().2 == 2).await;
+    let before = house.registry.list();
+    // As a crash leaves it: an upload half written, and files moved into place but never named.
+    let staging = house.registry.stage("c").unwrap();
+    Files::plain(5).write(&staging.dir);
+    std::mem::forget(staging);
+    let orphan = house
+        .dir
+        .path()
+        .join("adapters/sha256/ab")
+        .join("ab".repeat(32));
+    std::fs::create_dir_all(&orphan).unwrap();
+    Files::plain(6).write(&orphan);
+    let house = house.restarted().await;
+    let after = house.registry.list();
+    assert_eq!(before.len(), 3);
+    for (x, y) in before.iter().zip(&after) {
+        assert_eq!(
+            (&x.version, x.state, x.current),
+            (&y.version, y.state, y.current)
+        );
+        assert!(!y.resident);
+    }
+    assert_eq!(
+        (house.blobs(), house.staged(), house.registry.residency().0),
+        (3, 0, 0)
+    );
+    assert_eq!(
+        house.registry.acquire("a").await.unwrap().version().number,
+        2
+    );
+    assert_eq!(
+        house
+            .registry
+            .acquire("a@1")
+            .await
+            .unwrap()
+            .version()
+            .number,
+        1
+    );
+    assert_eq!(
+        house.seen.probes.load(Ordering::SeqCst),
+        0,
+        "the catalogue knows the probe"
+    );
+}
+
+#[tokio::test]
+async fn two_servers_do_not_share_a_data_directory() {
+    let house = House::new().await;
+    let error = open(options(house.dir.path()), 10)
+        .await
+        .map(|_| ())
+        .unwrap_err();
+    assert_eq!(
+        (error.code, error.kind),
+        ("data_dir_locked", Kind::Conflict)
+    );
+    house.put("still", 1).await;
+}
+
+#[tokio::test]
+async fn files_that_changed_on_disk_are_not_served() {
+    let house = House::new().await;
+    let entry = house.put("sql", 1).await;
+    let house = house.restarted().await;
+    let hex = hex::encode(entry.version.digest.0);
+    let blob = house
+        .dir
+        .path()
+        .join("adapters/sha256")
+        .join(&hex[..2])
+        .join(&hex);
+    let file = blob.join("adapter_model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&file, &bytes).unwrap();
+    assert_eq!(
+        code_of(&house.registry, "sql").await,
+        ("corrupt_adapter", Kind::Fault)
+    );
+    assert_eq!(house.counts().0, 0);
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(code_of(&house.registry, "sql").await.0, "corrupt_adapter");
+    // The same content under another name mends the files of both.
+    house.put("mended", 1).await;
+    house.registry.acquire("sql").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn fifty_requests_for_a_cold_adapter_load_it_once() {
+    let house = House::new().await;
+    house.put("sql", 1).await;
+    let house = house.restarted().await;
+    let tasks: Vec<_> = (0..50)
+        .map(|_| {
+            let registry = house.registry.clone();
+            tokio::spawn(async move { registry.acquire("sql").await })
+        })
+        .collect();
+    let mut leases: Vec<Lease> = Vec::new();
+    for task in tasks {
+        leases.push(task.await.unwrap().unwrap());
+    }
+    assert_eq!(house.counts(), (1, 0, 1));
+    assert!(leases.iter().all(|l| l.slot() == leases[0].slot()));
+    assert_eq!(house.state("sql")[0].3, 50);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn fifty_publishes_of_one_name_are_fifty_versions_or_one() {
+    let house = House::with(1000, |o| o.versions_kept = 100).await;
+    for (name, distinct) in [("many", true), ("same", false)] {
+        let tasks: Vec<_> = (0..50)
+            .map(|i| {
+                let registry = house.registry.clone();
+                let seed = 500 + if distinct { i } else { 0 };
+                tokio::spawn(async move { publish(&registry, name, seed, false).await.unwrap() })
+            })
+            .collect();
+        let mut numbers = Vec::new();
+        for task in tasks {
+            numbers.push(task.await.unwrap().version.number);
+        }
+        numbers.sort();
+        numbers.dedup();
+        assert_eq!(numbers.len(), if distinct { 50 } else { 1 });
+        assert_eq!(
+            house
+                .registry
+                .versions(name)
+                .iter()
+                .filter(|e| e.current)
+                .count(),
+            1
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_storm_of_everything_ends_with_clean_books() {
+    let one = plain_bytes().await;
+    let house = House::with(1000, |o| o.resident_bytes_max = 5 * one).await;
+    let tasks: Vec<_> = (0..50u64)
+        .map(|task| {
+            let (registry, seen) = (house.registry.clone(), house.seen.clone());
+            tokio::spawn(async move {
+                for round in 0..12 {
+                    let roll = task * 31 + round * 17;
+                    let name = format!("n{}", roll % 7);
+                    match roll % 10 {
+                        0 => drop(registry.delete(&name).await),
+                        1..=3 => drop(publish(&registry, &name, roll % 11, false).await),
+                        _ => {
+                            if let Ok(lease) = registry.acquire(&name).await {
+                                tokio::task::yield_now().await;
+                                let in_slot =
+                                    seen.slots.lock().unwrap().get(&lease.slot()).copied();
+                                assert_eq!(
+                                    in_slot,
+                                    Some(lease.version().digest),
+                                    "the wrong adapter"
+                                );
+                                assert_eq!(lease.version().name, name);
+                            }
+                        }
+                    }
+                    assert!(registry.residency().0 <= registry.residency().1);
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        tokio::time::timeout(Duration::from_secs(120), task)
+            .await
+            .expect("no deadlock")
+            .unwrap();
+    }
+    assert!(house.registry.list().iter().all(|e| e.leases == 0));
+    for n in 0..7 {
+        let _ = house.registry.delete(&format!("n{n}")).await;
+    }
+    until("all is free", || {
+        house.registry.residency().0 == 0 && house.counts().2 == 0 && house.blobs() == 0
+    })
+    .await;
+    let (installs, removes, _) = house.counts();
+    assert_eq!(installs, removes);
+    assert_eq!(house.staged(), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_does_not_stop_a_publish_in_the_middle() {
+    let house = House::new().await;
+    let staging = house.registry.stage("sql").unwrap();
+    Files::plain(1).write(&staging.dir);
+    let publish = house.registry.publish(staging, Publish::default());
+    let _ = tokio::time::timeout(Duration::from_micros(1), publish).await;
+    until("it is published", || house.state("sql").len() == 1).await;
+    house.registry.acquire("sql").await.unwrap();
+}
+
+#[tokio::test]
+async fn names_that_could_mean_something_else_are_refused() {
+    let house = House::new().await;
+    let long = "a".repeat(129);
+    let attacks = [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/b",
+        "a\\b",
+        "/etc/passwd",
+        "a b",
+        " a",
+        "a ",
+        "a\n",
+        "a\0b",
+        "a:b",
+        "a@1",
+        "base",
+        "BASE",
+        "default",
+        "auto",
+        "None",
+        "null",
+        "tiny-base",
+        "Tiny-Base",
+        "аdmin",
+        "a\u{202e}b",
+        "é",
+        "-rf",
+        "_x",
+        ".hidden",
+        "a%2fb",
+        "a;b",
+        "a'b",
+        "$(x)",
+        "~",
+        "*",
+        "?",
+        &long,
+        "a\u{200b}",
+        "‥",
+    ];
+    for name in attacks {
+        let error = house.registry.stage(name).map(drop).unwrap_err();
+        assert_eq!(
+            (error.code, error.kind),
+            ("invalid_name", Kind::Invalid),
+            "{name:?}"
+        );
+        assert!(
+            error.message.is_ascii() && error.message.len() < 600,
+            "{error}"
+        );
+    }
+    let longest = "a".repeat(128);
+    for name in ["a", "7b", "A.b-c_d", "bases", longest.as_str()] {
+        house.registry.stage(name).unwrap();
+    }
+    assert_eq!(house.staged(), 0, "unpublished uploads are removed");
+}
+
+#[tokio::test]
+async fn only_the_files_of_an_adapter_are_staged() {
+    let house = House::new().await;
+    let staging = house.registry.stage("sql").unwrap();
+    let kept = |name: &str| {
+        staging
+            .file_path(name)
+            .map(|p| p.strip_prefix(&staging.dir).unwrap().to_owned())
+    };
+    assert_eq!(
+        kept("adapter_config.json").unwrap(),
+        Path::new("adapter_config.json")
+    );
+    assert_eq!(
+        kept("adapter_model.safetensors").unwrap(),
+        Path::new("adapter_model.safetensors")
+    );
+    assert_eq!(kept("my lora.gguf").unwrap(), Path::new("adapter.gguf"));
+    for other in [
+        "README.md",
+        "tokenizer.json",
+        "../x.gguf",
+        "a/adapter_config.json",
+        "..",
+        "",
+    ] {
+        assert!(kept(other).is_none(), "{other}");
+    }
+    assert!(kept("adapter_model.bin").is_none());
+    let error = house
+        .registry
+        .publish(staging, Publish::default())
+        .await
+        .unwrap_err();
+    assert_eq!(error.code, "pickle_not_allowed");
+}
