@@ -1,7 +1,8 @@
 //! What chat and plain completions share: submit the sequences, then collect or stream what comes.
 //!
-//! Owns the life of a request from its tokens to its last piece. Never knows which of the two wire formats is spoken: that
-//! is `Show`. The thing to know: a `Run` owns the event streams; dropping it anywhere cancels every sequence in it.
+//! Owns the life of a request from its tokens to its last piece. Never knows which of the two wire
+//! formats is spoken: that is `Show`. The thing to know: a `Run` owns the event streams; dropping
+//! it anywhere cancels every sequence in it.
 
 use super::Api;
 use super::choice::{Choice, Ended, Piece};
@@ -52,7 +53,8 @@ pub fn reason_word(reason: FinishReason) -> &'static str {
 
 /// Sequences on their way.
 pub struct Run {
-    /// By choice. A stream leaves when its choice is over, which cancels what the engine might still do.
+    /// By choice. A stream leaves when its choice is over, which cancels what the engine might
+    /// still do.
     events: StreamMap<usize, BoxStream<'static, Event>>,
     choices: Vec<Choice>,
     ended: Vec<Option<Ended>>,
@@ -138,7 +140,8 @@ impl Run {
             .flatten()
             .map(|e| e.completion_tokens)
             .sum();
-        // Later choices of a prompt find the pages of the first: the least is what the request found.
+        // Later choices of a prompt find the pages of the first: the least is what the request
+        // found.
         let cached = self.ended.chunks(self.n).map(|prompt| {
             prompt
                 .iter()

@@ -1,7 +1,7 @@
 //! The edge of every request: its id, its deadline, its count, and what happens when code panics.
 //!
-//! Owns what all routes share. Never looks into a body. The thing to know: a response head is due before the deadline, and
-//! streams carry the same deadline on.
+//! Owns what all routes share. Never looks into a body. The thing to know: a response head is due
+//! before the deadline, and streams carry the same deadline on.
 
 use super::{Api, errors};
 use crate::error::Error;
