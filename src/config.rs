@@ -1,7 +1,23 @@
-//! Every limit in the program: what was asked (file, environment, flags) and what was checked.
+//! Every limit in the program: what was asked (flags, environment, file) and what was checked.
+//!
+//! Owns the keys, their defaults and ranges, and the order in which sources win: flag, environment,
+//! file, default. Never opens a model or a port. The thing to know: two stages. [`RawConfig`] is
+//! what was typed, every field optional; [`Config`] is what holds, every field decided. Nobody else
+//! parses or checks a setting.
 
+mod machine;
+mod raw;
+mod size;
+
+pub use machine::memory_available;
+pub use raw::{MODEL, RANGES, RawConfig};
+pub use size::{Size, human};
+
+use crate::error::{Error, Result};
+use clap::Args;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 /// The checked configuration of `serve`.
 #[derive(Debug, Clone, Serialize)]
@@ -17,10 +33,14 @@ pub struct Config {
     pub adapters: Vec<(String, PathBuf)>,
     /// When set, every route but /live, /ready and /health wants `Authorization: Bearer <key>`.
     pub api_key: Option<String>,
+    /// Serve beyond this machine without a key: the operator said so.
+    pub allow_open: bool,
     pub threads: usize,
-    /// Prompt plus output of one request, in tokens; 0: the model's own context (bounded by KV memory).
+    /// Prompt plus output of one request, in tokens; 0: the model's own context (bounded by KV
+    /// memory).
     pub context: usize,
     pub kv_bytes: u64,
+    /// `None`: the model's own.
     pub kv_dtype: Option<String>,
     pub rows_max: usize,
     pub sequences_max: usize,
@@ -29,6 +49,8 @@ pub struct Config {
     pub stream_events_max: usize,
     pub prefix_cache: bool,
     pub adapter_bytes_max: u64,
+    /// Slots of the bank: adapter versions in memory at once.
+    pub resident_max: usize,
     pub upload_bytes_max: u64,
     pub body_bytes_max: usize,
     pub adapters_max: usize,
@@ -37,7 +59,238 @@ pub struct Config {
     pub choices_max: usize,
     pub stops_max: usize,
     pub messages_max: usize,
+    pub logit_bias_max: usize,
+    /// Connections open at once; more wait in the listener's backlog.
+    pub connections_max: usize,
+    /// Uploads received at once; more are told 429.
+    pub uploads_max: usize,
     pub request_seconds_max: u64,
     pub drain_seconds: u64,
     pub log_format: String,
+    /// `tracing` filter, e.g. `info` or `polylora=debug`.
+    pub log_filter: String,
+}
+
+impl Config {
+    /// `given` is what flags and environment said; `file` is read below it. Errors name the key,
+    /// where it was set and what was expected (`invalid_config`).
+    pub fn load(file: Option<&Path>, given: RawConfig) -> Result<Self> {
+        Ok(Self::sources(file, given)?.1)
+    }
+
+    /// The merged settings as asked, and what they come to.
+    fn sources(file: Option<&Path>, given: RawConfig) -> Result<(RawConfig, Self)> {
+        raw::in_range(&given).map_err(|(key, why)| blame(&origin(key), &why))?;
+        let raw = match file {
+            None => given,
+            Some(path) => given.over(raw::read_file(path)?),
+        };
+        let config = Self::check(&raw)?;
+        Ok((raw, config))
+    }
+
+    fn check(raw: &RawConfig) -> Result<Self> {
+        let model = raw.model.clone().unwrap_or_else(|| MODEL.to_owned());
+        let number = |key: &str| raw::number(raw, key);
+        let size = |key: &str| number(key) as usize;
+        let config = Self {
+            data_dir: raw
+                .data_dir
+                .clone()
+                .unwrap_or_else(|| machine::data_dir(&model)),
+            model,
+            served_name: raw.served_name.clone(),
+            dtype: choice(raw.dtype.as_deref(), "dtype", DTYPES)?,
+            host: raw.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned()),
+            port: number("port") as u16,
+            adapters: raw.adapters.clone(),
+            api_key: raw.api_key.clone(),
+            allow_open: raw.allow_open.unwrap_or(false),
+            threads: size("threads"),
+            context: size("context"),
+            kv_bytes: number("kv_bytes"),
+            kv_dtype: choice(raw.kv_dtype.as_deref(), "kv_dtype", DTYPES)?,
+            rows_max: size("rows_max"),
+            sequences_max: size("sequences_max"),
+            waiting_max: size("waiting_max"),
+            waiting_tokens_max: size("waiting_tokens_max"),
+            stream_events_max: size("stream_events_max"),
+            prefix_cache: raw.prefix_cache.unwrap_or(true),
+            adapter_bytes_max: number("adapter_bytes_max"),
+            resident_max: size("resident_max"),
+            upload_bytes_max: number("upload_bytes_max"),
+            body_bytes_max: size("body_bytes_max"),
+            adapters_max: size("adapters_max"),
+            versions_kept: size("versions_kept"),
+            choices_max: size("choices_max"),
+            stops_max: size("stops_max"),
+            messages_max: size("messages_max"),
+            logit_bias_max: size("logit_bias_max"),
+            connections_max: size("connections_max"),
+            uploads_max: size("uploads_max"),
+            request_seconds_max: number("request_seconds_max"),
+            drain_seconds: number("drain_seconds"),
+            log_format: choice(raw.log_format.as_deref(), "log_format", &["text", "json"])?
+                .unwrap_or_else(|| "text".to_owned()),
+            log_filter: raw.log_filter.clone().unwrap_or_else(|| "info".to_owned()),
+        };
+        config.agree()?;
+        Ok(config)
+    }
+
+    /// What only two settings together can get wrong.
+    fn agree(&self) -> Result<()> {
+        for (key, text) in [
+            ("model", Some(&self.model)),
+            ("host", Some(&self.host)),
+            ("served_name", self.served_name.as_ref()),
+            ("api_key", self.api_key.as_ref()),
+        ] {
+            if text.is_some_and(|t| t.trim().is_empty()) {
+                return Err(blame(key, "is empty; expected a value or no such setting"));
+            }
+        }
+        if self.sequences_max > self.rows_max {
+            return Err(blame(
+                "sequences_max",
+                &format!(
+                    "is {}, but a step has only rows_max = {} rows; expected at most rows_max",
+                    self.sequences_max, self.rows_max
+                ),
+            ));
+        }
+        if self.stream_events_max < self.rows_max {
+            return Err(blame(
+                "stream_events_max",
+                &format!(
+                    "is {}, but one step can bring rows_max = {} events; \
+                     expected at least rows_max",
+                    self.stream_events_max, self.rows_max
+                ),
+            ));
+        }
+        if self.api_key.is_none() && !self.allow_open && !is_loopback(&self.host) {
+            return Err(blame(
+                "host",
+                &format!(
+                    "is {}, which others can reach, and there is no api_key; \
+                     set POLYLORA_API_KEY, or allow_open if a proxy guards the port",
+                    self.host
+                ),
+            ));
+        }
+        for (i, (name, _)) in self.adapters.iter().enumerate() {
+            if self.adapters[..i].iter().any(|(n, _)| n == name) {
+                return Err(blame("adapters", &format!("names '{name}' twice")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every key as a TOML file with its help above it. What was set stands plain, defaults stand
+    /// commented out, the key itself is never shown.
+    pub fn print(file: Option<&Path>, given: RawConfig) -> Result<String> {
+        let (raw, config) = Self::sources(file, given)?;
+        let asked = serde_json::to_value(&raw).map_err(|e| Error::fault(e.to_string()))?;
+        let holds = serde_json::to_value(&config).map_err(|e| Error::fault(e.to_string()))?;
+        let mut page = String::from(
+            "# Configuration of polylora serve. \
+             Commented-out keys show their defaults on this machine.\n",
+        );
+        for key in keys() {
+            page += &format!("\n# {}\n# {}\n", key.help, key.origin());
+            if key.name == "adapters" {
+                let mark = if config.adapters.is_empty() { "# " } else { "" };
+                page += &format!("{mark}[adapters]\n");
+                for (name, dir) in &config.adapters {
+                    page += &format!("{} = {}\n", quoted(name), quoted(&dir.to_string_lossy()));
+                }
+                if config.adapters.is_empty() {
+                    page += "# pirate = \"adapters/pirate\"\n";
+                }
+                continue;
+            }
+            let set = !asked[&key.name].is_null() && key.name != "api_key";
+            let value = match (&holds[&key.name], key.name.as_str()) {
+                (_, "api_key") => quoted("a-long-secret"),
+                (serde_json::Value::Null, "served_name") => quoted("my-model"),
+                (serde_json::Value::Null, _) => quoted("auto"),
+                (serde_json::Value::String(s), _) => quoted(s),
+                (other, _) => other.to_string(),
+            };
+            let mark = if set { "" } else { "# " };
+            page += &format!("{mark}{} = {value}\n", key.name);
+        }
+        Ok(page)
+    }
+}
+
+const DTYPES: &[&str] = &["auto", "f32", "bf16"];
+
+/// One setting, for tables and help: name in the file, flag and environment variable follow from
+/// it.
+#[derive(Debug, Clone)]
+pub struct Key {
+    pub name: String,
+    pub help: String,
+    pub flag: String,
+    pub env: String,
+}
+
+impl Key {
+    fn origin(&self) -> String {
+        let range = RANGES.iter().find(|r| r.key == self.name);
+        let range = range.map_or(String::new(), |r| format!("; {}", r.expected()));
+        format!("flag --{}, environment {}{range}", self.flag, self.env)
+    }
+}
+
+/// Every setting, in the order of the printed file.
+pub fn keys() -> Vec<Key> {
+    let command = RawConfig::augment_args(clap::Command::new("keys"));
+    command
+        .get_arguments()
+        .map(|a| Key {
+            name: a.get_id().to_string(),
+            help: a.get_help().map(ToString::to_string).unwrap_or_default(),
+            flag: a.get_long().unwrap_or_default().to_owned(),
+            env: a
+                .get_env()
+                .map(|e| e.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+        })
+        .collect()
+}
+
+/// Where a flag or variable of this key is set, in words.
+fn origin(key: &str) -> String {
+    keys().iter().find(|k| k.name == key).map_or_else(
+        || key.to_owned(),
+        |k| format!("{key} (--{} or {})", k.flag, k.env),
+    )
+}
+
+/// `auto` and nothing are the same.
+fn choice(value: Option<&str>, key: &str, all: &[&str]) -> Result<Option<String>> {
+    match value {
+        None | Some("auto") => Ok(None),
+        Some(v) if all.contains(&v) => Ok(Some(v.to_owned())),
+        Some(v) => Err(blame(
+            key,
+            &format!("is '{v}'; expected one of {}", all.join(", ")),
+        )),
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn blame(key: &str, why: &str) -> Error {
+    Error::invalid("invalid_config", format!("{key} {why}")).param(key)
+}
+
+/// A TOML basic string; JSON's escapes are a subset of its.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
 }

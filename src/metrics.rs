@@ -18,6 +18,7 @@ pub struct Metrics {
     pub prompt_tokens: IntCounter,
     pub generation_tokens: IntCounter,
     pub steps: IntCounter,
+    pub ops: IntCounter,
     pub step_rows: Histogram,
     pub step_seconds: Histogram,
     pub step_failures: IntCounter,
@@ -103,6 +104,7 @@ impl Metrics {
             prompt_tokens: counter("prompt_tokens_total", "Prompt tokens of finished requests."),
             generation_tokens: counter("generation_tokens_total", "Tokens generated."),
             steps: counter("steps_total", "Steps run."),
+            ops: counter("ops_total", "Kernel ops called by steps."),
             step_rows: histogram("step_rows", "Rows of a step.", rows()),
             step_seconds: histogram("step_seconds", "Duration of a step.", seconds()),
             step_failures: counter(

@@ -100,6 +100,8 @@ pub enum RopeScaling {
         attention_factor: f64,
         truncate: bool,
     },
+    /// One divisor per frequency: how GGUF files store `llama3`. [D/2]
+    Factors(Vec<f32>),
 }
 
 /// Every number of a decoder of the Llama/Qwen/Gemma family.

@@ -1,11 +1,44 @@
 //! HTTP: routes, wire types, streams. The only module that knows axum.
+//!
+//! Owns the wire: what a body may say, what an answer looks like, which status an error gets. Never computes: text
+//! becomes tokens here, tokens become text here, all between is the engine's. The thing to know: dropping the response
+//! (or its body) drops the event streams, and that is the cancellation; so no request's work is ever spawned.
+
+mod adapters;
+mod archive;
+mod auth;
+mod body;
+mod chat;
+mod choice;
+mod completions;
+mod errors;
+mod generate;
+mod health;
+mod limits;
+mod logprobs;
+mod messages;
+mod models;
+mod openapi;
+mod routes;
+mod sampling;
+mod serve;
+mod stream;
+mod target;
+mod tokenize;
+mod upload;
+mod wire;
 
 use crate::adapters::registry::Registry;
 use crate::config::Config;
-use crate::engine::step::EngineHandle;
+use crate::engine::EngineHandle;
+use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::text::Text;
+pub use serve::serve;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::Semaphore;
 
 /// What every route can reach. Cheap to clone.
 #[derive(Clone)]
@@ -14,6 +47,8 @@ pub struct App {
     /// Served name of the base model, the context in tokens, and its digest as text.
     pub base_name: Arc<str>,
     pub base_digest: Arc<str>,
+    /// What computes, in words for `/version`, e.g. `cpu (avx512)`.
+    pub device: Arc<str>,
     pub context: usize,
     pub vocab: usize,
     pub text: Text,
@@ -23,6 +58,72 @@ pub struct App {
 }
 
 /// Every route, with its scope; see the table in `routes.rs`.
-pub fn router(_app: App) -> axum::Router {
-    unimplemented!()
+pub fn router(app: App) -> axum::Router {
+    routes::router(Arc::new(Api::new(app)))
+}
+
+/// The `App` and what the HTTP side itself counts.
+struct Api {
+    app: App,
+    /// Unix seconds at which this server came up: `created` of the base model.
+    started: u64,
+    /// Set once shutdown began: `/ready` says so.
+    draining: AtomicBool,
+    /// Templates and tokenizers running on blocking threads.
+    encoders: Arc<Semaphore>,
+    /// Uploads being received.
+    uploads: Arc<Semaphore>,
+}
+
+impl Api {
+    fn new(app: App) -> Self {
+        let encoders = std::thread::available_parallelism().map_or(2, usize::from);
+        Self {
+            started: now(),
+            draining: AtomicBool::new(false),
+            encoders: Arc::new(Semaphore::new(encoders)),
+            uploads: Arc::new(Semaphore::new(app.config.uploads_max.max(1))),
+            app,
+        }
+    }
+
+    /// Runs text work off the async threads: a long prompt or a slow template delays no other request's tokens.
+    /// The permit lives as long as the work, so that clients who hang up cannot pile up more of it.
+    async fn on_text<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Text) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let closed = |_| Error::fault("the text threads are gone");
+        let permit = self
+            .encoders
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(closed)?;
+        let text = self.app.text.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            work(&text)
+        });
+        work.await
+            .map_err(|_| Error::fault("tokenizing the request failed"))?
+    }
+
+    /// The first digits of the base's digest, as OpenAI's `system_fingerprint`.
+    fn fingerprint(&self) -> String {
+        let hex = self.app.base_digest.trim_start_matches("sha256:");
+        format!("fp_{}", hex.chars().take(12).collect::<String>())
+    }
+}
+
+/// Unix seconds.
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
+}
+
+/// A fresh id such as `chatcmpl-0f3c…`.
+fn random_id(prefix: &str) -> String {
+    format!("{prefix}{:032x}", rand::random::<u128>())
 }

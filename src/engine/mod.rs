@@ -4,11 +4,14 @@
 //! knows no text. The thing to know: others hold an `EngineHandle` and an `EventStream`; all else is this thread's alone.
 
 pub mod batch;
+pub mod handle;
 pub mod pages;
+pub mod probe;
 pub mod request;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
 pub mod step;
 
+pub use handle::EngineHandle;
 pub use request::{Event, EventStream, FinishReason, Request, Sampling, TokenEvent};

@@ -1,23 +1,40 @@
-//! The loop and the step: drain commands, plan, run, sample, commit.
+//! The engine's thread: the loop, and the step that is its whole life.
+//!
+//! Owns the model, the bank, the pages and the scheduler as plain fields. Never waits on a client, a file or another lock: it sleeps
+//! only when there is nothing to do. The thing to know: a step that fails fails its own sequences, and the thread lives.
 
-use super::request::{EventStream, Request};
+use super::batch::Builder;
+use super::handle::{Command, Shared, shutting_down};
+use super::pages::{PAGE, Pages};
+use super::probe;
+use super::request::TokenEvent;
+use super::scheduler::{Budgets, Notice, Plan, Scheduler};
+use super::sampler::{History, Sampler};
 use crate::adapters::Digest;
-use crate::adapters::bank::BankSender;
-use crate::error::Result;
+use crate::adapters::bank::{Bank, BankCommand, Prepared, Probe, Slot};
+use crate::error::{Error, Kind, Result};
 use crate::metrics::Metrics;
 use crate::model::Model;
+use crossbeam_channel::Receiver;
+use polylora_kernels::KvCache;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::oneshot;
 
 /// Bounds of the engine; every queue and pool has one.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
     /// Rows of a step (T): the sum of prefill chunks and decode rows.
     pub rows_max: usize,
+    /// Rows of a step with logits; at least `sequences_max`.
+    pub logit_rows_max: usize,
     /// Sequences running at once.
     pub sequences_max: usize,
     /// Sequences waiting, and their prompt tokens together.
     pub waiting_max: usize,
     pub waiting_tokens_max: usize,
+    /// Pages of the page book; the model has `probe::pages_needed` more behind them.
     pub kv_pages: usize,
     /// Prompt plus output of one sequence.
     pub context: usize,
@@ -25,44 +42,259 @@ pub struct EngineOptions {
     pub stream_events_max: usize,
     pub slots_max: usize,
     pub prefix_cache: bool,
-    /// Fixed prompts of the probe (token ids; at most 16 each).
+    /// Fixed prompts of the probe (token ids; at most one page each).
     pub probe_prompts: Vec<Vec<u32>>,
 }
 
-/// The way to the engine thread. Cheap to clone; usable from any thread.
-#[derive(Clone)]
-pub struct EngineHandle {
-    _inner: Arc<()>,
+/// A slot that is to be freed once no sequence uses it.
+struct Removal {
+    slot: Slot,
+    digest: Digest,
+    reply: oneshot::Sender<Result<()>>,
 }
 
-impl EngineHandle {
-    /// Starts the thread; the model moves into it.
-    pub fn start(
-        _model: Model,
-        _base: Digest,
-        _options: EngineOptions,
-        _metrics: Arc<Metrics>,
+/// The engine thread's state.
+pub struct Engine {
+    model: Model,
+    bank: Bank,
+    pages: Pages,
+    scheduler: Scheduler,
+    sampler: Sampler,
+    plan: Plan,
+    builder: Builder,
+    /// One entry per planned sequence.
+    sampled: Vec<Option<Result<TokenEvent>>>,
+    removals: Vec<Removal>,
+    probe_prompts: Vec<Vec<u32>>,
+    probe_page: u32,
+    commands: Receiver<Command>,
+    shared: Arc<Shared>,
+    metrics: Arc<Metrics>,
+}
+
+impl Engine {
+    /// Takes every pool at its full size. Errors when options contradict each other.
+    pub fn new(
+        model: Model,
+        o: &EngineOptions,
+        metrics: Arc<Metrics>,
+        shared: Arc<Shared>,
+        commands: Receiver<Command>,
     ) -> Result<Self> {
-        unimplemented!()
+        assert_eq!(PAGE, KvCache::PAGE, "one page length for book and memory");
+        if o.kv_pages * KvCache::PAGE < o.context {
+            let message = format!(
+                "{} KV pages of {} tokens cannot hold one context of {}",
+                o.kv_pages,
+                KvCache::PAGE,
+                o.context
+            );
+            return Err(Error::new(Kind::Capacity, "kv_memory_too_small", message));
+        }
+        let budgets = Budgets {
+            rows_max: o.rows_max,
+            logit_rows_max: o.logit_rows_max,
+            sequences_max: o.sequences_max,
+            waiting_max: o.waiting_max,
+            waiting_tokens_max: o.waiting_tokens_max,
+            pages: o.kv_pages,
+        };
+        metrics.kv_pages_total.set(o.kv_pages as i64);
+        Ok(Self {
+            sampler: Sampler::new(model.shape().vocab),
+            bank: Bank::new(o.slots_max),
+            pages: Pages::new(o.kv_pages, o.prefix_cache),
+            scheduler: Scheduler::new(budgets),
+            plan: Plan::new(o.sequences_max),
+            builder: Builder::new(o.rows_max, o.logit_rows_max, o.sequences_max, o.kv_pages),
+            sampled: Vec::with_capacity(o.sequences_max),
+            removals: Vec::new(),
+            probe_prompts: o.probe_prompts.clone(),
+            probe_page: o.kv_pages as u32,
+            model,
+            commands,
+            shared,
+            metrics,
+        })
     }
-    /// Queues a sequence. Errors at once (`queue_full`, 429) when the queue is full by requests or by tokens, or (`shutting_down`, 503).
-    pub fn submit(&self, _request: Request) -> Result<EventStream> {
-        unimplemented!()
+
+    /// The loop. Ends when every handle is gone.
+    pub fn run(mut self) {
+        loop {
+            if self.scheduler.is_empty() {
+                self.finish_removals();
+                self.pages.check(std::iter::empty());
+                self.report();
+                self.shared.beat(true);
+                let Ok(command) = self.commands.recv() else { return };
+                self.shared.beat(false);
+                self.take(command);
+            }
+            while let Ok(command) = self.commands.try_recv() {
+                self.take(command);
+            }
+            self.shared.beat(false);
+            self.step(Instant::now());
+        }
     }
-    /// Queues `n` sequences of one prompt, all or none; sequence i samples with seed + i.
-    pub fn submit_n(&self, _request: Request, _n: usize) -> Result<Vec<EventStream>> {
-        unimplemented!()
+
+    /// Plan, run, commit.
+    fn step(&mut self, now: Instant) {
+        self.scheduler.plan(&mut self.pages, now, &mut self.plan);
+        self.report();
+        self.finish_removals();
+        if self.plan.is_empty() {
+            return;
+        }
+        let ops = self.model.device().op_calls();
+        match catch_unwind(AssertUnwindSafe(|| self.compute())) {
+            Ok(()) => self.commit(now, self.model.device().op_calls() - ops),
+            Err(panic) => self.fail(&*panic),
+        }
+        self.report();
     }
-    /// For the registry: how `BankCommand`s get here.
-    pub fn bank(&self) -> BankSender {
-        unimplemented!()
+
+    /// Runs the model on the plan's rows and samples; fills `sampled`.
+    fn compute(&mut self) {
+        self.builder.build(&self.plan, self.scheduler.running(), &self.bank);
+        let vocab = self.model.shape().vocab;
+        let logits = self.model.forward(&self.builder.batch, &self.bank);
+        self.sampled.clear();
+        self.sampled.resize_with(self.plan.entries().len(), || None);
+        for (row, at) in logits.chunks_exact_mut(vocab).zip(&self.builder.logit_rows) {
+            let planned = self.plan.entries()[at.planned as usize];
+            let sequence = &self.scheduler.running()[planned.sequence];
+            if at.samples {
+                let history = History {
+                    tokens: &sequence.tokens,
+                    prompt_len: sequence.prompt_len,
+                    banned: sequence.banned(),
+                };
+                let token = self.sampler.sample(row, &sequence.sampling, history);
+                self.sampled[at.planned as usize] = Some(token);
+            } else if let Some(&next) = sequence.tokens.get(at.position as usize + 1) {
+                let top = sequence.sampling.prompt_logprobs.unwrap_or(0);
+                // A row without a distribution has no logprob to tell; the row that samples fails the sequence.
+                let score = self.sampler.score(row, next, top);
+                let event = score.unwrap_or_else(|_| TokenEvent::unscored(next));
+                self.scheduler.prompt_scored(&planned, at.position as usize, event);
+            }
+        }
     }
-    /// No new requests; resolves when the last running sequence is done or the deadline passed (the rest then fails with `shutting_down`).
-    pub async fn drain(&self, _deadline: std::time::Duration) {
-        unimplemented!()
+
+    fn commit(&mut self, begun: Instant, ops: u64) {
+        let now = Instant::now();
+        self.metrics.ops.inc_by(ops);
+        self.metrics.steps.inc();
+        self.metrics.step_rows.observe(self.plan.rows() as f64);
+        self.metrics.step_seconds.observe((now - begun).as_secs_f64());
+        self.scheduler.commit(&self.plan, &mut self.sampled, &mut self.pages, now);
     }
-    /// Seconds since the engine thread last finished a step or was idle: the truth behind `/live`.
-    pub fn stalled_for(&self) -> std::time::Duration {
-        unimplemented!()
+
+    /// A panic in a step is a bug: it is loud, its sequences fail, everybody else goes on.
+    fn fail(&mut self, panic: &(dyn std::any::Any + Send)) {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        tracing::error!(panic = text, rows = self.plan.rows(), "a step failed");
+        self.metrics.step_failures.inc();
+        let error = Error::new(Kind::Fault, "step_failed", "the step that ran this request failed");
+        self.scheduler.abort_planned(&self.plan, &mut self.pages, &error);
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Submit(sequence) => self.scheduler.submit(*sequence),
+            Command::Bank(BankCommand::Install { prepared, probe, reply }) => {
+                let answer = self.install(*prepared, probe);
+                // A registry that went away does not want the adapter: it is freed again.
+                if let Err(Ok((slot, _))) = reply.send(answer) {
+                    self.bank.remove(slot);
+                }
+            }
+            Command::Bank(BankCommand::Remove { slot, digest, reply }) => {
+                self.removals.push(Removal { slot, digest, reply });
+            }
+            Command::AbortAll => {
+                self.scheduler.abort_all(&mut self.pages, &shutting_down());
+                self.report();
+            }
+        }
+    }
+
+    fn install(&mut self, prepared: Prepared, probe: bool) -> Result<(Slot, Option<Probe>)> {
+        let slot = self.bank.install(prepared).map_err(|_| {
+            Error::new(Kind::Capacity, "insufficient_capacity", "every adapter slot is taken")
+        })?;
+        if !probe {
+            return Ok((slot, None));
+        }
+        let (model, bank) = (&mut self.model, &self.bank);
+        let (prompts, page) = (&self.probe_prompts, self.probe_page);
+        let seen = catch_unwind(AssertUnwindSafe(|| probe::run(model, bank, slot, prompts, page)))
+            .unwrap_or_else(|_| Err(Error::fault("the probe of the adapter failed")));
+        match seen {
+            Ok(p) => Ok((slot, Some(p))),
+            Err(e) => {
+                self.bank.remove(slot);
+                Err(e)
+            }
+        }
+    }
+
+    /// Frees slots that nobody computes with any more.
+    fn finish_removals(&mut self) {
+        let mut at = 0;
+        while at < self.removals.len() {
+            let slot = self.removals[at].slot;
+            let users = self.scheduler.running().iter().chain(self.scheduler.waiting());
+            if users.into_iter().any(|s| s.slot() == Some(slot)) {
+                at += 1;
+                continue;
+            }
+            let removal = self.removals.swap_remove(at);
+            assert_eq!(self.bank.digest(slot), Some(removal.digest), "freeing another adapter");
+            self.bank.remove(slot);
+            // Nobody waits for the answer any more: the slot is free all the same.
+            let _ = removal.reply.send(Ok(()));
+        }
+    }
+
+    /// Tells metrics and the queue's counters what the scheduler did.
+    fn report(&mut self) {
+        let m = &self.metrics;
+        for notice in self.scheduler.notices() {
+            match notice {
+                Notice::Admitted { prompt_tokens, waited, cached_tokens } => {
+                    self.shared.leave_queue(prompt_tokens);
+                    m.queue_time.observe(waited.as_secs_f64());
+                    if let Some(cached) = cached_tokens {
+                        m.prefix_cache_queries.inc_by(prompt_tokens as u64);
+                        m.prefix_cache_hits.inc_by(cached as u64);
+                    }
+                }
+                Notice::Preempted => m.preemptions.inc(),
+                Notice::Token { first, since } => {
+                    m.generation_tokens.inc();
+                    let series = if first { &m.time_to_first_token } else { &m.inter_token_latency };
+                    series.observe(since.as_secs_f64());
+                }
+                Notice::Ended { reason, admitted, prompt_tokens, .. } => {
+                    if !admitted {
+                        self.shared.leave_queue(prompt_tokens);
+                    }
+                    self.shared.end();
+                    m.prompt_tokens.inc_by(prompt_tokens as u64);
+                    m.requests_finished.with_label_values(&[reason.name()]).inc();
+                }
+            }
+        }
+        let (waiting, waiting_tokens) = self.scheduler.queued();
+        m.requests_waiting.set(waiting as i64);
+        m.waiting_tokens.set(waiting_tokens as i64);
+        m.requests_running.set(self.scheduler.running().len() as i64);
+        m.kv_pages_used.set(self.pages.used() as i64);
     }
 }

@@ -4,13 +4,21 @@
 //! from the `Bank`. The thing to know: weights are shared read-only (`Arc<Weights>`), everything else is the engine thread's.
 
 pub mod checkpoint;
+mod config_json;
+mod forward;
+mod gguf;
+mod gguf_shape;
+mod gguf_tokenizer;
+mod hf;
+mod rope;
 pub mod source;
 pub mod weights;
 
 use crate::adapters::bank::{Bank, Slot};
-use crate::error::Result;
-use crate::shape::ModelShape;
-use polylora_kernels::{Device, Dtype};
+use crate::error::{Error, Kind, Result};
+use crate::shape::{ModelShape, Rope};
+use forward::{Buffers, Step};
+use polylora_kernels::{Device, Dtype, KvCache, RopeTable};
 use std::sync::Arc;
 use weights::Weights;
 
@@ -55,30 +63,86 @@ pub struct ModelOptions {
 
 pub struct Model {
     pub weights: Arc<Weights>,
+    device: Device,
+    kv: KvCache,
+    rope: RopeTable,
+    /// Of sliding-window layers, where it differs.
+    rope_local: Option<RopeTable>,
+    buffers: Buffers,
+    rows_max: usize,
+    logit_rows_max: usize,
 }
 
 impl Model {
-    /// Takes every buffer a step needs.
-    pub fn new(_weights: Arc<Weights>, _device: Device, _options: &ModelOptions) -> Result<Self> {
-        unimplemented!()
+    /// Takes every buffer a step needs. Errors (`context_too_long`) when `options.context` is beyond what the model was
+    /// made for.
+    pub fn new(weights: Arc<Weights>, device: Device, options: &ModelOptions) -> Result<Self> {
+        let shape = &weights.shape;
+        if options.context > shape.context {
+            let message = format!(
+                "a context of {} tokens was asked for; the model has {}",
+                options.context, shape.context
+            );
+            return Err(Error::new(Kind::Invalid, "context_too_long", message));
+        }
+        let table = |rope: &Rope| {
+            let (inv_freq, scale) = rope.frequencies(shape.head_dim);
+            RopeTable::new(options.context, shape.head_dim, &inv_freq, scale)
+        };
+        let kv = KvCache::new(
+            options.kv_dtype,
+            shape.layers,
+            options.kv_pages,
+            shape.kv_heads,
+            shape.head_dim,
+        );
+        Ok(Self {
+            kv,
+            rope: table(&shape.rope),
+            rope_local: shape.rope_local.as_ref().map(table),
+            buffers: Buffers::new(shape, weights.dtype, options),
+            rows_max: options.rows_max,
+            logit_rows_max: options.logit_rows_max,
+            device,
+            weights,
+        })
     }
+
     pub fn shape(&self) -> &ModelShape {
         &self.weights.shape
     }
+
     /// Bytes of one KV page over all layers.
-    pub fn page_bytes(_shape: &ModelShape, _dtype: Dtype) -> usize {
-        unimplemented!()
+    pub fn page_bytes(shape: &ModelShape, dtype: Dtype) -> usize {
+        KvCache::page_bytes(dtype, shape.layers, shape.kv_heads, shape.head_dim)
     }
-    /// Bytes of step buffers, for the start-up ledger.
-    pub fn buffer_bytes(_shape: &ModelShape, _o: &ModelOptions) -> usize {
-        unimplemented!()
+
+    /// Bytes of step buffers and rope tables, for the start-up ledger; the KV pages are not in it.
+    pub fn buffer_bytes(shape: &ModelShape, o: &ModelOptions) -> usize {
+        let tables = 1 + usize::from(shape.rope_local.is_some());
+        Buffers::bytes(shape, o) + tables * o.context * shape.head_dim * size_of::<f32>()
     }
+
     /// One step: writes K and V of every row to its page, returns logits [S', V] f32 of `batch.logit_rows`.
-    /// Allocates nothing.
-    pub fn forward(&mut self, _batch: &Batch, _bank: &Bank) -> &mut [f32] {
-        unimplemented!()
+    /// Allocates nothing. A batch that breaks its own rules (too many rows, an empty slot) is our bug and panics.
+    pub fn forward(&mut self, batch: &Batch, bank: &Bank) -> &mut [f32] {
+        assert!(batch.tokens.len() <= self.rows_max, "too many rows");
+        assert!(
+            batch.logit_rows.len() <= self.logit_rows_max,
+            "too many logit rows"
+        );
+        let step = Step {
+            batch,
+            bank,
+            weights: &self.weights,
+            device: &self.device,
+            rope: &self.rope,
+            rope_local: self.rope_local.as_ref(),
+        };
+        step.run(&mut self.buffers, &mut self.kv)
     }
+
     pub fn device(&self) -> &Device {
-        unimplemented!()
+        &self.device
     }
 }

@@ -1,10 +1,16 @@
 //! The base model's weights, packed for the kernels, read-only after load.
+//!
+//! Owns every matrix, norm and bias by the dense indices of `ModelShape`. Never computes with them. The thing to know:
+//! tensors are read and packed one by one, so a load needs the model plus one tensor; a tied head is the embedding table
+//! itself.
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, TensorData};
+use super::config_json::{invalid, unsupported};
 use crate::adapters::{BaseBias, BaseRows, Digest};
 use crate::error::Result;
-use crate::shape::{ModelShape, Site};
-use polylora_kernels::Dtype;
+use crate::shape::{ModelShape, Norm, Projection, Site};
+use polylora_kernels::{Dtype, Matrix};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Immutable; shared by the engine thread and by adapter loaders (DoRA norms).
@@ -12,33 +18,229 @@ pub struct Weights {
     pub shape: ModelShape,
     pub dtype: Dtype,
     pub digest: Digest,
+    /// [V, H]
+    embedding: Matrix,
+    /// By site index; the head is `None` where it is tied.
+    sites: Vec<Option<Matrix>>,
+    /// By site index. [O]
+    biases: Vec<Option<Box<[f32]>>>,
+    /// By norm index, +1 folded in; empty where the family has no such norm.
+    norms: Vec<Box<[f32]>>,
+}
+
+/// Reads tensors and remembers which, to find those that nothing asked for.
+struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    dtype: Dtype,
+    read: HashSet<String>,
+    done: u64,
+    total: u64,
+    progress: &'a mut dyn FnMut(u64, u64),
 }
 
 impl Weights {
     /// Reads and packs every tensor. `dtype` None: bf16 unless the checkpoint stores f32.
-    /// `progress` is told (done, total) bytes.
+    /// `progress` is told (done, total) bytes. Errors: `invalid_model` names a tensor that is missing or of the wrong
+    /// shape, `unsupported_model` one that the decoder would leave unused.
     pub fn load(
-        _c: &Checkpoint,
-        _dtype: Option<Dtype>,
-        _progress: &mut dyn FnMut(u64, u64),
+        c: &Checkpoint,
+        dtype: Option<Dtype>,
+        progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
-        unimplemented!()
+        let shape = &c.shape;
+        let dtype = dtype.unwrap_or(match c.stored_f32() {
+            true => Dtype::F32,
+            false => Dtype::Bf16,
+        });
+        let mut loader = Loader {
+            checkpoint: c,
+            dtype,
+            read: HashSet::new(),
+            done: 0,
+            total: matrix_bytes(shape, dtype),
+            progress,
+        };
+        let embedding = loader.matrix("model.embed_tokens.weight", shape.vocab, shape.hidden)?;
+        let mut sites = Vec::with_capacity(shape.sites());
+        let mut biases = Vec::with_capacity(shape.sites());
+        for site in all_sites(shape) {
+            let module = module(site);
+            let (inputs, outputs) = shape.site_dims(site);
+            let tied = site == Site::Head && shape.tied_head;
+            sites.push(match tied {
+                true => None,
+                false => Some(loader.matrix(&format!("{module}.weight"), outputs, inputs)?),
+            });
+            biases.push(match has_bias(shape, site) {
+                true => Some(loader.vector(&format!("{module}.bias"), outputs)?),
+                false => None,
+            });
+        }
+        let mut norms = vec![Box::default(); shape.norms()];
+        for norm in all_norms(shape) {
+            let (name, width) = norm_tensor(shape, norm);
+            let mut weight = loader.vector(&name, width)?;
+            if shape.norm_plus_one {
+                weight.iter_mut().for_each(|w| *w += 1.0);
+            }
+            norms[shape.norm_index(norm)] = weight;
+        }
+        loader.refuse_unused(shape)?;
+        Ok(Self {
+            shape: shape.clone(),
+            dtype,
+            digest: c.digest,
+            embedding,
+            sites,
+            biases,
+            norms,
+        })
     }
+
+    /// Bytes of everything here.
     pub fn bytes(&self) -> usize {
-        unimplemented!()
+        let matrices = self.sites.iter().flatten().chain([&self.embedding]);
+        let vectors = self.norms.iter().chain(self.biases.iter().flatten());
+        matrices.map(Matrix::bytes).sum::<usize>()
+            + vectors.map(|v| size_of_val::<[f32]>(v)).sum::<usize>()
     }
-    pub fn read_row(&self, _site: Site, _row: usize, _out: &mut [f32]) {
-        unimplemented!()
+
+    /// The embedding table [V, H].
+    pub fn embedding(&self) -> &Matrix {
+        &self.embedding
     }
-    pub fn bias(&self, _site: Site) -> Option<&[f32]> {
-        unimplemented!()
+
+    /// The matrix [O, I] of a site; the embedding table where the head is tied.
+    pub fn site(&self, site: Site) -> &Matrix {
+        let own = &self.sites[self.shape.site_index(site)];
+        own.as_ref().unwrap_or(&self.embedding)
     }
+
+    /// The weight of a norm, +1 folded in; empty where the family has no such norm.
+    pub fn norm(&self, norm: Norm) -> &[f32] {
+        &self.norms[self.shape.norm_index(norm)]
+    }
+
+    /// Row `row` of a site's matrix as f32. out [I]
+    pub fn read_row(&self, site: Site, row: usize, out: &mut [f32]) {
+        self.site(site).read_row(row, out);
+    }
+
+    /// The bias of a site, where it has one. [O]
+    pub fn bias(&self, site: Site) -> Option<&[f32]> {
+        self.biases[self.shape.site_index(site)].as_deref()
+    }
+
     pub fn base_rows(self: &Arc<Self>) -> BaseRows {
         let w = self.clone();
         Arc::new(move |site, row, out| w.read_row(site, row, out))
     }
+
     pub fn base_bias(self: &Arc<Self>) -> BaseBias {
         let w = self.clone();
         Arc::new(move |site| w.bias(site).map(<[f32]>::to_vec))
     }
+}
+
+impl Loader<'_> {
+    fn tensor(&mut self, name: &str, dims: &[usize]) -> Result<TensorData> {
+        self.read.insert(name.to_owned());
+        self.checkpoint
+            .tensor(name, dims)?
+            .ok_or_else(|| invalid(format!("tensor {name} is missing from the model's files")))
+    }
+
+    fn matrix(&mut self, name: &str, outputs: usize, inputs: usize) -> Result<Matrix> {
+        let matrix = match self.tensor(name, &[outputs, inputs])? {
+            TensorData::Bf16(rows) => Matrix::from_bf16(self.dtype, outputs, inputs, &rows),
+            TensorData::F32(rows) => Matrix::from_f32(self.dtype, outputs, inputs, &rows),
+        };
+        self.done += (outputs * inputs * element_bytes(self.dtype)) as u64;
+        (self.progress)(self.done, self.total);
+        Ok(matrix)
+    }
+
+    /// Norms and biases stay f32: they are small, and their rounding would be felt everywhere.
+    fn vector(&mut self, name: &str, width: usize) -> Result<Box<[f32]>> {
+        Ok(self.tensor(name, &[width])?.into_f32().into_boxed_slice())
+    }
+
+    /// A tensor that nothing asked for would change the model's arithmetic without our doing it.
+    fn refuse_unused(&self, shape: &ModelShape) -> Result<()> {
+        let unused = |name: &String| {
+            let tied = shape.tied_head && name == "lm_head.weight";
+            !tied && !self.read.contains(name)
+        };
+        let names = self.checkpoint.names();
+        match names.into_iter().filter(unused).min() {
+            None => Ok(()),
+            Some(name) => Err(unsupported(format!(
+                "tensor {name} has no place in a {} model as this server knows it",
+                shape.family
+            ))),
+        }
+    }
+}
+
+fn element_bytes(dtype: Dtype) -> usize {
+    match dtype {
+        Dtype::F32 => 4,
+        Dtype::Bf16 => 2,
+    }
+}
+
+fn matrix_bytes(shape: &ModelShape, dtype: Dtype) -> u64 {
+    let sites = all_sites(shape).filter(|s| *s != Site::Head || !shape.tied_head);
+    let elements = sites.map(|s| shape.site_dims(s)).map(|(i, o)| i * o);
+    let total = elements.sum::<usize>() + shape.vocab * shape.hidden;
+    (total * element_bytes(dtype)) as u64
+}
+
+/// In the order of `ModelShape::site_index`.
+fn all_sites(shape: &ModelShape) -> impl Iterator<Item = Site> {
+    let layer = |l| Projection::ALL.map(|p| Site::Layer(l, p));
+    (0..shape.layers).flat_map(layer).chain([Site::Head])
+}
+
+fn all_norms(shape: &ModelShape) -> impl Iterator<Item = Norm> {
+    let (post, qk) = (shape.post_norms, shape.qk_norm);
+    let layer = move |l| {
+        let gemma = [Norm::PreFeedforward(l), Norm::PostFeedforward(l)];
+        let heads = [Norm::Query(l), Norm::Key(l)];
+        [Norm::Input(l), Norm::PostAttention(l)]
+            .into_iter()
+            .chain(gemma.into_iter().filter(move |_| post))
+            .chain(heads.into_iter().filter(move |_| qk))
+    };
+    (0..shape.layers).flat_map(layer).chain([Norm::Final])
+}
+
+fn module(site: Site) -> String {
+    match site {
+        Site::Layer(l, p) => format!("model.layers.{l}.{}", p.module()),
+        Site::Head => "lm_head".to_owned(),
+    }
+}
+
+fn has_bias(shape: &ModelShape, site: Site) -> bool {
+    match site {
+        Site::Layer(_, Projection::Q | Projection::K | Projection::V) => shape.qkv_bias,
+        Site::Layer(_, Projection::O) => shape.o_bias,
+        Site::Layer(..) => shape.mlp_bias,
+        Site::Head => false,
+    }
+}
+
+/// Tensor name and width of a norm.
+fn norm_tensor(shape: &ModelShape, norm: Norm) -> (String, usize) {
+    let (layer, part, width) = match norm {
+        Norm::Final => return ("model.norm.weight".to_owned(), shape.hidden),
+        Norm::Input(l) => (l, "input_layernorm", shape.hidden),
+        Norm::PostAttention(l) => (l, "post_attention_layernorm", shape.hidden),
+        Norm::PreFeedforward(l) => (l, "pre_feedforward_layernorm", shape.hidden),
+        Norm::PostFeedforward(l) => (l, "post_feedforward_layernorm", shape.hidden),
+        Norm::Query(l) => (l, "self_attn.q_norm", shape.head_dim),
+        Norm::Key(l) => (l, "self_attn.k_norm", shape.head_dim),
+    };
+    (format!("model.layers.{layer}.{part}.weight"), width)
 }

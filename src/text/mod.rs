@@ -1,14 +1,22 @@
 //! Text to tokens and back: tokenizer, chat template, incremental detokeniser, stop strings.
 //!
 //! Owns everything that knows characters. Never sees a sequence, a page or an adapter's factors.
+//! The thing to know: text comes back through the bytes of single tokens ([`pieces`]), so that a
+//! stream and a whole answer are the same characters by construction.
 
 pub mod detokenizer;
+mod pieces;
+mod python;
 pub mod stop;
 pub mod template;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::checkpoint::TextSource;
+use detokenizer::Detokenizer;
+use pieces::Pieces;
 use std::sync::Arc;
+use std::time::SystemTime;
+use template::{ChatInputs, ChatTemplate};
 
 /// Tokenizer and template of the base model. Cheap to clone, usable from any thread.
 #[derive(Clone)]
@@ -16,38 +24,105 @@ pub struct Text {
     pub tokenizer: Arc<tokenizers::Tokenizer>,
     pub bos: Option<u32>,
     pub eos: Arc<[u32]>,
+    /// The bos token, where the tokenizer does not add it by itself and the model wants it.
+    prepended: Option<u32>,
+    pieces: Arc<Pieces>,
+    template: Option<Arc<ChatTemplate>>,
 }
 
 impl Text {
     /// Compiles the template; errors name what it uses that we do not support.
-    pub fn new(_source: TextSource) -> Result<Self> {
-        unimplemented!()
+    ///
+    /// `chat_template` is one template, or the JSON array of `{"name", "template"}` that some
+    /// models ship. Errors: `unsupported_tokenizer`, `unsupported_chat_template`.
+    pub fn new(source: TextSource) -> Result<Self> {
+        let tokenizer = source.tokenizer;
+        let pieces = Pieces::of(&tokenizer)?;
+        let string_of = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id));
+        let template = match &source.chat_template {
+            Some(template) => Some(Arc::new(ChatTemplate::new(
+                template,
+                string_of(source.bos),
+                string_of(source.eos.first().copied()),
+            )?)),
+            None => None,
+        };
+        // tokenizer.json often adds bos itself, a GGUF's never does: ask it rather than guess.
+        let of_nothing = tokenizer.encode_fast("", true).map_err(unencodable)?;
+        let adds_bos = source.bos.is_some() && of_nothing.get_ids().first() == source.bos.as_ref();
+        Ok(Self {
+            prepended: source.bos.filter(|_| source.add_bos && !adds_bos),
+            bos: source.bos,
+            eos: source.eos.into(),
+            pieces: Arc::new(pieces),
+            template,
+            tokenizer: Arc::new(tokenizer),
+        })
     }
+
     /// Tokens of a plain prompt; bos in front when the model wants one and `special` is set.
-    pub fn encode(&self, _text: &str, _special: bool) -> Result<Vec<u32>> {
-        unimplemented!()
+    /// Special tokens written out in the text are recognised in either case.
+    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        let encoding = self
+            .tokenizer
+            .encode_fast(text, special)
+            .map_err(unencodable)?;
+        let front = self.prepended.filter(|_| special);
+        Ok(front
+            .into_iter()
+            .chain(encoding.get_ids().iter().copied())
+            .collect())
     }
-    /// Text of the tokens, special tokens skipped or not.
-    pub fn decode(&self, _tokens: &[u32], _skip_special: bool) -> Result<String> {
-        unimplemented!()
+
+    /// Text of the tokens, special tokens skipped or not; what a [`Detokenizer`] gives piece by
+    /// piece. Ids outside the vocabulary have no text.
+    pub fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String> {
+        let mut detokenizer = Detokenizer::new(self.clone(), skip_special);
+        let mut text: String = tokens.iter().map(|&t| detokenizer.push(t)).collect();
+        text.push_str(&detokenizer.finish());
+        Ok(text)
     }
-    /// The text of one token as OpenAI's logprobs show it, and its bytes.
-    pub fn token_text(&self, _token: u32) -> (String, Vec<u8>) {
-        unimplemented!()
+
+    /// The text of one token as OpenAI's logprobs show it, and its bytes. A token that is part of a
+    /// character shows U+FFFD; its bytes are exact.
+    pub fn token_text(&self, token: u32) -> (String, Vec<u8>) {
+        let mut bytes = Vec::new();
+        if let Some(piece) = self.tokenizer.id_to_token(token) {
+            self.pieces.append(&piece, false, &mut bytes);
+        }
+        (String::from_utf8_lossy(&bytes).into_owned(), bytes)
     }
+
     /// Whether the model has a chat template.
     pub fn has_template(&self) -> bool {
-        unimplemented!()
+        self.template.is_some()
     }
+
     /// Renders OpenAI messages (JSON objects as they came) through the template.
+    ///
+    /// Errors: `no_chat_template`; `chat_template_error` with the template's own words where it
+    /// refuses the messages; `unsupported_content_part` for a content part that is not text.
     pub fn render(
         &self,
-        _messages: &[serde_json::Value],
-        _tools: Option<&serde_json::Value>,
-        _add_generation_prompt: bool,
+        messages: &[serde_json::Value],
+        tools: Option<&serde_json::Value>,
+        add_generation_prompt: bool,
     ) -> Result<String> {
-        unimplemented!()
+        let Some(template) = &self.template else {
+            return Err(Error::invalid(
+                "no_chat_template",
+                "the base model has no chat template, so it cannot take messages; \
+                 use /v1/completions with a prompt",
+            ));
+        };
+        template.render(&ChatInputs {
+            messages,
+            tools,
+            add_generation_prompt,
+            now: SystemTime::now(),
+        })
     }
+
     /// Renders and encodes (without adding special tokens: the template holds them).
     pub fn encode_chat(
         &self,
@@ -57,4 +132,11 @@ impl Text {
     ) -> Result<Vec<u32>> {
         self.encode(&self.render(messages, tools, add_generation_prompt)?, false)
     }
+}
+
+fn unencodable(e: tokenizers::Error) -> Error {
+    Error::invalid(
+        "tokenizer_error",
+        format!("the tokenizer refused the text: {e}"),
+    )
 }

@@ -1,0 +1,35 @@
+# Two commands are all a newcomer needs: `make demo` and `make test`.
+
+CARGO ?= cargo
+HOST ?= 127.0.0.1
+PORT ?= 8080
+BINARY := target/release/polylora
+
+.PHONY: help build demo test lint bench
+
+help:
+	@echo 'make demo    build, fetch the demo model once, serve it with three adapters on $(HOST):$(PORT)'
+	@echo 'make test    every test: units, model, adapters, engine, API, official OpenAI clients'
+	@echo 'make lint    formatting, clippy and documentation, warnings forbidden'
+	@echo 'make bench   base against mixed adapters on this machine, in turns'
+
+build:
+	$(CARGO) build --release --locked
+
+demo: build
+	$(BINARY) serve --model smollm2-135m-instruct --host $(HOST) --port $(PORT) \
+	  --adapter pirate=adapters/pirate \
+	  --adapter ticket-json=adapters/ticket-json \
+	  --adapter sql=adapters/sql
+
+test:
+	$(CARGO) test --workspace --locked
+	tests/clients/run.sh
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked
+
+bench: build
+	benches/serve/mixed.sh $(BINARY)

@@ -1,0 +1,225 @@
+//! `/v1/adapters`: upload, list, show, remove.
+//!
+//! Owns the routes and their answers. Never reads an adapter's files: `upload` puts them into staging, the registry judges
+//! them. The thing to know: a publication, once begun, runs to its end even if the client hangs up.
+
+use super::wire::{
+    Adapter, AdapterDeleted, AdapterList, AdapterProbe, AdapterPut, AdapterSummary, AdapterVersion,
+    ErrorBody,
+};
+use super::{Api, errors, upload};
+use crate::adapters::registry::{Entry, Publish, State as AdapterState};
+use crate::error::{Error, Kind, Result};
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, Request, State};
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use serde::Deserialize;
+use std::sync::Arc;
+
+/// Query of an upload.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PutQuery {
+    force: Option<bool>,
+}
+
+/// Uploads an adapter: a new name, or a new version of one.
+///
+/// The body is multipart with parts named by their file names (`adapter_config.json` and `adapter_model.safetensors`, or one
+/// `.gguf`), or one tar, tar.gz or zip of them, or a `.gguf` file as it is.
+#[utoipa::path(
+    put,
+    path = "/v1/adapters/{name}",
+    params(
+        ("name" = String, Path, description = "1 to 128 of A-Z a-z 0-9 . _ -"),
+        ("force" = Option<bool>, Query, description = "Serve it even if the probe sees no change"),
+    ),
+    request_body(content = Vec<u8>, content_type = "multipart/form-data"),
+    responses(
+        (status = 201, description = "A new name", body = AdapterPut),
+        (status = 200, description = "A new version, or the same content again", body = AdapterPut),
+        (status = "4XX", description = "Refused, with what does not fit", body = ErrorBody),
+        (status = 507, description = "No room", body = ErrorBody),
+    )
+)]
+pub async fn put(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+    query: Result<Query<PutQuery>, QueryRejection>,
+    request: Request,
+) -> Result<Response> {
+    let published = publish(&api, &name, query, request).await;
+    if let Err(error) = &published {
+        let counter = &api.app.metrics.adapters_refused;
+        counter.with_label_values(&[error.code]).inc();
+        tracing::warn!(name, code = error.code, message = %error.message, "upload refused");
+    }
+    published
+}
+
+async fn publish(
+    api: &Arc<Api>,
+    name: &str,
+    query: Result<Query<PutQuery>, QueryRejection>,
+    request: Request,
+) -> Result<Response> {
+    let Query(query) = query.map_err(|_| {
+        errors::invalid_value(
+            "force",
+            "the query may only hold `force=true` or `force=false`",
+        )
+    })?;
+    let _place = api.uploads.clone().try_acquire_owned().map_err(|_| {
+        let most = api.app.config.uploads_max;
+        Error::new(
+            Kind::Busy,
+            "uploads_busy",
+            format!("uploads_max = {most} uploads are being received; try again"),
+        )
+    })?;
+    let staging = api.app.registry.stage(name)?;
+    let ignored_files =
+        upload::receive(request, &staging.dir, api.app.config.upload_bytes_max).await?;
+    let before = api.app.registry.versions(name);
+    let how = Publish {
+        force: query.force.unwrap_or(false),
+    };
+    let registry = api.app.registry.clone();
+    let publication = tokio::spawn(async move { registry.publish(staging, how).await });
+    let entry = publication
+        .await
+        .map_err(|_| Error::fault("publishing the adapter failed"))??;
+    let (status, result) = if before.is_empty() {
+        (StatusCode::CREATED, "created")
+    } else if before
+        .iter()
+        .any(|e| e.version.number == entry.version.number)
+    {
+        (StatusCode::OK, "unchanged")
+    } else {
+        (StatusCode::OK, "updated")
+    };
+    tracing::info!(
+        id = entry.version.id(),
+        digest = %entry.version.digest,
+        result,
+        "adapter published"
+    );
+    let body = AdapterPut {
+        adapter: version(&entry),
+        result,
+        ignored_files,
+    };
+    Ok((status, Json(body)).into_response())
+}
+
+/// Lists every version of every adapter.
+#[utoipa::path(get, path = "/v1/adapters", responses((status = 200, body = AdapterList)))]
+pub async fn list(State(api): State<Arc<Api>>) -> Json<AdapterList> {
+    let (resident_bytes, resident_bytes_max) = api.app.registry.residency();
+    Json(AdapterList {
+        object: "list",
+        data: api.app.registry.list().iter().map(version).collect(),
+        resident_bytes,
+        resident_bytes_max,
+    })
+}
+
+/// Shows one adapter with its versions.
+#[utoipa::path(
+    get,
+    path = "/v1/adapters/{name}",
+    params(("name" = String, Path)),
+    responses((status = 200, body = Adapter), (status = 404, body = ErrorBody))
+)]
+pub async fn show(State(api): State<Arc<Api>>, Path(name): Path<String>) -> Result<Json<Adapter>> {
+    let entries = api.app.registry.versions(&name);
+    if entries.is_empty() {
+        return Err(not_found(&name));
+    }
+    let current = entries.iter().find(|e| e.current);
+    Ok(Json(Adapter {
+        object: "adapter",
+        current: current.map(|e| e.version.number),
+        versions: entries.iter().map(version).collect(),
+        name,
+    }))
+}
+
+/// Takes an adapter's name away: new requests get 404 at once, running ones finish.
+#[utoipa::path(
+    delete,
+    path = "/v1/adapters/{name}",
+    params(("name" = String, Path)),
+    responses((status = 200, body = AdapterDeleted), (status = 404, body = ErrorBody))
+)]
+pub async fn remove(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+) -> Result<Json<AdapterDeleted>> {
+    if api.app.registry.versions(&name).is_empty() {
+        return Err(not_found(&name));
+    }
+    let (registry, removed) = (api.app.registry.clone(), name.clone());
+    let removal = tokio::spawn(async move { registry.delete(&removed).await });
+    let entries = removal
+        .await
+        .map_err(|_| Error::fault("removing the adapter failed"))??;
+    tracing::info!(name, versions = entries.len(), "adapter removed");
+    Ok(Json(AdapterDeleted {
+        object: "adapter",
+        name,
+        deleted: true,
+        versions: entries.iter().map(version).collect(),
+    }))
+}
+
+fn not_found(name: &str) -> Error {
+    let shown: String = name.chars().take(160).collect();
+    Error::not_found(
+        "adapter_not_found",
+        format!("there is no adapter `{shown}`"),
+    )
+    .param("name")
+}
+
+/// The state as the wire says it.
+pub fn state_word(state: AdapterState) -> &'static str {
+    match state {
+        AdapterState::Ready => "ready",
+        AdapterState::Ineffective => "ineffective",
+        AdapterState::Draining => "draining",
+    }
+}
+
+fn version(entry: &Entry) -> AdapterVersion {
+    let v = &entry.version;
+    AdapterVersion {
+        object: "adapter.version",
+        id: v.id(),
+        name: v.name.clone(),
+        version: v.number,
+        digest: v.digest.to_string(),
+        state: state_word(entry.state),
+        current: entry.current,
+        resident: entry.resident,
+        leases: entry.leases,
+        created: v.created,
+        file_bytes: v.file_bytes,
+        resident_bytes: v.resident_bytes,
+        forced: v.forced,
+        probe: AdapterProbe {
+            logit_change_max: v.logit_change_max,
+        },
+        summary: AdapterSummary {
+            method: v.summary.method.clone(),
+            rank_max: v.summary.rank_max,
+            sites: v.summary.sites,
+            targets: v.summary.targets.clone(),
+            parameters: v.summary.parameters,
+            base_model: v.summary.base_model.clone(),
+        },
+    }
+}

@@ -1,0 +1,230 @@
+//! `POST /v1/chat/completions`.
+//!
+//! Owns the chat format: messages in, a message or deltas out. Never generates: `generate` does. The thing to know: it has the
+//! same skeleton as `completions`: check, lease, encode, run, show.
+
+use super::body::{JsonObject, rest, take};
+use super::choice::Piece;
+use super::generate::{Prompt, Run, Show, reason_word};
+use super::limits::Deadline;
+use super::sampling::{self, Checked};
+use super::wire::{
+    ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatFields, ChatMessage,
+    ChatRequest, ErrorBody, SamplingFields, Usage,
+};
+use super::{Api, errors, logprobs, messages, now, random_id, stream};
+use crate::engine::FinishReason;
+use crate::error::Result;
+use crate::text::Text;
+use axum::extract::{Extension, State};
+use axum::response::{IntoResponse, Response};
+use http::header::CONTENT_TYPE;
+use serde_json::Value;
+use std::sync::Arc;
+
+/// Continues a conversation.
+#[utoipa::path(
+    post,
+    path = "/v1/chat/completions",
+    request_body = ChatRequest,
+    responses(
+        (status = 200, description = "The answer, or with `stream` its chunks", content(
+            (ChatCompletion = "application/json"),
+            (ChatChunk = "text/event-stream"),
+        )),
+        (status = "4XX", description = "Refused", body = ErrorBody),
+        (status = "5XX", description = "Failed", body = ErrorBody),
+    )
+)]
+pub async fn post(
+    State(api): State<Arc<Api>>,
+    Extension(deadline): Extension<Deadline>,
+    JsonObject(mut body): JsonObject,
+) -> Result<Response> {
+    let ChatRequest { shared, own } = ChatRequest {
+        shared: take(&mut body)?,
+        own: rest(body)?,
+    };
+    let (checked, conversation) = check(&api, shared.clone(), own)?;
+    let target = api.lease(&shared.model).await?;
+    let answer = async {
+        let prompt = Prompt {
+            param: "messages".to_owned(),
+            tokens: api.on_text(move |text| conversation.encode(text)).await?,
+            continued: false,
+            echo: None,
+        };
+        let run = Run::start(&api, &target, &checked, vec![prompt], None, deadline)?;
+        let show = ChatShow {
+            text: api.app.text.clone(),
+            id: random_id("chatcmpl-"),
+            created: now(),
+            model: shared.model,
+            fingerprint: api.fingerprint(),
+            scores: checked.sampling.logprobs.is_some(),
+            include_usage: checked.include_usage,
+        };
+        if checked.stream {
+            return Ok(stream::respond(run, show, checked.include_usage));
+        }
+        let json = [(CONTENT_TYPE, "application/json")];
+        Ok((json, run.collect(show).await?).into_response())
+    };
+    Ok(target.sign(answer.await))
+}
+
+/// What the template gets.
+struct Conversation {
+    messages: Vec<Value>,
+    tools: Option<Value>,
+    add_generation_prompt: bool,
+}
+
+impl Conversation {
+    fn encode(&self, text: &Text) -> Result<Vec<u32>> {
+        text.encode_chat(
+            &self.messages,
+            self.tools.as_ref(),
+            self.add_generation_prompt,
+        )
+        .map_err(|e| match e.param {
+            Some(_) => e,
+            None => e.param("messages"),
+        })
+    }
+}
+
+fn check(
+    api: &Api,
+    mut shared: SamplingFields,
+    own: ChatFields,
+) -> Result<(Checked, Conversation)> {
+    if let Some(asked) = own.max_completion_tokens {
+        if shared.max_tokens.is_some_and(|n| n != asked) {
+            return Err(errors::invalid_value(
+                "max_completion_tokens",
+                "`max_tokens` and `max_completion_tokens` disagree; set one of them",
+            ));
+        }
+        shared.max_tokens = Some(asked);
+    }
+    if shared.max_tokens == Some(0) {
+        return Err(errors::invalid_value(
+            "max_tokens",
+            "`max_tokens` must be at least 1",
+        ));
+    }
+    let mut checked = sampling::check(&shared, api)?;
+    let top = sampling::alternatives("top_logprobs", own.top_logprobs)?;
+    let wanted = own.logprobs.unwrap_or(false);
+    if top.is_some_and(|n| n > 0) && !wanted {
+        return Err(errors::invalid_value(
+            "top_logprobs",
+            "`top_logprobs` needs `logprobs: true`",
+        ));
+    }
+    checked.sampling.logprobs = wanted.then_some(top.unwrap_or(0));
+    let conversation = Conversation {
+        messages: messages::check(own.messages, api.app.config.messages_max)?,
+        tools: messages::tools(own.tools, own.tool_choice.as_ref())?,
+        add_generation_prompt: own.add_generation_prompt.unwrap_or(true),
+    };
+    Ok((checked, conversation))
+}
+
+/// The chat format.
+struct ChatShow {
+    text: Text,
+    id: String,
+    created: u64,
+    model: String,
+    fingerprint: String,
+    scores: bool,
+    include_usage: bool,
+}
+
+impl ChatShow {
+    fn chunk(&self, choices: Vec<ChatChunkChoice>, usage: Option<Usage>) -> String {
+        let chunk = ChatChunk {
+            id: self.id.clone(),
+            object: "chat.completion.chunk",
+            created: self.created,
+            model: self.model.clone(),
+            system_fingerprint: self.fingerprint.clone(),
+            choices,
+            usage: self.include_usage.then_some(usage),
+        };
+        serde_json::to_string(&chunk).expect("chunks are plain data")
+    }
+
+    fn one(&self, index: usize, delta: ChatDelta, end: Option<FinishReason>) -> String {
+        let choice = ChatChunkChoice {
+            index,
+            delta,
+            logprobs: None,
+            finish_reason: end.map(reason_word),
+        };
+        self.chunk(vec![choice], None)
+    }
+}
+
+impl Show for ChatShow {
+    fn opening(&self, index: usize) -> Option<String> {
+        let delta = ChatDelta {
+            role: Some("assistant"),
+            content: Some(String::new()),
+        };
+        Some(self.one(index, delta, None))
+    }
+
+    fn piece(&self, index: usize, piece: &Piece) -> String {
+        let choice = ChatChunkChoice {
+            index,
+            delta: ChatDelta {
+                role: None,
+                content: Some(piece.text.clone()),
+            },
+            logprobs: self
+                .scores
+                .then(|| logprobs::chat(&self.text, &piece.scored)),
+            finish_reason: None,
+        };
+        self.chunk(vec![choice], None)
+    }
+
+    fn ending(&self, index: usize, reason: FinishReason) -> String {
+        self.one(index, ChatDelta::default(), Some(reason))
+    }
+
+    fn usage(&self, usage: Usage) -> String {
+        self.chunk(Vec::new(), Some(usage))
+    }
+
+    fn whole(&self, choices: Vec<(Piece, FinishReason)>, usage: Usage) -> String {
+        let choices = choices
+            .into_iter()
+            .enumerate()
+            .map(|(index, (piece, reason))| ChatChoice {
+                index,
+                logprobs: self
+                    .scores
+                    .then(|| logprobs::chat(&self.text, &piece.scored)),
+                message: ChatMessage {
+                    role: "assistant",
+                    content: piece.text,
+                    refusal: None,
+                },
+                finish_reason: reason_word(reason),
+            });
+        let completion = ChatCompletion {
+            id: self.id.clone(),
+            object: "chat.completion",
+            created: self.created,
+            model: self.model.clone(),
+            system_fingerprint: self.fingerprint.clone(),
+            choices: choices.collect(),
+            usage,
+        };
+        serde_json::to_string(&completion).expect("answers are plain data")
+    }
+}

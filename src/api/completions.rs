@@ -1,0 +1,231 @@
+//! `POST /v1/completions`.
+//!
+//! Owns the plain format: prompts in, text out. Never generates: `generate` does. The thing to know: it has the same
+//! skeleton as `chat`: check, lease, encode, run, show; choices are numbered prompt by prompt.
+
+use super::body::{JsonObject, rest, take};
+use super::choice::Piece;
+use super::errors::invalid_value;
+use super::generate::{Prompt, Run, Show, reason_word};
+use super::limits::Deadline;
+use super::sampling::{self, Checked};
+use super::wire::{
+    self, Completion, CompletionChoice, CompletionFields, CompletionRequest, ErrorBody,
+    SamplingFields, Usage,
+};
+use super::{Api, logprobs, now, random_id, stream};
+use crate::engine::FinishReason;
+use crate::error::Result;
+use crate::text::Text;
+use axum::extract::{Extension, State};
+use axum::response::{IntoResponse, Response};
+use http::header::CONTENT_TYPE;
+use std::sync::Arc;
+
+/// Tokens of an answer whose length nobody chose, as at OpenAI.
+const TOKENS_DEFAULT: u32 = 16;
+
+/// Continues text.
+#[utoipa::path(
+    post,
+    path = "/v1/completions",
+    request_body = CompletionRequest,
+    responses(
+        (status = 200, description = "The answer, or with `stream` its chunks", content(
+            (Completion = "application/json"),
+            (Completion = "text/event-stream"),
+        )),
+        (status = "4XX", description = "Refused", body = ErrorBody),
+        (status = "5XX", description = "Failed", body = ErrorBody),
+    )
+)]
+pub async fn post(
+    State(api): State<Arc<Api>>,
+    Extension(deadline): Extension<Deadline>,
+    JsonObject(mut body): JsonObject,
+) -> Result<Response> {
+    let CompletionRequest { shared, own } = CompletionRequest {
+        shared: take(&mut body)?,
+        own: rest(body)?,
+    };
+    let echo = own.echo.unwrap_or(false);
+    let checked = check(&api, &shared, &own)?;
+    let prompts = inputs(&api, own.prompt, checked.n)?;
+    let target = api.lease(&shared.model).await?;
+    let answer = async {
+        let prompts = api.on_text(move |text| encode(text, prompts, echo)).await?;
+        let default = Some(TOKENS_DEFAULT);
+        let run = Run::start(&api, &target, &checked, prompts, default, deadline)?;
+        let show = CompletionShow {
+            text: api.app.text.clone(),
+            id: random_id("cmpl-"),
+            created: now(),
+            model: shared.model,
+            fingerprint: api.fingerprint(),
+            scores: checked.sampling.logprobs.is_some(),
+            include_usage: checked.include_usage,
+        };
+        if checked.stream {
+            return Ok(stream::respond(run, show, checked.include_usage));
+        }
+        let json = [(CONTENT_TYPE, "application/json")];
+        Ok((json, run.collect(show).await?).into_response())
+    };
+    Ok(target.sign(answer.await))
+}
+
+fn check(api: &Api, shared: &SamplingFields, own: &CompletionFields) -> Result<Checked> {
+    let echo = own.echo.unwrap_or(false);
+    let mut checked = sampling::check(shared, api)?;
+    if checked.tokens_max == Some(0) && !echo {
+        return Err(invalid_value(
+            "max_tokens",
+            "`max_tokens` must be at least 1, or 0 with `echo`",
+        ));
+    }
+    checked.sampling.logprobs = sampling::alternatives("logprobs", own.logprobs)?;
+    checked.sampling.prompt_logprobs = checked.sampling.logprobs.filter(|_| echo);
+    Ok(checked)
+}
+
+/// A prompt as it came.
+enum Input {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+/// The prompts with their places in the body.
+fn inputs(api: &Api, prompt: wire::Prompt, n: usize) -> Result<Vec<(String, Input)>> {
+    let at = |i: usize| format!("prompt[{i}]");
+    let inputs: Vec<(String, Input)> = match prompt {
+        wire::Prompt::Text(text) => vec![("prompt".to_owned(), Input::Text(text))],
+        wire::Prompt::Tokens(tokens) => vec![("prompt".to_owned(), Input::Tokens(tokens))],
+        wire::Prompt::Texts(texts) => {
+            let texts = texts.into_iter().map(Input::Text).enumerate();
+            texts.map(|(i, input)| (at(i), input)).collect()
+        }
+        wire::Prompt::TokenLists(lists) => {
+            let lists = lists.into_iter().map(Input::Tokens).enumerate();
+            lists.map(|(i, input)| (at(i), input)).collect()
+        }
+    };
+    let most = api.app.config.choices_max;
+    if inputs.is_empty() {
+        return Err(invalid_value("prompt", "`prompt` must not be empty"));
+    }
+    if inputs.len() * n > most {
+        let message = format!(
+            "{} prompts with {n} choices each are more than {most} choices",
+            inputs.len()
+        );
+        return Err(invalid_value("prompt", message));
+    }
+    for (path, input) in &inputs {
+        if let Input::Tokens(tokens) = input {
+            let vocab = api.app.vocab;
+            if let Some(i) = tokens.iter().position(|&t| t as usize >= vocab) {
+                sampling::in_vocabulary(&format!("{path}[{i}]"), i64::from(tokens[i]), api)?;
+            }
+        }
+    }
+    Ok(inputs)
+}
+
+fn encode(text: &Text, inputs: Vec<(String, Input)>, echo: bool) -> Result<Vec<Prompt>> {
+    inputs
+        .into_iter()
+        .map(|(param, input)| {
+            let (tokens, shown) = match input {
+                Input::Text(prompt) => (text.encode(&prompt, true)?, prompt),
+                Input::Tokens(tokens) => {
+                    let shown = if echo {
+                        text.decode(&tokens, true)?
+                    } else {
+                        String::new()
+                    };
+                    (tokens, shown)
+                }
+            };
+            Ok(Prompt {
+                param,
+                tokens,
+                continued: true,
+                echo: echo.then_some(shown),
+            })
+        })
+        .collect()
+}
+
+/// The plain format.
+struct CompletionShow {
+    text: Text,
+    id: String,
+    created: u64,
+    model: String,
+    fingerprint: String,
+    scores: bool,
+    include_usage: bool,
+}
+
+impl CompletionShow {
+    fn body(&self, choices: Vec<CompletionChoice>, usage: Option<Option<Usage>>) -> String {
+        let completion = Completion {
+            id: self.id.clone(),
+            object: "text_completion",
+            created: self.created,
+            model: self.model.clone(),
+            system_fingerprint: self.fingerprint.clone(),
+            choices,
+            usage,
+        };
+        serde_json::to_string(&completion).expect("answers are plain data")
+    }
+
+    fn chunk(&self, choices: Vec<CompletionChoice>, usage: Option<Usage>) -> String {
+        self.body(choices, self.include_usage.then_some(usage))
+    }
+
+    fn choice(&self, index: usize, piece: &Piece) -> CompletionChoice {
+        CompletionChoice {
+            index,
+            text: piece.text.clone(),
+            logprobs: self
+                .scores
+                .then(|| logprobs::completion(&self.text, &piece.scored)),
+            finish_reason: None,
+        }
+    }
+}
+
+impl Show for CompletionShow {
+    fn opening(&self, _index: usize) -> Option<String> {
+        None
+    }
+
+    fn piece(&self, index: usize, piece: &Piece) -> String {
+        self.chunk(vec![self.choice(index, piece)], None)
+    }
+
+    fn ending(&self, index: usize, reason: FinishReason) -> String {
+        let choice = CompletionChoice {
+            index,
+            text: String::new(),
+            logprobs: None,
+            finish_reason: Some(reason_word(reason)),
+        };
+        self.chunk(vec![choice], None)
+    }
+
+    fn usage(&self, usage: Usage) -> String {
+        self.chunk(Vec::new(), Some(usage))
+    }
+
+    fn whole(&self, choices: Vec<(Piece, FinishReason)>, usage: Usage) -> String {
+        let choices = choices.iter().enumerate().map(|(index, (piece, reason))| {
+            let mut choice = self.choice(index, piece);
+            choice.finish_reason = Some(reason_word(*reason));
+            choice
+        });
+        self.body(choices.collect(), Some(Some(usage)))
+    }
+}

@@ -1,0 +1,114 @@
+//! The edge of every request: its id, its deadline, its count, and what happens when code panics.
+//!
+//! Owns what all routes share. Never looks into a body. The thing to know: a response head is due before the deadline, and
+//! streams carry the same deadline on.
+
+use super::{Api, errors};
+use crate::error::Error;
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
+use http::header::RETRY_AFTER;
+use http::{HeaderName, HeaderValue, StatusCode};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest request id of a client that we repeat.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// When a request must be over.
+#[derive(Clone, Copy)]
+pub struct Deadline {
+    pub at: tokio::time::Instant,
+    pub seconds_max: u64,
+}
+
+/// Counts a request even when its client hangs up before the answer.
+struct Count<'a> {
+    api: &'a Api,
+    route: String,
+    status: StatusCode,
+}
+
+impl Drop for Count<'_> {
+    fn drop(&mut self) {
+        let counter = &self.api.app.metrics.http_requests;
+        counter
+            .with_label_values(&[self.route.as_str(), self.status.as_str()])
+            .inc();
+    }
+}
+
+/// nginx's word for a client that closed the connection.
+fn client_closed() -> StatusCode {
+    StatusCode::from_u16(499).expect("a status has three digits")
+}
+
+/// The outermost layer.
+pub async fn edge(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let id = request_id(&request);
+    let matched = request.extensions().get::<MatchedPath>();
+    let mut count = Count {
+        api: &api,
+        route: matched.map_or("unmatched", MatchedPath::as_str).to_owned(),
+        status: client_closed(),
+    };
+    let method = request.method().clone();
+    let seconds_max = api.app.config.request_seconds_max;
+    let deadline = Deadline {
+        at: tokio::time::Instant::now() + Duration::from_secs(seconds_max),
+        seconds_max,
+    };
+    request.extensions_mut().insert(deadline);
+    let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
+    let mut response = match tokio::time::timeout_at(deadline.at, answer).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(_)) => Error::fault("a bug ended the request").into_response(),
+        Err(_) => errors::timed_out(seconds_max).into_response(),
+    };
+    count.status = response.status();
+    response.headers_mut().insert(REQUEST_ID, id.clone());
+    if let Some(seconds) = retry_after(&api, response.status()) {
+        let seconds = HeaderValue::from(seconds);
+        response.headers_mut().entry(RETRY_AFTER).or_insert(seconds);
+    }
+    tracing::debug!(
+        %method,
+        route = count.route,
+        status = count.status.as_u16(),
+        id = id.to_str().unwrap_or_default(),
+        ms = begun.elapsed().as_millis() as u64,
+        "answered"
+    );
+    response
+}
+
+/// The client's id when it is harmless to repeat, else a fresh one.
+fn request_id(request: &Request) -> HeaderValue {
+    let sane = |v: &&HeaderValue| {
+        let plain = |b: &u8| b.is_ascii_alphanumeric() || b"._:-".contains(b);
+        (1..=REQUEST_ID_BYTES_MAX).contains(&v.len()) && v.as_bytes().iter().all(plain)
+    };
+    let given = request.headers().get(REQUEST_ID).filter(sane).cloned();
+    given.unwrap_or_else(|| {
+        HeaderValue::from_str(&super::random_id("req-")).expect("an id is plain ASCII")
+    })
+}
+
+/// Seconds after which trying again makes sense: the longer the queue against what runs, the later.
+fn retry_after(api: &Api, status: StatusCode) -> Option<u64> {
+    match status {
+        StatusCode::TOO_MANY_REQUESTS => {
+            let metrics = &api.app.metrics;
+            let waiting = metrics.requests_waiting.get().max(0) as u64;
+            let running = metrics.requests_running.get().max(1) as u64;
+            Some((1 + waiting / running).min(30))
+        }
+        StatusCode::SERVICE_UNAVAILABLE => Some(5),
+        _ => None,
+    }
+}

@@ -1,0 +1,81 @@
+//! `GET /v1/models`: the base and every adapter that can be asked for.
+//!
+//! Owns OpenAI's model object. Never lists a version that a request could not get. The thing to know: `parent` is the base.
+
+use super::wire::{ErrorBody, Model, ModelIdentity, ModelList};
+use super::{Api, adapters};
+use crate::adapters::registry::{Entry, State as AdapterState};
+use crate::error::Result;
+use axum::Json;
+use axum::extract::{Path, State};
+use std::sync::Arc;
+
+const OWNER: &str = "polylora";
+
+/// Lists what can be said as `model`.
+#[utoipa::path(get, path = "/v1/models", responses((status = 200, body = ModelList)))]
+pub async fn list(State(api): State<Arc<Api>>) -> Json<ModelList> {
+    let entries = api.app.registry.list();
+    let ready = entries
+        .iter()
+        .filter(|e| e.current && e.state == AdapterState::Ready);
+    let adapters = ready.map(|e| adapter(&api, &e.version.name, e));
+    Json(ModelList {
+        object: "list",
+        data: std::iter::once(base(&api)).chain(adapters).collect(),
+    })
+}
+
+/// Shows one model.
+#[utoipa::path(
+    get,
+    path = "/v1/models/{id}",
+    params(("id" = String, Path, description = "The base's name, `name`, or `name@version`")),
+    responses((status = 200, body = Model), (status = 404, body = ErrorBody))
+)]
+pub async fn show(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Json<Model>> {
+    Ok(Json(match api.look_up(&id)? {
+        None => base(&api),
+        Some(entry) => adapter(&api, &id, &entry),
+    }))
+}
+
+fn base(api: &Api) -> Model {
+    let name = api.app.base_name.to_string();
+    Model {
+        id: name.clone(),
+        object: "model",
+        created: api.started,
+        owned_by: OWNER,
+        parent: None,
+        root: name,
+        max_model_len: api.app.context,
+        polylora: ModelIdentity {
+            kind: "base",
+            digest: api.app.base_digest.to_string(),
+            version: None,
+            state: "ready",
+            resident: true,
+        },
+    }
+}
+
+fn adapter(api: &Api, id: &str, entry: &Entry) -> Model {
+    let name = api.app.base_name.to_string();
+    Model {
+        id: id.to_owned(),
+        object: "model",
+        created: entry.version.created,
+        owned_by: OWNER,
+        parent: Some(name.clone()),
+        root: name,
+        max_model_len: api.app.context,
+        polylora: ModelIdentity {
+            kind: "adapter",
+            digest: entry.version.digest.to_string(),
+            version: Some(entry.version.number),
+            state: adapters::state_word(entry.state),
+            resident: entry.resident,
+        },
+    }
+}

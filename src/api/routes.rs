@@ -1,0 +1,197 @@
+//! Every route, in one table, with its scope.
+//!
+//! Owns the table and the layers around it. Never handles a request. The thing to know: the router is built from the table
+//! and from nothing else, so a route that is not in it does not exist.
+
+use super::errors::METHOD_NOT_ALLOWED;
+use super::{Api, adapters, auth, chat, completions, health, limits, models, openapi, tokenize};
+use crate::error::Error;
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, MatchedPath};
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, delete, get, post, put};
+use http::header::ALLOW;
+use http::{HeaderValue, Method, Uri};
+use std::sync::Arc;
+
+/// Who a route is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Open even when a key is set: liveness, no names, no text.
+    Public,
+    Inference,
+    /// Changes or lists adapters.
+    Admin,
+    Metrics,
+}
+
+/// One row of the table.
+pub struct Route {
+    /// As OpenAPI writes it, in lower case.
+    pub method: &'static str,
+    /// As axum writes it.
+    pub path: &'static str,
+    pub scope: Scope,
+    attach: fn() -> MethodRouter<Arc<Api>>,
+}
+
+const fn row(
+    method: &'static str,
+    path: &'static str,
+    scope: Scope,
+    attach: fn() -> MethodRouter<Arc<Api>>,
+) -> Route {
+    Route {
+        method,
+        path,
+        scope,
+        attach,
+    }
+}
+
+/// The table.
+pub const ROUTES: &[Route] = &[
+    row("post", "/v1/chat/completions", Scope::Inference, || {
+        post(chat::post)
+    }),
+    row("post", "/v1/completions", Scope::Inference, || {
+        post(completions::post)
+    }),
+    row("get", "/v1/models", Scope::Inference, || get(models::list)),
+    row("get", "/v1/models/{*id}", Scope::Inference, || {
+        get(models::show)
+    }),
+    row("get", "/v1/adapters", Scope::Admin, || get(adapters::list)),
+    row("get", "/v1/adapters/{name}", Scope::Admin, || {
+        get(adapters::show)
+    }),
+    // The upload counts its own bytes while it writes them to disk.
+    row("put", "/v1/adapters/{name}", Scope::Admin, || {
+        put(adapters::put).layer(DefaultBodyLimit::disable())
+    }),
+    row("delete", "/v1/adapters/{name}", Scope::Admin, || {
+        delete(adapters::remove)
+    }),
+    row("post", "/tokenize", Scope::Inference, || {
+        post(tokenize::tokenize)
+    }),
+    row("post", "/detokenize", Scope::Inference, || {
+        post(tokenize::detokenize)
+    }),
+    row("get", "/live", Scope::Public, || get(health::live)),
+    row("get", "/ready", Scope::Public, || get(health::ready)),
+    row("get", "/health", Scope::Public, || get(health::health)),
+    row("get", "/version", Scope::Inference, || get(health::version)),
+    row("get", "/metrics", Scope::Metrics, || get(health::metrics)),
+    row("get", "/openapi.json", Scope::Inference, || {
+        get(openapi::json)
+    }),
+    row("get", "/docs", Scope::Inference, || get(openapi::docs)),
+];
+
+/// The scope of a matched path; all methods of a path share one.
+pub fn scope(path: &str) -> Option<Scope> {
+    ROUTES.iter().find(|r| r.path == path).map(|r| r.scope)
+}
+
+/// The router over the table.
+pub fn router(api: Arc<Api>) -> Router {
+    let mut router = Router::new();
+    for route in ROUTES {
+        router = router.route(route.path, (route.attach)());
+    }
+    layered(router, api)
+}
+
+/// What stands around every route, from the inside out.
+fn layered(router: Router<Arc<Api>>, api: Arc<Api>) -> Router {
+    router
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(api.clone(), auth::require_key))
+        .layer(from_fn_with_state(api.clone(), limits::edge))
+        .with_state(api)
+}
+
+async fn unknown(method: Method, uri: Uri) -> Error {
+    let path: String = uri.path().chars().take(200).collect();
+    Error::not_found(
+        "unknown_route",
+        format!("there is no {method} {path}; see /docs"),
+    )
+}
+
+async fn wrong_method(method: Method, path: MatchedPath) -> Response {
+    let path = path.as_str();
+    let rows = ROUTES.iter().filter(|r| r.path == path);
+    let allowed: Vec<_> = rows.map(|r| r.method.to_ascii_uppercase()).collect();
+    let allowed = allowed.join(", ");
+    let message = format!("{path} takes {allowed}, not {method}");
+    let mut response = Error::invalid(METHOD_NOT_ALLOWED, message).into_response();
+    if let Ok(allowed) = HeaderValue::from_str(&allowed) {
+        response.headers_mut().insert(ALLOW, allowed);
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_route_is_documented_and_every_documented_route_exists() {
+        let document = serde_json::to_value(openapi::document()).unwrap();
+        let documented: BTreeSet<(String, String)> = document["paths"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .flat_map(|(path, methods)| {
+                let methods = methods.as_object().unwrap().keys();
+                methods
+                    .map(|m| (m.clone(), path.clone()))
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        let listed: BTreeSet<(String, String)> = ROUTES
+            .iter()
+            .filter(|r| !r.path.starts_with("/docs") && !r.path.starts_with("/openapi"))
+            .map(|r| (r.method.to_owned(), r.path.replace("{*", "{")))
+            .collect();
+        assert_eq!(documented, listed);
+    }
+
+    #[test]
+    fn no_route_is_made_outside_the_table() {
+        let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut folders = vec![here];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let text = std::fs::read_to_string(&path).unwrap_or_default();
+                let made = text.matches(concat!(".route", "(")).count();
+                let allowed = usize::from(path.ends_with("api/routes.rs"));
+                assert!(
+                    made <= allowed,
+                    "{} makes a route of its own",
+                    path.display()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn methods_of_a_path_share_their_scope_and_only_liveness_is_public() {
+        for route in ROUTES {
+            assert_eq!(scope(route.path), Some(route.scope), "{}", route.path);
+        }
+        let public = ROUTES.iter().filter(|r| r.scope == Scope::Public);
+        let public: Vec<_> = public.map(|r| r.path).collect();
+        assert_eq!(public, ["/live", "/ready", "/health"]);
+    }
+}

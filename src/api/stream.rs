@@ -1,0 +1,111 @@
+//! Server-sent events, framed as OpenAI frames them.
+//!
+//! Owns the bytes of a stream. Never ends a failed stream with `[DONE]`: clients take that for success. The thing to know:
+//! nothing is sent before it is asked for, so a client that does not read stalls only its own body.
+
+use super::errors;
+use super::generate::{Run, Show};
+use crate::error::Error;
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderName, HeaderValue};
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+
+/// A run whose pieces are sent as they come.
+struct Live<S> {
+    run: Run,
+    show: S,
+    include_usage: bool,
+    /// Frames not yet taken by the connection: those of one event.
+    frames: VecDeque<Bytes>,
+    over: bool,
+}
+
+/// The streamed answer.
+pub fn respond(run: Run, show: impl Show, include_usage: bool) -> Response {
+    let frames = (0..run.choices())
+        .filter_map(|index| show.opening(index))
+        .map(|json| data(&json))
+        .collect();
+    let live = Live {
+        run,
+        show,
+        include_usage,
+        frames,
+        over: false,
+    };
+    let stream = futures::stream::unfold(live, |mut live| async move {
+        let frame = live.next().await?;
+        Some((Ok::<_, Infallible>(frame), live))
+    });
+    let mut response = Response::new(Body::from_stream(stream.fuse()));
+    let headers = response.headers_mut();
+    let event_stream = HeaderValue::from_static("text/event-stream; charset=utf-8");
+    headers.insert(CONTENT_TYPE, event_stream);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // Proxies that gather a response before passing it on are told not to.
+    let name = HeaderName::from_static("x-accel-buffering");
+    headers.insert(name, HeaderValue::from_static("no"));
+    response
+}
+
+impl<S: Show> Live<S> {
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(frame) = self.frames.pop_front() {
+                return Some(frame);
+            }
+            if self.over {
+                return None;
+            }
+            // A panic here would cut the connection without a word: the status is long gone.
+            let advanced = AssertUnwindSafe(self.advance()).catch_unwind().await;
+            let failed = match advanced {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => error,
+                Err(_) => Error::fault("a bug ended the stream"),
+            };
+            self.over = true;
+            tracing::warn!(code = failed.code, message = %failed.message, "stream failed");
+            return Some(failure(&failed));
+        }
+    }
+
+    async fn advance(&mut self) -> Result<(), Error> {
+        match self.run.next().await? {
+            Some((index, piece, reason)) => {
+                if !piece.is_empty() {
+                    self.frames.push_back(data(&self.show.piece(index, &piece)));
+                }
+                if let Some(reason) = reason {
+                    self.frames
+                        .push_back(data(&self.show.ending(index, reason)));
+                }
+            }
+            None => {
+                self.over = true;
+                if self.include_usage {
+                    let usage = self.show.usage(self.run.usage());
+                    self.frames.push_back(data(&usage));
+                }
+                self.frames
+                    .push_back(Bytes::from_static(b"data: [DONE]\n\n"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn data(json: &str) -> Bytes {
+    Bytes::from(format!("data: {json}\n\n"))
+}
+
+fn failure(error: &Error) -> Bytes {
+    let json = serde_json::to_string(&errors::body(error)).unwrap_or_default();
+    Bytes::from(format!("event: error\ndata: {json}\n\n"))
+}

@@ -1,0 +1,150 @@
+//! Who answers: from the client's `model` to a leased version, and the headers that say so.
+//!
+//! Owns how names are read. Never falls back to the base: a name that nobody has is `model_not_found`. The thing to know:
+//! the headers are taken from the lease itself, so they name what computes, not what was asked.
+
+use super::Api;
+use crate::adapters::registry::{Entry, Lease};
+use crate::error::{Error, Result};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderName, HeaderValue};
+
+/// What a request runs on.
+pub struct Target {
+    /// `None`: the base.
+    pub lease: Option<Lease>,
+    /// `name@version`, or `base`.
+    id: String,
+    digest: String,
+}
+
+/// What a `model` string means, before anything is leased.
+enum Name<'a> {
+    Base,
+    /// `name` or `name@version`
+    Adapter(&'a str),
+}
+
+fn read<'a>(model: &'a str, base: &str) -> Result<Name<'a>> {
+    if model == base {
+        return Ok(Name::Base);
+    }
+    // The base's name may hold a colon itself, so it is taken off as a whole.
+    let name = model
+        .strip_prefix(base)
+        .and_then(|rest| rest.strip_prefix(':'))
+        .unwrap_or(model);
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-@".contains(c);
+    if name.is_empty() || name.len() > 160 || !name.chars().all(plain) {
+        return Err(not_found(model));
+    }
+    Ok(Name::Adapter(name))
+}
+
+/// 404 for a name that nobody has.
+pub fn not_found(model: &str) -> Error {
+    let shown: String = model.chars().take(160).collect();
+    Error::not_found(
+        "model_not_found",
+        format!("the model `{shown}` does not exist"),
+    )
+    .param("model")
+}
+
+impl Api {
+    /// Leases what `model` names, loading it when it is not resident.
+    pub async fn lease(&self, model: &str) -> Result<Target> {
+        match read(model, &self.app.base_name)? {
+            Name::Base => Ok(Target {
+                lease: None,
+                id: "base".to_owned(),
+                digest: self.app.base_digest.to_string(),
+            }),
+            Name::Adapter(name) => {
+                let leased = self.app.registry.acquire(name).await;
+                let lease = leased.map_err(|e| match e.code {
+                    "model_not_found" => not_found(model),
+                    _ => e.param("model"),
+                })?;
+                Ok(Target {
+                    id: lease.version().id(),
+                    digest: lease.version().digest.to_string(),
+                    lease: Some(lease),
+                })
+            }
+        }
+    }
+
+    /// Looks `model` up without loading or leasing; `None` is the base.
+    pub fn look_up(&self, model: &str) -> Result<Option<Entry>> {
+        let name = match read(model, &self.app.base_name)? {
+            Name::Base => return Ok(None),
+            Name::Adapter(name) => name,
+        };
+        let (name, number) = match name.split_once('@') {
+            None => (name, None),
+            Some((name, number)) => {
+                let number = number.parse::<u64>().map_err(|_| not_found(model))?;
+                (name, Some(number))
+            }
+        };
+        let found =
+            self.app.registry.versions(name).into_iter().find(|entry| {
+                number.map_or(entry.current, |number| entry.version.number == number)
+            });
+        found.map(Some).ok_or_else(|| not_found(model))
+    }
+}
+
+impl Target {
+    /// Puts the identity on an answer, be it good or bad.
+    pub fn sign(&self, answer: Result<Response>) -> Response {
+        let mut response = answer.unwrap_or_else(IntoResponse::into_response);
+        let headers = response.headers_mut();
+        for (name, value) in [
+            ("x-polylora-adapter", &self.id),
+            ("x-polylora-digest", &self.digest),
+        ] {
+            if let Ok(value) = HeaderValue::from_str(value) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapter<'a>(model: &'a str, base: &str) -> Option<&'a str> {
+        match read(model, base) {
+            Ok(Name::Adapter(name)) => Some(name),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn the_base_is_only_meant_by_its_own_name() {
+        assert!(matches!(read("org/base:7b", "org/base:7b"), Ok(Name::Base)));
+        assert_eq!(adapter("org/base:7b:sql@2", "org/base:7b"), Some("sql@2"));
+        assert_eq!(adapter("sql", "base"), Some("sql"));
+        for attack in [
+            "",
+            "other:sql",
+            "base:",
+            "../sql",
+            "sqⅼ",
+            "a b",
+            "base:base:sql",
+        ] {
+            let e = read(attack, "base").err().expect("refused");
+            assert_eq!(
+                (e.code, e.param.as_deref()),
+                ("model_not_found", Some("model"))
+            );
+        }
+        let long = "a".repeat(4096);
+        assert!(read(&long, "base").err().unwrap().message.len() < 300);
+    }
+}

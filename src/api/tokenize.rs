@@ -1,0 +1,85 @@
+//! `/tokenize` and `/detokenize`, in vLLM's shapes.
+//!
+//! Owns the two routes. Never leases: tokens do not depend on the adapter, which only has to exist.
+
+use super::body::{JsonObject, missing, rest};
+use super::errors::invalid_value;
+use super::wire::{DetokenizeRequest, Detokenized, ErrorBody, TokenizeRequest, Tokenized};
+use super::{Api, messages, sampling};
+use crate::error::Result;
+use axum::Json;
+use axum::extract::State;
+use std::sync::Arc;
+
+/// Tokens of a prompt or of a rendered conversation.
+#[utoipa::path(
+    post,
+    path = "/tokenize",
+    request_body = TokenizeRequest,
+    responses((status = 200, body = Tokenized), (status = "4XX", body = ErrorBody))
+)]
+pub async fn tokenize(
+    State(api): State<Arc<Api>>,
+    JsonObject(body): JsonObject,
+) -> Result<Json<Tokenized>> {
+    let asked: TokenizeRequest = rest(body)?;
+    if let Some(model) = &asked.model {
+        api.look_up(model)?;
+    }
+    let special = asked.add_special_tokens.unwrap_or(true);
+    let start = asked.add_generation_prompt.unwrap_or(true);
+    let tokens = match (asked.prompt, asked.messages) {
+        (Some(prompt), None) => {
+            api.on_text(move |text| text.encode(&prompt, special))
+                .await?
+        }
+        (None, Some(list)) => {
+            let list = messages::check(list, api.app.config.messages_max)?;
+            let tools = messages::tools(asked.tools, None)?;
+            api.on_text(move |text| text.encode_chat(&list, tools.as_ref(), start))
+                .await?
+        }
+        (None, None) => return Err(missing("prompt")),
+        (Some(_), Some(_)) => {
+            return Err(invalid_value(
+                "messages",
+                "send either `prompt` or `messages`, not both",
+            ));
+        }
+    };
+    let shown = asked.return_token_strs.unwrap_or(false);
+    Ok(Json(Tokenized {
+        count: tokens.len(),
+        max_model_len: api.app.context,
+        token_strs: shown.then(|| {
+            let text = &api.app.text;
+            tokens.iter().map(|&t| text.token_text(t).0).collect()
+        }),
+        tokens,
+    }))
+}
+
+/// Text of tokens, special tokens included.
+#[utoipa::path(
+    post,
+    path = "/detokenize",
+    request_body = DetokenizeRequest,
+    responses((status = 200, body = Detokenized), (status = "4XX", body = ErrorBody))
+)]
+pub async fn detokenize(
+    State(api): State<Arc<Api>>,
+    JsonObject(body): JsonObject,
+) -> Result<Json<Detokenized>> {
+    let asked: DetokenizeRequest = rest(body)?;
+    if let Some(model) = &asked.model {
+        api.look_up(model)?;
+    }
+    let vocab = api.app.vocab;
+    if let Some(i) = asked.tokens.iter().position(|&t| t as usize >= vocab) {
+        sampling::in_vocabulary(&format!("tokens[{i}]"), i64::from(asked.tokens[i]), &api)?;
+    }
+    let prompt = api
+        .on_text(move |text| text.decode(&asked.tokens, false))
+        .await?;
+    Ok(Json(Detokenized { prompt }))
+}

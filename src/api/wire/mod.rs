@@ -1,0 +1,58 @@
+//! The wire: JSON bodies as they are sent and received, with their schemas.
+//!
+//! Owns names and shapes of fields. Never checks ranges and never reaches into the engine's types: nothing inside the
+//! server is serialised directly. The thing to know: field docs here are the documentation at `/docs`.
+
+mod adapters;
+mod chat;
+mod completions;
+pub mod known;
+mod models;
+mod sampling;
+mod tokens;
+
+pub use adapters::*;
+pub use chat::*;
+pub use completions::*;
+pub use models::*;
+pub use sampling::*;
+pub use tokens::*;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// Every error, also as data of an `error` event in a stream.
+#[derive(Serialize, ToSchema)]
+pub struct ErrorBody {
+    pub error: ErrorDetail,
+}
+
+/// OpenAI's four keys; all are always there.
+#[derive(Serialize, ToSchema)]
+pub struct ErrorDetail {
+    /// One sentence for a person.
+    pub message: String,
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Path of the request field to blame, e.g. `messages[1].content`.
+    pub param: Option<String>,
+    /// Stable snake_case code.
+    pub code: Option<String>,
+}
+
+/// Tokens of a request over all its choices; a prompt counts once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Usage {
+    pub prompt_tokens: u64,
+    pub completion_tokens: u64,
+    pub total_tokens: u64,
+    /// Absent where a stop string ended the text before the engine reported it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_tokens_details: Option<PromptTokensDetails>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct PromptTokensDetails {
+    /// Prompt tokens whose keys and values were found in the prefix cache.
+    pub cached_tokens: u64,
+}

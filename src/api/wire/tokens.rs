@@ -1,0 +1,64 @@
+//! `/tokenize`, `/detokenize`, and the small public pages.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+/// Either `prompt` or `messages`.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub struct TokenizeRequest {
+    /// Checked to exist; the tokens do not depend on it.
+    pub model: Option<String>,
+    pub prompt: Option<String>,
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub messages: Option<Vec<Value>>,
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub tools: Option<Vec<Value>>,
+    /// For `prompt`: the start token that the model wants. Default true.
+    pub add_special_tokens: Option<bool>,
+    /// For `messages`. Default true.
+    pub add_generation_prompt: Option<bool>,
+    /// Also the text of each token. Default false.
+    pub return_token_strs: Option<bool>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct Tokenized {
+    pub count: usize,
+    pub max_model_len: usize,
+    pub tokens: Vec<u32>,
+    pub token_strs: Option<Vec<String>>,
+}
+
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub struct DetokenizeRequest {
+    /// Checked to exist; the text does not depend on it.
+    pub model: Option<String>,
+    pub tokens: Vec<u32>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct Detokenized {
+    pub prompt: String,
+}
+
+/// `/live`, `/ready` and `/health`: 200 when `status` is `ok`, else 503.
+#[derive(Serialize, ToSchema)]
+pub struct Health {
+    /// `ok`, `stalled` or `draining`
+    pub status: &'static str,
+    /// Seconds since the engine last finished a step or was idle.
+    pub stalled_seconds: f64,
+    pub running: i64,
+    pub waiting: i64,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct Version {
+    pub name: &'static str,
+    pub version: &'static str,
+    pub base: String,
+    pub base_digest: String,
+    pub device: String,
+    pub max_model_len: usize,
+}

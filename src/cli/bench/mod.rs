@@ -1,0 +1,293 @@
+//! `polylora bench`: a load generator for any OpenAI-compatible server.
+//!
+//! Owns the options, the contenders and the order of rounds; `plan` decides what is sent, `load`
+//! sends and times it, `report` sums up. Never speaks to anything but the public API. The thing to
+//! know: contenders take turns within one run, so that a noisy machine is noisy for all of them,
+//! and the ratio is taken round by round.
+
+pub mod load;
+pub mod plan;
+pub mod report;
+
+use super::client::{Client, ServerArgs};
+use super::{bad_argument, say};
+use crate::error::{Error, Result};
+use clap::{Args, ValueEnum};
+use plan::{Plan, Popularity};
+use report::{Contest, Round};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  polylora bench
+      16 streams on the base model of the local server
+  polylora bench --models auto --popularity zipf:1.1
+      every served model, some far more popular
+  polylora bench --models pirate,sql --rate 4 --duration 60
+      Poisson arrivals, four a second, for a minute
+  polylora bench --rounds 5 --ignore-eos --max-tokens 64 \\
+      --contender base=http://127.0.0.1:8080,model=smollm2-135m-instruct \\
+      --contender mixed=http://127.0.0.1:8080,model=a1,model=a2,model=a3
+      the price of mixing, as a ratio with its spread
+
+With --rate, times count from the moment a request was due, not from when it could be sent.
+Prompts are random words, about one token each; the report has the server's own count.";
+
+/// Options of `bench`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    /// Models to ask, with commas; auto: all that the server lists; default: the first that it
+    /// lists
+    #[arg(long, value_name = "A,B,C|auto", value_delimiter = ',')]
+    models: Vec<String>,
+    /// How requests choose among models: uniform, zipf:S (S > 0) or roundrobin
+    #[arg(long, default_value = "roundrobin", value_name = "LAW")]
+    popularity: Popularity,
+    /// A server to compare, repeatable; the first is the one that ratios refer to
+    #[arg(long = "contender", value_name = "NAME=URL[,model=M]...")]
+    contenders: Vec<String>,
+    /// Requests in flight, each worker sending its next when the last one ended
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = within(1, 4096))]
+    concurrency: u32,
+    /// Requests per second instead, arriving as a Poisson process
+    #[arg(long, value_name = "R", conflicts_with = "concurrency")]
+    rate: Option<f64>,
+    /// Requests per contender and round; default: 64, or as many as --duration allows
+    #[arg(long, value_name = "N", value_parser = within(1, 1_000_000))]
+    requests: Option<u32>,
+    /// Seconds after which a round sends no more
+    #[arg(long, value_name = "SECONDS", value_parser = within(1, 86_400))]
+    duration: Option<u32>,
+    /// Words of each prompt
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = within(1, 1_000_000))]
+    prompt_tokens: u32,
+    /// Prompts from a file instead, one a line
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt_tokens")]
+    prompt_file: Option<PathBuf>,
+    /// Most tokens of an answer
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = within(1, 1_000_000))]
+    max_tokens: u32,
+    /// Requests sent to each contender before anything is measured
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = within(0, 10_000))]
+    warmup: u32,
+    /// Turns of each contender
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = within(1, 1000))]
+    rounds: u32,
+    /// Which route to ask
+    #[arg(long, value_enum, default_value_t = Endpoint::Chat)]
+    endpoint: Endpoint,
+    /// Go on past the end-of-text token, so that every answer has --max-tokens (not every server
+    /// knows this)
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Same seed, same requests
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Seconds after which one request is given up
+    #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = within(1, 86_400))]
+    timeout: u32,
+    /// Write every figure as JSON, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+fn within(least: i64, most: i64) -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(least..=most)
+}
+
+/// The route asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Endpoint {
+    Chat,
+    Completions,
+}
+
+impl Endpoint {
+    fn path(self) -> &'static str {
+        match self {
+            Self::Chat => "/v1/chat/completions",
+            Self::Completions => "/v1/completions",
+        }
+    }
+}
+
+/// One side of a comparison.
+#[derive(Clone)]
+pub struct Contender {
+    pub name: String,
+    pub client: Client,
+    pub models: Vec<String>,
+}
+
+pub fn run(args: BenchArgs) -> Result<()> {
+    if args.rate.is_some_and(|r| !r.is_finite() || r <= 0.0) {
+        return Err(bad_argument("--rate must be above 0"));
+    }
+    super::block_on(async {
+        let contest = contest(&args).await?;
+        say(&contest.table());
+        if let Some(path) = &args.json {
+            let page = format!("{:#}\n", contest.json(options(&args)));
+            std::fs::write(path, page)
+                .map_err(|e| bad_argument(format!("--json {}: {e}", path.display())))?;
+        }
+        match contest.answered() {
+            0 => Err(Error::fault(
+                "no request was answered; see the errors above",
+            )),
+            _ => Ok(()),
+        }
+    })
+}
+
+/// Warms up, then lets the contenders take turns.
+pub async fn contest(args: &BenchArgs) -> Result<Contest> {
+    let contenders = contenders(args).await?;
+    let prompts = match &args.prompt_file {
+        None => Vec::new(),
+        Some(path) => lines_of(path)?,
+    };
+    let mut contest = Contest::new(&contenders);
+    for (c, contender) in contenders.iter().enumerate() {
+        let mut plan = plan(args, c, u32::MAX, contender, &prompts);
+        (plan.rate, plan.duration) = (None, None);
+        plan.requests = Some(args.warmup as usize);
+        load::run(&contender.client, &plan).await;
+    }
+    for round in 0..args.rounds {
+        for turn in 0..contenders.len() {
+            // Each round begins with another contender: none always runs on the warmer machine.
+            let c = (turn + round as usize) % contenders.len();
+            let plan = plan(args, c, round, &contenders[c], &prompts);
+            let (outcomes, wall) = load::run(&contenders[c].client, &plan).await;
+            contest.add(c, Round::new(outcomes, wall));
+            eprintln!(
+                "round {} {}: {}",
+                round + 1,
+                contenders[c].name,
+                contest.last(c)
+            );
+        }
+    }
+    Ok(contest)
+}
+
+fn plan(args: &BenchArgs, contender: usize, round: u32, c: &Contender, prompts: &[String]) -> Plan {
+    let requests = args.requests.map(|n| n as usize);
+    Plan {
+        // Other words each time: a prompt seen before would be answered from a prefix cache.
+        seed: plan::mix(&[args.seed, contender as u64, u64::from(round)]),
+        models: c.models.clone(),
+        popularity: args.popularity,
+        prompts: prompts.to_vec(),
+        prompt_words: args.prompt_tokens as usize,
+        endpoint: args.endpoint,
+        tokens_max: args.max_tokens,
+        ignore_eos: args.ignore_eos,
+        concurrency: args.concurrency as usize,
+        rate: args.rate,
+        requests: requests.or(if args.duration.is_none() {
+            Some(64)
+        } else {
+            None
+        }),
+        duration: args.duration.map(|s| Duration::from_secs(u64::from(s))),
+    }
+}
+
+/// Those of `--contender`, or the one server of `--url`.
+async fn contenders(args: &BenchArgs) -> Result<Vec<Contender>> {
+    let mut found = Vec::new();
+    if args.contenders.is_empty() {
+        found.push((
+            "bench".to_owned(),
+            args.server.url.clone(),
+            args.models.clone(),
+        ));
+    }
+    for text in &args.contenders {
+        found.push(contender(text, &args.models)?);
+    }
+    let mut contenders = Vec::new();
+    for (name, url, models) in found {
+        let server = ServerArgs {
+            url,
+            api_key: args.server.api_key.clone(),
+        };
+        let client = Client::new(&server, Duration::from_secs(u64::from(args.timeout)))?;
+        let models = match models.as_slice() {
+            [] => client.models().await?.into_iter().take(1).collect(),
+            [auto] if auto == "auto" => client.models().await?,
+            named => named.to_vec(),
+        };
+        if models.is_empty() {
+            return Err(Error::not_found(
+                "model_not_found",
+                format!("{} serves no model", client.url),
+            ));
+        }
+        contenders.push(Contender {
+            name,
+            client,
+            models,
+        });
+    }
+    Ok(contenders)
+}
+
+/// `NAME=URL[,model=M]...` to name, address and models.
+fn contender(text: &str, models: &[String]) -> Result<(String, String, Vec<String>)> {
+    let wrong = || bad_argument(format!("--contender '{text}' is not NAME=URL[,model=M]..."));
+    let mut parts = text.split(',');
+    let (name, url) = parts
+        .next()
+        .and_then(|p| p.split_once('='))
+        .ok_or_else(wrong)?;
+    let own: Option<Vec<String>> = parts
+        .map(|p| p.strip_prefix("model=").map(str::to_owned))
+        .collect();
+    let own = own.ok_or_else(wrong)?;
+    let models = if own.is_empty() { models.to_vec() } else { own };
+    Ok((name.to_owned(), url.to_owned(), models))
+}
+
+fn lines_of(path: &PathBuf) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| bad_argument(format!("--prompt-file {}: {e}", path.display())))?;
+    let lines: Vec<String> = text
+        .lines()
+        .filter(|l| !l.trim().is_empty())
+        .map(str::to_owned)
+        .collect();
+    if lines.is_empty() {
+        return Err(bad_argument(format!(
+            "--prompt-file {} has no lines",
+            path.display()
+        )));
+    }
+    Ok(lines)
+}
+
+/// What was asked, for the JSON report; a key is not part of it.
+fn options(args: &BenchArgs) -> serde_json::Value {
+    serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "seed": args.seed,
+        "rounds": args.rounds,
+        "popularity": args.popularity.to_string(),
+        "concurrency": if args.rate.is_none() { Some(args.concurrency) } else { None },
+        "rate": args.rate,
+        "requests": args.requests,
+        "duration_seconds": args.duration,
+        "prompt_words": if args.prompt_file.is_none() { Some(args.prompt_tokens) } else { None },
+        "tokens_max": args.max_tokens,
+        "warmup": args.warmup,
+        "endpoint": args.endpoint.path(),
+        "ignore_eos": args.ignore_eos,
+        "cores": std::thread::available_parallelism().map_or(1, usize::from),
+    })
+}

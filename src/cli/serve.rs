@@ -1,0 +1,361 @@
+//! `polylora serve`: wires the modules together and listens.
+//!
+//! Owns the order of a start. Never serves a request itself. The thing to know: everything that can
+//! be refused is refused before the port opens: settings, model, memory, adapters, in that order.
+
+use super::banner::Banner;
+use super::ledger::{self, Ledger};
+use super::{dtype_named, say};
+use crate::adapters::registry::{Entry, Publish, Registry, RegistryOptions};
+use crate::api::{self, App};
+use crate::config::{Config, RawConfig, memory_available};
+use crate::engine::step::EngineOptions;
+use crate::engine::{EngineHandle, probe};
+use crate::error::{Error, Kind, Result};
+use crate::metrics::Metrics;
+use crate::model::checkpoint::Checkpoint;
+use crate::model::source::{self, Located};
+use crate::model::weights::Weights;
+use crate::model::{Model, ModelOptions};
+use crate::text::Text;
+use clap::Args;
+use polylora_kernels::{Device, Dtype, KvCache};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tracing_subscriber::EnvFilter;
+
+const EXAMPLES: &str = "\
+Examples:
+  polylora serve                                          the demo model on 127.0.0.1:8080
+  polylora serve --model ./Llama-3.2-1B-Instruct --adapter support=./adapters/support
+  polylora serve --model Qwen/Qwen3-0.6B --dtype bf16 --port 9000
+  POLYLORA_API_KEY=secret polylora serve --host 0.0.0.0   for others, with a key
+  polylora serve --config polylora.toml
+  polylora serve --print-config > polylora.toml           every setting with its default, explained
+
+A flag wins over its environment variable, that over the file, that over the default.
+SIGTERM or Ctrl-C: no new requests, running ones finish (--drain-seconds), exit code 0.";
+
+/// Options of `serve`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ServeArgs {
+    /// Settings from a TOML file
+    #[arg(long, env = "POLYLORA_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print every setting as a TOML file, explained, and end
+    #[arg(long)]
+    print_config: bool,
+    #[command(flatten)]
+    settings: RawConfig,
+}
+
+pub fn run(args: ServeArgs) -> Result<()> {
+    let file = args.config.as_deref();
+    if args.print_config {
+        say(&Config::print(file, args.settings)?);
+        return Ok(());
+    }
+    let config = Config::load(file, args.settings)?;
+    start_log(&config)?;
+    let ready = Prepared::new(&config)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2) // the engine's threads compute; these only move bytes and text
+        .enable_all()
+        .build()
+        .map_err(|e| Error::fault(format!("cannot start the runtime: {e}")))?
+        .block_on(ready.serve(config))
+}
+
+/// Log lines go to stderr; stdout has the banner.
+fn start_log(config: &Config) -> Result<()> {
+    let filter = EnvFilter::try_new(&config.log_filter).map_err(|e| {
+        let message = format!("log_filter is '{}': {e}", config.log_filter);
+        Error::invalid("invalid_config", message).param("log_filter")
+    })?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match config.log_format.as_str() {
+        "json" => log.json().init(),
+        _ => log.init(),
+    }
+    Ok(())
+}
+
+/// Everything that holds big memory, made and checked.
+struct Prepared {
+    base_name: String,
+    weights: Arc<Weights>,
+    model: Model,
+    kv_pages: usize,
+    context: usize,
+    storage: String,
+    text: Text,
+}
+
+impl Prepared {
+    fn new(config: &Config) -> Result<Self> {
+        let Located { path, name } = source::locate(&config.model)?;
+        let checkpoint = Checkpoint::open(&path)?;
+        let dtype = dtype_named(config.dtype.as_deref());
+        let least = ledger::weights_at_least(&checkpoint.shape, dtype);
+        ledger::check_weights(least, memory_available())?;
+        let weights = Arc::new(load_weights(&checkpoint, dtype)?);
+
+        let kv_dtype = dtype_named(config.kv_dtype.as_deref()).unwrap_or(weights.dtype);
+        let page_bytes = Model::page_bytes(&weights.shape, kv_dtype);
+        let kv_pages = config.kv_bytes as usize / page_bytes;
+        let context = context(config, weights.shape.context, kv_pages)?;
+        let options = ModelOptions {
+            threads: config.threads,
+            rows_max: config.rows_max,
+            logit_rows_max: logit_rows_max(config),
+            kv_pages: kv_pages + probe::pages_needed(PROBES.len()),
+            kv_dtype,
+            context,
+        };
+        let ledger = Ledger::new(
+            config,
+            (weights.bytes() as u64, checkpoint.storage.clone()),
+            (
+                options.kv_pages as u64,
+                page_bytes as u64,
+                KvCache::PAGE as u64,
+            ),
+            Model::buffer_bytes(&weights.shape, &options) as u64,
+        );
+        let available = memory_available();
+        eprint!("{}", ledger.table(available));
+        ledger.check(available, config)?;
+
+        let model = Model::new(weights.clone(), Device::cpu(config.threads), &options)?;
+        Ok(Self {
+            base_name: config.served_name.clone().unwrap_or(name),
+            storage: format!("{}, {}", dtype_name(weights.dtype), checkpoint.storage),
+            text: Text::new(checkpoint.text)?,
+            weights,
+            model,
+            kv_pages,
+            context,
+        })
+    }
+
+    /// Starts the engine, opens the registry, loads the adapters named at start, listens until told
+    /// to stop.
+    async fn serve(self, config: Config) -> Result<()> {
+        let device = self.model.device().name();
+        let shape = Arc::new(self.weights.shape.clone());
+        let metrics = Arc::new(Metrics::new());
+        let options = engine_options(&config, self.kv_pages, self.context, &self.text)?;
+        let engine =
+            EngineHandle::start(self.model, self.weights.digest, options, metrics.clone())?;
+        let registry = Registry::open(
+            RegistryOptions {
+                data_dir: config.data_dir.clone(),
+                base_name: self.base_name.clone(),
+                shape: shape.clone(),
+                dtype: self.weights.dtype,
+                resident_bytes_max: config.adapter_bytes_max,
+                upload_bytes_max: config.upload_bytes_max,
+                versions_kept: config.versions_kept,
+                adapters_max: config.adapters_max,
+            },
+            self.weights.base_rows(),
+            self.weights.base_bias(),
+            engine.bank(),
+        )
+        .await?;
+        for (name, dir) in &config.adapters {
+            load_adapter(&registry, name, dir).await?;
+        }
+
+        let listener = listen(&config).await?;
+        let address = listener
+            .local_addr()
+            .map_err(|e| Error::fault(format!("cannot tell the address: {e}")))?;
+        let banner = Banner {
+            url: &format!("http://{address}"),
+            base: &self.base_name,
+            device: &device,
+            storage: &self.storage,
+            context: self.context,
+            adapters: &registry.list(),
+            program: &std::env::args()
+                .next()
+                .unwrap_or_else(|| "polylora".to_owned()),
+            locked: config.api_key.is_some(),
+        };
+        say(&banner.page());
+
+        let app = App {
+            config: Arc::new(config),
+            base_name: self.base_name.into(),
+            base_digest: self.weights.digest.to_string().into(),
+            device: device.into(),
+            context: self.context,
+            vocab: shape.vocab,
+            text: self.text,
+            engine,
+            registry,
+            metrics,
+        };
+        api::serve(app, listener, told_to_stop()?).await
+    }
+}
+
+fn dtype_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "f32",
+        Dtype::Bf16 => "bf16",
+    }
+}
+
+/// Reads the weights with a progress bar on a terminal.
+fn load_weights(checkpoint: &Checkpoint, dtype: Option<Dtype>) -> Result<Weights> {
+    let style = indicatif::ProgressStyle::with_template("loading {bar:30} {bytes}/{total_bytes}")
+        .expect("a fixed template");
+    let bar = indicatif::ProgressBar::new(0).with_style(style);
+    let weights = Weights::load(checkpoint, dtype, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    weights
+}
+
+/// Most tokens of one sequence: the model's, the operator's, and what all pages together hold.
+fn context(config: &Config, of_model: usize, kv_pages: usize) -> Result<usize> {
+    let held = kv_pages * KvCache::PAGE;
+    let asked = if config.context > 0 {
+        config.context
+    } else {
+        of_model
+    };
+    if config.context > of_model {
+        let message = format!(
+            "context is {}, but the model was made for {of_model} tokens; expected at most that",
+            config.context
+        );
+        return Err(Error::invalid("invalid_config", message).param("context"));
+    }
+    if config.context > held || held < KvCache::PAGE {
+        let message = format!(
+            "kv_bytes is {}, which holds {held} tokens; expected room for at least {} (context)",
+            config.kv_bytes,
+            config.context.max(KvCache::PAGE)
+        );
+        return Err(Error::invalid("invalid_config", message).param("kv_bytes"));
+    }
+    Ok(asked.min(held))
+}
+
+/// What the probe of a new adapter asks. Prose and code: what an adapter changes shows on one of them.
+const PROBES: [&str; 2] = [
+    "The old lighthouse keeper climbed the winding stairs every evening to",
+    "def total(items):\n    return sum(item.price for item in",
+];
+
+/// Rows of a step that may have logits: one for each running sequence, and some more so that echoed prompts, which want
+/// them for every row, go on in chunks.
+fn logit_rows_max(config: &Config) -> usize {
+    config.rows_max.min(2 * config.sequences_max)
+}
+
+fn engine_options(
+    config: &Config,
+    kv_pages: usize,
+    context: usize,
+    text: &Text,
+) -> Result<EngineOptions> {
+    let probe = |p: &&str| {
+        let mut tokens = text.encode(p, true)?;
+        tokens.truncate(KvCache::PAGE.min(context));
+        Ok(tokens)
+    };
+    Ok(EngineOptions {
+        rows_max: config.rows_max,
+        logit_rows_max: logit_rows_max(config),
+        sequences_max: config.sequences_max,
+        waiting_max: config.waiting_max,
+        waiting_tokens_max: config.waiting_tokens_max,
+        kv_pages,
+        context,
+        stream_events_max: config.stream_events_max,
+        slots_max: config.resident_max,
+        prefix_cache: config.prefix_cache,
+        probe_prompts: PROBES.iter().map(probe).collect::<Result<_>>()?,
+    })
+}
+
+/// Brings an adapter in by the door that uploads use. A refusal stops the start and names the
+/// adapter.
+async fn load_adapter(registry: &Registry, name: &str, from: &Path) -> Result<Entry> {
+    let blame = |e: Error| Error {
+        message: format!("adapter {name} ({}): {e}", from.display()),
+        ..e
+    };
+    let staging = registry.stage(name).map_err(blame)?;
+    copy_files(from, &staging.dir).map_err(|e| blame(Error::invalid("invalid_config", e)))?;
+    registry
+        .publish(staging, Publish::default())
+        .await
+        .map_err(blame)
+}
+
+/// Copies what belongs to an adapter and nothing else. Weights in other formats come along to be
+/// refused by name.
+fn copy_files(from: &Path, to: &Path) -> Result<(), String> {
+    let ours = |path: &Path| {
+        let name = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .unwrap_or_default();
+        name == "adapter_config.json"
+            || (name.starts_with("adapter_model.") && !name.ends_with(".json"))
+            || name.ends_with(".gguf")
+    };
+    let files: Vec<PathBuf> = if from.is_dir() {
+        let entries = std::fs::read_dir(from).map_err(|e| format!("cannot be read: {e}"))?;
+        entries
+            .flatten()
+            .map(|e| e.path())
+            .filter(|p| p.is_file() && ours(p))
+            .collect()
+    } else {
+        vec![from.to_owned()]
+    };
+    if files.is_empty() {
+        return Err("no adapter_config.json, adapter_model.safetensors or .gguf in it".to_owned());
+    }
+    for file in files {
+        let name = file.file_name().unwrap_or_default();
+        std::fs::copy(&file, to.join(name)).map_err(|e| format!("{}: {e}", file.display()))?;
+    }
+    Ok(())
+}
+
+async fn listen(config: &Config) -> Result<TcpListener> {
+    let (host, port) = (config.host.as_str(), config.port);
+    TcpListener::bind((host, port)).await.map_err(|e| {
+        let message =
+            format!("cannot listen on {host}:{port}: {e}; choose another --port or --host");
+        Error::new(Kind::Unavailable, "port_unavailable", message)
+    })
+}
+
+/// Resolves at SIGTERM or Ctrl-C. The handlers are in place when this returns.
+fn told_to_stop() -> Result<impl Future<Output = ()> + Send + 'static> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let failed = |e| Error::fault(format!("cannot wait for signals: {e}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping: no new requests, running ones may finish");
+    })
+}

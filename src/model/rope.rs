@@ -1,0 +1,94 @@
+//! Rotation frequencies of a `Rope`: the one place where RoPE scaling is arithmetic.
+//!
+//! Owns the formulas (default, linear, llama3, yarn, stored factors). Never reads configuration. The thing to know:
+//! everything is f64 until the one rounding at the end, and yarn also scales cos and sin.
+
+use crate::shape::{Rope, RopeScaling};
+use std::f64::consts::PI;
+
+impl Rope {
+    /// Inverse frequencies [D/2] and the factor on cos and sin.
+    pub fn frequencies(&self, head_dim: usize) -> (Vec<f32>, f32) {
+        let plain = (0..head_dim / 2)
+            .map(|i| self.theta.powf(-((2 * i) as f64) / head_dim as f64))
+            .collect::<Vec<_>>();
+        let mut attention_scale = 1.0;
+        let scaled: Vec<f64> = match &self.scaling {
+            RopeScaling::None => plain,
+            RopeScaling::Linear { factor } => plain.iter().map(|f| f / factor).collect(),
+            RopeScaling::Factors(factors) => plain
+                .iter()
+                .zip(factors)
+                .map(|(f, d)| f / f64::from(*d))
+                .collect(),
+            &RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_context,
+            } => {
+                let ratio = |f: f64| original_context as f64 * f / (2.0 * PI);
+                let keep = |f: f64| {
+                    ((ratio(f) - low_freq_factor) / (high_freq_factor - low_freq_factor))
+                        .clamp(0.0, 1.0)
+                };
+                let mix = |f: f64| f * (keep(f) + (1.0 - keep(f)) / factor);
+                plain.into_iter().map(mix).collect()
+            }
+            &RopeScaling::Yarn {
+                factor,
+                beta_fast,
+                beta_slow,
+                original_context,
+                attention_factor,
+                truncate,
+            } => {
+                attention_scale = attention_factor;
+                let bounds = (beta_fast, beta_slow, original_context, truncate);
+                let (low, high) = self.yarn_range(head_dim, bounds);
+                let ramp = |i: usize| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                let mix = |(i, f): (usize, f64)| f * (1.0 - ramp(i)) + f / factor * ramp(i);
+                plain.into_iter().enumerate().map(mix).collect()
+            }
+        };
+        let inv_freq = scaled.into_iter().map(|f| f as f32).collect();
+        (inv_freq, attention_scale as f32)
+    }
+
+    /// Frequency indices between which yarn passes from extrapolation to interpolation.
+    fn yarn_range(
+        &self,
+        head_dim: usize,
+        (fast, slow, context, truncate): (f64, f64, usize, bool),
+    ) -> (f64, f64) {
+        let dim = head_dim as f64;
+        let index = |rotations: f64| {
+            dim * (context as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
+        };
+        let (mut low, mut high) = (index(fast), index(slow));
+        if truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        (low, high) = (low.max(0.0), high.min(dim - 1.0));
+        // A ramp of no width would divide by zero.
+        if low == high {
+            high += 0.001;
+        }
+        (low, high)
+    }
+}
+
+/// The factor on cos and sin that yarn implies where a file names none.
+pub(super) fn yarn_attention_factor(factor: f64, mscale: Option<(f64, f64)>) -> f64 {
+    let grow = |by: f64| {
+        if factor <= 1.0 {
+            1.0
+        } else {
+            0.1 * by * factor.ln() + 1.0
+        }
+    };
+    match mscale {
+        Some((m, all)) => grow(m) / grow(all),
+        None => grow(1.0),
+    }
+}

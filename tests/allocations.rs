@@ -1,0 +1,181 @@
+//! What a decode step costs besides arithmetic: nothing allocated, and as many ops for eight adapters as for none.
+//!
+//! One test in a binary of its own: the counting allocator sees the whole process.
+
+mod common;
+
+use common::adapters::{Recipe, write_adapter};
+use common::tiny;
+use polylora::adapters::bank::BankCommand;
+use polylora::adapters::format;
+use polylora::adapters::registry::{Lease, Version};
+use polylora::engine::step::EngineOptions;
+use polylora::engine::{EngineHandle, EventStream, Request, Sampling, probe};
+use polylora::metrics::Metrics;
+use polylora::model::checkpoint::Checkpoint;
+use polylora::model::weights::Weights;
+use polylora::model::{Model, ModelOptions};
+use polylora::shape::Projection;
+use polylora_kernels::Device;
+use serde_json::json;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every call is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+const STREAMS: usize = 16;
+const PROMPT: usize = 8;
+const TOKENS: usize = 3000;
+const CONTEXT: usize = 4096;
+
+fn start(weights: &Arc<Weights>, metrics: &Arc<Metrics>) -> EngineHandle {
+    let kv_pages = STREAMS * CONTEXT / 16;
+    let options = EngineOptions {
+        rows_max: 64,
+        logit_rows_max: 64,
+        sequences_max: 32,
+        waiting_max: 64,
+        waiting_tokens_max: 4096,
+        kv_pages,
+        context: CONTEXT,
+        stream_events_max: TOKENS + 8,
+        slots_max: 16,
+        prefix_cache: true,
+        probe_prompts: vec![vec![5, 6, 7]],
+    };
+    let model = ModelOptions {
+        threads: 2,
+        rows_max: 64,
+        logit_rows_max: 64,
+        kv_pages: kv_pages + probe::pages_needed(1),
+        kv_dtype: weights.dtype,
+        context: CONTEXT,
+    };
+    let model = Model::new(weights.clone(), Device::cpu(2), &model).expect("model");
+    EngineHandle::start(model, weights.digest, options, metrics.clone()).expect("engine")
+}
+
+async fn lease(engine: &EngineHandle, weights: &Arc<Weights>, dir: &Path, rank: usize) -> Lease {
+    write_adapter(dir, &weights.shape, &Recipe::new(rank, &Projection::ALL, rank as u64));
+    let (rows, bias) = (weights.base_rows(), weights.base_bias());
+    let (summary, prepared) =
+        format::prepare(dir, &weights.shape, weights.dtype, &rows, &bias).expect("adapter");
+    let digest = prepared.digest;
+    let (reply, answer) = tokio::sync::oneshot::channel();
+    let command = BankCommand::Install { prepared: Box::new(prepared), probe: false, reply };
+    (engine.bank())(command).expect("engine");
+    let (slot, _) = answer.await.expect("answer").expect("installed");
+    let version = Version {
+        name: dir.display().to_string(),
+        number: 1,
+        digest,
+        summary,
+        logit_change_max: 1.0,
+        forced: false,
+        created: 0,
+        file_bytes: 0,
+        resident_bytes: 0,
+    };
+    Lease::detached(version, slot)
+}
+
+/// What steady decoding did in a while: steps, tokens, ops, allocations of the whole process.
+#[derive(Debug)]
+struct Window {
+    steps: u64,
+    tokens: u64,
+    ops: u64,
+    allocations: u64,
+}
+
+/// Decodes `STREAMS` sequences that nobody reads (their rings hold everything) and watches for a while.
+fn watch(engine: &EngineHandle, metrics: &Metrics, leases: &[Option<Lease>]) -> Window {
+    let started = metrics.generation_tokens.get();
+    let streams: Vec<EventStream> = (0..STREAMS)
+        .map(|i| {
+            let request = Request {
+                prompt: (0..PROMPT as u32).map(|t| 3 + t + i as u32).collect(),
+                sampling: Sampling { temperature: 0.8, seed: i as u64, ..Sampling::default() },
+                tokens_max: TOKENS as u32,
+                tokens_min: 0,
+                stop_tokens: Vec::new(),
+                lease: leases[i % leases.len()].clone(),
+                tenant: String::new(),
+            };
+            engine.submit(request).expect("room")
+        })
+        .collect();
+    let pause = || std::thread::sleep(Duration::from_millis(1));
+    // Warm-up: every sequence decodes, and has for a page or two.
+    while metrics.generation_tokens.get() < started + 40 * STREAMS as u64 {
+        pause();
+    }
+    let read = || {
+        let allocations = ALLOCATIONS.load(Ordering::SeqCst);
+        (metrics.steps.get(), metrics.generation_tokens.get(), metrics.ops.get(), allocations)
+    };
+    let before = read();
+    while metrics.generation_tokens.get() < before.1 + 100 * STREAMS as u64 {
+        pause();
+    }
+    let after = read();
+    assert!(after.1 - started < (STREAMS * TOKENS) as u64, "they must still be decoding");
+    drop(streams);
+    while metrics.requests_running.get() > 0 {
+        pause();
+    }
+    Window {
+        steps: after.0 - before.0,
+        tokens: after.1 - before.1,
+        ops: after.2 - before.2,
+        allocations: after.3 - before.3,
+    }
+}
+
+#[tokio::test]
+async fn decode_step_allocates_nothing_and_its_ops_do_not_count_adapters() {
+    let dir = tempfile::tempdir().expect("directory");
+    let case = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama",
+                      "max_position_embeddings": CONTEXT});
+    tiny::write(dir.path(), &case, tiny::Storage::Bf16, 1);
+    let checkpoint = Checkpoint::open(dir.path()).expect("checkpoint");
+    let weights = Weights::load(&checkpoint, None, &mut |_, _| {}).expect("weights");
+    let (weights, metrics) = (Arc::new(weights), Arc::new(Metrics::new()));
+    let engine = start(&weights, &metrics);
+    let mut leases = Vec::new();
+    for rank in [1, 2, 3, 4, 8, 16, 32, 64] {
+        let path = dir.path().join(format!("rank-{rank}"));
+        leases.push(Some(lease(&engine, &weights, &path, rank).await));
+    }
+    let base = watch(&engine, &metrics, &[None]);
+    let one = watch(&engine, &metrics, &leases[..1]);
+    let eight = watch(&engine, &metrics, &leases);
+    let mixed = watch(&engine, &metrics, &[&leases[..], &[None]].concat());
+    let ops = base.ops as f64 / base.steps as f64;
+    for window in [&base, &one, &eight, &mixed] {
+        eprintln!("{window:?}: {:.2} ops a step", window.ops as f64 / window.steps as f64);
+        assert_eq!(window.allocations, 0, "{window:?}");
+        // A window may begin and end between a step's counters, by one step at most.
+        let apart = (window.ops as f64 / window.steps as f64 - ops).abs();
+        assert!(apart <= ops / 50.0, "{window:?} has other ops than {ops} a step");
+    }
+}

@@ -1,0 +1,347 @@
+//! The engine as a whole, on a tiny model: no neighbour's influence, prefix reuse, preemption, and what a step costs.
+
+mod common;
+
+use common::adapters::{Noise, Recipe, write_adapter};
+use common::runner::{Runner, Weights};
+use common::tiny;
+use polylora::adapters::bank::{BankCommand, Slot};
+use polylora::adapters::format;
+use polylora::adapters::registry::{Lease, Version};
+use polylora::engine::step::EngineOptions;
+use polylora::engine::{EngineHandle, Event, EventStream, FinishReason, Request, Sampling, probe};
+use polylora::metrics::Metrics;
+use polylora::model::checkpoint::Checkpoint;
+use polylora::model::{Model, ModelOptions};
+use polylora::shape::Projection;
+use polylora_kernels::{Device, Dtype};
+use serde_json::json;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+const CONTEXT: usize = 128;
+
+/// An engine on a tiny Llama, and adapters of many ranks and module sets installed in it.
+struct Bench {
+    engine: EngineHandle,
+    metrics: Arc<Metrics>,
+    weights: Arc<Weights>,
+    leases: Vec<Lease>,
+    /// The adapters' directories, in the order of `leases`.
+    _dir: tempfile::TempDir,
+}
+
+struct Setup {
+    dtype: Dtype,
+    adapters: usize,
+    kv_pages: usize,
+    prefix_cache: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { dtype: Dtype::F32, adapters: 8, kv_pages: 1024, prefix_cache: true }
+    }
+}
+
+fn recipe(i: usize) -> Recipe {
+    let sets: [&[Projection]; 4] = [
+        &Projection::ALL,
+        &[Projection::Q, Projection::V],
+        &[Projection::Gate, Projection::Up, Projection::Down],
+        &[Projection::K, Projection::O],
+    ];
+    let ranks = [16, 1, 64, 3, 8, 32, 5, 24];
+    Recipe::new(ranks[i % ranks.len()], sets[i % sets.len()], i as u64)
+}
+
+impl Bench {
+    async fn new(setup: Setup) -> Self {
+        let dir = tempfile::tempdir().expect("directory");
+        let model_dir = dir.path().join("model");
+        std::fs::create_dir(&model_dir).expect("directory");
+        let case = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama"});
+        tiny::write(&model_dir, &case, tiny::Storage::Bf16, 1);
+        let checkpoint = Checkpoint::open(&model_dir).expect("checkpoint");
+        let weights = Weights::load(&checkpoint, Some(setup.dtype), &mut |_, _| {});
+        let weights = Arc::new(weights.expect("weights"));
+        let prompts = vec![vec![5, 6, 7], vec![9, 8]];
+        let options = ModelOptions {
+            threads: 2,
+            rows_max: 96,
+            logit_rows_max: 96,
+            kv_pages: setup.kv_pages + probe::pages_needed(prompts.len()),
+            kv_dtype: setup.dtype,
+            context: CONTEXT,
+        };
+        let model = Model::new(weights.clone(), Device::cpu(2), &options).expect("model");
+        let metrics = Arc::new(Metrics::new());
+        let options = EngineOptions {
+            rows_max: 96,
+            logit_rows_max: 96,
+            sequences_max: 64,
+            waiting_max: 256,
+            waiting_tokens_max: 1 << 16,
+            kv_pages: setup.kv_pages,
+            context: CONTEXT,
+            stream_events_max: 256,
+            slots_max: 64,
+            prefix_cache: setup.prefix_cache,
+            probe_prompts: prompts,
+        };
+        let engine = EngineHandle::start(model, weights.digest, options, metrics.clone());
+        let engine = engine.expect("engine");
+        let mut leases = Vec::new();
+        for i in 0..setup.adapters {
+            let path = dir.path().join(format!("adapter-{i}"));
+            write_adapter(&path, &weights.shape, &recipe(i));
+            leases.push(install(&engine, &weights, setup.dtype, &path).await);
+        }
+        Self { engine, metrics, weights, leases, _dir: dir }
+    }
+
+    fn request(&self, prompt: &[u32], adapter: Option<usize>, tokens_max: u32) -> Request {
+        Request {
+            prompt: prompt.to_vec(),
+            sampling: Sampling { temperature: 0.0, logprobs: Some(3), ..Sampling::default() },
+            tokens_max,
+            tokens_min: 0,
+            stop_tokens: Vec::new(),
+            lease: adapter.map(|i| self.leases[i].clone()),
+            tenant: String::new(),
+        }
+    }
+}
+
+async fn install(engine: &EngineHandle, weights: &Arc<Weights>, dtype: Dtype, dir: &Path) -> Lease {
+    let (rows, bias) = (weights.base_rows(), weights.base_bias());
+    let (summary, prepared) =
+        format::prepare(dir, &weights.shape, dtype, &rows, &bias).expect("adapter");
+    let digest = prepared.digest;
+    let (reply, answer) = tokio::sync::oneshot::channel();
+    let command = BankCommand::Install { prepared: Box::new(prepared), probe: true, reply };
+    (engine.bank())(command).expect("engine");
+    let (slot, probe) = answer.await.expect("answer").expect("installed");
+    let change = probe.expect("probe").logit_change_max;
+    assert!(change > 0.0, "a random adapter changes something");
+    let version = Version {
+        name: dir.display().to_string(),
+        number: 1,
+        digest,
+        summary,
+        logit_change_max: change,
+        forced: false,
+        created: 0,
+        file_bytes: 0,
+        resident_bytes: 0,
+    };
+    Lease::detached(version, slot)
+}
+
+/// Everything a stream said.
+#[derive(Debug, Clone, PartialEq)]
+struct Answer {
+    tokens: Vec<u32>,
+    /// Bits of the chosen token's logprob and of its alternatives'.
+    bits: Vec<u32>,
+    cached: u32,
+}
+
+async fn collect(mut stream: EventStream) -> Answer {
+    let mut answer = Answer { tokens: Vec::new(), bits: Vec::new(), cached: 0 };
+    loop {
+        match stream.next().await.expect("a last event") {
+            Event::Prompt(_) => {}
+            Event::Token(t) => {
+                answer.tokens.push(t.token);
+                answer.bits.push(t.logprob.to_bits());
+                answer.bits.extend(t.top[..t.top_len as usize].iter().map(|x| x.1.to_bits()));
+            }
+            Event::Finished { cached_tokens, .. } => {
+                answer.cached = cached_tokens;
+                return answer;
+            }
+            Event::Failed(e) => panic!("{e}"),
+        }
+    }
+}
+
+fn prompt(seed: u64, len: usize) -> Vec<u32> {
+    let mut noise = Noise(seed);
+    (0..len).map(|_| 3 + noise.below(120) as u32).collect()
+}
+
+/// 64 requests of mixed lengths, adapters (and the base), temperatures and seeds.
+fn crowd(bench: &Bench) -> Vec<Request> {
+    (0..64)
+        .map(|i| {
+            let adapter = (i % 9 != 8).then_some(i % 8);
+            let mut r = bench.request(&prompt(i as u64, 5 + i % 40), adapter, 24);
+            r.sampling.temperature = [0.0, 0.7, 1.3][i % 3];
+            r.sampling.seed = i as u64;
+            r.sampling.top_p = [1.0, 0.9][i % 2];
+            r
+        })
+        .collect()
+}
+
+async fn no_neighbour_changes_a_bit(dtype: Dtype) {
+    let bench = Bench::new(Setup { dtype, prefix_cache: false, ..Setup::default() }).await;
+    let requests = crowd(&bench);
+    let mut alone = Vec::new();
+    for r in &requests {
+        alone.push(collect(bench.engine.submit(r.clone()).expect("room")).await);
+    }
+    let streams: Vec<EventStream> =
+        requests.iter().map(|r| bench.engine.submit(r.clone()).expect("room")).collect();
+    for (i, stream) in streams.into_iter().enumerate() {
+        assert_eq!(collect(stream).await, alone[i], "request {i} among 64");
+    }
+}
+
+#[tokio::test]
+async fn no_neighbour_changes_a_bit_in_f32() {
+    no_neighbour_changes_a_bit(Dtype::F32).await;
+}
+
+#[tokio::test]
+async fn no_neighbour_changes_a_bit_in_bf16() {
+    no_neighbour_changes_a_bit(Dtype::Bf16).await;
+}
+
+/// The engine agrees with the model run by hand, adapter by adapter.
+#[tokio::test]
+async fn engine_says_what_the_model_alone_says() {
+    let bench = Bench::new(Setup::default()).await;
+    let mut runner = Runner::new(bench.weights.clone(), Dtype::F32, 4096);
+    for i in 0..bench.leases.len() {
+        let dir = bench.leases[i].version().name.clone();
+        let (rows, bias) = (bench.weights.base_rows(), bench.weights.base_bias());
+        let shape = &bench.weights.shape;
+        let (_, prepared) =
+            format::prepare(Path::new(&dir), shape, Dtype::F32, &rows, &bias).expect("adapter");
+        let slot: Slot = runner.bank.install(prepared).ok().expect("room");
+        let tokens = prompt(77, 30);
+        let mut streams = vec![runner.stream(&tokens, Some(slot), 80)];
+        let (expected, _) = runner.greedy(&mut streams, 40, u32::MAX).remove(0);
+        let ours = bench.engine.submit(bench.request(&tokens, Some(i), 40)).expect("room");
+        assert_eq!(collect(ours).await.tokens, expected, "adapter {i}");
+    }
+}
+
+#[tokio::test]
+async fn prefix_is_reused_within_an_identity_and_never_across() {
+    let bench = Bench::new(Setup::default()).await;
+    let tokens = prompt(1, 100);
+    let identities: Vec<Option<usize>> = std::iter::once(None).chain((0..4).map(Some)).collect();
+    let mut first = Vec::new();
+    for &identity in &identities {
+        let stream = bench.engine.submit(bench.request(&tokens, identity, 8)).expect("room");
+        let answer = collect(stream).await;
+        assert_eq!(answer.cached, 0, "{identity:?} must not find another's pages");
+        first.push(answer);
+    }
+    for (i, &identity) in identities.iter().enumerate() {
+        let stream = bench.engine.submit(bench.request(&tokens, identity, 8)).expect("room");
+        let answer = collect(stream).await;
+        assert_eq!(answer.cached, 96, "{identity:?} finds its own pages");
+        assert_eq!(answer.tokens, first[i].tokens);
+        assert_eq!(answer.bits, first[i].bits, "cached pages hold the same bits");
+    }
+}
+
+#[tokio::test]
+async fn preempted_sequences_end_with_the_same_tokens() {
+    let roomy = Bench::new(Setup::default()).await;
+    let tight = Bench::new(Setup { kv_pages: 24, ..Setup::default() }).await;
+    let requests: Vec<(Vec<u32>, Option<usize>)> =
+        (0..16).map(|i| (prompt(i, 20), (i % 3 != 0).then_some(i as usize % 8))).collect();
+    let run = async |bench: &Bench| {
+        let streams: Vec<EventStream> = requests
+            .iter()
+            .map(|(p, a)| bench.engine.submit(bench.request(p, *a, 60)).expect("room"))
+            .collect();
+        let mut tokens = Vec::new();
+        for s in streams {
+            tokens.push(collect(s).await.tokens);
+        }
+        tokens
+    };
+    assert_eq!(run(&tight).await, run(&roomy).await);
+    assert!(tight.metrics.preemptions.get() > 0, "24 pages cannot hold 16 sequences of 80 tokens");
+    assert_eq!(roomy.metrics.preemptions.get(), 0);
+}
+
+#[tokio::test]
+async fn dropping_the_stream_frees_its_pages() {
+    let bench = Bench::new(Setup { prefix_cache: false, ..Setup::default() }).await;
+    let mut streams = Vec::new();
+    for i in 0..32 {
+        let request = bench.request(&prompt(i, 40), Some(i as usize % 8), 80);
+        streams.push(bench.engine.submit(request).expect("room"));
+    }
+    while bench.metrics.kv_pages_used.get() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    drop(streams);
+    for _ in 0..1000 {
+        if bench.metrics.kv_pages_used.get() == 0 && bench.metrics.requests_running.get() == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("{} pages are still held", bench.metrics.kv_pages_used.get());
+}
+
+#[tokio::test]
+async fn full_queue_refuses_and_says_so() {
+    let bench = Bench::new(Setup::default()).await;
+    let request = bench.request(&prompt(1, 20), None, 100);
+    let error = bench.engine.submit_n(request, 257).err().expect("more than waiting_max");
+    assert_eq!(error.code, "queue_full");
+    let too_long = bench.engine.submit(bench.request(&prompt(1, 120), None, 100));
+    assert_eq!(too_long.err().expect("beyond the context").code, "context_length_exceeded");
+}
+
+#[tokio::test]
+async fn drain_lets_the_running_finish_and_refuses_the_new() {
+    let bench = Bench::new(Setup::default()).await;
+    let running = bench.engine.submit(bench.request(&prompt(1, 20), Some(0), 100)).expect("room");
+    let engine = bench.engine.clone();
+    let drained = tokio::spawn(async move { engine.drain(Duration::from_secs(60)).await });
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let refused = bench.engine.submit(bench.request(&prompt(2, 5), None, 5));
+    assert_eq!(refused.err().expect("refused").code, "shutting_down");
+    assert_eq!(collect(running).await.tokens.len(), 100);
+    drained.await.expect("drained");
+}
+
+#[tokio::test]
+async fn echo_scores_every_prompt_token() {
+    let bench = Bench::new(Setup::default()).await;
+    let tokens = prompt(3, 110);
+    let mut runner = Runner::new(bench.weights.clone(), Dtype::F32, 4096);
+    let mut streams = vec![runner.stream(&tokens, None, 110)];
+    let mut expected = vec![f64::NAN; tokens.len()];
+    runner.advance(&mut streams, |_, position, logits| {
+        if let Some(&next) = tokens.get(position + 1) {
+            expected[position + 1] = common::runner::logprobs_at(logits, &[next])[0];
+        }
+    });
+    // Twice: the second time the prefix is cached, and must be computed all the same.
+    for _ in 0..2 {
+        let mut request = bench.request(&tokens, None, 1);
+        request.sampling.prompt_logprobs = Some(2);
+        let mut stream = bench.engine.submit(request).expect("room");
+        for (i, &token) in tokens.iter().enumerate() {
+            let Some(Event::Prompt(event)) = stream.next().await else { panic!("prompt event {i}") };
+            assert_eq!(event.token, token);
+            let apart = (event.logprob as f64 - expected[i]).abs();
+            assert!(apart < 1e-4 || i == 0 && event.logprob.is_nan(), "token {i}: {apart}");
+        }
+        assert!(matches!(stream.next().await, Some(Event::Token(_))));
+        let last = stream.next().await;
+        assert!(matches!(last, Some(Event::Finished { reason: FinishReason::Length, .. })));
+    }
+}
