@@ -1,13 +1,12 @@
-//! The decoder against Hugging Face and candle: shapes, checkpoints, rope, logits, batch invariance, the demo model.
+//! The decoder against Hugging Face: shapes, checkpoints, rope, logits, batch invariance, the demo model.
 //!
-//! Numbers come from `golden/` (made by transformers), from candle-transformers at run time, or from the same weights
-//! written in another file format. Never tests adapters.
+//! Numbers come from `golden/` (made by transformers) or from the same weights written in another file format. Never
+//! tests adapters.
 
 #[path = "common/tiny.rs"]
 mod tiny;
 
 use polylora::adapters::bank::Bank;
-use polylora::cli::verify;
 use polylora::model::checkpoint::Checkpoint;
 use polylora::model::weights::Weights;
 use polylora::model::{Batch, Model, ModelOptions, source};
@@ -122,18 +121,21 @@ fn argmax(values: &[f32]) -> u32 {
 fn tiny_models_of_every_family_give_the_logits_of_transformers() {
     let golden = golden("models.json");
     let prompt = ids(&golden["prompt"]);
+    let mut wrong = Vec::new();
     for (name, case) in golden["models"].as_object().expect("cases") {
         let checkpoint = tiny_checkpoint(&case["config"], Storage::F32, 1);
         let ours = prefill(&mut model(&checkpoint, Dtype::F32, prompt.len()), &prompt);
         let positions = ids(&golden["positions"]);
-        for (position, theirs) in positions
-            .iter()
-            .zip(case["logits"].as_array().expect("rows"))
-        {
+        let rows = case["logits"].as_array().expect("rows");
+        assert_eq!(rows.len(), positions.len());
+        for (position, theirs) in positions.iter().zip(rows) {
             let difference = difference_max(&ours[*position as usize], &floats(theirs));
-            assert!(difference < 1e-4, "{name} at {position}: {difference}");
+            if difference >= 1e-4 {
+                wrong.push(format!("{name} at {position}: {difference}"));
+            }
         }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
@@ -152,43 +154,6 @@ fn rope_frequencies_are_those_of_transformers() {
         let expected = case["factor"].as_f64().expect("a number") as f32;
         assert!((factor - expected).abs() < 1e-6, "{name}: factor {factor}");
     }
-}
-
-/// What candle's models can express; the window is longer than the prompts, because candle's windows are one longer than
-/// those of transformers (which the golden logits cover).
-#[test]
-fn verify_finds_tiny_models_equal_to_candle() {
-    let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                        "original_max_position_embeddings": 32});
-    let linear = json!({"rope_type": "linear", "factor": 4.0});
-    for case in [
-        json!({"model_type": "llama", "rope_scaling": llama3}),
-        json!({"model_type": "llama", "rope_scaling": linear, "tie_word_embeddings": true}),
-        json!({"model_type": "mistral", "head_dim": 32, "sliding_window": 64}),
-        json!({"model_type": "qwen2"}),
-        json!({"model_type": "qwen3", "head_dim": 32}),
-        json!({"model_type": "gemma3_text", "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64,
-               "sliding_window_pattern": 2, "num_hidden_layers": 4, "hidden_size": 80,
-               "tie_word_embeddings": true}),
-    ] {
-        let checkpoint = tiny_checkpoint(&case, Storage::F32, 1);
-        let report = verify::compare(&checkpoint, None, Dtype::F32).expect("a report");
-        for row in &report.rows {
-            assert!(row.difference_max < 1e-4, "{case}: {row:?}");
-            assert_eq!(row.agreed, row.positions, "{case}");
-        }
-        assert!(report.passed() && report.rows.len() >= 3);
-    }
-}
-
-#[test]
-fn verify_refuses_what_candle_lacks_by_name() {
-    let yarn = json!({"rope_type": "yarn", "factor": 4.0});
-    let case = json!({"model_type": "llama", "rope_scaling": yarn});
-    let checkpoint = tiny_checkpoint(&case, Storage::F32, 1);
-    let error = verify::compare(&checkpoint, None, Dtype::F32).expect_err("no reference");
-    assert_eq!(error.code, "unsupported_reference");
-    assert!(error.message.contains("Yarn"), "{error}");
 }
 
 #[test]
