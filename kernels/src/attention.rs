@@ -219,10 +219,11 @@ impl<E: Element> Kernel for Pages<'_, E> {
         let pages = job.rows.pages_of(rows.start);
         let first = states.iter().map(|s| s.first).min().unwrap_or(0);
         let last = states.iter().map(|s| s.last).max().unwrap_or(0);
-        for page in first / KvCache::PAGE..=last / KvCache::PAGE {
+        let seen = first / KvCache::PAGE..last / KvCache::PAGE + 1;
+        for (page, &place) in seen.clone().zip(&pages[seen]) {
             let at = self
                 .values
-                .add(job.layout.at(job.layer, pages[page] as usize, *kv_head));
+                .add(job.layout.at(job.layer, place as usize, *kv_head));
             for (tile, states) in states.chunks_mut(TILE).enumerate() {
                 let sums = sums.add(tile * TILE * stride);
                 let turn = Turn {

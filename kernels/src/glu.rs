@@ -75,7 +75,7 @@ impl Kernel for Span {
                     let cubic = S::mul(S::splat(0.044715), S::mul(x, x));
                     let inner = S::fma(cubic, x, x);
                     // -2·√(2/π)
-                    S::mul(S::splat(-1.595_769_1), inner)
+                    S::mul(S::splat(-1.595_769), inner)
                 }
             };
             let gate = S::div(x, S::add(S::splat(1.0), S::exp(exponent)));

@@ -41,6 +41,7 @@ mod kv;
 mod linear;
 mod matrix;
 mod norm;
+pub mod reference;
 mod rope;
 mod segments;
 mod simd;

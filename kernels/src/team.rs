@@ -5,13 +5,13 @@
 //! looked in. Which worker ran a task must not matter to the result; ops write disjoint outputs per task.
 //!
 //! Idle workers spin for a bounded time (the gap between two ops of a step is a few µs), then park: an idle
-//! server burns no CPU. A task that panics is counted as done; when the run is over the first payload goes
-//! on in the caller, so a failed step fails and the team lives.
+//! server burns no CPU. A task that panics is counted as done and the tasks not yet started are dropped; when the run is
+//! over the first payload goes on in the caller, so a failed step fails and the team lives.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread::{self, JoinHandle, Thread};
 
 /// Polls before a waiting thread parks: 20 to 50 µs, about the longest serial stretch within a step.
@@ -30,6 +30,8 @@ struct Post {
     /// The caller parks in wait of `unfinished == 0`.
     caller_parked: AtomicBool,
     caller: Mutex<Option<Thread>>,
+    /// A task of the run panicked: the others need not start.
+    failed: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     stop: AtomicBool,
 }
@@ -55,16 +57,22 @@ impl Team {
             unfinished: AtomicU32::new(0),
             caller_parked: AtomicBool::new(false),
             caller: Mutex::new(None),
+            failed: AtomicBool::new(false),
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
         });
+        // A thread's start allocates; `new` waits for it, so that later runs do not.
+        let started = Arc::new(Barrier::new(threads));
         let workers = (1..threads)
             .map(|index| {
                 let parked = Arc::new(AtomicBool::new(false));
-                let (post, flag) = (post.clone(), parked.clone());
+                let (post, flag, started) = (post.clone(), parked.clone(), started.clone());
                 let join = thread::Builder::new()
                     .name(format!("kernels-{index}"))
-                    .spawn(move || post.serve(index, &flag))
+                    .spawn(move || {
+                        started.wait();
+                        post.serve(index, &flag);
+                    })
                     .expect("the system starts a thread");
                 Worker {
                     parked,
@@ -72,6 +80,7 @@ impl Team {
                 }
             })
             .collect();
+        started.wait();
         Team { post, workers }
     }
 
@@ -83,7 +92,7 @@ impl Team {
     /// Calls `body(task, worker)` once for every `task < tasks`, and returns when all are done.
     ///
     /// # Panics
-    /// With the payload of the first task that panicked, after all other tasks ran.
+    /// With the payload of the first task that panicked, after all running tasks ended.
     pub(crate) fn run(&self, tasks: usize, body: Body<'_>) {
         if tasks <= 1 || self.workers.is_empty() {
             (0..tasks).for_each(|task| body(task, 0));
@@ -110,13 +119,13 @@ impl Team {
         }
         post.claim_all(0);
         post.wait_done();
-        let payload = post
-            .panic
-            .lock()
-            .expect("no code panics under this lock")
-            .take();
-        if let Some(payload) = payload {
-            resume_unwind(payload);
+        if post.failed.swap(false, Ordering::AcqRel) {
+            let payload = post
+                .panic
+                .lock()
+                .expect("no code panics under this lock")
+                .take();
+            resume_unwind(payload.expect("a failed task left its payload"));
         }
     }
 }
@@ -158,11 +167,14 @@ impl Post {
             // SAFETY: the task just claimed is unfinished, so the caller still waits in `run` and its `body` is alive.
             let body = unsafe { *body };
             // Tasks are numbered downwards by the claim; ops put their longest first, at the high numbers.
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| body(tasks_left, worker))) {
+            if !self.failed.load(Ordering::Acquire)
+                && let Err(payload) = catch_unwind(AssertUnwindSafe(|| body(tasks_left, worker)))
+            {
                 self.panic
                     .lock()
                     .expect("no code panics under this lock")
                     .get_or_insert(payload);
+                self.failed.store(true, Ordering::Release);
             }
             if self.unfinished.fetch_sub(1, Ordering::SeqCst) == 1 && worker != 0 {
                 fence(Ordering::SeqCst);
@@ -216,5 +228,67 @@ impl Post {
                 polls = 0;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Duration;
+
+    #[test]
+    fn every_task_runs_exactly_once_in_each_of_many_runs() {
+        let team = Team::new(3);
+        let counts: Vec<AtomicUsize> = (0..50).map(|_| AtomicUsize::new(0)).collect();
+        for run in 1..=2000 {
+            let tasks = run % 50;
+            team.run(tasks, &|task, _| {
+                counts[task].fetch_add(1, Ordering::Relaxed);
+            });
+            for (task, count) in counts.iter().enumerate() {
+                let want = usize::from(task < tasks);
+                assert_eq!(
+                    count.swap(0, Ordering::Relaxed),
+                    want,
+                    "run {run}, task {task}"
+                );
+            }
+            if run % 500 == 0 {
+                // Long enough for the workers to park.
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+
+    #[test]
+    fn a_panicking_task_reaches_the_caller_and_the_next_run_is_whole() {
+        let team = Team::new(2);
+        for victim in 0..8 {
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                team.run(8, &|task, _| {
+                    thread::sleep(Duration::from_micros(100));
+                    assert_ne!(task, victim, "planted");
+                });
+            }));
+            assert!(result.is_err(), "the panic of task {victim} is seen");
+            let ran = AtomicUsize::new(0);
+            team.run(8, &|_, _| {
+                ran.fetch_add(1, Ordering::Relaxed);
+            });
+            assert_eq!(ran.load(Ordering::Relaxed), 8);
+        }
+    }
+
+    #[test]
+    fn the_caller_waits_for_a_slow_worker() {
+        let team = Team::new(2);
+        let done = AtomicUsize::new(0);
+        team.run(2, &|_, worker| {
+            // Both tasks are slow, so the caller cannot take both before the worker wakes.
+            thread::sleep(Duration::from_millis(if worker == 0 { 5 } else { 30 }));
+            done.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(done.load(Ordering::Relaxed), 2);
     }
 }

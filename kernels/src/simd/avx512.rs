@@ -25,6 +25,12 @@ fn mask(n: usize) -> __mmask16 {
     ((1u32 << n) - 1) as __mmask16
 }
 
+#[inline(always)]
+unsafe fn bf16_pairs(words: __m512i) -> __m512bh {
+    // SAFETY: the same 64 bytes.
+    std::mem::transmute::<__m512i, __m512bh>(words)
+}
+
 impl<const DOT: bool> Simd for Avx512<DOT> {
     type F = __m512;
     const WIDE: bool = true;
@@ -120,9 +126,8 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
     unsafe fn step_bf16(acc: __m512, x: u32, w: *const u32) -> __m512 {
         let words = _mm512_loadu_si512(w.cast());
         if DOT {
-            let pair = _mm512_set1_epi32(x as i32);
-            // SAFETY: `__m512bh` and `__m512i` are the same 64 bytes.
-            return _mm512_dpbf16_ps(acc, std::mem::transmute(pair), std::mem::transmute(words));
+            let pair = bf16_pairs(_mm512_set1_epi32(x as i32));
+            return _mm512_dpbf16_ps(acc, pair, bf16_pairs(words));
         }
         let low = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words));
         let high = _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(-65536)));

@@ -1,0 +1,329 @@
+//! `rope_store` and `attention` through the pages, against f64 loops; and the bits of a row.
+
+use crate::common::{DTYPES, Rng, assert_close, devices, rounded};
+use polylora_kernels::reference::{attend, rms_norm, rotate};
+use polylora_kernels::{
+    Act, Device, Dtype, Isa, KvCache, NormWeight, RopeStore, RopeTable, Rows, Segments, attention,
+    rope_store,
+};
+
+const EPS: f32 = 1e-6;
+const LAYERS: usize = 2;
+const LAYER: usize = 1;
+
+/// Some sequences, their q, k, v rows in order of position, and where their pages are.
+struct World {
+    dtype: Dtype,
+    heads: usize,
+    kv_heads: usize,
+    dim: usize,
+    /// [S] lengths.
+    lengths: Vec<usize>,
+    /// Per sequence [length, N·D], [length, K·D], [length, K·D].
+    q: Vec<Vec<f32>>,
+    k: Vec<Vec<f32>>,
+    v: Vec<Vec<f32>>,
+    pages: Vec<u32>,
+    page_indptr: Vec<u32>,
+    pages_total: usize,
+    inv_freq: Vec<f32>,
+    norm: Vec<f32>,
+    replaced: Vec<f32>,
+}
+
+/// Which rows of a sequence go into one step.
+struct Part {
+    sequence: usize,
+    from: usize,
+    to: usize,
+}
+
+impl World {
+    fn new(seed: u64, dtype: Dtype, heads: usize, kv_heads: usize, dim: usize) -> World {
+        let mut rng = Rng(seed);
+        let lengths = vec![1usize, 16, 17, 45, 90, 33];
+        let mut page_indptr = vec![0];
+        let mut taken = 0;
+        for length in &lengths {
+            taken += length.div_ceil(16);
+            page_indptr.push(taken as u32);
+        }
+        // Pages in no order, and some of nobody.
+        let pages_total = taken + 3;
+        let mut pages: Vec<u32> = (0..pages_total as u32).collect();
+        for i in (1..pages.len()).rev() {
+            pages.swap(i, rng.below(i + 1));
+        }
+        pages.truncate(taken);
+        let mut draw = |width: usize| -> Vec<Vec<f32>> {
+            lengths.iter().map(|l| rng.values(l * width)).collect()
+        };
+        let (q, k, v) = (
+            draw(heads * dim),
+            draw(kv_heads * dim),
+            draw(kv_heads * dim),
+        );
+        let inv_freq = (0..dim / 2).map(|d| 0.5f32.powi(d as i32)).collect();
+        let (norm, replaced) = (rng.values(dim), rng.values(dim));
+        World {
+            dtype,
+            heads,
+            kv_heads,
+            dim,
+            lengths,
+            q,
+            k,
+            v,
+            pages,
+            page_indptr,
+            pages_total,
+            inv_freq,
+            norm,
+            replaced,
+        }
+    }
+
+    fn cache(&self) -> KvCache {
+        KvCache::new(
+            self.dtype,
+            LAYERS,
+            self.pages_total,
+            self.kv_heads,
+            self.dim,
+        )
+    }
+
+    /// Runs the parts as one step; segment 0 is the first `replaced_rows` rows. Returns rotated q and the output.
+    fn step(
+        &self,
+        dev: &Device,
+        kv: &mut KvCache,
+        parts: &[Part],
+        replaced_rows: u32,
+        window: Option<u32>,
+    ) -> (Vec<f32>, Act) {
+        let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut positions, mut sequences) = (Vec::new(), Vec::new());
+        for part in parts {
+            let s = part.sequence;
+            let rows = |x: &[f32], width: usize| x[part.from * width..part.to * width].to_vec();
+            q.extend(rows(&self.q[s], self.heads * self.dim));
+            k.extend(rows(&self.k[s], self.kv_heads * self.dim));
+            v.extend(rows(&self.v[s], self.kv_heads * self.dim));
+            positions.extend(part.from as u32..part.to as u32);
+            sequences.extend((part.from..part.to).map(|_| s as u32));
+        }
+        let rows = Rows {
+            positions: &positions,
+            sequences: &sequences,
+            pages: &self.pages,
+            page_indptr: &self.page_indptr,
+        };
+        let indptr: &[u32] = if replaced_rows > 0 {
+            &[0, replaced_rows]
+        } else {
+            &[0]
+        };
+        let replaced = |_| Some(self.replaced.as_slice());
+        let norm = NormWeight {
+            base: &self.norm,
+            replaced: &replaced,
+        };
+        let args = RopeStore {
+            q: &mut q,
+            k: &mut k,
+            v: &v,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.dim,
+            q_norm: Some(norm),
+            k_norm: None,
+            eps: EPS,
+            rope: &RopeTable::new(128, self.dim, &self.inv_freq, 1.25),
+            layer: LAYER,
+        };
+        rope_store(dev, args, rows, Segments { indptr }, kv);
+        let mut out = Act::new(self.dtype, rows.count(), self.heads * self.dim);
+        attention(dev, &q, self.heads, kv, LAYER, rows, 0.2, window, &mut out);
+        (q, out)
+    }
+
+    /// Rotated q of a row, by the reference.
+    fn want_q(&self, sequence: usize, position: usize, head: usize, replaced: bool) -> Vec<f64> {
+        let at = (position * self.heads + head) * self.dim;
+        let x: Vec<f64> = wide(&self.q[sequence][at..][..self.dim]);
+        let weight = if replaced { &self.replaced } else { &self.norm };
+        let x = rms_norm(&x, weight, f64::from(EPS));
+        rotate(&x, position as u32, &self.inv_freq, 1.25)
+    }
+
+    /// Keys and values of `from..=to`, as stored.
+    fn want_kv(
+        &self,
+        s: usize,
+        head: usize,
+        from: usize,
+        to: usize,
+    ) -> (Vec<Vec<f64>>, Vec<Vec<f64>>) {
+        let stored = |x: &[f64]| {
+            let narrow: Vec<f32> = x.iter().map(|&x| x as f32).collect();
+            wide(&rounded(self.dtype, &narrow))
+        };
+        let row =
+            |x: &[f32], p: usize| wide(&x[(p * self.kv_heads + head) * self.dim..][..self.dim]);
+        let key = |p| stored(&rotate(&row(&self.k[s], p), p as u32, &self.inv_freq, 1.25));
+        let value = |p| stored(&row(&self.v[s], p));
+        (
+            (from..=to).map(key).collect(),
+            (from..=to).map(value).collect(),
+        )
+    }
+
+    fn check(&self, dev: &Device, window: Option<u32>) {
+        let mut kv = self.cache();
+        let all: Vec<Part> = (0..self.lengths.len())
+            .map(|s| Part {
+                sequence: s,
+                from: 0,
+                to: self.lengths[s],
+            })
+            .collect();
+        let (q, out) = self.step(dev, &mut kv, &all, 17, window);
+        // A key rotated in f32 may round to the other bf16 neighbour than one rotated in f64.
+        let tolerance = if self.dtype == Dtype::Bf16 {
+            4e-3
+        } else {
+            2e-5
+        };
+        let mut t = 0;
+        for (s, &length) in self.lengths.iter().enumerate() {
+            for p in 0..length {
+                let from = window.map_or(0, |w| (p + 1).saturating_sub(w as usize));
+                for head in 0..self.heads {
+                    let what = format!("{} D {} {s} {p} head {head}", dev.name(), self.dim);
+                    let want_q = self.want_q(s, p, head, t < 17);
+                    let got_q = &q[(t * self.heads + head) * self.dim..][..self.dim];
+                    assert_close(got_q, &want_q, 2e-5, &what);
+                    let group = self.heads / self.kv_heads;
+                    let (keys, values) = self.want_kv(s, head / group, from, p);
+                    let want = attend(&want_q, &keys, &values, 0.2);
+                    let got = &out.row(t)[head * self.dim..][..self.dim];
+                    assert_close(got, &want, tolerance, &what);
+                }
+                t += 1;
+            }
+        }
+    }
+}
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&x| f64::from(x)).collect()
+}
+
+#[test]
+fn paged_attention_equals_the_f64_loop() {
+    for dev in devices() {
+        for dtype in DTYPES {
+            for (heads, kv_heads, dim) in [(6, 2, 64), (4, 4, 8), (3, 1, 80), (20, 1, 16)] {
+                let world = World::new(11, dtype, heads, kv_heads, dim);
+                world.check(&dev, None);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_window_hides_what_lies_before_it() {
+    for dev in devices() {
+        for window in [1, 5, 16, 40] {
+            World::new(12, Dtype::F32, 4, 2, 16).check(&dev, Some(window));
+        }
+    }
+}
+
+#[test]
+fn a_rows_attention_has_the_same_bits_in_any_step() {
+    for dtype in DTYPES {
+        for &isa in Isa::available() {
+            let world = World::new(13, dtype, 6, 2, 64);
+            let dev = Device::cpu_with(1, isa).expect("available");
+            let mut kv = world.cache();
+            let whole: Vec<Part> = (0..world.lengths.len())
+                .map(|s| Part {
+                    sequence: s,
+                    from: 0,
+                    to: world.lengths[s],
+                })
+                .collect();
+            let (_, among) = world.step(&dev, &mut kv, &whole, 0, Some(50));
+            let start: usize = world.lengths[..4].iter().sum();
+            for threads in [1, 2, 3] {
+                let dev = Device::cpu_with(threads, isa).expect("available");
+                let mut kv = world.cache();
+                // Sequence 4 token by token, then in uneven chunks beside a neighbour.
+                for chunks in [vec![1; 90], vec![7, 30, 53], vec![89, 1]] {
+                    let mut from = 0;
+                    for rows in chunks {
+                        let to = from + rows;
+                        let parts = [
+                            Part {
+                                sequence: 2,
+                                from: 0,
+                                to: 3,
+                            },
+                            Part {
+                                sequence: 4,
+                                from,
+                                to,
+                            },
+                        ];
+                        let (_, out) = world.step(&dev, &mut kv, &parts, 0, Some(50));
+                        for p in from..to {
+                            let got = bits(out.row(3 + p - from));
+                            assert_eq!(got, bits(among.row(start + p)), "{} {p}", dev.name());
+                        }
+                        from = to;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn page_bytes_times_pages_is_what_a_cache_holds() {
+    for dtype in DTYPES {
+        for (heads, dim) in [(3, 64), (1, 8), (2, 80)] {
+            let kv = KvCache::new(dtype, 5, 7, heads, dim);
+            assert_eq!(kv.bytes(), 7 * KvCache::page_bytes(dtype, 5, heads, dim));
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "row 0: position 16 beyond its 1 pages")]
+fn a_position_beyond_its_pages_is_refused() {
+    let kv = KvCache::new(Dtype::F32, 1, 1, 1, 16);
+    let rows = Rows {
+        positions: &[16],
+        sequences: &[0],
+        pages: &[0],
+        page_indptr: &[0, 1],
+    };
+    let mut out = Act::new(Dtype::F32, 1, 16);
+    attention(
+        &Device::cpu(1),
+        &[0.0; 16],
+        1,
+        &kv,
+        0,
+        rows,
+        1.0,
+        None,
+        &mut out,
+    );
+}

@@ -1,0 +1,117 @@
+//! What the ops' tests share: numbers from a seed, the devices to test, and one site with its adapters.
+
+use half::bf16;
+use polylora_kernels::reference::Factors;
+use polylora_kernels::{Delta, Device, Dtype, Isa};
+
+/// splitmix64.
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    /// Uniform in -1..1.
+    pub fn value(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    pub fn values(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.value()).collect()
+    }
+
+    /// Values that bf16 holds exactly, when that is the type.
+    pub fn stored(&mut self, dtype: Dtype, n: usize) -> Vec<f32> {
+        rounded(dtype, &self.values(n))
+    }
+}
+
+pub fn rounded(dtype: Dtype, x: &[f32]) -> Vec<f32> {
+    match dtype {
+        Dtype::F32 => x.to_vec(),
+        Dtype::Bf16 => x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
+    }
+}
+
+/// Every instruction set of this CPU on one thread, and the best on two and three.
+pub fn devices() -> Vec<Device> {
+    let each = Isa::available()
+        .iter()
+        .map(|&isa| Device::cpu_with(1, isa).expect("available"));
+    each.chain([2, 3].map(Device::cpu)).collect()
+}
+
+pub const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
+
+#[track_caller]
+pub fn assert_close(got: &[f32], want: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
+        let error = (f64::from(got) - want).abs();
+        assert!(
+            error <= tolerance,
+            "{what}: [{i}] is {got}, not {want} (off by {error:e})"
+        );
+    }
+}
+
+/// One adapter at one site: the op's form and the reference's.
+pub struct Adapter {
+    pub rank: usize,
+    a: Vec<f32>,
+    b: Vec<f32>,
+    scale: f32,
+    gain: Option<Vec<f32>>,
+    bias: Option<Vec<f32>>,
+    pub delta: Delta,
+}
+
+impl Adapter {
+    /// `dora`: with a gain and a bias of its own.
+    pub fn new(
+        rng: &mut Rng,
+        dtype: Dtype,
+        rank: usize,
+        inputs: usize,
+        outputs: usize,
+        dora: bool,
+    ) -> Adapter {
+        let a = rng.stored(dtype, rank * inputs);
+        let b = rng.stored(dtype, rank * outputs);
+        // A power of two keeps scale · B exact in bf16.
+        let scale = 0.25;
+        let gain = dora.then(|| rng.values(outputs));
+        let bias = dora.then(|| rng.values(outputs));
+        let (g, c) = (gain.clone(), bias.clone());
+        let delta = Delta::new(dtype, rank, inputs, outputs, &a, &b, scale, g, c);
+        Adapter {
+            rank,
+            a,
+            b,
+            scale,
+            gain,
+            bias,
+            delta,
+        }
+    }
+
+    pub fn factors(&self) -> Factors<'_> {
+        Factors {
+            rank: self.rank,
+            a: &self.a,
+            b: &self.b,
+            scale: self.scale,
+            gain: self.gain.as_deref(),
+            bias: self.bias.as_deref(),
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! `linear` against the f64 loop, over shapes, storage types, instruction sets and popularities of adapters; and its bits.
+
+use crate::common::{Adapter, DTYPES, Rng, assert_close, devices, rounded};
+use polylora_kernels::reference::{linear_row, segment_of};
+use polylora_kernels::{Act, Device, Dtype, Isa, Linear, LoraScratch, Matrix, Segments, linear};
+
+/// A site, its adapters and some rows.
+struct Case {
+    dtype: Dtype,
+    inputs: usize,
+    outputs: usize,
+    w: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    weight: Matrix,
+    x: Vec<Vec<f32>>,
+    adapters: Vec<Adapter>,
+    indptr: Vec<u32>,
+    /// Adapter of each segment; `None` leaves that segment at the base.
+    segments: Vec<Option<usize>>,
+}
+
+impl Case {
+    fn new(rng: &mut Rng, dtype: Dtype, rows: usize, inputs: usize, outputs: usize) -> Case {
+        let w = rng.stored(dtype, outputs * inputs);
+        Case {
+            dtype,
+            inputs,
+            outputs,
+            weight: Matrix::from_f32(dtype, outputs, inputs, &w),
+            w,
+            bias: rng.below(2).eq(&0).then(|| rng.values(outputs)),
+            x: (0..rows).map(|_| rng.values(inputs)).collect(),
+            adapters: Vec::new(),
+            indptr: vec![0],
+            segments: Vec::new(),
+        }
+    }
+
+    fn segment(&mut self, rows: usize, adapter: Option<usize>) {
+        let start = self.indptr[self.indptr.len() - 1];
+        self.indptr.push(start + rows as u32);
+        self.segments.push(adapter);
+    }
+
+    fn act(&self) -> Act {
+        let mut act = Act::new(self.dtype, self.x.len(), self.inputs);
+        self.x
+            .iter()
+            .enumerate()
+            .for_each(|(t, x)| act.set_row(t, x));
+        act
+    }
+
+    fn run(&self, dev: &Device) -> Vec<f32> {
+        let rows = self.x.len();
+        let mut y = vec![f32::NAN; rows * self.outputs];
+        let mut scratch = LoraScratch::new(rows, 512);
+        let bias = self.bias.as_deref();
+        let mut outs = [Linear {
+            weight: &self.weight,
+            bias,
+            y: &mut y,
+        }];
+        let delta = |_, g: usize| self.segments[g].map(|a| &self.adapters[a].delta);
+        let segments = Segments {
+            indptr: &self.indptr,
+        };
+        linear(
+            dev,
+            &self.act(),
+            rows,
+            &mut outs,
+            segments,
+            &delta,
+            &mut scratch,
+        );
+        y
+    }
+
+    fn check(&self, dev: &Device) {
+        let y = self.run(dev);
+        let segments = Segments {
+            indptr: &self.indptr,
+        };
+        for (t, x) in self.x.iter().enumerate() {
+            let adapter = segment_of(segments, t).and_then(|g| self.segments[g]);
+            let delta = adapter.map(|a| self.adapters[a].factors());
+            let x_base = rounded(self.dtype, x);
+            let want = linear_row(&x_base, x, &self.w, self.bias.as_deref(), delta);
+            let rank = delta.map_or(0, |d| d.rank);
+            let tolerance = 3e-7 * self.inputs as f64 * (1.0 + 0.05 * rank as f64) + 1e-5;
+            let what = format!(
+                "{}, {:?}, row {t} of {}, W [{}, {}], rank {rank}",
+                dev.name(),
+                self.dtype,
+                self.x.len(),
+                self.outputs,
+                self.inputs
+            );
+            assert_close(
+                &y[t * self.outputs..][..self.outputs],
+                &want,
+                tolerance,
+                &what,
+            );
+        }
+    }
+}
+
+#[test]
+fn every_path_equals_the_f64_loop_on_odd_shapes() {
+    let mut rng = Rng(1);
+    let shapes = [
+        (1, 1, 1),
+        (1, 96, 1),
+        (1, 33, 17),
+        (2, 7, 64),
+        (3, 160, 100),
+        (5, 224, 63),
+        (6, 576, 65),
+        (7, 288, 130),
+        (13, 31, 16),
+        (16, 352, 200),
+        (50, 300, 80),
+        (100, 600, 144),
+    ];
+    for dev in devices() {
+        for dtype in DTYPES {
+            for (rows, inputs, outputs) in shapes {
+                Case::new(&mut rng, dtype, rows, inputs, outputs).check(&dev);
+            }
+        }
+    }
+}
+
+/// Rows of each adapter under the popularity, most popular first; the rest of `rows` are base rows.
+fn popularity(name: &str, rows: usize) -> Vec<usize> {
+    match name {
+        "identical" => vec![rows],
+        "distinct" => vec![1; rows],
+        "uniform" => vec![2; rows / 2],
+        "zipf" => (1..)
+            .map(|i| rows / (4 * i))
+            .take_while(|&n| n > 0)
+            .collect(),
+        "skewed" => std::iter::once(rows - 8).chain([1; 4]).collect(),
+        "none" => vec![],
+        _ => unreachable!("{name}"),
+    }
+}
+
+fn mixed(rng: &mut Rng, dtype: Dtype, name: &str, rows: usize) -> Case {
+    let (inputs, outputs) = (100 + 31 * rng.below(3), 70 + 37 * rng.below(3));
+    let mut case = Case::new(rng, dtype, rows, inputs, outputs);
+    let ranks = [16, 1, 0, 7, 64, 512, 33, 8, 2, 128];
+    for (i, rows) in popularity(name, rows).into_iter().enumerate() {
+        if i < ranks.len() {
+            let factors = if i % 3 == 1 { Dtype::F32 } else { dtype };
+            let adapter = Adapter::new(rng, factors, ranks[i], inputs, outputs, i % 4 >= 2);
+            case.adapters.push(adapter);
+        }
+        // Every ninth segment's adapter does not touch this site.
+        let adapter = (i % 9 != 8).then(|| i % case.adapters.len());
+        case.segment(rows, adapter);
+    }
+    case
+}
+
+#[test]
+fn deltas_of_any_rank_and_popularity_equal_the_f64_loop() {
+    let mut rng = Rng(2);
+    for dev in devices() {
+        for dtype in DTYPES {
+            for name in ["identical", "distinct", "uniform", "zipf", "skewed", "none"] {
+                for rows in [12, 70] {
+                    mixed(&mut rng, dtype, name, rows).check(&dev);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn three_sites_of_one_call_each_get_their_own_product() {
+    let mut rng = Rng(3);
+    let (rows, inputs) = (9, 48);
+    for dev in devices() {
+        let x: Vec<Vec<f32>> = (0..rows).map(|_| rng.values(inputs)).collect();
+        let mut act = Act::new(Dtype::F32, rows, inputs);
+        x.iter().enumerate().for_each(|(t, x)| act.set_row(t, x));
+        let outputs = [80, 16, 33];
+        let w = outputs.map(|o| rng.values(o * inputs));
+        let bias = outputs.map(|o| rng.values(o));
+        let adapters = outputs.map(|o| Adapter::new(&mut rng, Dtype::F32, 5, inputs, o, o == 33));
+        let weight: Vec<Matrix> = (0..3)
+            .map(|i| Matrix::from_f32(Dtype::F32, outputs[i], inputs, &w[i]))
+            .collect();
+        let mut y = outputs.map(|o| vec![0.0; rows * o]);
+        let mut scratch = LoraScratch::new(rows, 8);
+        let mut outs: Vec<Linear<'_>> = y
+            .iter_mut()
+            .enumerate()
+            .map(|(i, y)| Linear {
+                weight: &weight[i],
+                bias: Some(&bias[i]),
+                y,
+            })
+            .collect();
+        // Segment 0 changes the first and last site, segment 1 only the last.
+        let has = |i: usize, g: usize| i == 2 || (i == 0 && g == 0);
+        let delta = |i: usize, g: usize| has(i, g).then(|| &adapters[i].delta);
+        let segments = Segments { indptr: &[0, 4, 7] };
+        linear(&dev, &act, rows, &mut outs, segments, &delta, &mut scratch);
+        drop(outs);
+        for i in 0..3 {
+            for t in 0..rows {
+                let factors = segment_of(segments, t).filter(|&g| has(i, g));
+                let factors = factors.map(|_| adapters[i].factors());
+                let want = linear_row(&x[t], &x[t], &w[i], Some(&bias[i]), factors);
+                let what = format!("{}: site {i}, row {t}", dev.name());
+                assert_close(&y[i][t * outputs[i]..][..outputs[i]], &want, 3e-5, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rows_bits_do_not_depend_on_its_neighbours_or_the_threads() {
+    let mut rng = Rng(4);
+    for dtype in DTYPES {
+        for name in ["distinct", "zipf", "identical"] {
+            let case = mixed(&mut rng, dtype, name, 64);
+            for &isa in Isa::available() {
+                let solo = Device::cpu_with(1, isa).expect("available");
+                let among = case.run(&solo);
+                for threads in [2, 3] {
+                    let team = Device::cpu_with(threads, isa).expect("available");
+                    assert_eq!(
+                        bits(&case.run(&team)),
+                        bits(&among),
+                        "{} {name}",
+                        team.name()
+                    );
+                }
+                let segments = Segments {
+                    indptr: &case.indptr,
+                };
+                for t in [0, 1, 5, 17, 40, 62, 63] {
+                    let adapter = segment_of(segments, t).and_then(|g| case.segments[g]);
+                    let alone = alone(&case, &solo, t, adapter);
+                    let row = &among[t * case.outputs..][..case.outputs];
+                    assert_eq!(
+                        bits(&alone),
+                        bits(row),
+                        "{} {dtype:?} {name} row {t}",
+                        solo.name()
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Row `t` in a step of its own.
+fn alone(case: &Case, dev: &Device, t: usize, adapter: Option<usize>) -> Vec<f32> {
+    let mut x = Act::new(case.dtype, 1, case.inputs);
+    x.set_row(0, &case.x[t]);
+    let mut y = vec![0.0; case.outputs];
+    let mut outs = [Linear {
+        weight: &case.weight,
+        bias: case.bias.as_deref(),
+        y: &mut y,
+    }];
+    let indptr: &[u32] = if adapter.is_some() { &[0, 1] } else { &[0] };
+    let delta = |_, _| adapter.map(|a| &case.adapters[a].delta);
+    let mut scratch = LoraScratch::new(1, 512);
+    linear(
+        dev,
+        &x,
+        1,
+        &mut outs,
+        Segments { indptr },
+        &delta,
+        &mut scratch,
+    );
+    y
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn avx2_and_avx512_give_the_same_bits_in_f32() {
+    let (Some(two), Some(five)) = (
+        Device::cpu_with(1, Isa::Avx2),
+        Device::cpu_with(1, Isa::Avx512),
+    ) else {
+        return;
+    };
+    let case = mixed(&mut Rng(5), Dtype::F32, "zipf", 40);
+    assert_eq!(bits(&case.run(&two)), bits(&case.run(&five)));
+}
+
+#[test]
+fn a_packed_matrix_reads_back_its_rows() {
+    let mut rng = Rng(6);
+    for dtype in DTYPES {
+        for (outputs, inputs) in [(1, 1), (17, 33), (64, 8), (130, 5)] {
+            let rows = rng.stored(dtype, outputs * inputs);
+            let matrix = Matrix::from_f32(dtype, outputs, inputs, &rows);
+            let halves: Vec<half::bf16> = rows.iter().map(|&x| half::bf16::from_f32(x)).collect();
+            let from_halves = Matrix::from_bf16(Dtype::Bf16, outputs, inputs, &halves);
+            let mut row = vec![0.0; inputs];
+            for output in 0..outputs {
+                let want = &rows[output * inputs..][..inputs];
+                matrix.read_row(output, &mut row);
+                assert_eq!(row, want, "{dtype:?} [{outputs}, {inputs}] row {output}");
+                from_halves.read_row(output, &mut row);
+                assert_eq!(row, rounded(Dtype::Bf16, want));
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "rank 9, scratch for 8")]
+fn a_rank_beyond_the_scratch_is_refused() {
+    let mut rng = Rng(7);
+    let adapter = Adapter::new(&mut rng, Dtype::F32, 9, 16, 16, false);
+    let weight = Matrix::from_f32(Dtype::F32, 16, 16, &rng.values(256));
+    let mut y = vec![0.0; 16];
+    let mut outs = [Linear {
+        weight: &weight,
+        bias: None,
+        y: &mut y,
+    }];
+    let (dev, x) = (Device::cpu(1), Act::new(Dtype::F32, 1, 16));
+    let segments = Segments { indptr: &[0, 1] };
+    let mut scratch = LoraScratch::new(1, 8);
+    linear(
+        &dev,
+        &x,
+        1,
+        &mut outs,
+        segments,
+        &|_, _| Some(&adapter.delta),
+        &mut scratch,
+    );
+}

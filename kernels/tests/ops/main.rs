@@ -1,0 +1,6 @@
+//! Every op, on every instruction set of this CPU, against `polylora_kernels::reference`: plain loops in f64.
+
+mod attention;
+mod common;
+mod linear;
+mod pointwise;

@@ -1,0 +1,192 @@
+//! Norms, gates, embeddings and argmax against f64 loops.
+
+use crate::common::{DTYPES, Rng, assert_close, devices, rounded};
+use polylora_kernels::reference::{self, rms_norm, segment_of};
+use polylora_kernels::{
+    Act, Device, Dtype, EmbedDelta, Gate, Matrix, NormWeight, Residual, Segments, add_norm,
+    add_norm_rows, argmax, embed, glu,
+};
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&x| f64::from(x)).collect()
+}
+
+/// h + y, or h + norm(y) under `post`.
+fn with_residual(h: &[f32], y: Option<&[f32]>, post: Option<&[f32]>) -> Vec<f64> {
+    let Some(y) = y else { return wide(h) };
+    let y = post.map_or(wide(y), |w| rms_norm(&wide(y), w, 1e-5));
+    h.iter().zip(y).map(|(&h, y)| f64::from(h) + y).collect()
+}
+
+#[test]
+fn add_norm_equals_the_f64_loop_with_and_without_residual_and_post_norm() {
+    let mut rng = Rng(21);
+    for dev in devices() {
+        for (rows, width) in [(1, 576), (9, 33), (70, 100)] {
+            let (w, own, post) = (rng.values(width), rng.values(width), rng.values(width));
+            let (h0, y) = (rng.values(rows * width), rng.values(rows * width));
+            let end = rows.div_ceil(2) as u32;
+            let segments = Segments { indptr: &[0, end] };
+            let replaced = |_| Some(own.as_slice());
+            let weight = NormWeight {
+                base: &w,
+                replaced: &replaced,
+            };
+            let keep = |_| None;
+            let post_weight = NormWeight {
+                base: &post,
+                replaced: &keep,
+            };
+            for case in 0..3 {
+                let residual = (case > 0).then_some(Residual {
+                    y: &y,
+                    post: (case == 2).then_some(post_weight),
+                });
+                let sampled: Vec<u32> = (0..rows as u32).rev().step_by(2).collect();
+                let mut out = Act::new(Dtype::Bf16, rows, width);
+                add_norm_rows(
+                    &dev, &h0, &sampled, residual, weight, 1e-5, segments, &mut out,
+                );
+                let picked: Vec<Vec<f32>> =
+                    (0..sampled.len()).map(|i| out.row(i).to_vec()).collect();
+                let mut h = h0.clone();
+                add_norm(
+                    &dev, &mut h, rows, residual, weight, 1e-5, segments, &mut out,
+                );
+                for t in 0..rows {
+                    let what = format!("{} case {case} row {t} of [{rows}, {width}]", dev.name());
+                    let at = t * width..(t + 1) * width;
+                    let y = residual.map(|r| &r.y[at.clone()]);
+                    let sum =
+                        with_residual(&h0[at.clone()], y, (case == 2).then_some(post.as_slice()));
+                    assert_close(&h[at], &sum, 1e-5, &what);
+                    let weight = if t < end as usize { &own } else { &w };
+                    assert_close(out.row(t), &rms_norm(&sum, weight, 1e-5), 1e-5, &what);
+                }
+                for (i, &t) in sampled.iter().enumerate() {
+                    assert_eq!(picked[i], out.row(t as usize), "{} row {t}", dev.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gates_equal_the_f64_formulas_from_minus_100_to_100() {
+    let mut rng = Rng(22);
+    for dev in devices() {
+        for gate in [Gate::Silu, Gate::GeluTanh] {
+            for (rows, width) in [(1, 1), (3, 50), (40, 300)] {
+                let g: Vec<f32> = (0..rows * width)
+                    .map(|i| rng.value() * if i % 3 == 0 { 100.0 } else { 6.0 })
+                    .collect();
+                let u = rng.values(rows * width);
+                let mut out = Act::new(Dtype::F32, rows, width);
+                glu(&dev, gate, &g, &u, rows, &mut out);
+                for (i, (&g, &u)) in g.iter().zip(&u).enumerate() {
+                    let want = reference::glu(gate, f64::from(g), f64::from(u));
+                    let got = out.row(i / width)[i % width];
+                    let what = format!("{} {gate:?}({g}) · {u}", dev.name());
+                    assert_close(&[got], &[want], 1e-6 * (1.0 + want.abs()), &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn embed_looks_up_scales_and_adds_the_segments_delta() {
+    let mut rng = Rng(23);
+    for dev in devices() {
+        for dtype in DTYPES {
+            let (vocab, hidden, rank, rows) = (37, 45, 3, 20);
+            let table = rng.stored(dtype, vocab * hidden);
+            let (a, b) = (
+                rng.stored(dtype, rank * vocab),
+                rng.stored(dtype, hidden * rank),
+            );
+            let delta = EmbedDelta::new(dtype, rank, vocab, hidden, &a, &b, 0.5);
+            let matrix = Matrix::from_f32(dtype, vocab, hidden, &table);
+            let tokens: Vec<u32> = (0..rows).map(|_| rng.below(vocab) as u32).collect();
+            let segments = Segments {
+                indptr: &[0, 6, 11],
+            };
+            let mut h = vec![0.0; rows * hidden];
+            let only_first = |g| (g == 0).then_some(&delta);
+            embed(&dev, &matrix, &tokens, 3.0, segments, &only_first, &mut h);
+            for t in 0..rows {
+                let token = tokens[t] as usize;
+                let value = |i: usize| {
+                    let own: f64 = (0..rank)
+                        .map(|r| f64::from(a[r * vocab + token]) * f64::from(b[i * rank + r]))
+                        .sum();
+                    let own = if segment_of(segments, t) == Some(0) {
+                        0.5 * own
+                    } else {
+                        0.0
+                    };
+                    3.0 * f64::from(table[token * hidden + i]) + own
+                };
+                let want: Vec<f64> = (0..hidden).map(value).collect();
+                assert_close(&h[t * hidden..][..hidden], &want, 1e-5, &dev.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn an_act_keeps_its_bf16_copy_in_step() {
+    // Through a bf16 identity the bf16 copy comes back.
+    let (rows, width) = (4, 30);
+    let mut eye = vec![0.0; width * width];
+    (0..width).for_each(|i| eye[i * width + i] = 1.0);
+    let weight = Matrix::from_f32(Dtype::Bf16, width, width, &eye);
+    let mut rng = Rng(24);
+    let (g, u) = (rng.values(rows * width), rng.values(rows * width));
+    for dev in devices() {
+        let mut out = Act::new(Dtype::Bf16, rows, width);
+        glu(&dev, Gate::Silu, &g, &u, rows, &mut out);
+        let mut y = vec![0.0; rows * width];
+        let outs = &mut [polylora_kernels::Linear {
+            weight: &weight,
+            bias: None,
+            y: &mut y,
+        }];
+        let mut scratch = polylora_kernels::LoraScratch::new(rows, 1);
+        let none = Segments { indptr: &[0] };
+        polylora_kernels::linear(&dev, &out, rows, outs, none, &|_, _| None, &mut scratch);
+        for t in 0..rows {
+            assert_eq!(
+                y[t * width..][..width],
+                rounded(Dtype::Bf16, out.row(t)),
+                "{}",
+                dev.name()
+            );
+        }
+    }
+}
+
+#[test]
+fn argmax_takes_the_first_of_the_greatest_and_no_nan() {
+    let mut rng = Rng(25);
+    for n in [1, 15, 64, 65, 1000] {
+        let mut x = rng.values(n);
+        let want = (0..n).fold(0, |best, i| if x[i] > x[best] { i } else { best });
+        assert_eq!(argmax(&x), want);
+        let (first, second) = (n / 3, n / 2);
+        (x[first], x[second]) = (5.0, 5.0);
+        assert_eq!(argmax(&x), first);
+        if first > 0 {
+            x[0] = f32::NAN;
+            assert_eq!(argmax(&x), first);
+        }
+    }
+    assert_eq!(argmax(&[f32::NAN; 20]), 0);
+    assert_eq!(argmax(&[f32::NEG_INFINITY; 70]), 0);
+}
+
+#[test]
+fn a_device_says_what_it_is() {
+    let name = Device::cpu(2).name();
+    assert!(name.starts_with("cpu: 2 threads, "), "{name}");
+}
