@@ -73,9 +73,10 @@ fn rope_frequencies_are_those_of_transformers() {
 #[test]
 fn chunks_pages_and_neighbours_do_not_change_a_bit() {
     let cases = [
-        json!({"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 24, "max_window_layers": 1}),
-        json!({"model_type": "gemma3_text", "head_dim": 32, "sliding_window": 8, "sliding_window_pattern": 2,
-               "num_hidden_layers": 4, "tie_word_embeddings": true}),
+        json!({"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 24,
+               "max_window_layers": 1}),
+        json!({"model_type": "gemma3_text", "head_dim": 32, "sliding_window": 8,
+               "sliding_window_pattern": 2, "num_hidden_layers": 4, "tie_word_embeddings": true}),
     ];
     let a: Vec<u32> = (0..37).map(|i| (i * 29 + 3) % 128).collect();
     let b: Vec<u32> = (0..21).map(|i| (i * 31 + 7) % 128).collect();
@@ -154,11 +155,13 @@ fn the_demo_model_is_tokenised_as_transformers_does() {
     {
         let prompt = prompt.as_str().expect("text");
         let chat = format!(
-            "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+            "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{prompt}\
+             <|im_end|>\n<|im_start|>assistant\n"
         );
         assert_eq!(encode(&chat), ids(expected), "{prompt}");
     }
-    // GPT-2's words: the last of many spaces belongs to what follows; digits stand alone, without their space.
+    // GPT-2's words: the last of many spaces belongs to what follows; digits stand alone, without
+    // their space.
     let pieces = |s: &str| {
         text.tokenizer
             .encode(s, true)

@@ -1,7 +1,7 @@
 //! `polylora verify`: our logits against candle-transformers', with and without adapters.
 //!
-//! Owns the proof that the comparison passes where it should and fails where it should. Never checks what adapters are
-//! allowed.
+//! Owns the proof that the comparison passes where it should and fails where it should. Never
+//! checks what adapters are allowed.
 
 #[path = "common/tiny.rs"]
 mod tiny;
@@ -31,12 +31,12 @@ fn check(checkpoint: &Checkpoint, adapter: Option<&Path>, what: &Value) {
     assert!(report.passed() && report.rows.len() >= 3);
 }
 
-/// What candle's models can express. Windows are longer than the prompts, because candle's are one longer than those of
-/// transformers (which golden logits cover).
+/// What candle's models can express. Windows are longer than the prompts, because candle's are one
+/// longer than those of transformers (which golden logits cover).
 #[test]
 fn verify_finds_tiny_models_equal_to_candle() {
-    let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                        "original_max_position_embeddings": 32});
+    let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                        "high_freq_factor": 4.0, "original_max_position_embeddings": 32});
     let linear = json!({"rope_type": "linear", "factor": 4.0});
     for case in [
         json!({"model_type": "llama", "rope_scaling": llama3}),
@@ -45,9 +45,9 @@ fn verify_finds_tiny_models_equal_to_candle() {
         json!({"model_type": "qwen2"}),
         json!({"model_type": "qwen3", "head_dim": 32}),
         // A hidden size whose square root is not a bf16 number.
-        json!({"model_type": "gemma3_text", "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64,
-               "sliding_window_pattern": 2, "num_hidden_layers": 4, "hidden_size": 80,
-               "tie_word_embeddings": true}),
+        json!({"model_type": "gemma3_text", "head_dim": 32, "query_pre_attn_scalar": 32,
+               "sliding_window": 64, "sliding_window_pattern": 2, "num_hidden_layers": 4,
+               "hidden_size": 80, "tie_word_embeddings": true}),
     ] {
         check(&tiny_checkpoint(&case, Storage::F32), None, &case);
     }
@@ -123,7 +123,8 @@ fn verify_with_an_adapter_is_equal_to_candle_with_merged_weights() {
     let v = ("model.layers.2.self_attn.v_proj", 4, [32, 64]);
     let down = ("model.layers.1.mlp.down_proj", 4, [64, 96]);
     let head = ("lm_head", 4, [128, 64]);
-    let patterns = json!({"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.2.self_attn.v_proj": 2, "v_proj": 16}});
+    let patterns = json!({"rank_pattern": {"q_proj": 2},
+                          "alpha_pattern": {"layers.2.self_attn.v_proj": 2, "v_proj": 16}});
     for (model, adapter, factors) in [
         (json!({"model_type": "llama"}), patterns, vec![q, v, down]),
         (

@@ -1,8 +1,9 @@
 //! Weights with an adapter merged in, for the reference.
 //!
-//! Owns a second, deliberately plain reading of PEFT files: W + scale · B · A, with DoRA's column norms, straight from the
-//! tensors. Never shares code with `adapters::format`, which it checks. The thing to know: whether an adapter is allowed at
-//! all was decided there before; here an unknown part is `unsupported_reference`.
+//! Owns a second, deliberately plain reading of PEFT files: W + scale · B · A, with DoRA's column
+//! norms, straight from the tensors. Never shares code with `adapters::format`, which it checks.
+//! The thing to know: whether an adapter is allowed at all was decided there before; here an
+//! unknown part is `unsupported_reference`.
 
 use super::no_reference;
 use crate::error::{Error, Result};
@@ -131,8 +132,8 @@ impl Adapter {
         }
     }
 
-    /// Left [O, R] and right [R, I] of the change of a module's weight. The embedding's factors map a token to a column,
-    /// so its table changes by their transposes.
+    /// Left [O, R] and right [R, I] of the change of a module's weight. The embedding's factors map
+    /// a token to a column, so its table changes by their transposes.
     fn factors(&self, module: &str) -> Option<(Vec<f32>, Vec<f32>)> {
         let get = |part: &str| self.tensors.get(&format!("{module}.{part}"));
         let values = |t: &(Vec<usize>, Vec<f32>)| t.1.clone();
