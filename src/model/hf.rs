@@ -1,7 +1,9 @@
-//! A Hugging Face model directory: config, safetensors (one file or shards), tokenizer and template files.
+//! A Hugging Face model directory: config, safetensors (one file or shards), tokenizer and template
+//! files.
 //!
-//! Owns the rules about which file says what. Never maps or keeps weights: a tensor is read when it is asked for. The
-//! thing to know: names are those of the text model; what multimodal files put in front of them is cut off here.
+//! Owns the rules about which file says what. Never maps or keeps weights: a tensor is read when it
+//! is asked for. The thing to know: names are those of the text model; what multimodal files put in
+//! front of them is cut off here.
 
 use super::checkpoint::{TensorData, TextSource, digest};
 use super::config_json::{invalid, unsupported};
@@ -224,7 +226,8 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     match single.is_file() {
         true => Ok(vec![single]),
         false => Err(invalid(format!(
-            "model.safetensors (or model.safetensors.index.json) is missing in {}; other weight files are not read",
+            "model.safetensors (or model.safetensors.index.json) is missing in {}; other \
+             weight files are not read",
             dir.display()
         ))),
     }
