@@ -267,7 +267,8 @@ fn text_source(dir: &Path, config: &Value) -> Result<TextSource> {
     let configs = [&generation, config, text_config];
     let ids = |key: &'static str| configs.into_iter().flat_map(move |c| ids(c.get(key)));
     let mut eos = Vec::new();
-    for id in ids("eos_token_id").chain(named("eos_token")) {
+    // The tokenizer's own first: it is what chat templates mean by `eos_token`.
+    for id in named("eos_token").into_iter().chain(ids("eos_token_id")) {
         if !eos.contains(&id) {
             eos.push(id);
         }
@@ -302,7 +303,7 @@ fn adds_bos(tokenizer: &tokenizers::Tokenizer, bos: Option<u32>) -> bool {
     bos.is_some() && encoded.is_some_and(|e| e.get_ids().first().copied() == bos)
 }
 
-/// From chat_template.jinja, or the tokenizer's config (text, or a list of which `default` counts).
+/// From chat_template.jinja, or the tokenizer's config: text, or a list of named templates as JSON.
 fn chat_template(dir: &Path, own: &Value) -> Result<Option<String>> {
     let path = dir.join("chat_template.jinja");
     if path.is_file() {
@@ -316,13 +317,9 @@ fn chat_template(dir: &Path, own: &Value) -> Result<Option<String>> {
     let template = beside
         .get("chat_template")
         .or_else(|| own.get("chat_template"));
-    let default = |list: &Vec<Value>| {
-        let named = list.iter().find(|t| t["name"] == "default")?;
-        named["template"].as_str().map(str::to_owned)
-    };
     Ok(match template {
         Some(Value::String(text)) => Some(text.clone()),
-        Some(Value::Array(list)) => default(list),
+        Some(list @ Value::Array(_)) => Some(list.to_string()),
         _ => None,
     })
 }
