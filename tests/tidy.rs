@@ -18,12 +18,38 @@ const FUNCTION_LINES_MAX: usize = 70;
 const COLUMNS_MAX: usize = 100;
 
 /// (file, what, limit, reason): the longest file, function or line that this file may hold.
-const ALLOWED: &[(&str, &str, usize, &str)] = &[(
-    "src/config.rs",
-    "function",
-    75,
-    "one line per setting; splitting the struct hides what is missing",
-)];
+const ALLOWED: &[(&str, &str, usize, &str)] = &[
+    (
+        "src/metrics.rs",
+        "function",
+        110,
+        "a table of series, one entry each; no branch in it",
+    ),
+    (
+        "tests/adapters/refusals.rs",
+        "function",
+        120,
+        "a table of wrong adapters, one entry each",
+    ),
+    (
+        "tests/api/adapters.rs",
+        "function",
+        100,
+        "a table of wrong uploads, one entry each",
+    ),
+    (
+        "tests/api/refusals.rs",
+        "function",
+        125,
+        "a table of wrong bodies, one entry each",
+    ),
+    (
+        "tests/allocations.rs",
+        "unsafe",
+        1,
+        "counts what an allocator is asked for; implementing one is unsafe",
+    ),
+];
 
 /// Which modules of the crate a module may name. What is not here may name none but `error`.
 const IMPORTS: &[(&str, &[&str])] = &[
