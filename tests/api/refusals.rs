@@ -170,10 +170,12 @@ async fn a_bad_plain_body_is_blamed_on_its_parameter() {
 #[tokio::test]
 async fn what_changes_no_answer_is_accepted() {
     let live = Live::start(&[]);
-    let harmless = json!({"user": "u", "metadata": {"a": "b"}, "store": false, "service_tier": "auto",
-        "parallel_tool_calls": true, "response_format": {"type": "text"}, "best_of": 1, "logit_bias": {},
-        "presence_penalty": 0, "stop": null, "tools": [{"type": "function", "function": {"name": "f"}}],
-        "tool_choice": "auto", "modalities": ["text"]});
+    let harmless = json!({
+        "user": "u", "metadata": {"a": "b"}, "store": false, "service_tier": "auto",
+        "parallel_tool_calls": true, "response_format": {"type": "text"}, "best_of": 1,
+        "logit_bias": {}, "presence_penalty": 0, "stop": null, "modalities": ["text"],
+        "tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "auto",
+    });
     let answer = live.chat(with(hello(BASE, 4), harmless)).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
 }

@@ -1,7 +1,7 @@
 """Drives a running server with the official openai package, as its users do.
 
 POLYLORA_URL: a server on the demo model with the adapter `pirate`.
-POLYLORA_SMALL_URL: one with an API key, one place, no queue to speak of and a deadline of two seconds.
+POLYLORA_SMALL_URL: one with an API key, one place and a deadline of two seconds.
 """
 
 import asyncio
@@ -99,8 +99,8 @@ def completions():
     assert first.text.startswith("The sky is")
     scores = first.logprobs
     assert scores.token_logprobs[0] is None
-    sizes = {len(scores.tokens), len(scores.token_logprobs), len(scores.top_logprobs), len(scores.text_offset)}
-    assert len(sizes) == 1
+    lists = (scores.tokens, scores.token_logprobs, scores.top_logprobs, scores.text_offset)
+    assert len({len(one) for one in lists}) == 1
     text = "".join(
         c.choices[0].text
         for c in client.completions.create(
@@ -118,7 +118,8 @@ def exceptions():
     assert e.param == "model" and e.type == "not_found_error" and e.request_id
     e = raises(openai.BadRequestError, "invalid_value", ask(temperature=9))
     assert e.param == "temperature"
-    raises(openai.BadRequestError, "unsupported_parameter", ask(response_format={"type": "json_object"}))
+    json_only = ask(response_format={"type": "json_object"})
+    raises(openai.BadRequestError, "unsupported_parameter", json_only)
     raises(openai.BadRequestError, "unknown_parameter", ask(extra_body={"temprature": 1}))
     stranger = OpenAI(base_url=f"{SMALL}/v1", api_key="wrong", max_retries=0)
     raises(openai.AuthenticationError, "invalid_api_key", lambda: stranger.models.list())
@@ -196,7 +197,16 @@ async def asynchronous():
 
 
 if __name__ == "__main__":
-    for test in (models, chat, streaming, choices_and_logprobs, completions, exceptions, failing_in_mid_stream, rate_limited):
+    for test in (
+        models,
+        chat,
+        streaming,
+        choices_and_logprobs,
+        completions,
+        exceptions,
+        failing_in_mid_stream,
+        rate_limited,
+    ):
         test()
         print(f"python: {test.__name__} ok")
     asyncio.run(asynchronous())
