@@ -141,9 +141,7 @@ async fn list(client: &Client) -> Result<()> {
         .await?;
     let rows: Vec<&Value> = page["data"].as_array().into_iter().flatten().collect();
     if rows.is_empty() {
-        say(&format!(
-            "no adapters; add one with 'polylora adapter push NAME DIR'\n"
-        ));
+        say("no adapters; add one with 'polylora adapter push NAME DIR'\n");
     }
     for row in rows {
         say(&format!("{}\n", line(row)));
