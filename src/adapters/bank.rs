@@ -62,13 +62,13 @@ impl Bank {
         }
     }
     /// Puts an adapter into a free slot; gives it back when every slot is taken.
-    pub fn install(&mut self, prepared: Prepared) -> Result<Slot, Prepared> {
+    pub fn install(&mut self, prepared: Prepared) -> Result<Slot, Box<Prepared>> {
         match self.slots.iter().position(Option::is_none) {
             Some(i) => {
                 self.slots[i] = Some(prepared);
                 Ok(Slot(i as u32))
             }
-            None => Err(prepared),
+            None => Err(Box::new(prepared)),
         }
     }
     pub fn remove(&mut self, slot: Slot) -> Option<Prepared> {

@@ -8,7 +8,7 @@ use super::Api;
 use super::choice::{Choice, Ended, Piece};
 use super::errors::timed_out;
 use super::limits::Deadline;
-use super::sampling::Checked;
+use super::sampling::{Checked, in_vocabulary};
 use super::target::Target;
 use super::wire::{PromptTokensDetails, Usage};
 use crate::engine::{Event, EventStream, FinishReason, Request};
@@ -84,6 +84,10 @@ impl Run {
         };
         for prompt in prompts {
             let tokens_max = room(api.app.context, checked, &prompt, tokens_default)?;
+            // A tokenizer may know more tokens than the model has rows for (Gemma 3's image token).
+            for &token in &prompt.tokens {
+                in_vocabulary(&prompt.param, i64::from(token), api)?;
+            }
             let before = prompt.continued.then_some(prompt.tokens.as_slice());
             let mut choices: Vec<Choice> = (0..checked.n)
                 .map(|_| {

@@ -159,8 +159,8 @@ fn line(v: &Value) -> String {
     } else {
         ""
     };
-    let method = text(&v["summary"]["method"]);
-    let rank = v["summary"]["rank_max"]
+    let method = text(&v["method"]);
+    let rank = v["rank_max"]
         .as_u64()
         .map_or(String::new(), |r| format!(" r{r}"));
     let size = v["file_bytes"].as_u64().map_or(String::new(), human);

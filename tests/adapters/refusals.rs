@@ -340,7 +340,10 @@ fn gguf_adapters_that_do_not_fit_are_refused() {
         file(head("llama")[..3].iter().map(copy).collect(), &both),
         "invalid_gguf"
     );
-    assert_eq!(file(head("llama"), &[a.clone()]), "missing_factor");
+    assert_eq!(
+        file(head("llama"), std::slice::from_ref(&a)),
+        "missing_factor"
+    );
     let renamed = |t: &(&'static str, Vec<u64>, Vec<f32>), name| (name, t.1.clone(), t.2.clone());
     let unknown = renamed(&a, "blk.0.attn_norm.weight");
     assert_eq!(

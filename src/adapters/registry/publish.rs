@@ -8,6 +8,7 @@ use super::residency::blocking;
 use super::{Entry, Inner, Publish, Staging, Version};
 use crate::adapters::Digest;
 use crate::adapters::format::{self, Summary, files::AdapterFiles};
+use crate::adapters::store::Store;
 use crate::error::{Error, Kind, Result};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -35,7 +36,7 @@ impl Inner {
         let outcome = self.store_and_swap(&staging, checked, &how).await;
         if outcome.is_err() && !self.book().refers_to(digest) {
             let store = self.store.clone();
-            blocking(move || Ok(store.discard(digest))).await?;
+            discard(store, digest).await;
         }
         self.wake_reaper();
         outcome
@@ -200,9 +201,20 @@ impl Inner {
             let _turn = self.digest_turns.take(digest).await;
             if !self.book().refers_to(digest) {
                 let store = self.store.clone();
-                let _ = blocking(move || Ok(store.discard(digest))).await;
+                discard(store, digest).await;
             }
         }
+    }
+}
+
+/// Removes a content's files off the async threads. A failure only leaves an orphan for the next start.
+async fn discard(store: Arc<Store>, digest: Digest) {
+    let removed = blocking(move || {
+        store.discard(digest);
+        Ok(())
+    });
+    if let Err(e) = removed.await {
+        tracing::warn!(%digest, error = %e, "cannot remove adapter files");
     }
 }
 
