@@ -182,98 +182,91 @@ async fn an_adapter_without_effect_is_kept_and_not_served_unless_forced() {
     assert_eq!(live.chat(hello("idle", 1)).await.status, 200);
 }
 
-#[tokio::test]
-async fn uploads_that_are_not_an_adapter_are_refused_by_what_is_wrong() {
-    let live = Live::start(&["--upload-bytes-max", "1MiB"]);
-    let dir = live.adapter_files(1, 0.3);
-    let config = || read(&dir, CONFIG);
-    let weights = || read(&dir, WEIGHTS);
-    let zeros = || vec![0u8; 8 << 20];
-    let nested = |folder: &str, name: &str| format!("{folder}/{name}");
-    let (a, b) = (nested("a", CONFIG), nested("b", WEIGHTS));
-    let cases: Vec<(&str, Vec<u8>, &str)> = vec![
-        (
-            "config alone",
-            tar(&[(CONFIG, config())]),
-            "422 missing_file",
-        ),
-        (
-            "weights alone",
-            zip(&[(WEIGHTS, weights())]),
-            "422 missing_file",
-        ),
-        (
-            "a pickle",
-            tar(&[(CONFIG, config()), ("adapter_model.bin", vec![0x80])]),
-            "422 pickle_not_allowed",
-        ),
-        (
-            "out of the archive",
-            tar(&[("../adapter_config.json", config())]),
-            "400 archive_path_not_allowed",
-        ),
-        (
-            "from the root",
-            tar(&[("/adapter_config.json", config())]),
-            "400 archive_path_not_allowed",
-        ),
-        (
-            "out of a zip",
-            zip(&[("a/../../adapter_config.json", config())]),
-            "400 archive_path_not_allowed",
-        ),
-        (
-            "twice",
-            tar(&[(CONFIG, config()), (CONFIG, config())]),
-            "400 duplicate_file",
-        ),
-        (
-            "two directories",
-            tar(&[(&a, config()), (&b, weights())]),
-            "400 ambiguous_upload",
-        ),
-        (
-            "a zip bomb",
-            zip(&[(CONFIG, config()), (WEIGHTS, zeros())]),
-            "413 upload_too_large",
-        ),
-        (
-            "a gzip bomb",
-            gzip(&tar(&[(WEIGHTS, zeros())])),
-            "413 upload_too_large",
-        ),
-        ("too large", vec![0; 2 << 20], "413 upload_too_large"),
-        ("noise", b"hello".to_vec(), "400 invalid_archive"),
-        ("nothing", Vec::new(), "400 invalid_archive"),
-        (
-            "a cut tar",
-            tar(&[(CONFIG, config())])[..600].to_vec(),
-            "400 invalid_archive",
-        ),
-        (
-            "a cut zip",
-            zip(&[(CONFIG, config())])[..60].to_vec(),
-            "400 invalid_archive",
-        ),
-    ];
+/// Each upload is refused as said, and nothing of it stays.
+async fn check(live: &Live, cases: Vec<(&str, Vec<u8>, &str)>) {
     for (what, body, expected) in cases {
-        let answer = put(&live, "bad", body).await;
+        let answer = put(live, "bad", body).await;
         assert!(
             answer.error().starts_with(expected),
             "{what}: {}",
             answer.text
         );
     }
-    let json = live.request(Method::PUT, "/v1/adapters/bad").json(&1);
-    assert_eq!(whole(json).await.error(), "415 unsupported_media_type -");
-    let query = live
-        .request(Method::PUT, "/v1/adapters/bad?force=maybe")
-        .multipart(form(&dir));
-    assert_eq!(whole(query).await.error(), "400 invalid_value force");
     assert_eq!(
         live.get("/v1/adapters").await.json()["data"],
         serde_json::json!([])
     );
+}
+
+#[tokio::test]
+async fn uploads_that_are_not_an_adapter_are_refused_by_what_is_wrong() {
+    let live = Live::start(&[]);
+    let dir = live.adapter_files(1, 0.3);
+    let config = || (CONFIG, read(&dir, CONFIG));
+    let pickle = ("adapter_model.bin", vec![0x80]);
+    let cut_tar = tar(&[config()])[..600].to_vec();
+    let cut_zip = zip(&[config()])[..60].to_vec();
+    let cases = vec![
+        ("config alone", tar(&[config()]), "422 missing_file"),
+        (
+            "weights alone",
+            zip(&[(WEIGHTS, read(&dir, WEIGHTS))]),
+            "422 missing_file",
+        ),
+        (
+            "a pickle",
+            tar(&[config(), pickle]),
+            "422 pickle_not_allowed",
+        ),
+        ("noise", b"hello".to_vec(), "400 invalid_archive"),
+        ("nothing", Vec::new(), "400 invalid_archive"),
+        ("a cut tar", cut_tar, "400 invalid_archive"),
+        ("a cut zip", cut_zip, "400 invalid_archive"),
+        ("twice", tar(&[config(), config()]), "400 duplicate_file"),
+    ];
+    check(&live, cases).await;
+    let json = live.request(Method::PUT, "/v1/adapters/bad").json(&1);
+    assert_eq!(whole(json).await.error(), "415 unsupported_media_type -");
+    let query = live.request(Method::PUT, "/v1/adapters/bad?force=maybe");
+    let query = whole(query.multipart(form(&dir))).await;
+    assert_eq!(query.error(), "400 invalid_value force");
+}
+
+#[tokio::test]
+async fn archives_that_mean_harm_are_refused_and_counted() {
+    let live = Live::start(&["--upload-bytes-max", "1MiB"]);
+    let dir = live.adapter_files(1, 0.3);
+    let (config, weights) = (read(&dir, CONFIG), read(&dir, WEIGHTS));
+    let zeros = vec![0u8; 8 << 20];
+    let at = |path: &'static str| (path, config.clone());
+    let two = [
+        at("a/adapter_config.json"),
+        ("b/adapter_model.safetensors", weights),
+    ];
+    let bomb = zip(&[at(CONFIG), (WEIGHTS, zeros.clone())]);
+    let outside = "400 archive_path_not_allowed";
+    let cases = vec![
+        (
+            "out of a tar",
+            tar(&[at("../adapter_config.json")]),
+            outside,
+        ),
+        ("from the root", tar(&[at("/adapter_config.json")]), outside),
+        (
+            "out of a zip",
+            zip(&[at("a/../../adapter_config.json")]),
+            outside,
+        ),
+        ("two directories", tar(&two), "400 ambiguous_upload"),
+        ("a zip bomb", bomb, "413 upload_too_large"),
+        (
+            "a gzip bomb",
+            gzip(&tar(&[(WEIGHTS, zeros)])),
+            "413 upload_too_large",
+        ),
+        ("too large", vec![0; 2 << 20], "413 upload_too_large"),
+    ];
+    check(&live, cases).await;
     let refused = "polylora_adapters_refused_total{code=\"upload_too_large\"}";
     assert_eq!(live.metric(refused).await, 3.0);
 }

@@ -131,6 +131,41 @@ async fn a_stop_string_ends_the_answer_where_it_begins() {
 }
 
 #[tokio::test]
+async fn a_stop_string_cancels_what_the_engine_would_still_do() {
+    let live = Live::start(&[]);
+    let text = live.chat(hello(BASE, 8)).await.json();
+    let stop: String = content(&text).chars().skip(4).take(2).collect();
+    for stream in [false, true] {
+        let ask = with(hello(BASE, 16_000), json!({"stop": stop, "stream": stream}));
+        assert_eq!(live.chat(ask).await.status, 200);
+    }
+    live.idle().await;
+    let cancelled = "polylora_requests_finished_total{finished_reason=\"cancelled\"}";
+    assert_eq!(live.metric(cancelled).await, 2.0);
+}
+
+#[tokio::test]
+async fn a_stop_string_within_the_least_length_does_not_end_the_answer() {
+    let live = Live::start(&[]);
+    let text = live.chat(hello(BASE, 30)).await.json();
+    let text: Vec<char> = content(&text).chars().collect();
+    assert_eq!(text.len(), 30, "a character for each token");
+    let stop = text[4].to_string();
+    for least in [0, 5, 6] {
+        let ask = with(hello(BASE, 30), json!({"stop": stop, "min_tokens": least}));
+        let expected: String = match text.iter().skip(least).position(|c| *c == text[4]) {
+            Some(at) => text[..least + at].iter().collect(),
+            None => text.iter().collect(),
+        };
+        assert_eq!(
+            content(&live.chat(ask).await.json()),
+            expected,
+            "at least {least}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn stop_tokens_eos_and_least_lengths_are_obeyed() {
     let live = Live::start(&[]);
     let force = |token: u32| json!({"logit_bias": {token.to_string(): 100}, "ignore_eos": false});

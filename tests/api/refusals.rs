@@ -4,11 +4,24 @@ use crate::live::{BASE, CONTEXT, Live, hello, whole, with};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-#[tokio::test]
-async fn a_bad_chat_body_is_blamed_on_its_parameter() {
+/// Each change to a good chat body is refused as said, and the server goes on.
+async fn check(cases: &[(Value, &str)]) {
     let live = Live::start(&[]);
-    let message = |m: Value| json!({"messages": [{"role": "user", "content": "hi"}, m]});
-    let cases = [
+    for (change, expected) in cases {
+        let answer = live.chat(with(hello(BASE, 4), change.clone())).await;
+        assert_eq!(answer.error(), *expected, "{change}: {}", answer.text);
+    }
+    assert_eq!(
+        live.chat(hello(BASE, 4)).await.status,
+        200,
+        "the server goes on"
+    );
+}
+
+#[tokio::test]
+async fn a_bad_message_or_model_is_blamed_by_its_path() {
+    let second = |m: Value| json!({"messages": [{"role": "user", "content": "hi"}, m]});
+    check(&[
         (json!({"model": "nobody"}), "404 model_not_found model"),
         (json!({"model": 5}), "400 invalid_type model"),
         (json!({"model": null}), "400 missing_parameter model"),
@@ -16,17 +29,24 @@ async fn a_bad_chat_body_is_blamed_on_its_parameter() {
         (json!({"messages": []}), "400 invalid_value messages"),
         (json!({"messages": "hi"}), "400 invalid_type messages"),
         (
-            message(json!({"role": "user"})),
+            second(json!({"role": "user"})),
             "400 missing_parameter messages[1].content",
         ),
         (
-            message(json!({"role": "user", "content": 1})),
+            second(json!({"role": "user", "content": 1})),
             "400 invalid_type messages[1].content",
         ),
         (
-            message(json!({"role": "x", "content": ""})),
+            second(json!({"role": "x", "content": ""})),
             "400 invalid_value messages[1].role",
         ),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_sampling_parameter_out_of_range_is_blamed_by_name() {
+    check(&[
         (json!({"temperature": -1}), "400 invalid_value temperature"),
         (json!({"temperature": 2.1}), "400 invalid_value temperature"),
         (
@@ -62,6 +82,13 @@ async fn a_bad_chat_body_is_blamed_on_its_parameter() {
             json!({"logit_bias": {"1": 101}}),
             "400 invalid_value logit_bias.1",
         ),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_length_stop_or_count_out_of_range_is_blamed_by_name() {
+    check(&[
         (json!({"stop": ["a", ""]}), "400 invalid_value stop[1]"),
         (json!({"stop": vec!["a"; 65]}), "400 invalid_value stop"),
         (json!({"stop": 5}), "400 invalid_type stop"),
@@ -82,7 +109,7 @@ async fn a_bad_chat_body_is_blamed_on_its_parameter() {
             "400 context_length_exceeded messages",
         ),
         (
-            json!({"max_tokens": 5, "max_completion_tokens": 6}),
+            json!({"max_completion_tokens": 6}),
             "400 invalid_value max_completion_tokens",
         ),
         (json!({"min_tokens": 9}), "400 invalid_value min_tokens"),
@@ -92,6 +119,14 @@ async fn a_bad_chat_body_is_blamed_on_its_parameter() {
             "400 invalid_value top_logprobs",
         ),
         (json!({"logprobs": 2}), "400 invalid_type logprobs"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_unknown_or_unsupported_is_refused_by_name() {
+    let json_only = json!({"response_format": {"type": "json_object"}});
+    check(&[
         (
             json!({"stream_options": {}}),
             "400 invalid_value stream_options",
@@ -108,23 +143,12 @@ async fn a_bad_chat_body_is_blamed_on_its_parameter() {
             json!({"tools": [{"type": "web"}]}),
             "400 invalid_value tools[0]",
         ),
-        (
-            json!({"response_format": {"type": "json_object"}}),
-            "400 unsupported_parameter response_format",
-        ),
+        (json_only, "400 unsupported_parameter response_format"),
         (json!({"best_of": 4}), "400 unsupported_parameter best_of"),
         (json!({"temprature": 1}), "400 unknown_parameter temprature"),
         (json!({"prompt": "x"}), "400 unknown_parameter prompt"),
-    ];
-    for (change, expected) in cases {
-        let answer = live.chat(with(hello(BASE, 4), change.clone())).await;
-        assert_eq!(answer.error(), expected, "{change}: {}", answer.text);
-    }
-    assert_eq!(
-        live.chat(hello(BASE, 4)).await.status,
-        200,
-        "the server goes on"
-    );
+    ])
+    .await;
 }
 
 #[tokio::test]
