@@ -35,7 +35,7 @@ impl Runner {
             logit_rows_max: rows_max,
             kv_pages: pages,
             kv_dtype,
-            context: 2048,
+            context: 2048.min(weights.shape.context),
         };
         let model = Model::new(weights, Device::cpu(2), &options).expect("model");
         Self {
