@@ -44,7 +44,7 @@ fn main() {
         println!("\nmatmul {name:4} [    O,     I]    T     GB/s  of read   GFLOP/s  of peak");
         for (outputs, inputs) in [(1536, 576), (576, 1536), (49152, 576), (4096, 4096)] {
             let weights = weights(dtype, outputs, inputs);
-            for rows in [1, 4, 8, 16, 64, 512] {
+            for rows in [1, 4, 8, 12, 16, 32, 64, 512] {
                 matmul(&dev, &weights, rows, peak, ceilings.read);
             }
         }

@@ -2,10 +2,10 @@
 //!
 //! q [T, N, D]   pages as in [`KvCache`]   out [T, N·D]. Query head n reads kv head n / (N/K).
 //!
-//! One pass, page by page in order of position, with a running maximum and sum per (row, head) ("online softmax"). Several
-//! rows of one sequence and all heads of a group take a page together while it is in the first-level cache; each (row, head) has its own
-//! running state, so its bits do not depend on who else is there.
-//! Numerics: f32; a score is 4 chains (d mod 4) joined in one order; v is summed in order of position.
+//! One pass in order of position, four pages at a time (aligned in the sequence), with a running maximum and sum per (row, head)
+//! ("online softmax"). Several rows of one sequence and all heads of a group take the pages together while they are
+//! in the first-level cache; each (row, head) has its own running state, so its bits do not depend on who else is there.
+//! Numerics: f32; a score is one chain over d, a sum over v one chain over positions.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -21,8 +21,9 @@ pub const HEAD_DIM_MAX: usize = 512;
 const BATCH: usize = 16;
 /// Pairs in registers at a time.
 const TILE: usize = 4;
-/// Chains of one score.
-const CHAINS: usize = 4;
+/// Pages of one turn, and their tokens.
+const TURN: usize = 4;
+const TOKENS: usize = TURN * KvCache::PAGE;
 
 /// See the module page.
 ///
@@ -58,10 +59,7 @@ pub fn attention(
         "out is [T, N·D]"
     );
     assert!(layer < layout.layers, "layer {layer} of {}", layout.layers);
-    assert!(
-        dim <= HEAD_DIM_MAX && dim.is_multiple_of(CHAINS),
-        "head dim {dim}"
-    );
+    assert!(dim <= HEAD_DIM_MAX, "head dim {dim} above {HEAD_DIM_MAX}");
     assert!(window != Some(0), "a window of at least one position");
 
     let group = heads / layout.kv_heads;
@@ -81,11 +79,13 @@ pub fn attention(
         out: out.writer(),
     };
     let job = &Shareable(job);
-    let (values, isa) = (kv.reader(), dev.isa());
+    let (values, isa, threads) = (kv.reader(), dev.isa(), dev.threads());
     dev.fork(batches * layout.kv_heads, &|task| {
-        let (batch, kv_head) = (task / layout.kv_heads, task % layout.kv_heads);
-        let end = ((batch + 1) * batch_rows).min(count);
-        let mut start = batch * batch_rows;
+        let place = |task: usize| (task / layout.kv_heads * batch_rows, task % layout.kv_heads);
+        let (mut start, kv_head) = place(task);
+        // Tasks are claimed downwards, by every thread in turn.
+        let then = task.checked_sub(threads).map(place);
+        let end = (start + batch_rows).min(count);
         while start < end {
             let sequence = rows.sequences[start];
             let same = rows.sequences[start..end]
@@ -93,7 +93,7 @@ pub fn attention(
                 .take_while(|&&s| s == sequence)
                 .count();
             // SAFETY: bounds are asserted above; a (row, kv head) belongs to one task.
-            unsafe { job.0.run(isa, values, start..start + same, kv_head) };
+            unsafe { job.0.run(isa, values, start..start + same, kv_head, then) };
             start += same;
         }
     });
@@ -117,24 +117,33 @@ unsafe impl Sync for Shareable<'_> {}
 
 impl Job<'_> {
     /// Rows of one sequence, heads of one group, in batches of (row, head) pairs.
-    unsafe fn run(&self, isa: Isa, values: Values, rows: Range<usize>, kv_head: usize) {
+    unsafe fn run(
+        &self,
+        isa: Isa,
+        values: Values,
+        rows: Range<usize>,
+        kv_head: usize,
+        then: Option<(usize, usize)>,
+    ) {
         let group = self.heads / self.layout.kv_heads;
         for first in (0..group).step_by(BATCH) {
             let heads = first..group.min(first + BATCH);
             let heads = kv_head * group + heads.start..kv_head * group + heads.end;
-            let batch = |rows| Batch {
+            let rows = rows.clone();
+            let batch = Batch {
                 job: self,
                 rows,
-                heads: heads.clone(),
+                heads,
                 kv_head,
+                then,
             };
             match values {
                 Values::F32(p) => isa.run(Pages {
-                    batch: batch(rows.clone()),
+                    batch,
                     values: p.get(),
                 }),
                 Values::Bf16(p) => isa.run(Pages {
-                    batch: batch(rows.clone()),
+                    batch,
                     values: p.get(),
                 }),
             }
@@ -158,6 +167,8 @@ struct Batch<'a> {
     rows: Range<usize>,
     heads: Range<usize>,
     kv_head: usize,
+    /// Row and kv head this thread probably takes next.
+    then: Option<(usize, usize)>,
 }
 
 struct Pages<'a, E> {
@@ -186,6 +197,7 @@ impl<E: Element> Kernel for Pages<'_, E> {
             rows,
             heads,
             kv_head,
+            then,
         } = &self.batch;
         let dim = job.layout.head_dim;
         let stride = job.layout.v_stride();
@@ -216,22 +228,24 @@ impl<E: Element> Kernel for Pages<'_, E> {
         let sums = sums.as_mut_ptr().cast::<f32>();
         std::ptr::write_bytes(sums, 0, count * stride);
 
-        let pages = job.rows.pages_of(rows.start);
         let first = states.iter().map(|s| s.first).min().unwrap_or(0);
         let last = states.iter().map(|s| s.last).max().unwrap_or(0);
-        let seen = first / KvCache::PAGE..last / KvCache::PAGE + 1;
-        for (page, &place) in seen.clone().zip(&pages[seen]) {
-            let at = self
-                .values
-                .add(job.layout.at(job.layer, place as usize, *kv_head));
+        for turn in first / TOKENS..=last / TOKENS {
+            let pages = self.pages((rows.start, *kv_head), turn, last, [std::ptr::null(); TURN]);
+            let next = match *then {
+                Some((row, kv_head)) if turn == last / TOKENS => {
+                    let (first, last) = job.span(row);
+                    self.pages((row, kv_head), first / TOKENS, last, pages)
+                }
+                _ => self.pages((rows.start, *kv_head), turn + 1, last, pages),
+            };
             for (tile, states) in states.chunks_mut(TILE).enumerate() {
-                let sums = sums.add(tile * TILE * stride);
                 let turn = Turn {
                     job,
-                    k: at,
-                    v: at.add(job.layout.v_start()),
-                    page,
-                    sums,
+                    pages,
+                    next: if tile == 0 { next } else { pages },
+                    start: turn * TOKENS,
+                    sums: sums.add(tile * TILE * stride),
                 };
                 match states.len() {
                     1 => turn.tile::<S, 1>(states),
@@ -254,87 +268,160 @@ impl<E: Element> Kernel for Pages<'_, E> {
     }
 }
 
-/// One page's turn for one tile of states.
+impl<E: Element> Pages<'_, E> {
+    /// A head's pages of a turn of a row's sequence; those of `none` from behind the page of position `last` on.
+    #[inline(always)]
+    unsafe fn pages(
+        &self,
+        (row, kv_head): (usize, usize),
+        turn: usize,
+        last: usize,
+        none: [*const E; TURN],
+    ) -> [*const E; TURN] {
+        let job = self.batch.job;
+        let pages = job.rows.pages_of(row);
+        std::array::from_fn(|j| {
+            let page = turn * TURN + j;
+            if page > last / KvCache::PAGE {
+                return none[j];
+            }
+            self.values
+                .wrapping_add(job.layout.at(job.layer, pages[page] as usize, kv_head))
+        })
+    }
+}
+
+/// Four pages' turn for one tile of states.
 struct Turn<'a, E> {
     job: &'a Job<'a>,
-    k: *const E,
-    v: *const E,
-    page: usize,
+    pages: [*const E; TURN],
+    /// The next turn's, fetched meanwhile line for line; where there is none, these again.
+    next: [*const E; TURN],
+    /// Position of the first token.
+    start: usize,
     sums: *mut f32,
 }
 
 impl<E: Element> Turn<'_, E> {
     #[inline(always)]
     unsafe fn tile<S: Simd, const N: usize>(&self, states: &mut [State]) {
-        let start = self.page * KvCache::PAGE;
-        let scores = self.scores::<S, N>(states);
-        let mut weights = [[0.0f32; LANES]; N];
-        let (mut low, mut high) = (LANES, 0);
+        // Scores, then weights.
+        let mut lanes = [[0.0f32; TOKENS]; N];
+        if !self.pages[TURN - 1].is_null() {
+            self.scores::<S, N, TURN>(states, &mut lanes, 0);
+        } else {
+            for j in (0..TURN).take_while(|&j| !self.pages[j].is_null()) {
+                self.scores::<S, N, 1>(states, &mut lanes, j);
+            }
+        }
+        let (mut low, mut high) = (TOKENS, 0);
         for (i, state) in states.iter_mut().enumerate() {
-            // The lanes this row sees; none if the page is outside its span.
-            let from = state.first.saturating_sub(start).min(LANES);
-            let to = (state.last + 1).saturating_sub(start).min(LANES);
-            if from >= to {
-                continue;
-            }
-            (low, high) = (low.min(from), high.max(to));
-            let lanes = S::load(LANE.as_ptr());
-            let hidden = S::splat(f32::NEG_INFINITY);
-            let score = S::select_lt(lanes, S::splat(to as f32), scores[i], hidden);
-            let score = S::select_lt(lanes, S::splat(from as f32), hidden, score);
-            let max = S::max_lane(score).max(state.max);
-            let weight = S::exp(S::sub(score, S::splat(max)));
-            S::store(weights[i].as_mut_ptr(), weight);
-            if max > state.max {
-                let factor = S::exp(S::splat(state.max - max));
+            // The tokens this row sees; none if the turn is outside its span.
+            let from = state.first.saturating_sub(self.start).min(TOKENS);
+            let to = (state.last + 1).saturating_sub(self.start).min(TOKENS);
+            if from < to {
+                (low, high) = (low.min(from), high.max(to));
                 let sums = self.sums.add(i * self.job.layout.v_stride());
-                for d in (0..self.job.layout.v_stride()).step_by(LANES) {
-                    S::store(sums.add(d), S::mul(S::load(sums.add(d)), factor));
-                }
-                let mut lane = [0.0; LANES];
-                S::store(lane.as_mut_ptr(), factor);
-                state.sum *= lane[0];
-                state.max = max;
+                self.soften::<S>(state, &mut lanes[i], from..to, sums);
+            } else {
+                lanes[i] = [0.0; TOKENS];
             }
-            state.sum += S::sum(weight);
         }
         if low < high {
-            self.add_values::<S, N>(&weights, low..high);
+            self.add_values::<S, N>(&lanes, low..high);
         }
     }
 
-    /// scale · q·k of 16 tokens for N states.
+    /// scale · q·k of the tokens of P pages from page `j` on, for N states.
     #[inline(always)]
-    unsafe fn scores<S: Simd, const N: usize>(&self, states: &[State]) -> [S::F; N] {
-        let mut chains = [[S::zero(); CHAINS]; N];
-        for d in (0..self.job.layout.head_dim).step_by(CHAINS) {
-            for c in 0..CHAINS {
-                let k = E::load::<S>(self.k.add((d + c) * KvCache::PAGE));
-                for (chains, state) in chains.iter_mut().zip(states) {
-                    chains[c] = S::fma(S::splat(*state.q.add(d + c)), k, chains[c]);
+    unsafe fn scores<S: Simd, const N: usize, const P: usize>(
+        &self,
+        states: &[State],
+        lanes: &mut [[f32; TOKENS]; N],
+        j: usize,
+    ) {
+        let mut acc = [[S::zero(); P]; N];
+        for d in 0..self.job.layout.head_dim {
+            let mut keys = [S::zero(); P];
+            for (p, key) in keys.iter_mut().enumerate() {
+                let at = d * KvCache::PAGE;
+                *key = E::load::<S>(self.pages[j + p].add(at));
+                if P == TURN && whole_line::<E>(d) {
+                    S::prefetch(self.next[p].wrapping_add(at).cast());
+                }
+            }
+            for (acc, state) in acc.iter_mut().zip(states) {
+                let q = S::splat(*state.q.add(d));
+                for (sum, &key) in acc.iter_mut().zip(&keys) {
+                    *sum = S::fma(q, key, *sum);
                 }
             }
         }
-        let mut scores = [S::zero(); N];
-        for (score, c) in scores.iter_mut().zip(&chains) {
-            let sum = S::add(S::add(c[0], c[1]), S::add(c[2], c[3]));
-            *score = S::mul(sum, S::splat(self.job.scale));
+        for (lanes, acc) in lanes.iter_mut().zip(&acc) {
+            for (p, &sum) in acc.iter().enumerate() {
+                let scaled = S::mul(sum, S::splat(self.job.scale));
+                S::store(lanes.as_mut_ptr().add((j + p) * LANES), scaled);
+            }
         }
-        scores
+    }
+
+    /// Turns one state's scores into weights under the new maximum, and brings what it has so far under it too.
+    #[inline(always)]
+    unsafe fn soften<S: Simd>(
+        &self,
+        state: &mut State,
+        lanes: &mut [f32; TOKENS],
+        seen: Range<usize>,
+        sums: *mut f32,
+    ) {
+        let mut scores = [S::zero(); TURN];
+        let hidden = S::splat(f32::NEG_INFINITY);
+        for (j, score) in scores.iter_mut().enumerate() {
+            *score = S::load(lanes.as_ptr().add(j * LANES));
+            if seen.len() < TOKENS {
+                let lane = S::load(LANE.as_ptr());
+                let (from, to) = (seen.start as f32, seen.end as f32);
+                let before = (j * LANES) as f32;
+                *score = S::select_lt(lane, S::splat(to - before), *score, hidden);
+                *score = S::select_lt(lane, S::splat(from - before), hidden, *score);
+            }
+        }
+        let top = S::max(S::max(scores[0], scores[1]), S::max(scores[2], scores[3]));
+        let max = S::max_lane(top).max(state.max);
+        let mut weights = [S::zero(); TURN];
+        for (j, weight) in weights.iter_mut().enumerate() {
+            *weight = S::exp(S::sub(scores[j], S::splat(max)));
+            S::store(lanes.as_mut_ptr().add(j * LANES), *weight);
+        }
+        if max > state.max {
+            let factor = S::exp(S::splat(state.max - max));
+            for d in (0..self.job.layout.v_stride()).step_by(LANES) {
+                S::store(sums.add(d), S::mul(S::load(sums.add(d)), factor));
+            }
+            let mut lane = [0.0; LANES];
+            S::store(lane.as_mut_ptr(), factor);
+            state.sum *= lane[0];
+            state.max = max;
+        }
+        let sum = S::add(
+            S::add(weights[0], weights[1]),
+            S::add(weights[2], weights[3]),
+        );
+        state.sum += S::sum(sum);
     }
 
     /// sums += weights · V over the tokens `span`, in order. A row that does not see one of them has weight 0 there.
     #[inline(always)]
     unsafe fn add_values<S: Simd, const N: usize>(
         &self,
-        weights: &[[f32; LANES]; N],
+        weights: &[[f32; TOKENS]; N],
         span: Range<usize>,
     ) {
         const WIDTH: usize = 4;
         let stride = self.job.layout.v_stride();
         let mut d = 0;
         while d < stride {
-            if d + WIDTH * LANES <= stride {
+            if S::WIDE && d + WIDTH * LANES <= stride {
                 self.columns::<S, N, WIDTH>(weights, span.clone(), d);
                 d += WIDTH * LANES;
             } else {
@@ -347,11 +434,12 @@ impl<E: Element> Turn<'_, E> {
     #[inline(always)]
     unsafe fn columns<S: Simd, const N: usize, const WIDTH: usize>(
         &self,
-        weights: &[[f32; LANES]; N],
+        weights: &[[f32; TOKENS]; N],
         span: Range<usize>,
         d: usize,
     ) {
-        let stride = self.job.layout.v_stride();
+        let layout = self.job.layout;
+        let stride = layout.v_stride();
         let mut acc = [[S::zero(); WIDTH]; N];
         for (i, acc) in acc.iter_mut().enumerate() {
             for (w, sum) in acc.iter_mut().enumerate() {
@@ -359,14 +447,21 @@ impl<E: Element> Turn<'_, E> {
             }
         }
         for token in span {
-            let mut v = [S::zero(); WIDTH];
-            for (w, v) in v.iter_mut().enumerate() {
-                *v = E::load::<S>(self.v.add(token * stride + d + w * LANES));
+            let page = token / KvCache::PAGE;
+            let at = layout.v_start() + token % KvCache::PAGE * stride + d;
+            let (v, next) = (self.pages[page].add(at), self.next[page].wrapping_add(at));
+            let mut values = [S::zero(); WIDTH];
+
+            for (w, value) in values.iter_mut().enumerate() {
+                *value = E::load::<S>(v.add(w * LANES));
+                if whole_line::<E>(w) {
+                    S::prefetch(next.wrapping_add(w * LANES).cast());
+                }
             }
             for (acc, weights) in acc.iter_mut().zip(weights) {
                 let weight = S::splat(weights[token]);
-                for (sum, &v) in acc.iter_mut().zip(&v) {
-                    *sum = S::fma(weight, v, *sum);
+                for (sum, &value) in acc.iter_mut().zip(&values) {
+                    *sum = S::fma(weight, value, *sum);
                 }
             }
         }
@@ -376,6 +471,12 @@ impl<E: Element> Turn<'_, E> {
             }
         }
     }
+}
+
+/// Whether the `index`th vector of a row begins a cache line: every f32 vector does, every other bf16 vector.
+#[inline(always)]
+fn whole_line<E>(index: usize) -> bool {
+    size_of::<E>() == 4 || index.is_multiple_of(2)
 }
 
 const LANE: [f32; LANES] = [

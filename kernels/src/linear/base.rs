@@ -1,8 +1,8 @@
 //! y = x·Wᵀ (+ bias):   x [T, I]   W [O, I] packed   y [T, O].
 //!
 //! A tile of up to 6 rows by 4 panels lives in registers; each of its lanes is one chain over the inputs in order.
-//! Many rows are taken through 32 KiB of weights at a time, which stay in the first-level cache; the partial sums
-//! rest in y meanwhile, which changes no bit. One row reads the block as one stream.
+//! Many rows are taken through a chunk of weights, tile by tile, while the next chunk is fetched beside the products;
+//! partial sums rest in y meanwhile, which changes no bit. Few rows read the block as one stream, for which the CPU's own prefetch is best.
 
 use std::ops::Range;
 
@@ -16,8 +16,10 @@ use crate::simd::{Isa, Kernel, LANES, Simd};
 
 /// Rows of a tile at most.
 const TILE_ROWS: usize = 6;
-/// Steps of a block (256 bytes each) that many rows are taken through at a time.
-const CHUNK_STEPS: usize = 128;
+/// Steps of a block (256 bytes each) that rows are taken through at a time. Two tiles leave little time to fetch what comes
+/// next and do best with what the first-level cache holds; more tiles stream the weights from the second.
+const CHUNK_STEPS_FEW: usize = 128;
+const CHUNK_STEPS: usize = 384;
 /// Rows per task when rows are split.
 const SPLIT_ROWS: usize = 48;
 
@@ -91,17 +93,25 @@ impl<'a> Site<'a> {
 
     /// # Safety
     /// Rows are within x and y, blocks within W; no other task writes these outputs of these rows.
-    pub(super) unsafe fn run(&self, isa: Isa, rows: Range<usize>, blocks: Range<usize>) {
+    pub(super) unsafe fn run(
+        &self,
+        isa: Isa,
+        rows: Range<usize>,
+        blocks: Range<usize>,
+        after: *const u32,
+    ) {
         match self.weight.dtype() {
             Dtype::F32 => isa.run(Blocks::<false> {
                 site: self,
                 rows,
                 blocks,
+                after,
             }),
             Dtype::Bf16 => isa.run(Blocks::<true> {
                 site: self,
                 rows,
                 blocks,
+                after,
             }),
         }
     }
@@ -111,6 +121,8 @@ struct Blocks<'a, const BF16: bool> {
     site: &'a Site<'a>,
     rows: Range<usize>,
     blocks: Range<usize>,
+    /// What this thread probably reads next.
+    after: *const u32,
 }
 
 /// One tile's place: some rows, one or four panels, some steps.
@@ -130,6 +142,9 @@ struct Tile {
     bias: *const f32,
     /// Sums start at zero; else at y.
     first: bool,
+    /// What to bring near beside each step: so many lines from here on.
+    ahead: *const u32,
+    ahead_lines: usize,
 }
 
 impl<const BF16: bool> Kernel for Blocks<'_, BF16> {
@@ -137,45 +152,89 @@ impl<const BF16: bool> Kernel for Blocks<'_, BF16> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Blocks { site, rows, blocks } = self;
-        let steps = site.weight.steps();
-        let groups = rows.len().div_ceil(TILE_ROWS);
-        let chunk = if groups == 1 { steps } else { CHUNK_STEPS };
-        for block in blocks {
-            let panels = site.weight.panels(block);
-            for start in (0..steps).step_by(chunk) {
-                let end = (start + chunk).min(steps);
-                for group in 0..groups {
-                    let r = part(rows.len(), groups, group);
-                    let row = rows.start + r.start;
-                    let bias = if end == steps && !site.late_bias {
-                        site.bias
-                    } else {
-                        None
-                    };
-                    let tile = Tile {
-                        x: site.x.get().add(row * site.x_stride + start),
-                        x_stride: site.x_stride,
-                        w: site.weight.block(block).add(start * panels * LANES),
-                        w_stride: panels * LANES,
-                        steps: end - start,
-                        y: site
-                            .y
-                            .get()
-                            .add(row * site.weight.outputs() + block * BLOCK),
-                        y_stride: site.weight.outputs(),
-                        outputs: (site.weight.outputs() - block * BLOCK).min(BLOCK),
-                        bias: bias.map_or(std::ptr::null(), |b| b[block * BLOCK..].as_ptr()),
-                        first: start == 0,
-                    };
-                    tile.rows::<S, BF16>(r.len(), panels);
+        let steps = self.site.weight.steps();
+        let groups = self.rows.len().div_ceil(TILE_ROWS);
+        let chunks = match groups {
+            1 => 1,
+            2 => steps.div_ceil(CHUNK_STEPS_FEW),
+            _ => steps.div_ceil(CHUNK_STEPS),
+        };
+        let turns = self.blocks.len() * chunks;
+        for turn in 0..turns {
+            let (block, span) = self.turn(turn, chunks);
+            let ahead = if turn + 1 < turns {
+                let (block, span) = self.turn(turn + 1, chunks);
+                self.place(block, span.start)
+            } else {
+                self.after
+            };
+            for group in 0..groups {
+                let r = part(self.rows.len(), groups, group);
+                let mut tile = self.tile(block, span.clone(), self.rows.start + r.start);
+                if groups > 1 {
+                    tile.look_ahead(ahead, group, groups);
                 }
+                tile.rows::<S, BF16>(r.len(), self.site.weight.panels(block));
             }
         }
     }
 }
 
+impl<const BF16: bool> Blocks<'_, BF16> {
+    /// Block and steps of a turn: a stretch of weights all rows are taken through.
+    #[inline(always)]
+    fn turn(&self, turn: usize, chunks: usize) -> (usize, Range<usize>) {
+        let block = self.blocks.start + turn / chunks;
+        (block, part(self.site.weight.steps(), chunks, turn % chunks))
+    }
+
+    #[inline(always)]
+    fn place(&self, block: usize, step: usize) -> *const u32 {
+        let weight = self.site.weight;
+        weight
+            .block(block)
+            .wrapping_add(step * weight.panels(block) * LANES)
+    }
+
+    #[inline(always)]
+    unsafe fn tile(&self, block: usize, span: Range<usize>, row: usize) -> Tile {
+        let site = self.site;
+        let outputs = site.weight.outputs();
+        let last = span.end == site.weight.steps();
+        let bias = if last && !site.late_bias {
+            site.bias
+        } else {
+            None
+        };
+        Tile {
+            x: site.x.get().add(row * site.x_stride + span.start),
+            x_stride: site.x_stride,
+            w: self.place(block, span.start),
+            w_stride: site.weight.panels(block) * LANES,
+            steps: span.len(),
+            y: site.y.get().add(row * outputs + block * BLOCK),
+            y_stride: outputs,
+            outputs: (outputs - block * BLOCK).min(BLOCK),
+            bias: bias.map_or(std::ptr::null(), |b| b[block * BLOCK..].as_ptr()),
+            first: span.start == 0,
+            ahead: std::ptr::null(),
+            ahead_lines: 0,
+        }
+    }
+}
+
 impl Tile {
+    /// Gives the tile of `group` its share of the lines at `ahead`, which the next turn reads.
+    #[inline(always)]
+    fn look_ahead(&mut self, ahead: *const u32, group: usize, groups: usize) {
+        let panels = self.w_stride / LANES;
+        let lines = panels.div_ceil(groups);
+        if group * lines < panels {
+            self.ahead = ahead.wrapping_add(group * lines * self.steps * LANES);
+            self.ahead_lines = lines;
+        }
+    }
+
     #[inline(always)]
     unsafe fn rows<S: Simd, const BF16: bool>(self, rows: usize, panels: usize) {
         match rows {
@@ -217,8 +276,16 @@ impl Tile {
                 }
             }
         }
-        let mut w = self.w;
+        let (mut w, mut ahead) = (self.w, self.ahead);
         for step in 0..self.steps {
+            // One or two lines: a loop would be unrolled into more branches than products hide.
+            if self.ahead_lines > 0 {
+                S::prefetch_far(ahead.cast());
+                if self.ahead_lines > 1 {
+                    S::prefetch_far(ahead.wrapping_add(LANES).cast());
+                }
+                ahead = ahead.wrapping_add(self.ahead_lines * LANES);
+            }
             for (r, row) in acc.iter_mut().enumerate() {
                 let x = *self.x.add(r * self.x_stride + step);
                 for (p, sum) in row.iter_mut().enumerate() {

@@ -77,6 +77,12 @@ impl<E: Element + crate::buffer::Zeroed> Pair<E> {
     }
 }
 
+/// First value of a block of B; the end of B for the block behind the last.
+#[inline(always)]
+fn block_start(outputs: usize, rank: usize, block: usize) -> usize {
+    (block * BLOCK).min(outputs.next_multiple_of(LANES)) * rank
+}
+
 /// Outputs of a block of B, padding included.
 fn block_width(outputs: usize, block: usize) -> usize {
     (outputs.next_multiple_of(LANES) - block * BLOCK).min(BLOCK)
@@ -90,6 +96,8 @@ pub(super) struct Shrink {
     pub(super) ranks: Range<usize>,
     pub(super) u: *mut f32,
     pub(super) u_stride: usize,
+    /// What this thread probably reads next.
+    pub(super) after: *const u8,
 }
 
 /// Rows whose y is to be finished, for a range of output blocks.
@@ -102,6 +110,8 @@ pub(super) struct Expand<'a> {
     pub(super) outputs: usize,
     /// The base's bias, where it was not added yet.
     pub(super) bias: Option<&'a [f32]>,
+    /// What this thread probably reads next.
+    pub(super) after: *const u8,
 }
 
 impl Delta {
@@ -175,6 +185,24 @@ impl Delta {
         };
         let outputs = usize::from(self.gain.is_some()) + usize::from(self.bias.is_some());
         factors + outputs * self.outputs * size_of::<f32>()
+    }
+
+    /// Where the factors of some ranks (of A) start.
+    pub(super) fn place_a(&self, rank: usize) -> *const u8 {
+        let at = rank * self.inputs.next_multiple_of(LANES);
+        match &self.factors {
+            Factors::F32(pair) => pair.a.as_ptr().wrapping_add(at).cast(),
+            Factors::Bf16(pair) => pair.a.as_ptr().wrapping_add(at).cast(),
+        }
+    }
+
+    /// Where those of an output block (of B) start.
+    pub(super) fn place_b(&self, block: usize) -> *const u8 {
+        let at = block * BLOCK * self.rank;
+        match &self.factors {
+            Factors::F32(pair) => pair.b.as_ptr().wrapping_add(at).cast(),
+            Factors::Bf16(pair) => pair.b.as_ptr().wrapping_add(at).cast(),
+        }
     }
 
     /// # Safety
@@ -266,12 +294,19 @@ impl<E: Element> ShrinkRows<E> {
         let mut acc = [[S::zero(); RANKS]; ROWS];
         let x = self.at.x.add(row * self.at.x_stride);
         let a = self.a.add(rank * self.inputs);
+        // A tile's ranks are one stretch of memory, and the next tile's follow it.
+        let ahead = if rank + RANKS < self.at.ranks.end {
+            a.wrapping_add(RANKS * self.inputs).cast()
+        } else {
+            self.at.after
+        };
         for i in (0..self.inputs).step_by(LANES) {
             let mut lanes = [S::zero(); RANKS];
             for (r, lane) in lanes.iter_mut().enumerate() {
                 let p = a.add(r * self.inputs + i);
-                // The four ranks of this tile are one stretch of memory; the next tile's follows it.
-                S::prefetch(p.wrapping_add(RANKS * self.inputs).cast());
+                if size_of::<E>() == 4 || i % (2 * LANES) == 0 {
+                    S::prefetch(ahead.wrapping_add((r * self.inputs + i) * size_of::<E>()));
+                }
                 *lane = E::load::<S>(p);
             }
             for (t, sums) in acc.iter_mut().enumerate() {
@@ -324,6 +359,19 @@ impl<E: Element> Kernel for ExpandRows<'_, E> {
 }
 
 impl<E: Element> ExpandRows<'_, E> {
+    /// What lies some way behind `p` in the stream of this piece and then the next.
+    #[inline(always)]
+    fn ahead(&self, p: *const u8) -> *const u8 {
+        const BYTES: usize = 4096;
+        let end = block_start(self.at.outputs, self.rank, self.at.blocks.end);
+        let end = self.b.wrapping_add(end).cast::<u8>();
+        let ahead = p.wrapping_add(BYTES);
+        if ahead < end {
+            ahead
+        } else {
+            self.at.after.wrapping_add(ahead.addr() - end.addr())
+        }
+    }
     #[inline(always)]
     unsafe fn tile<S: Simd, const ROWS: usize, const PANELS: usize>(
         &self,
@@ -350,7 +398,9 @@ impl<E: Element> ExpandRows<'_, E> {
             let mut factors = [S::zero(); PANELS];
             for (p, factor) in factors.iter_mut().enumerate() {
                 let b = b.add(p * LANES);
-                S::prefetch(b.wrapping_add(8 * BLOCK).cast());
+                if size_of::<E>() == 4 || p % 2 == 0 {
+                    S::prefetch(self.ahead(b.cast()));
+                }
                 *factor = E::load::<S>(b);
             }
             for (t, sums) in acc.iter_mut().enumerate() {

@@ -111,7 +111,7 @@ pub fn linear<'d>(
     let (rows_max, rank_max) = (scratch.rows_max, scratch.rank_max);
     let (shrink, expand) = (&scratch.shrink, &scratch.expand);
     let (wide, wide_stride) = x.wide();
-    let isa = dev.isa();
+    let (isa, threads) = (dev.isa(), dev.threads());
 
     let cut = base::Cut::new(dev, rows, outs);
     let sites: [Option<base::Site>; SITES_MAX] = std::array::from_fn(|i| {
@@ -120,37 +120,48 @@ pub fn linear<'d>(
     });
     let site = |i: usize| sites[i].as_ref().expect("pieces name existing sites");
 
-    // The base's pieces are the longer: they have the high numbers, which start first.
+    // The base's pieces are the longer: they have the high numbers, which start first. Tasks are claimed downwards by
+    // every thread in turn, so a thread can guess its next one and have its weights on their way.
+    let place = |task: usize| match shrink.get(task) {
+        Some(piece) => piece
+            .delta(delta)
+            .map_or(std::ptr::null(), |d| d.place_a(piece.span().start)),
+        None => {
+            let (i, _, blocks) = cut.task(task - shrink.len());
+            site(i).weight.block(blocks.start).cast()
+        }
+    };
     dev.fork(shrink.len() + cut.tasks(), &|task| {
+        let after = task.checked_sub(threads).map_or(std::ptr::null(), place);
         if let Some(piece) = shrink.get(task) {
-            let delta = piece.delta(delta);
-            let shrink = Shrink {
+            let at = Shrink {
                 x: wide.as_ptr(),
                 x_stride: wide_stride,
                 rows: piece.rows(),
                 ranks: piece.span(),
                 u: LoraScratch::u(u, piece.site as usize, rows_max, rank_max),
                 u_stride: rank_max,
+                after,
             };
+            let delta = piece.delta(delta).expect("shrink pieces have a delta");
             // SAFETY: the checks above bound rows and ranks; pieces are disjoint in u.
-            unsafe {
-                delta
-                    .expect("shrink pieces have a delta")
-                    .shrink(isa, shrink)
-            };
+            unsafe { delta.shrink(isa, at) };
         } else {
-            let (i, tile_rows, blocks) = cut.task(task - shrink.len());
+            let (i, rows, blocks) = cut.task(task - shrink.len());
             // SAFETY: shapes are checked, tasks are disjoint in y.
-            unsafe { site(i).run(isa, tile_rows, blocks) };
+            unsafe { site(i).run(isa, rows, blocks, after.cast()) };
         }
     });
-    if expand.is_empty() {
-        return;
-    }
+    let place = |task: usize| {
+        let piece = &expand[task];
+        piece
+            .delta(delta)
+            .map_or(std::ptr::null(), |d| d.place_b(piece.span().start))
+    };
     dev.fork(expand.len(), &|task| {
         let piece = &expand[task];
         let i = piece.site as usize;
-        let expand = Expand {
+        let at = Expand {
             u: LoraScratch::u(u, i, rows_max, rank_max),
             u_stride: rank_max,
             rows: piece.rows(),
@@ -158,9 +169,10 @@ pub fn linear<'d>(
             y: site(i).y.get(),
             outputs: site(i).weight.outputs(),
             bias: if late_bias[i] { site(i).bias } else { None },
+            after: task.checked_sub(threads).map_or(std::ptr::null(), place),
         };
         // SAFETY: as above; pieces are disjoint in y, and u was written by the fork before.
-        unsafe { Delta::expand(piece.delta(delta), isa, expand) };
+        unsafe { Delta::expand(piece.delta(delta), isa, at) };
     });
 }
 

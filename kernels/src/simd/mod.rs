@@ -133,7 +133,10 @@ pub(crate) trait Simd: Copy {
     }
     /// `acc + x0 · w0 + x1 · w1`: one bf16 step of a packed panel; `x` a pair, `w` 16 pairs, the first in the low half.
     unsafe fn step_bf16(acc: Self::F, x: u32, w: *const u32) -> Self::F;
+    /// Asks for the line in the first-level cache.
     unsafe fn prefetch(p: *const u8);
+    /// In the second-level cache.
+    unsafe fn prefetch_far(p: *const u8);
 
     #[inline(always)]
     unsafe fn zero() -> Self::F {
