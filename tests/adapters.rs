@@ -20,18 +20,12 @@ use std::path::{Path, PathBuf};
 
 impl Files {
     pub fn set(&mut self, key: &str, value: Value) -> &mut Self {
-        self.config
-            .as_object_mut()
-            .unwrap()
-            .insert(key.into(), value);
+        self.config.as_object_mut().unwrap().insert(key.into(), value);
         self
     }
 
     pub fn get(&mut self, part: &str) -> &mut (String, Vec<usize>, Vec<f32>) {
-        self.tensors
-            .iter_mut()
-            .find(|t| t.0.contains(part))
-            .unwrap()
+        self.tensors.iter_mut().find(|t| t.0.contains(part)).unwrap()
     }
 }
 
@@ -53,10 +47,7 @@ fn smollm2() -> ModelShape {
         head_dim: 64,
         vocab: 49152,
         context: 8192,
-        rope: Rope {
-            theta: 100_000.0,
-            scaling: RopeScaling::None,
-        },
+        rope: Rope { theta: 100_000.0, scaling: RopeScaling::None },
         windows: vec![None; 30],
         attention_scale: 0.125,
         ..tiny()
@@ -92,11 +83,7 @@ fn load(files: &Files, shape: &ModelShape) -> Result<(Summary, Prepared), Error>
 fn refusal(files: &Files, needle: &str) -> &'static str {
     let error = load(files, &tiny()).map(|(s, _)| s).expect_err(needle);
     assert_eq!(error.kind, Kind::Unprocessable, "{error}");
-    assert!(
-        error.message.contains(needle),
-        "{needle:?} is not in {:?}",
-        error.message
-    );
+    assert!(error.message.contains(needle), "{needle:?} is not in {:?}", error.message);
     error.code
 }
 
@@ -105,7 +92,7 @@ fn site(prepared: &Prepared, shape: &ModelShape, l: usize, p: Projection) -> Opt
     prepared.deltas[index].as_ref().map(Delta::rank)
 }
 
-/// What the delta makes of x over a base weight [O, I].
+/// What the delta makes of x over a base weight `[O, I]`.
 fn applied(delta: &Delta, weight: &[f32], x: &[f32]) -> Vec<f32> {
     let (inputs, outputs) = (delta.inputs(), delta.outputs());
     let device = Device::cpu(1);
@@ -113,22 +100,10 @@ fn applied(delta: &Delta, weight: &[f32], x: &[f32]) -> Vec<f32> {
     let mut act = Act::new(Dtype::F32, 1, inputs);
     act.set_row(0, x);
     let mut y = vec![0.0; outputs];
-    let mut outs = [Linear {
-        weight: &matrix,
-        bias: None,
-        y: &mut y,
-    }];
+    let mut outs = [Linear { weight: &matrix, bias: None, y: &mut y }];
     let segments = Segments { indptr: &[0, 1] };
     let mut scratch = LoraScratch::new(1, 512);
-    linear(
-        &device,
-        &act,
-        1,
-        &mut outs,
-        segments,
-        &|_, _| Some(delta),
-        &mut scratch,
-    );
+    linear(&device, &act, 1, &mut outs, segments, &|_, _| Some(delta), &mut scratch);
     y
 }
 
@@ -160,13 +135,7 @@ impl Dense<'_> {
                 .collect();
             let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
             let gain = self.magnitude.map_or(1.0, |m| f64::from(m[o]) / norm);
-            y.push(
-                gain * row
-                    .iter()
-                    .zip(x)
-                    .map(|(w, x)| w * f64::from(*x))
-                    .sum::<f64>(),
-            );
+            y.push(gain * row.iter().zip(x).map(|(w, x)| w * f64::from(*x)).sum::<f64>());
         }
         y
     }
@@ -175,10 +144,7 @@ impl Dense<'_> {
 fn assert_near(got: &[f32], wanted: &[f64], tolerance: f64) {
     assert_eq!(got.len(), wanted.len());
     for (i, (g, w)) in got.iter().zip(wanted).enumerate() {
-        assert!(
-            (f64::from(*g) - w).abs() <= tolerance,
-            "index {i}: {g} is not {w}"
-        );
+        assert!((f64::from(*g) - w).abs() <= tolerance, "index {i}: {g} is not {w}");
     }
 }
 
@@ -193,48 +159,16 @@ const Q0: Site = Site::Layer(0, Projection::Q);
 #[test]
 fn golden_adapters_are_read_whole() {
     let shape = smollm2();
-    let all = [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    ];
+    let all = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
     let adapters = root().join("adapters");
     let cases: [(PathBuf, &str, usize, usize, Vec<&str>); 8] = [
         (adapters.join("pirate"), "lora", 8, 120, all[..4].to_vec()),
         (adapters.join("ticket-json"), "lora", 8, 210, all.to_vec()),
         (adapters.join("sql"), "dora", 4, 210, all.to_vec()),
-        (
-            golden("blurb"),
-            "lora",
-            16,
-            90,
-            vec!["q_proj", "v_proj", "down_proj"],
-        ),
-        (
-            golden("lora-regex"),
-            "lora",
-            4,
-            33,
-            vec!["q_proj", "o_proj", "up_proj"],
-        ),
-        (
-            golden("lora-layers"),
-            "lora",
-            4,
-            9,
-            vec!["q_proj", "v_proj", "down_proj"],
-        ),
-        (
-            golden("lora-embed"),
-            "lora",
-            2,
-            31,
-            vec!["q_proj", "embed_tokens"],
-        ),
+        (golden("blurb"), "lora", 16, 90, vec!["q_proj", "v_proj", "down_proj"]),
+        (golden("lora-regex"), "lora", 4, 33, vec!["q_proj", "o_proj", "up_proj"]),
+        (golden("lora-layers"), "lora", 4, 9, vec!["q_proj", "v_proj", "down_proj"]),
+        (golden("lora-embed"), "lora", 2, 31, vec!["q_proj", "embed_tokens"]),
         (golden("lora-bias"), "lora", 4, 20, vec!["q_proj", "v_proj"]),
     ];
     for (dir, method, rank_max, sites, targets) in cases {
@@ -252,16 +186,10 @@ fn blurb_has_the_scales_of_its_patterns_in_file_order() {
     let scale = |path: String| config.scale(&path).unwrap();
     for l in 0..30 {
         let at = |module: &str| format!("model.layers.{l}.{module}");
-        assert_eq!(
-            scale(at("self_attn.v_proj")),
-            if l == 29 { 0.5 } else { 1.0 }
-        );
+        assert_eq!(scale(at("self_attn.v_proj")), if l == 29 { 0.5 } else { 1.0 });
         assert_eq!(scale(at("self_attn.q_proj")), 4.0);
         assert_eq!(scale(at("mlp.down_proj")), if l < 3 { 8.0 } else { 2.0 });
-        assert_eq!(
-            config.rank_of(&at("mlp.down_proj")).unwrap(),
-            if l < 3 { 2 } else { 8 }
-        );
+        assert_eq!(config.rank_of(&at("mlp.down_proj")).unwrap(), if l < 3 { 2 } else { 8 });
     }
 }
 
@@ -284,15 +212,9 @@ fn the_first_pattern_in_file_order_wins() {
 #[test]
 fn rslora_divides_by_the_root_of_the_rank() {
     let mut files = Files::plain(1);
-    files
-        .set("use_rslora", json!(true))
-        .set("r", json!(16))
-        .set("lora_alpha", json!(8));
+    files.set("use_rslora", json!(true)).set("r", json!(16)).set("lora_alpha", json!(8));
     let config = PeftConfig::parse(files.config.to_string().as_bytes()).unwrap();
-    assert_eq!(
-        config.scale("model.layers.0.self_attn.q_proj").unwrap(),
-        2.0
-    );
+    assert_eq!(config.scale("model.layers.0.self_attn.q_proj").unwrap(), 2.0);
 }
 
 #[test]
@@ -303,18 +225,12 @@ fn a_gguf_adapter_means_the_same_as_the_peft_adapter_it_was_made_from() {
     let file = golden("pirate-2-layers.gguf");
     std::fs::copy(file, dir.path().join("anything.gguf")).unwrap();
     let (summary, from_gguf) = prepared(dir.path(), &shape).unwrap();
-    assert_eq!(
-        (summary.method.as_str(), summary.sites, summary.rank_max),
-        ("gguf-lora", 8, 8)
-    );
+    assert_eq!((summary.method.as_str(), summary.sites, summary.rank_max), ("gguf-lora", 8, 8));
     let (_, from_peft) = prepared(&root().join("adapters/pirate"), &shape).unwrap();
     for l in [0, 29] {
         for p in [Projection::Q, Projection::K, Projection::V, Projection::O] {
             let at = Site::Layer(l, p);
-            let (a, b) = (
-                delta_of(&from_gguf, &shape, at),
-                delta_of(&from_peft, &shape, at),
-            );
+            let (a, b) = (delta_of(&from_gguf, &shape, at), delta_of(&from_peft, &shape, at));
             let x = values(7, a.inputs());
             let zero = vec![0.0; a.inputs() * a.outputs()];
             let y = applied(a, &zero, &x);
@@ -350,25 +266,17 @@ fn a_delta_is_scale_times_b_times_a() {
 fn dora_gains_are_the_magnitude_over_the_norm_of_the_whole_row() {
     let shape = tiny();
     let mut files = Files::plain(3);
-    files
-        .set("use_dora", json!(true))
-        .set("use_rslora", json!(true));
+    files.set("use_dora", json!(true)).set("use_rslora", json!(true));
     for (l, suffix) in [(0, ""), (1, ".weight")] {
         for (name, n) in [("q_proj", 8), ("v_proj", 4)] {
             let module = format!("model.layers.{l}.self_attn.{name}.lora_magnitude_vector{suffix}");
-            files.push(
-                &module,
-                &[n],
-                values(40 + l, n).iter().map(|v| v.abs() + 0.5).collect(),
-            );
+            files.push(&module, &[n], values(40 + l, n).iter().map(|v| v.abs() + 0.5).collect());
         }
     }
     let (summary, prepared) = load(&files, &shape).unwrap();
     assert_eq!(summary.method, "dora");
     for at in [Q0, Site::Layer(1, Projection::V)] {
-        let Site::Layer(l, p) = at else {
-            unreachable!()
-        };
+        let Site::Layer(l, p) = at else { unreachable!() };
         let (inputs, outputs) = shape.site_dims(at);
         let module = format!("layers.{l}.{}", p.module());
         let weight = values(site_seed(at), inputs * outputs);
@@ -387,34 +295,21 @@ fn dora_gains_are_the_magnitude_over_the_norm_of_the_whole_row() {
 
 #[test]
 fn biases_of_the_factors_are_scaled_and_trained_ones_replace_the_bases() {
-    let shape = ModelShape {
-        qkv_bias: true,
-        ..tiny()
-    };
+    let shape = ModelShape { qkv_bias: true, ..tiny() };
     let mut files = Files::plain(3);
-    files
-        .set("bias", json!("all"))
-        .set("lora_bias", json!(true));
+    files.set("bias", json!("all")).set("lora_bias", json!(true));
     for l in 0..2 {
         for (name, n) in [("q_proj", 8), ("v_proj", 4)] {
             let module = format!("model.layers.{l}.self_attn.{name}");
             files.push(&format!("{module}.lora_B.bias"), &[n], vec![0.25; n]);
         }
     }
-    files.push(
-        "model.layers.0.self_attn.q_proj.base_layer.bias",
-        &[8],
-        vec![3.0; 8],
-    );
+    files.push("model.layers.0.self_attn.q_proj.base_layer.bias", &[8], vec![3.0; 8]);
     files.push("model.layers.1.self_attn.k_proj.bias", &[4], vec![5.0; 4]);
     let (_, prepared) = load(&files, &shape).unwrap();
     let at_zero = |at: Site| {
         let delta = delta_of(&prepared, &shape, at);
-        applied(
-            delta,
-            &vec![0.0; delta.inputs() * delta.outputs()],
-            &[0.0; 8],
-        )
+        applied(delta, &vec![0.0; delta.inputs() * delta.outputs()], &[0.0; 8])
     };
     let base = base_bias(&shape);
     let wanted = |at, new: f64, scaled: f64| -> Vec<f64> {
@@ -432,19 +327,13 @@ fn biases_of_the_factors_are_scaled_and_trained_ones_replace_the_bases() {
 #[test]
 fn norms_in_modules_to_save_replace_and_fold_gemmas_one() {
     for (norm_plus_one, wanted) in [(false, 0.75), (true, 1.75)] {
-        let shape = ModelShape {
-            norm_plus_one,
-            ..tiny()
-        };
+        let shape = ModelShape { norm_plus_one, ..tiny() };
         let mut files = Files::plain(3);
         files.set("modules_to_save", json!(["model.norm", "input_layernorm"]));
         files.push("model.norm.weight", &[8], vec![0.75; 8]);
         files.push("model.layers.0.input_layernorm.weight", &[8], vec![0.5; 8]);
         let (summary, prepared) = load(&files, &shape).unwrap();
-        assert_eq!(
-            summary.targets,
-            ["q_proj", "v_proj", "input_layernorm", "norm"]
-        );
+        assert_eq!(summary.targets, ["q_proj", "v_proj", "input_layernorm", "norm"]);
         let norm = |n| prepared.norms[shape.norm_index(n)].as_deref();
         assert_eq!(norm(Norm::Final), Some([wanted; 8].as_slice()));
         assert_eq!(norm(Norm::Input(0)), Some([wanted - 0.25; 8].as_slice()));
@@ -458,29 +347,15 @@ fn embedded(prepared: &Prepared, shape: &ModelShape, token: u32) -> Vec<f32> {
     let mut h = vec![0.0; shape.hidden];
     let segments = Segments { indptr: &[0, 1] };
     let delta = prepared.embedding.as_ref();
-    embed(
-        &Device::cpu(1),
-        &table,
-        &[token],
-        1.0,
-        segments,
-        &|_| delta,
-        &mut h,
-    );
+    embed(&Device::cpu(1), &table, &[token], 1.0, segments, &|_| delta, &mut h);
     h
 }
 
 #[test]
 fn embedding_factors_pick_a_column_and_take_the_embedding_scale() {
-    let shape = ModelShape {
-        embedding_scale: 3.0,
-        ..tiny()
-    };
+    let shape = ModelShape { embedding_scale: 3.0, ..tiny() };
     let mut files = Files::plain(3);
-    files.set(
-        "target_modules",
-        json!(["q_proj", "v_proj", "embed_tokens"]),
-    );
+    files.set("target_modules", json!(["q_proj", "v_proj", "embed_tokens"]));
     let (a, b) = (values(70, 20), values(71, 16));
     files.push("model.embed_tokens.lora_embedding_A", &[2, 10], a.clone());
     files.push("model.embed_tokens.lora_embedding_B", &[8, 2], b.clone());
@@ -520,10 +395,7 @@ fn a_head_adapter_may_bring_the_bases_own_table_but_no_other() {
     files.push("lm_head.base_layer.weight", &[10, 8], head.clone());
     let (summary, prepared) = load(&files, &shape).unwrap();
     assert_eq!(summary.targets, ["q_proj", "v_proj", "lm_head"]);
-    assert!(
-        prepared.embedding.is_none(),
-        "a tied head's factors act on the head only"
-    );
+    assert!(prepared.embedding.is_none(), "a tied head's factors act on the head only");
     assert_eq!(delta_of(&prepared, &shape, Site::Head).rank(), 2);
 
     // One changed value in the last row.
@@ -563,33 +435,18 @@ fn python_patterns_choose_modules_as_re_fullmatch_does() {
             Err(e) => assert!(!fits && e.code == "unknown_tensor", "{pattern}: {e}"),
         }
     }
-    for pattern in [
-        r"(?(1)a|b)",
-        r"(?x)a b",
-        r"\Kabc",
-        r"\p{L}",
-        "(",
-        r"a\",
-        r"[a--b]",
-        r"(?<n>a)",
-    ] {
+    for pattern in [r"(?(1)a|b)", r"(?x)a b", r"\Kabc", r"\p{L}", "(", r"a\", r"[a--b]", r"(?<n>a)"]
+    {
         let mut files = Files::plain(3);
         files.set("target_modules", json!(pattern));
-        assert_eq!(
-            refusal(&files, "target_modules"),
-            "invalid_adapter_config",
-            "{pattern}"
-        );
+        assert_eq!(refusal(&files, "target_modules"), "invalid_adapter_config", "{pattern}");
     }
 }
 
 #[test]
 fn a_pattern_that_backtracks_without_end_is_an_error() {
     let mut files = Files::plain(3);
-    files.set(
-        "target_modules",
-        json!(r"(?=(.+)+\1$)(.*.*.*.*.*.*)*(?!.)x\1"),
-    );
+    files.set("target_modules", json!(r"(?=(.+)+\1$)(.*.*.*.*.*.*)*(?!.)x\1"));
     let start = std::time::Instant::now();
     assert!(load(&files, &tiny()).is_err());
     assert!(start.elapsed().as_secs() < 20);
@@ -600,18 +457,9 @@ fn exclusions_and_layer_restrictions_leave_modules_out() {
     let cases: [(Value, bool); 8] = [
         (json!({"layers_to_transform": [0, 1]}), true),
         (json!({"layers_to_transform": 1}), false),
-        (
-            json!({"layers_to_transform": [0, 1], "layers_pattern": "layers"}),
-            true,
-        ),
-        (
-            json!({"layers_to_transform": [0, 1], "layers_pattern": ["h", "layers"]}),
-            true,
-        ),
-        (
-            json!({"layers_to_transform": [0, 1], "layers_pattern": ["h"]}),
-            false,
-        ),
+        (json!({"layers_to_transform": [0, 1], "layers_pattern": "layers"}), true),
+        (json!({"layers_to_transform": [0, 1], "layers_pattern": ["h", "layers"]}), true),
+        (json!({"layers_to_transform": [0, 1], "layers_pattern": ["h"]}), false),
         (json!({"exclude_modules": ["k_proj"]}), true),
         (json!({"exclude_modules": r".*layers\.1\..*"}), false),
         (json!({"target_modules": "all-linear"}), true),
@@ -631,29 +479,16 @@ fn known_prefixes_lead_to_the_same_modules_and_mixing_them_is_refused() {
     for (from, to) in [
         ("base_model.model.model.", "model."),
         ("base_model.model.model.", "base_model.model."),
-        (
-            "base_model.model.model.",
-            "base_model.model.model.language_model.",
-        ),
-        (
-            "base_model.model.model.",
-            "base_model.model.language_model.model.",
-        ),
+        ("base_model.model.model.", "base_model.model.model.language_model."),
+        ("base_model.model.model.", "base_model.model.language_model.model."),
     ] {
         let mut files = Files::plain(3);
-        files
-            .tensors
-            .iter_mut()
-            .for_each(|t| t.0 = t.0.replacen(from, to, 1));
+        files.tensors.iter_mut().for_each(|t| t.0 = t.0.replacen(from, to, 1));
         let (summary, _) = load(&files, &tiny()).unwrap_or_else(|e| panic!("{to}: {e}"));
         assert_eq!(summary.sites, 4);
     }
     let mut files = Files::plain(3);
     let again = files.tensors[0].clone();
-    files.tensors.push((
-        again.0.replacen("base_model.model.", "", 1),
-        again.1,
-        again.2,
-    ));
+    files.tensors.push((again.0.replacen("base_model.model.", "", 1), again.1, again.2));
     assert_eq!(refusal(&files, "q_proj"), "duplicate_tensor");
 }

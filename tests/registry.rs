@@ -1,4 +1,5 @@
-//! The registry against a bank that only keeps books: publishing, leasing, replacing, evicting, deleting, restarting.
+//! The registry against a bank that only keeps books: publishing, leasing, replacing, evicting,
+//! deleting, restarting.
 
 mod adapter_files;
 
@@ -48,28 +49,14 @@ impl FakeEngine {
 
     fn bank(&self) -> BankSender {
         let sender = self.sender.clone();
-        Arc::new(move |command| {
-            sender
-                .send(command)
-                .map_err(|_| Error::fault("engine gone"))
-        })
+        Arc::new(move |command| sender.send(command).map_err(|_| Error::fault("engine gone")))
     }
 }
 
 fn answer(command: BankCommand, bank: &mut Bank, seen: &Seen) {
-    let full = || {
-        Error::new(
-            Kind::Capacity,
-            "insufficient_capacity",
-            "every slot is taken",
-        )
-    };
+    let full = || Error::new(Kind::Capacity, "insufficient_capacity", "every slot is taken");
     match command {
-        BankCommand::Install {
-            prepared,
-            probe,
-            reply,
-        } => {
+        BankCommand::Install { prepared, probe, reply } => {
             if seen.refuse_installs.load(Ordering::SeqCst) {
                 let _ = reply.send(Err(Error::fault("refused by the test")));
                 return;
@@ -82,22 +69,14 @@ fn answer(command: BankCommand, bank: &mut Bank, seen: &Seen) {
                 let change = probe.then(|| {
                     seen.probes.fetch_add(1, Ordering::SeqCst);
                     let mut changes = seen.changes.lock().unwrap();
-                    let logit_change_max = if changes.is_empty() {
-                        1.0
-                    } else {
-                        changes.remove(0)
-                    };
+                    let logit_change_max = if changes.is_empty() { 1.0 } else { changes.remove(0) };
                     Probe { logit_change_max }
                 });
                 (slot, change)
             });
             let _ = reply.send(outcome);
         }
-        BankCommand::Remove {
-            slot,
-            digest,
-            reply,
-        } => {
+        BankCommand::Remove { slot, digest, reply } => {
             assert_eq!(bank.digest(slot), Some(digest), "removed what is not there");
             bank.remove(slot);
             seen.slots.lock().unwrap().remove(&slot);
@@ -145,11 +124,7 @@ impl House {
         let mut o = options(dir.path());
         change(&mut o);
         let (registry, seen) = open(o, slots).await.unwrap();
-        Self {
-            registry,
-            seen,
-            dir,
-        }
+        Self { registry, seen, dir }
     }
 
     async fn put(&self, name: &str, seed: u64) -> Entry {
@@ -161,11 +136,7 @@ impl House {
         let Self { registry, dir, .. } = self;
         drop(registry);
         let (registry, seen) = reopened(dir.path()).await;
-        Self {
-            registry,
-            seen,
-            dir,
-        }
+        Self { registry, seen, dir }
     }
 
     fn counts(&self) -> (usize, usize, usize) {
@@ -179,23 +150,16 @@ impl House {
 
     fn blobs(&self) -> usize {
         let prefixes = std::fs::read_dir(self.dir.path().join("adapters/sha256")).unwrap();
-        prefixes
-            .map(|p| std::fs::read_dir(p.unwrap().path()).unwrap().count())
-            .sum()
+        prefixes.map(|p| std::fs::read_dir(p.unwrap().path()).unwrap().count()).sum()
     }
 
     fn staged(&self) -> usize {
-        std::fs::read_dir(self.dir.path().join("staging"))
-            .unwrap()
-            .count()
+        std::fs::read_dir(self.dir.path().join("staging")).unwrap().count()
     }
 
     fn state(&self, name: &str) -> Vec<(u64, State, bool, usize)> {
         let entries = self.registry.versions(name);
-        entries
-            .iter()
-            .map(|e| (e.version.number, e.state, e.current, e.leases))
-            .collect()
+        entries.iter().map(|e| (e.version.number, e.state, e.current, e.leases)).collect()
     }
 }
 
@@ -257,21 +221,8 @@ async fn a_published_adapter_is_stored_probed_and_leased() {
     assert_eq!(house.state("sql")[0].3, 2);
     drop((again, clone, lease));
     assert_eq!(house.state("sql")[0].3, 0);
-    for unknown in [
-        "sql@2",
-        "sql@0",
-        "sql@01",
-        "sql@+1",
-        "sql@",
-        "sq",
-        "",
-        "@1",
-        "tiny-base",
-    ] {
-        assert_eq!(
-            code_of(&house.registry, unknown).await,
-            ("model_not_found", Kind::NotFound)
-        );
+    for unknown in ["sql@2", "sql@0", "sql@01", "sql@+1", "sql@", "sq", "", "@1", "tiny-base"] {
+        assert_eq!(code_of(&house.registry, unknown).await, ("model_not_found", Kind::NotFound));
     }
 }
 
@@ -283,20 +234,12 @@ async fn the_digest_is_of_content_and_not_of_names_or_neighbours() {
     Files::plain(1).write(&staging.dir);
     std::fs::write(staging.dir.join("README.md"), "hello").unwrap();
     std::fs::create_dir(staging.dir.join("logs")).unwrap();
-    let second = house
-        .registry
-        .publish(staging, Publish::default())
-        .await
-        .unwrap();
+    let second = house.registry.publish(staging, Publish::default()).await.unwrap();
     assert_eq!(first.version.digest, second.version.digest);
     assert_ne!(house.put("c", 2).await.version.digest, first.version.digest);
     // Two names, one content: one blob, one slot, one load, one probe.
     assert_eq!(
-        (
-            house.blobs(),
-            house.counts().0,
-            house.seen.probes.load(Ordering::SeqCst)
-        ),
+        (house.blobs(), house.counts().0, house.seen.probes.load(Ordering::SeqCst)),
         (2, 2, 2)
     );
     house.registry.delete("a").await.unwrap();
@@ -323,15 +266,8 @@ async fn replaced_adapter_keeps_serving_until_its_last_lease() {
     let states = [(1, State::Draining, false, 1), (2, State::Ready, true, 1)];
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(house.state("sql"), states);
-    assert_eq!(
-        house.counts(),
-        (2, 0, 2),
-        "a leased version stays in its slot"
-    );
-    assert_eq!(
-        house.registry.residency().0,
-        2 * first.version.resident_bytes
-    );
+    assert_eq!(house.counts(), (2, 0, 2), "a leased version stays in its slot");
+    assert_eq!(house.registry.residency().0, 2 * first.version.resident_bytes);
     drop(lease);
     until("the old version left", || house.counts() == (2, 1, 1)).await;
     let settled = [(1, State::Ready, false, 0), (2, State::Ready, true, 1)];
@@ -361,15 +297,9 @@ async fn only_the_newest_versions_are_kept() {
     }
     let numbers = || house.state("sql").iter().map(|s| s.0).collect::<Vec<_>>();
     // 1 is leased, so it outlives 2 and 3.
-    until("old ones went", || {
-        numbers() == [1, 4, 5] && house.blobs() == 3
-    })
-    .await;
+    until("old ones went", || numbers() == [1, 4, 5] && house.blobs() == 3).await;
     drop(lease);
-    until("the leased one went", || {
-        numbers() == [4, 5] && house.blobs() == 2
-    })
-    .await;
+    until("the leased one went", || numbers() == [4, 5] && house.blobs() == 2).await;
     let house = house.restarted().await;
     assert_eq!(house.state("sql").len(), 2);
 }
@@ -414,34 +344,13 @@ async fn an_adapter_without_effect_never_takes_the_name_from_one_that_works() {
     house.put("sql", 1).await;
     house.seen.changes.lock().unwrap().push(0.0);
     let flat = house.put("sql", 2).await;
-    assert_eq!(
-        (flat.version.number, flat.state, flat.current),
-        (2, State::Ineffective, false)
-    );
-    assert_eq!(
-        house
-            .registry
-            .acquire("sql")
-            .await
-            .unwrap()
-            .version()
-            .number,
-        1
-    );
+    assert_eq!((flat.version.number, flat.state, flat.current), (2, State::Ineffective, false));
+    assert_eq!(house.registry.acquire("sql").await.unwrap().version().number, 1);
     // Uploading it again changes nothing; forcing it moves the name.
     assert_eq!(house.put("sql", 2).await.version.number, 2);
     let forced = publish(&house.registry, "sql", 2, true).await.unwrap();
     assert_eq!((forced.version.number, forced.current), (2, true));
-    assert_eq!(
-        house
-            .registry
-            .acquire("sql")
-            .await
-            .unwrap()
-            .version()
-            .number,
-        2
-    );
+    assert_eq!(house.registry.acquire("sql").await.unwrap().version().number, 2);
 }
 
 #[tokio::test]
@@ -488,19 +397,13 @@ async fn the_least_recently_used_adapter_makes_room() {
     drop(house.registry.acquire("a").await.unwrap());
     house.put("c", 3).await;
     let resident = |name: &str| house.registry.versions(name)[0].resident;
-    assert_eq!(
-        (resident("a"), resident("b"), resident("c")),
-        (true, false, true)
-    );
+    assert_eq!((resident("a"), resident("b"), resident("c")), (true, false, true));
     let b = house.registry.acquire("b").await.unwrap();
     assert!(house.registry.residency().0 <= 2 * one + one / 2);
     // What is leased is not evicted: with two leased there is no room, and the error says how much.
     let c = house.registry.acquire("c").await.unwrap();
     let error = house.registry.acquire("a").await.map(drop).unwrap_err();
-    assert_eq!(
-        (error.code, error.kind),
-        ("insufficient_capacity", Kind::Capacity)
-    );
+    assert_eq!((error.code, error.kind), ("insufficient_capacity", Kind::Capacity));
     assert!(error.message.contains(&one.to_string()), "{error}");
     assert!(error.message.contains(&(one / 2).to_string()), "{error}");
     let error = publish(&house.registry, "d", 4, false).await.unwrap_err();
@@ -519,14 +422,9 @@ async fn a_bank_full_by_slots_evicts_as_well() {
         house.put(name, i as u64).await;
     }
     assert_eq!(house.counts().2, 2);
-    let held = [
-        house.registry.acquire("a").await.unwrap(),
-        house.registry.acquire("b").await.unwrap(),
-    ];
-    assert_eq!(
-        code_of(&house.registry, "c").await,
-        ("insufficient_capacity", Kind::Capacity)
-    );
+    let held =
+        [house.registry.acquire("a").await.unwrap(), house.registry.acquire("b").await.unwrap()];
+    assert_eq!(code_of(&house.registry, "c").await, ("insufficient_capacity", Kind::Capacity));
     drop(held);
     house.registry.acquire("c").await.unwrap();
 }
@@ -543,11 +441,7 @@ async fn a_failed_publish_leaves_no_trace() {
     let mut files = Files::plain(9);
     files.drop_tensor("lora_B");
     files.write(&staging.dir);
-    let error = house
-        .registry
-        .publish(staging, Publish::default())
-        .await
-        .unwrap_err();
+    let error = house.registry.publish(staging, Publish::default()).await.unwrap_err();
     assert_eq!(error.code, "missing_factor");
     drop(house.registry.stage("unused").unwrap());
     assert_eq!(house.registry.list().len(), 1);
@@ -563,17 +457,11 @@ async fn limits_on_bytes_and_names_are_kept() {
     house.put("a", 1).await;
     house.put("b", 2).await;
     let error = publish(&house.registry, "c", 3, false).await.unwrap_err();
-    assert_eq!(
-        (error.code, error.kind),
-        ("adapter_limit_reached", Kind::Capacity)
-    );
+    assert_eq!((error.code, error.kind), ("adapter_limit_reached", Kind::Capacity));
     house.put("b", 3).await;
     let house = House::with(1000, |o| o.upload_bytes_max = 100).await;
     let error = publish(&house.registry, "c", 3, false).await.unwrap_err();
-    assert_eq!(
-        (error.code, error.kind),
-        ("upload_too_large", Kind::TooLarge)
-    );
+    assert_eq!((error.code, error.kind), ("upload_too_large", Kind::TooLarge));
 }
 
 #[tokio::test]
@@ -588,59 +476,27 @@ async fn everything_published_survives_a_restart_and_nothing_else() {
     let staging = house.registry.stage("c").unwrap();
     Files::plain(5).write(&staging.dir);
     std::mem::forget(staging);
-    let orphan = house
-        .dir
-        .path()
-        .join("adapters/sha256/ab")
-        .join("ab".repeat(32));
+    let orphan = house.dir.path().join("adapters/sha256/ab").join("ab".repeat(32));
     std::fs::create_dir_all(&orphan).unwrap();
     Files::plain(6).write(&orphan);
     let house = house.restarted().await;
     let after = house.registry.list();
     assert_eq!(before.len(), 3);
     for (x, y) in before.iter().zip(&after) {
-        assert_eq!(
-            (&x.version, x.state, x.current),
-            (&y.version, y.state, y.current)
-        );
+        assert_eq!((&x.version, x.state, x.current), (&y.version, y.state, y.current));
         assert!(!y.resident);
     }
-    assert_eq!(
-        (house.blobs(), house.staged(), house.registry.residency().0),
-        (3, 0, 0)
-    );
-    assert_eq!(
-        house.registry.acquire("a").await.unwrap().version().number,
-        2
-    );
-    assert_eq!(
-        house
-            .registry
-            .acquire("a@1")
-            .await
-            .unwrap()
-            .version()
-            .number,
-        1
-    );
-    assert_eq!(
-        house.seen.probes.load(Ordering::SeqCst),
-        0,
-        "the catalogue knows the probe"
-    );
+    assert_eq!((house.blobs(), house.staged(), house.registry.residency().0), (3, 0, 0));
+    assert_eq!(house.registry.acquire("a").await.unwrap().version().number, 2);
+    assert_eq!(house.registry.acquire("a@1").await.unwrap().version().number, 1);
+    assert_eq!(house.seen.probes.load(Ordering::SeqCst), 0, "the catalogue knows the probe");
 }
 
 #[tokio::test]
 async fn two_servers_do_not_share_a_data_directory() {
     let house = House::new().await;
-    let error = open(options(house.dir.path()), 10)
-        .await
-        .map(|_| ())
-        .unwrap_err();
-    assert_eq!(
-        (error.code, error.kind),
-        ("data_dir_locked", Kind::Conflict)
-    );
+    let error = open(options(house.dir.path()), 10).await.map(|_| ()).unwrap_err();
+    assert_eq!((error.code, error.kind), ("data_dir_locked", Kind::Conflict));
     house.put("still", 1).await;
 }
 
@@ -650,21 +506,13 @@ async fn files_that_changed_on_disk_are_not_served() {
     let entry = house.put("sql", 1).await;
     let house = house.restarted().await;
     let hex = hex::encode(entry.version.digest.0);
-    let blob = house
-        .dir
-        .path()
-        .join("adapters/sha256")
-        .join(&hex[..2])
-        .join(&hex);
+    let blob = house.dir.path().join("adapters/sha256").join(&hex[..2]).join(&hex);
     let file = blob.join("adapter_model.safetensors");
     let mut bytes = std::fs::read(&file).unwrap();
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     std::fs::write(&file, &bytes).unwrap();
-    assert_eq!(
-        code_of(&house.registry, "sql").await,
-        ("corrupt_adapter", Kind::Fault)
-    );
+    assert_eq!(code_of(&house.registry, "sql").await, ("corrupt_adapter", Kind::Fault));
     assert_eq!(house.counts().0, 0);
     std::fs::remove_file(&file).unwrap();
     assert_eq!(code_of(&house.registry, "sql").await.0, "corrupt_adapter");
@@ -711,15 +559,7 @@ async fn fifty_publishes_of_one_name_are_fifty_versions_or_one() {
         numbers.sort();
         numbers.dedup();
         assert_eq!(numbers.len(), if distinct { 50 } else { 1 });
-        assert_eq!(
-            house
-                .registry
-                .versions(name)
-                .iter()
-                .filter(|e| e.current)
-                .count(),
-            1
-        );
+        assert_eq!(house.registry.versions(name).iter().filter(|e| e.current).count(), 1);
     }
 }
 
@@ -757,10 +597,7 @@ async fn a_storm_of_everything_ends_with_clean_books() {
         })
         .collect();
     for task in tasks {
-        tokio::time::timeout(Duration::from_secs(120), task)
-            .await
-            .expect("no deadlock")
-            .unwrap();
+        tokio::time::timeout(Duration::from_secs(120), task).await.expect("no deadlock").unwrap();
     }
     assert!(house.registry.list().iter().all(|e| e.leases == 0));
     for n in 0..7 {
@@ -832,15 +669,8 @@ async fn names_that_could_mean_something_else_are_refused() {
     ];
     for name in attacks {
         let error = house.registry.stage(name).map(drop).unwrap_err();
-        assert_eq!(
-            (error.code, error.kind),
-            ("invalid_name", Kind::Invalid),
-            "{name:?}"
-        );
-        assert!(
-            error.message.is_ascii() && error.message.len() < 600,
-            "{error}"
-        );
+        assert_eq!((error.code, error.kind), ("invalid_name", Kind::Invalid), "{name:?}");
+        assert!(error.message.is_ascii() && error.message.len() < 600, "{error}");
     }
     let longest = "a".repeat(128);
     for name in ["a", "7b", "A.b-c_d", "bases", longest.as_str()] {
@@ -854,34 +684,15 @@ async fn only_the_files_of_an_adapter_are_staged() {
     let house = House::new().await;
     let staging = house.registry.stage("sql").unwrap();
     let kept = |name: &str| {
-        staging
-            .file_path(name)
-            .map(|p| p.strip_prefix(&staging.dir).unwrap().to_owned())
+        staging.file_path(name).map(|p| p.strip_prefix(&staging.dir).unwrap().to_owned())
     };
-    assert_eq!(
-        kept("adapter_config.json").unwrap(),
-        Path::new("adapter_config.json")
-    );
-    assert_eq!(
-        kept("adapter_model.safetensors").unwrap(),
-        Path::new("adapter_model.safetensors")
-    );
+    assert_eq!(kept("adapter_config.json").unwrap(), Path::new("adapter_config.json"));
+    assert_eq!(kept("adapter_model.safetensors").unwrap(), Path::new("adapter_model.safetensors"));
     assert_eq!(kept("my lora.gguf").unwrap(), Path::new("adapter.gguf"));
-    for other in [
-        "README.md",
-        "tokenizer.json",
-        "../x.gguf",
-        "a/adapter_config.json",
-        "..",
-        "",
-    ] {
+    for other in ["README.md", "tokenizer.json", "../x.gguf", "a/adapter_config.json", "..", ""] {
         assert!(kept(other).is_none(), "{other}");
     }
     assert!(kept("adapter_model.bin").is_none());
-    let error = house
-        .registry
-        .publish(staging, Publish::default())
-        .await
-        .unwrap_err();
+    let error = house.registry.publish(staging, Publish::default()).await.unwrap_err();
     assert_eq!(error.code, "pickle_not_allowed");
 }

@@ -1,11 +1,12 @@
 //! out[t, n] = Σ_j softmax_j(scale · q[t, n]·k[j]) · v[j]   over positions j in (p − window, p], p the row's own.
 //!
-//! q [T, N, D]   pages as in [`KvCache`]   out [T, N·D]. Query head n reads kv head n / (N/K).
+//! q `[T, N, D]`   pages as in [`KvCache`]   out `[T, N·D]`. Query head n reads kv head n / (N/K).
 //!
-//! One pass in order of position, four pages at a time (aligned in the sequence), with a running maximum and sum per (row, head)
-//! ("online softmax"). Several rows of one sequence and all heads of a group take the pages together while they are
-//! in the first-level cache; each (row, head) has its own running state, so its bits do not depend on who else is there.
-//! Numerics: f32; a score is one chain over d, a sum over v one chain over positions.
+//! One pass in order of position, four pages at a time (aligned in the sequence), with a running
+//! maximum and sum per (row, head) ("online softmax"). Several rows of one sequence and all heads
+//! of a group take the pages together while they are in the first-level cache; each (row, head) has
+//! its own running state, so its bits do not depend on who else is there. Numerics: f32; a score is
+//! one chain over d, a sum over v one chain over positions.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -45,39 +46,21 @@ pub fn attention(
     let (count, layout) = (rows.count(), kv.layout());
     let dim = layout.head_dim;
     rows.check(layout);
-    assert!(
-        heads.is_multiple_of(layout.kv_heads),
-        "{heads} heads in {} groups",
-        layout.kv_heads
-    );
-    assert!(
-        q.len() >= count * heads * dim,
-        "q holds {count} rows of {heads} x {dim}"
-    );
-    assert!(
-        out.width() == heads * dim && out.rows_max() >= count,
-        "out is [T, N·D]"
-    );
+    assert!(heads.is_multiple_of(layout.kv_heads), "{heads} heads in {} groups", layout.kv_heads);
+    assert!(q.len() >= count * heads * dim, "q holds {count} rows of {heads} x {dim}");
+    assert!(out.width() == heads * dim && out.rows_max() >= count, "out is [T, N·D]");
     assert!(layer < layout.layers, "layer {layer} of {}", layout.layers);
     assert!(dim <= HEAD_DIM_MAX, "head dim {dim} above {HEAD_DIM_MAX}");
     assert!(window != Some(0), "a window of at least one position");
 
     let group = heads / layout.kv_heads;
-    // Rows share pages only if they are of one sequence; few rows are better spread over the threads.
+    // Rows share pages only if they are of one sequence; few rows are better spread over the
+    // threads.
     let sharing = (BATCH / group).max(1);
     let tasks_alone = count * layout.kv_heads;
     let batch_rows = sharing.min(tasks_alone / (8 * dev.threads())).max(1);
     let batches = count.div_ceil(batch_rows);
-    let job = Job {
-        q: q.as_ptr(),
-        heads,
-        layout,
-        layer,
-        rows,
-        scale,
-        window,
-        out: out.writer(),
-    };
+    let job = Job { q: q.as_ptr(), heads, layout, layer, rows, scale, window, out: out.writer() };
     let job = &Shareable(job);
     let (values, isa, threads) = (kv.reader(), dev.isa(), dev.threads());
     dev.fork(batches * layout.kv_heads, &|task| {
@@ -88,10 +71,7 @@ pub fn attention(
         let end = (start + batch_rows).min(count);
         while start < end {
             let sequence = rows.sequences[start];
-            let same = rows.sequences[start..end]
-                .iter()
-                .take_while(|&&s| s == sequence)
-                .count();
+            let same = rows.sequences[start..end].iter().take_while(|&&s| s == sequence).count();
             // SAFETY: bounds are asserted above; a (row, kv head) belongs to one task.
             unsafe { job.0.run(isa, values, start..start + same, kv_head, then) };
             start += same;
@@ -130,22 +110,10 @@ impl Job<'_> {
             let heads = first..group.min(first + BATCH);
             let heads = kv_head * group + heads.start..kv_head * group + heads.end;
             let rows = rows.clone();
-            let batch = Batch {
-                job: self,
-                rows,
-                heads,
-                kv_head,
-                then,
-            };
+            let batch = Batch { job: self, rows, heads, kv_head, then };
             match values {
-                Values::F32(p) => isa.run(Pages {
-                    batch,
-                    values: p.get(),
-                }),
-                Values::Bf16(p) => isa.run(Pages {
-                    batch,
-                    values: p.get(),
-                }),
+                Values::F32(p) => isa.run(Pages { batch, values: p.get() }),
+                Values::Bf16(p) => isa.run(Pages { batch, values: p.get() }),
             }
         }
     }
@@ -154,11 +122,7 @@ impl Job<'_> {
     #[inline(always)]
     fn span(&self, t: usize) -> (usize, usize) {
         let last = self.rows.positions[t] as usize;
-        (
-            self.window
-                .map_or(0, |w| (last + 1).saturating_sub(w as usize)),
-            last,
-        )
+        (self.window.map_or(0, |w| (last + 1).saturating_sub(w as usize)), last)
     }
 }
 
@@ -192,34 +156,17 @@ impl<E: Element> Kernel for Pages<'_, E> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Batch {
-            job,
-            rows,
-            heads,
-            kv_head,
-            then,
-        } = &self.batch;
+        let Batch { job, rows, heads, kv_head, then } = &self.batch;
         let dim = job.layout.head_dim;
         let stride = job.layout.v_stride();
-        let empty = State {
-            q: job.q,
-            first: 0,
-            last: 0,
-            max: f32::NEG_INFINITY,
-            sum: 0.0,
-        };
+        let empty = State { q: job.q, first: 0, last: 0, max: f32::NEG_INFINITY, sum: 0.0 };
         let mut states = [empty; BATCH];
         let mut count = 0;
         for t in rows.clone() {
             let (first, last) = job.span(t);
             for head in heads.clone() {
                 let q = job.q.add((t * job.heads + head) * dim);
-                states[count] = State {
-                    q,
-                    first,
-                    last,
-                    ..empty
-                };
+                states[count] = State { q, first, last, ..empty };
                 count += 1;
             }
         }
@@ -261,15 +208,15 @@ impl<E: Element> Kernel for Pages<'_, E> {
             for d in (0..dim).step_by(LANES) {
                 let n = (dim - d).min(LANES);
                 let sum = S::load(sums.add(i * stride + d));
-                job.out
-                    .store::<S>(row, head * dim + d, n, S::mul(sum, factor));
+                job.out.store::<S>(row, head * dim + d, n, S::mul(sum, factor));
             }
         }
     }
 }
 
 impl<E: Element> Pages<'_, E> {
-    /// A head's pages of a turn of a row's sequence; those of `none` from behind the page of position `last` on.
+    /// A head's pages of a turn of a row's sequence; those of `none` from behind the page of
+    /// position `last` on.
     #[inline(always)]
     unsafe fn pages(
         &self,
@@ -285,8 +232,7 @@ impl<E: Element> Pages<'_, E> {
             if page > last / KvCache::PAGE {
                 return none[j];
             }
-            self.values
-                .wrapping_add(job.layout.at(job.layer, pages[page] as usize, kv_head))
+            self.values.wrapping_add(job.layout.at(job.layer, pages[page] as usize, kv_head))
         })
     }
 }
@@ -365,7 +311,8 @@ impl<E: Element> Turn<'_, E> {
         }
     }
 
-    /// Turns one state's scores into weights under the new maximum, and brings what it has so far under it too.
+    /// Turns one state's scores into weights under the new maximum, and brings what it has so far
+    /// under it too.
     #[inline(always)]
     unsafe fn soften<S: Simd>(
         &self,
@@ -403,14 +350,12 @@ impl<E: Element> Turn<'_, E> {
             state.sum *= lane[0];
             state.max = max;
         }
-        let sum = S::add(
-            S::add(weights[0], weights[1]),
-            S::add(weights[2], weights[3]),
-        );
+        let sum = S::add(S::add(weights[0], weights[1]), S::add(weights[2], weights[3]));
         state.sum += S::sum(sum);
     }
 
-    /// sums += weights · V over the tokens `span`, in order. A row that does not see one of them has weight 0 there.
+    /// sums += weights · V over the tokens `span`, in order. A row that does not see one of them
+    /// has weight 0 there.
     #[inline(always)]
     unsafe fn add_values<S: Simd, const N: usize>(
         &self,
@@ -473,12 +418,11 @@ impl<E: Element> Turn<'_, E> {
     }
 }
 
-/// Whether the `index`th vector of a row begins a cache line: every f32 vector does, every other bf16 vector.
+/// Whether the `index`th vector of a row begins a cache line: every f32 vector does, every other
+/// bf16 vector.
 #[inline(always)]
 fn whole_line<E>(index: usize) -> bool {
     size_of::<E>() == 4 || index.is_multiple_of(2)
 }
 
-const LANE: [f32; LANES] = [
-    0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.,
-];
+const LANE: [f32; LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];

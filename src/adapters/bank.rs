@@ -1,7 +1,8 @@
 //! The bank: adapters resident for the step, in slots.
 //!
-//! Owned by the engine thread as a plain field; others send `BankCommand`s. Never reads files or names: a slot is
-//! known by its digest. The thing to know: a slot is rewritten only when no running sequence uses it, and whole.
+//! Owned by the engine thread as a plain field; others send `BankCommand`s. Never reads files or
+//! names: a slot is known by its digest. The thing to know: a slot is rewritten only when no
+//! running sequence uses it, and whole.
 
 use super::Digest;
 use crate::error::Result;
@@ -37,12 +38,9 @@ pub enum BankCommand {
         probe: bool,
         reply: tokio::sync::oneshot::Sender<Result<(Slot, Option<Probe>)>>,
     },
-    /// Frees a slot. The registry sends it only when no lease is left; the engine replies when no sequence uses it.
-    Remove {
-        slot: Slot,
-        digest: Digest,
-        reply: tokio::sync::oneshot::Sender<Result<()>>,
-    },
+    /// Frees a slot. The registry sends it only when no lease is left; the engine replies when no
+    /// sequence uses it.
+    Remove { slot: Slot, digest: Digest, reply: tokio::sync::oneshot::Sender<Result<()>> },
 }
 
 /// How the registry reaches the engine thread. Fails when the engine is gone.
@@ -57,9 +55,7 @@ pub struct Bank {
 impl Bank {
     /// A bank with room for `slots_max` adapters.
     pub fn new(slots_max: usize) -> Self {
-        Self {
-            slots: (0..slots_max).map(|_| None).collect(),
-        }
+        Self { slots: (0..slots_max).map(|_| None).collect() }
     }
     /// Puts an adapter into a free slot; gives it back when every slot is taken.
     pub fn install(&mut self, prepared: Prepared) -> Result<Slot, Box<Prepared>> {

@@ -1,8 +1,9 @@
 //! The store: adapter files by digest on disk, and the catalogue of names and versions in SQLite.
 //!
-//! Owns the data directory: `adapters/sha256/`, `staging/`, `polylora.db`, `lock`. Never loads an adapter and knows no
-//! leases. The thing to know: a version appears whole or not at all: files are synced and renamed into place first, one
-//! transaction names them after, and opening removes what no row names.
+//! Owns the data directory: `adapters/sha256/`, `staging/`, `polylora.db`, `lock`. Never loads an
+//! adapter and knows no leases. The thing to know: a version appears whole or not at all: files are
+//! synced and renamed into place first, one transaction names them after, and opening removes what
+//! no row names.
 
 use super::Digest;
 use super::format::files::AdapterFiles;
@@ -40,8 +41,9 @@ pub struct Catalogue {
 }
 
 impl Store {
-    /// Opens or creates the directory, takes its lock, clears staging and removes files that no version names.
-    /// Errors: `data_dir_locked` (another server has it), `data_dir_unsupported` (a newer format).
+    /// Opens or creates the directory, takes its lock, clears staging and removes files that no
+    /// version names. Errors: `data_dir_locked` (another server has it), `data_dir_unsupported` (a
+    /// newer format).
     pub async fn open(dir: &Path) -> Result<(Self, Catalogue)> {
         let io = |e: std::io::Error| Error::fault(format!("data directory {}: {e}", dir.display()));
         let blobs = dir.join("adapters").join("sha256");
@@ -53,10 +55,7 @@ impl Store {
             TryLockError::WouldBlock => Error::new(
                 Kind::Conflict,
                 "data_dir_locked",
-                format!(
-                    "data directory {} is in use by another server",
-                    dir.display()
-                ),
+                format!("data directory {} is in use by another server", dir.display()),
             ),
         })?;
         if staging.exists() {
@@ -64,13 +63,7 @@ impl Store {
         }
         fs::create_dir_all(&staging).map_err(io)?;
         let catalogue = open_catalogue(&dir.join("polylora.db")).await?;
-        let store = Self {
-            blobs,
-            staging,
-            catalogue,
-            staged: AtomicU64::new(0),
-            _lock: lock,
-        };
+        let store = Self { blobs, staging, catalogue, staged: AtomicU64::new(0), _lock: lock };
         let catalogue = store.read().await?;
         store.remove_orphans(&catalogue).map_err(io)?;
         Ok((store, catalogue))
@@ -90,8 +83,9 @@ impl Store {
         self.blobs.join(&hex[..2]).join(hex)
     }
 
-    /// Moves the adapter's files from a staging directory to their place, synced. A place that already holds the same
-    /// content is left alone; one whose content has rotted is replaced. Blocking.
+    /// Moves the adapter's files from a staging directory to their place, synced. A place that
+    /// already holds the same content is left alone; one whose content has rotted is replaced.
+    /// Blocking.
     pub fn keep(&self, staged: &Path, digest: Digest) -> Result<()> {
         let place = self.blob(digest);
         if place.exists() {
@@ -194,18 +188,15 @@ impl Store {
             .map(drop)
     }
 
-    /// Removes every version of a name. The name's row stays, so that its numbers are not used again.
+    /// Removes every version of a name. The name's row stays, so that its numbers are not used
+    /// again.
     pub async fn remove_name(&self, name: &str) -> Result<()> {
         let mut t = self.catalogue.begin().await.map_err(catalogue_error)?;
         for statement in [
             "DELETE FROM versions WHERE name = ?",
             "UPDATE names SET current = NULL WHERE name = ?",
         ] {
-            sqlx::query(statement)
-                .bind(name)
-                .execute(&mut *t)
-                .await
-                .map_err(catalogue_error)?;
+            sqlx::query(statement).bind(name).execute(&mut *t).await.map_err(catalogue_error)?;
         }
         t.commit().await.map_err(catalogue_error)
     }
@@ -226,11 +217,8 @@ impl Store {
     }
 
     fn remove_orphans(&self, catalogue: &Catalogue) -> std::io::Result<()> {
-        let named: HashSet<PathBuf> = catalogue
-            .versions
-            .iter()
-            .map(|v| self.blob(v.digest))
-            .collect();
+        let named: HashSet<PathBuf> =
+            catalogue.versions.iter().map(|v| self.blob(v.digest)).collect();
         for prefix in fs::read_dir(&self.blobs)? {
             for blob in fs::read_dir(prefix?.path())? {
                 let blob = blob?.path();
@@ -244,7 +232,8 @@ impl Store {
     }
 }
 
-/// Leaves only the canonical files in `staged`, syncs them, renames the directory and syncs its parents.
+/// Leaves only the canonical files in `staged`, syncs them, renames the directory and syncs its
+/// parents.
 fn move_into_place(staged: &Path, files: &AdapterFiles, place: &Path) -> std::io::Result<()> {
     for (name, path) in files.list() {
         let canonical = staged.join(name);
@@ -285,10 +274,7 @@ async fn open_catalogue(path: &Path) -> Result<SqlitePool> {
         .connect_with(options)
         .await
         .map_err(catalogue_error)?;
-    let row = sqlx::query("PRAGMA user_version")
-        .fetch_one(&pool)
-        .await
-        .map_err(catalogue_error)?;
+    let row = sqlx::query("PRAGMA user_version").fetch_one(&pool).await.map_err(catalogue_error)?;
     let found: i64 = row.try_get(0).map_err(catalogue_error)?;
     if found > CATALOGUE_VERSION {
         return Err(Error::new(

@@ -1,8 +1,9 @@
-//! y = x·Wᵀ (+ bias):   x [T, I]   W [O, I] packed   y [T, O].
+//! y = x·Wᵀ (+ bias):   x `[T, I]`   W `[O, I]` packed   y `[T, O]`.
 //!
-//! A tile of up to 6 rows by 4 panels lives in registers; each of its lanes is one chain over the inputs in order.
-//! Many rows are taken through a chunk of weights, tile by tile, while the next chunk is fetched beside the products;
-//! partial sums rest in y meanwhile, which changes no bit. Few rows read the block as one stream, for which the CPU's own prefetch is best.
+//! A tile of up to 6 rows by 4 panels lives in registers; each of its lanes is one chain over the
+//! inputs in order. Many rows are taken through a chunk of weights, tile by tile, while the next
+//! chunk is fetched beside the products; partial sums rest in y meanwhile, which changes no bit.
+//! Few rows read the block as one stream, for which the CPU's own prefetch is best.
 
 use std::ops::Range;
 
@@ -16,8 +17,9 @@ use crate::simd::{Isa, Kernel, LANES, Simd};
 
 /// Rows of a tile at most.
 const TILE_ROWS: usize = 6;
-/// Steps of a block (256 bytes each) that rows are taken through at a time. Two tiles leave little time to fetch what comes
-/// next and do best with what the first-level cache holds; more tiles stream the weights from the second.
+/// Steps of a block (256 bytes each) that rows are taken through at a time. Two tiles leave little
+/// time to fetch what comes next and do best with what the first-level cache holds; more tiles
+/// stream the weights from the second.
 const CHUNK_STEPS_FEW: usize = 128;
 const CHUNK_STEPS: usize = 384;
 /// Rows per task when rows are split.
@@ -35,26 +37,18 @@ impl Cut {
     pub(super) fn new(dev: &Device, rows: usize, outs: &[Linear<'_>]) -> Cut {
         let blocks = std::array::from_fn(|i| outs.get(i).map_or(0, |out| out.weight.blocks()));
         let total: usize = blocks.iter().sum();
-        let target = if dev.threads() == 1 {
-            1
-        } else {
-            TASKS_PER_THREAD * dev.threads()
-        };
+        let target = if dev.threads() == 1 { 1 } else { TASKS_PER_THREAD * dev.threads() };
         let run = total.div_ceil(target);
         let row_parts = target.div_ceil(total).min(rows / SPLIT_ROWS).max(1);
-        Cut {
-            rows,
-            row_parts,
-            blocks,
-            runs: blocks.map(|count| count.div_ceil(run)),
-        }
+        Cut { rows, row_parts, blocks, runs: blocks.map(|count| count.div_ceil(run)) }
     }
 
     pub(super) fn tasks(&self) -> usize {
         self.runs.iter().sum::<usize>() * self.row_parts
     }
 
-    /// Site, rows and blocks of a task. Rows vary fastest, so tasks that run at the same time share weights.
+    /// Site, rows and blocks of a task. Rows vary fastest, so tasks that run at the same time share
+    /// weights.
     pub(super) fn task(&self, task: usize) -> (usize, Range<usize>, Range<usize>) {
         let rows = part(self.rows, self.row_parts, task % self.row_parts);
         let mut run = task / self.row_parts;
@@ -101,18 +95,8 @@ impl<'a> Site<'a> {
         after: *const u32,
     ) {
         match self.weight.dtype() {
-            Dtype::F32 => isa.run(Blocks::<false> {
-                site: self,
-                rows,
-                blocks,
-                after,
-            }),
-            Dtype::Bf16 => isa.run(Blocks::<true> {
-                site: self,
-                rows,
-                blocks,
-                after,
-            }),
+            Dtype::F32 => isa.run(Blocks::<false> { site: self, rows, blocks, after }),
+            Dtype::Bf16 => isa.run(Blocks::<true> { site: self, rows, blocks, after }),
         }
     }
 }
@@ -191,9 +175,7 @@ impl<const BF16: bool> Blocks<'_, BF16> {
     #[inline(always)]
     fn place(&self, block: usize, step: usize) -> *const u32 {
         let weight = self.site.weight;
-        weight
-            .block(block)
-            .wrapping_add(step * weight.panels(block) * LANES)
+        weight.block(block).wrapping_add(step * weight.panels(block) * LANES)
     }
 
     #[inline(always)]
@@ -201,11 +183,7 @@ impl<const BF16: bool> Blocks<'_, BF16> {
         let site = self.site;
         let outputs = site.weight.outputs();
         let last = span.end == site.weight.steps();
-        let bias = if last && !site.late_bias {
-            site.bias
-        } else {
-            None
-        };
+        let bias = if last && !site.late_bias { site.bias } else { None };
         Tile {
             x: site.x.get().add(row * site.x_stride + span.start),
             x_stride: site.x_stride,

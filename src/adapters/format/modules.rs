@@ -1,7 +1,8 @@
 //! Module paths of the served model: from the name in a file to the site, norm or table it means.
 //!
-//! Owns the table of names and the prefixes that tools put before them. Never looks at tensors. The thing to know: a
-//! file keeps one way of naming; PEFT's patterns see the path as the file has it, `find` sees through the prefix.
+//! Owns the table of names and the prefixes that tools put before them. Never looks at tensors. The
+//! thing to know: a file keeps one way of naming; PEFT's patterns see the path as the file has it,
+//! `find` sees through the prefix.
 
 use crate::shape::{ModelShape, Norm, Projection, Site};
 use std::collections::HashMap;
@@ -21,12 +22,10 @@ pub struct Modules {
     layers: usize,
 }
 
-/// Prefixes beside plain `model.`: a bare decoder, and the text half of a model with more modalities.
-const ALIASES: [(&str, &str); 3] = [
-    ("model.language_model.", "model."),
-    ("language_model.", ""),
-    ("", "model."),
-];
+/// Prefixes beside plain `model.`: a bare decoder, and the text half of a model with more
+/// modalities.
+const ALIASES: [(&str, &str); 3] =
+    [("model.language_model.", "model."), ("language_model.", ""), ("", "model.")];
 
 impl Modules {
     pub fn new(shape: &ModelShape) -> Self {
@@ -43,10 +42,7 @@ impl Modules {
         by_path.insert("model.norm".into(), Module::Norm(Norm::Final));
         by_path.insert("model.embed_tokens".into(), Module::Embedding);
         by_path.insert("lm_head".into(), Module::Site(Site::Head));
-        Self {
-            by_path,
-            layers: shape.layers,
-        }
+        Self { by_path, layers: shape.layers }
     }
 
     /// The module that a path of a file names, whatever prefix the file uses.

@@ -1,7 +1,8 @@
 //! The header of a safetensors file, read with limits.
 //!
-//! Owns the checks of that format: sizes, types, offsets, no overlap, no gap, no name twice. Never reads values. The
-//! thing to know: the file comes from a stranger, so no size in it is believed before it is compared with the file.
+//! Owns the checks of that format: sizes, types, offsets, no overlap, no gap, no name twice. Never
+//! reads values. The thing to know: the file comes from a stranger, so no size in it is believed
+//! before it is compared with the file.
 
 use super::files::unreadable;
 use super::tensors::{Storage, TENSORS_MAX, Tensor, TensorFile, check_layout};
@@ -16,13 +17,11 @@ const HEADER_BYTES_MAX: u64 = 16 << 20;
 const DIMENSIONS_MAX: usize = 4;
 
 fn invalid(why: impl fmt::Display) -> Error {
-    Error::unprocessable(
-        "invalid_safetensors",
-        format!("adapter_model.safetensors: {why}"),
-    )
+    Error::unprocessable("invalid_safetensors", format!("adapter_model.safetensors: {why}"))
 }
 
-/// Opens the file and reads its header. Errors: `invalid_safetensors`, `unsupported_dtype`, `duplicate_tensor`.
+/// Opens the file and reads its header. Errors: `invalid_safetensors`, `unsupported_dtype`,
+/// `duplicate_tensor`.
 pub fn open(path: &Path) -> Result<TensorFile> {
     let mut file = File::open(path).map_err(|e| unreadable(path, &e))?;
     let len = file.metadata().map_err(|e| unreadable(path, &e))?.len();
@@ -30,8 +29,7 @@ pub fn open(path: &Path) -> Result<TensorFile> {
     if len < 8 {
         return Err(invalid(format!("{len} bytes are too few for a header")));
     }
-    file.read_exact(&mut size)
-        .map_err(|e| unreadable(path, &e))?;
+    file.read_exact(&mut size).map_err(|e| unreadable(path, &e))?;
     let size = u64::from_le_bytes(size);
     if size > HEADER_BYTES_MAX || size > len - 8 {
         return Err(invalid(format!(
@@ -41,14 +39,10 @@ pub fn open(path: &Path) -> Result<TensorFile> {
         )));
     }
     let mut header = vec![0; size as usize];
-    file.read_exact(&mut header)
-        .map_err(|e| unreadable(path, &e))?;
+    file.read_exact(&mut header).map_err(|e| unreadable(path, &e))?;
     let Header(entries) = serde_json::from_slice(&header).map_err(invalid)?;
     if entries.len() > TENSORS_MAX {
-        return Err(invalid(format!(
-            "{} tensors; the limit is {TENSORS_MAX}",
-            entries.len()
-        )));
+        return Err(invalid(format!("{} tensors; the limit is {TENSORS_MAX}", entries.len())));
     }
     let data = 8 + size..len;
     let tensors = entries
@@ -90,12 +84,7 @@ fn tensor(name: String, raw: RawTensor, start: u64) -> Result<Tensor> {
     let (Some(begin), Some(end)) = (start.checked_add(begin), start.checked_add(end)) else {
         return Err(invalid(format!("the offsets of tensor `{name}` overflow")));
     };
-    Ok(Tensor {
-        name,
-        storage,
-        shape: raw.shape,
-        range: begin..end,
-    })
+    Ok(Tensor { name, storage, shape: raw.shape, range: begin..end })
 }
 
 #[derive(serde::Deserialize)]

@@ -1,7 +1,8 @@
 //! Tensors in a file: where each one lies, and its values as f32.
 //!
-//! Owns the storage types and the reading of values, in blocks and finite or refused. Knows neither safetensors nor
-//! GGUF headers. The thing to know: every value of a tensor that is read is checked, so no NaN ever reaches a step.
+//! Owns the storage types and the reading of values, in blocks and finite or refused. Knows neither
+//! safetensors nor GGUF headers. The thing to know: every value of a tensor that is read is
+//! checked, so no NaN ever reaches a step.
 
 use super::files::unreadable;
 use crate::error::{Error, Result};
@@ -42,13 +43,9 @@ impl Storage {
     fn decode(self, bytes: &[u8], out: &mut Vec<f32>) {
         let pairs = || bytes.as_chunks::<2>().0.iter();
         match self {
-            Self::F32 => out.extend(
-                bytes
-                    .as_chunks::<4>()
-                    .0
-                    .iter()
-                    .map(|&b| f32::from_le_bytes(b)),
-            ),
+            Self::F32 => {
+                out.extend(bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)))
+            }
             Self::F16 => out.extend(pairs().map(|&b| f16::from_le_bytes(b).to_f32())),
             Self::Bf16 => out.extend(pairs().map(|&b| bf16::from_le_bytes(b).to_f32())),
             Self::Q8_0 => {
@@ -91,11 +88,7 @@ pub struct TensorFile {
 impl TensorFile {
     /// `tensors` must lie inside the file: the header's reader has checked it.
     pub fn new(file: File, path: &Path, tensors: Vec<Tensor>) -> Self {
-        Self {
-            file,
-            path: path.to_owned(),
-            tensors,
-        }
+        Self { file, path: path.to_owned(), tensors }
     }
 
     pub fn tensor(&self, id: TensorId) -> &Tensor {
@@ -109,7 +102,8 @@ impl TensorFile {
         Ok(out)
     }
 
-    /// Replaces `out` by the values of a range (whole blocks of a blocked storage). Errors: `non_finite_values`.
+    /// Replaces `out` by the values of a range (whole blocks of a blocked storage). Errors:
+    /// `non_finite_values`.
     pub fn read_values(
         &self,
         id: TensorId,
@@ -117,10 +111,7 @@ impl TensorFile {
         out: &mut Vec<f32>,
     ) -> Result<()> {
         let tensor = &self.tensors[id];
-        let sizes = (
-            tensor.storage.bytes(values.start),
-            tensor.storage.bytes(values.len()),
-        );
+        let sizes = (tensor.storage.bytes(values.start), tensor.storage.bytes(values.len()));
         let (Some(skip), Some(len)) = sizes else {
             return Err(Error::fault(format!(
                 "values {values:?} of tensor `{}` are not whole blocks",

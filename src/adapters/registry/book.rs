@@ -1,7 +1,8 @@
 //! The book: names, versions, residents and the byte ledger, as plain data.
 //!
-//! Owns what a name means now and who holds what. Never waits, reads files or talks to the engine. The thing to know:
-//! counts of leases rise only under the book's lock, so a zero seen under it stays zero while it is held.
+//! Owns what a name means now and who holds what. Never waits, reads files or talks to the engine.
+//! The thing to know: counts of leases rise only under the book's lock, so a zero seen under it
+//! stays zero while it is held.
 
 use super::{Entry, Lease, LeaseInner, State, Version};
 use crate::adapters::Digest;
@@ -12,7 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
 
-/// One of the holders of a version or a resident. Dropping the last one wakes the reaper; it never blocks.
+/// One of the holders of a version or a resident. Dropping the last one wakes the reaper; it never
+/// blocks.
 pub struct Hold {
     count: Arc<AtomicUsize>,
     reaper: Arc<Notify>,
@@ -21,10 +23,7 @@ pub struct Hold {
 impl Hold {
     fn new(count: &Arc<AtomicUsize>, reaper: &Arc<Notify>) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
-        Self {
-            count: count.clone(),
-            reaper: reaper.clone(),
-        }
+        Self { count: count.clone(), reaper: reaper.clone() }
     }
 }
 
@@ -46,11 +45,7 @@ pub struct Held {
 
 impl Held {
     pub fn new(version: Version) -> Self {
-        Self {
-            version: Arc::new(version),
-            leases: Arc::default(),
-            draining: false,
-        }
+        Self { version: Arc::new(version), leases: Arc::default(), draining: false }
     }
 
     fn idle(&self) -> bool {
@@ -141,23 +136,18 @@ impl Book {
         pinned.map(|r| r.bytes).sum::<u64>() + self.reserved
     }
 
-    /// Leases what `model` names, if it is resident. Errors: `model_not_found`, `adapter_ineffective`.
+    /// Leases what `model` names, if it is resident. Errors: `model_not_found`,
+    /// `adapter_ineffective`.
     pub fn lease(&mut self, model: &str) -> Result<Found> {
         let (name, number) = match model.split_once('@') {
             None => (model, None),
             Some((name, number)) => {
                 // Only the way that versions are printed; no version has the number 0.
-                let parsed = number
-                    .parse()
-                    .ok()
-                    .filter(|n: &u64| n.to_string() == number);
+                let parsed = number.parse().ok().filter(|n: &u64| n.to_string() == number);
                 (name, Some(parsed.unwrap_or(0)))
             }
         };
-        let held = self
-            .names
-            .get(name)
-            .and_then(|v| v.held.get(&number.unwrap_or(v.current)));
+        let held = self.names.get(name).and_then(|v| v.held.get(&number.unwrap_or(v.current)));
         let Some(held) = held else {
             let model: String = model.chars().take(160).collect();
             return Err(Error::not_found(
@@ -232,19 +222,14 @@ impl Book {
     /// Contents that some version may be asked for, and that may therefore stay in the bank.
     fn warm(&self) -> HashSet<Digest> {
         let living = self.names.values().flat_map(|v| v.held.values());
-        living
-            .filter(|h| h.warm())
-            .map(|h| h.version.digest)
-            .collect()
+        living.filter(|h| h.warm()).map(|h| h.version.digest).collect()
     }
 
     /// Digests in the bank that no live version wants and nobody uses.
     pub fn unwanted(&self) -> Vec<Digest> {
         let warm = self.warm();
         let idle = self.residents.iter().filter(|(_, r)| r.idle());
-        idle.map(|(d, _)| *d)
-            .filter(|d| !warm.contains(d))
-            .collect()
+        idle.map(|(d, _)| *d).filter(|d| !warm.contains(d)).collect()
     }
 
     /// Marks a resident as leaving if it is still unwanted.
@@ -269,8 +254,8 @@ impl Book {
         }
     }
 
-    /// Takes out idle versions beyond the newest `kept` of each name (the current one always stays), and deleted ones.
-    /// Returns those of living names and the digests of all.
+    /// Takes out idle versions beyond the newest `kept` of each name (the current one always
+    /// stays), and deleted ones. Returns those of living names and the digests of all.
     pub fn take_surplus(&mut self, kept: usize) -> (Vec<Arc<Version>>, Vec<Digest>) {
         let mut pruned = Vec::new();
         for versions in self.names.values_mut() {
@@ -300,9 +285,7 @@ impl Book {
     /// Whether any version, living or departing, has this content.
     pub fn refers_to(&self, digest: Digest) -> bool {
         let living = self.names.values().flat_map(|v| v.held.values());
-        living
-            .chain(&self.departing)
-            .any(|h| h.version.digest == digest)
+        living.chain(&self.departing).any(|h| h.version.digest == digest)
     }
 
     /// The probe's finding for a content that some version already has.
@@ -385,8 +368,6 @@ impl Versions {
 
     /// The version that the bare name means, if requests may use it.
     pub fn current_servable(&self) -> bool {
-        self.held
-            .get(&self.current)
-            .is_some_and(|h| servable(&h.version))
+        self.held.get(&self.current).is_some_and(|h| servable(&h.version))
     }
 }

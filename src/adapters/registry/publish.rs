@@ -1,7 +1,8 @@
 //! Uploads and deletes: how a name comes to mean something else.
 //!
-//! Owns the order of publishing: check, hash, store, load, probe, record, swap. Never half: what fails leaves no trace.
-//! The thing to know: each runs as a task of its own, so a client that goes away does not stop it in the middle.
+//! Owns the order of publishing: check, hash, store, load, probe, record, swap. Never half: what
+//! fails leaves no trace. The thing to know: each runs as a task of its own, so a client that goes
+//! away does not stop it in the middle.
 
 use super::book::servable;
 use super::residency::blocking;
@@ -60,17 +61,13 @@ impl Inner {
                     format!("the adapter has {bytes} bytes; the limit is {max}"),
                 ));
             }
-            Ok(Checked {
-                summary: format::check(&dir, &shape)?,
-                digest: files.digest()?,
-                bytes,
-            })
+            Ok(Checked { summary: format::check(&dir, &shape)?, digest: files.digest()?, bytes })
         })
         .await
     }
 
-    /// The version that this upload repeats, if any: the current one, or the newest if its probe failed. Forcing such a
-    /// version makes it servable and current.
+    /// The version that this upload repeats, if any: the current one, or the newest if its probe
+    /// failed. Forcing such a version makes it servable and current.
     async fn published_before(
         &self,
         name: &str,
@@ -141,9 +138,7 @@ impl Inner {
             summary: checked.summary,
             logit_change_max,
             forced: how.force,
-            created: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |d| d.as_secs()),
+            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             file_bytes: checked.bytes,
             resident_bytes,
         };
@@ -176,7 +171,8 @@ impl Inner {
         removed.ok_or_else(|| not_found(&name))
     }
 
-    /// What the reaper does when a hold ended: residents out of the bank, then old versions and their files.
+    /// What the reaper does when a hold ended: residents out of the bank, then old versions and
+    /// their files.
     pub async fn sweep(&self) {
         if !self.book().unsettled {
             return;
@@ -188,10 +184,7 @@ impl Inner {
             book.take_surplus(self.options.versions_kept)
         };
         for version in pruned {
-            let removed = self
-                .store
-                .remove_version(&version.name, version.number)
-                .await;
+            let removed = self.store.remove_version(&version.name, version.number).await;
             if let Err(e) = removed {
                 // It comes back with the next start, and is pruned again then.
                 tracing::warn!(adapter = %version.id(), error = %e, "cannot prune a version");
@@ -207,7 +200,8 @@ impl Inner {
     }
 }
 
-/// Removes a content's files off the async threads. A failure only leaves an orphan for the next start.
+/// Removes a content's files off the async threads. A failure only leaves an orphan for the next
+/// start.
 async fn discard(store: Arc<Store>, digest: Digest) {
     let removed = blocking(move || {
         store.discard(digest);
@@ -220,9 +214,6 @@ async fn discard(store: Arc<Store>, digest: Digest) {
 
 fn not_found(name: &str) -> Error {
     let name: String = name.chars().take(160).collect();
-    Error::not_found(
-        "model_not_found",
-        format!("The adapter `{name}` does not exist."),
-    )
-    .param("model")
+    Error::not_found("model_not_found", format!("The adapter `{name}` does not exist."))
+        .param("model")
 }

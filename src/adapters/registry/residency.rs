@@ -1,7 +1,8 @@
 //! Into the bank and out of it: loads, evictions and removals.
 //!
-//! Owns the order of everything that changes the bank. Never decides what a name means. The thing to know: one gate
-//! stands before the bank, so an eviction and a load never wait on each other; reading and preparing happen outside it.
+//! Owns the order of everything that changes the bank. Never decides what a name means. The thing
+//! to know: one gate stands before the bank, so an eviction and a load never wait on each other;
+//! reading and preparing happen outside it.
 
 use super::Inner;
 use super::book::{Book, Hold};
@@ -36,8 +37,9 @@ pub async fn blocking<T: Send + 'static>(
 }
 
 impl Inner {
-    /// Makes the content resident and keeps it there while the `Hold` lives. `known` is the probe's finding from before;
-    /// without it the probe runs. The caller holds the digest's turn: one load per digest.
+    /// Makes the content resident and keeps it there while the `Hold` lives. `known` is the probe's
+    /// finding from before; without it the probe runs. The caller holds the digest's turn: one load
+    /// per digest.
     pub async fn load(&self, digest: Digest, known: Option<f32>) -> Result<Hold> {
         loop {
             if let Some(pin) = self.book().pin(digest) {
@@ -85,11 +87,7 @@ impl Inner {
 
     /// Reads the stored files again, checks that they are what they were, and makes the factors.
     async fn prepare(&self, digest: Digest) -> Result<Box<Prepared>> {
-        let _permit = self
-            .prepares
-            .acquire()
-            .await
-            .map_err(|e| Error::fault(e.to_string()))?;
+        let _permit = self.prepares.acquire().await.map_err(|e| Error::fault(e.to_string()))?;
         let dir = self.store.blob(digest);
         let (shape, dtype) = (self.options.shape.clone(), self.options.dtype);
         let (rows, bias) = (self.rows.clone(), self.bias.clone());
@@ -131,17 +129,15 @@ impl Inner {
                 }
                 if book.used_bytes() + bytes <= max {
                     book.reserved += bytes;
-                    return Ok(Reservation {
-                        book: self.book.clone(),
-                        bytes,
-                    });
+                    return Ok(Reservation { book: self.book.clone(), bytes });
                 }
             }
             self.evict_one().await?;
         }
     }
 
-    /// Evicts the least recently used idle resident; false when there is none. The caller holds the gate.
+    /// Evicts the least recently used idle resident; false when there is none. The caller holds the
+    /// gate.
     async fn evict_one(&self) -> Result<bool> {
         let victim = self.book().choose_victim();
         match victim {
@@ -164,14 +160,11 @@ impl Inner {
         }
     }
 
-    /// Takes a leaving resident out of the bank and its bytes off the ledger. If the engine refuses, it stays.
+    /// Takes a leaving resident out of the bank and its bytes off the ledger. If the engine
+    /// refuses, it stays.
     async fn take_out(&self, digest: Digest, slot: Slot) -> Result<()> {
         let (reply, answer) = tokio::sync::oneshot::channel();
-        let command = BankCommand::Remove {
-            slot,
-            digest,
-            reply,
-        };
+        let command = BankCommand::Remove { slot, digest, reply };
         let sent = (self.bank)(command);
         let outcome = match sent {
             Ok(()) => answer.await.unwrap_or_else(|_| Err(engine_gone())),
@@ -191,19 +184,11 @@ impl Inner {
 
     async fn install(&self, prepared: Box<Prepared>, probe: bool) -> Result<(Slot, Option<Probe>)> {
         let (reply, answer) = tokio::sync::oneshot::channel();
-        (self.bank)(BankCommand::Install {
-            prepared,
-            probe,
-            reply,
-        })?;
+        (self.bank)(BankCommand::Install { prepared, probe, reply })?;
         answer.await.unwrap_or_else(|_| Err(engine_gone()))
     }
 }
 
 fn engine_gone() -> Error {
-    Error::new(
-        Kind::Unavailable,
-        "engine_unavailable",
-        "the engine has stopped",
-    )
+    Error::new(Kind::Unavailable, "engine_unavailable", "the engine has stopped")
 }
