@@ -116,7 +116,7 @@ pub struct ModelShape {
     pub rope: Rope,
     /// Rope of sliding-window layers where it differs (Gemma 3).
     pub rope_local: Option<Rope>,
-    /// Window of layer l in tokens; `None` sees everything. [layers]
+    /// Window of layer l in tokens; `None` sees everything. One entry a layer.
     pub windows: Vec<Option<u32>>,
     pub activation: Activation,
     /// 1/sqrt(D), or Gemma's query_pre_attn_scalar^-0.5.

@@ -127,7 +127,11 @@ fn watch(engine: &EngineHandle, metrics: &Metrics, leases: &[Option<Lease>]) -> 
         .collect();
     let pause = || std::thread::sleep(Duration::from_millis(1));
     // Warm-up: every sequence decodes, and has for a page or two.
-    while metrics.generation_tokens.get() < started + 40 * STREAMS as u64 {
+    while metrics.requests_running.get() < STREAMS as i64 {
+        pause();
+    }
+    let all_running = metrics.generation_tokens.get();
+    while metrics.generation_tokens.get() < all_running + 40 * STREAMS as u64 {
         pause();
     }
     let read = || {

@@ -12,7 +12,7 @@ use crate::matrix::Matrix;
 use crate::segments::Segments;
 use crate::simd::{Element, Isa, Kernel, LANES, Simd};
 
-/// An adapter's change of the embedding table: h += At[token]·Bᵀ, scale folded in.
+/// An adapter's change of the embedding table: `h += At[token]·Bᵀ`, scale folded in.
 pub struct EmbedDelta {
     factors: Factors,
     rank: usize,

@@ -34,7 +34,7 @@ pub struct Residual<'a> {
     pub post: Option<NormWeight<'a>>,
 }
 
-/// h += residual, then out[t] = norm(h[t]) for rows `0..rows`.
+/// `h += residual`, then `out[t] = norm(h[t])` for rows `0..rows`.
 ///
 /// # Panics
 /// On shapes that do not fit.
@@ -68,7 +68,7 @@ pub fn add_norm(
     });
 }
 
-/// The same for the rows that are sampled only: out[i] = norm(h[rows[i]] + residual[rows[i]]); h is
+/// The same for the rows that are sampled only: `out[i] = norm(h[rows[i]] + residual[rows[i]])`; h is
 /// not written. `segments` and the residual are those of the full batch.
 ///
 /// # Panics
