@@ -349,20 +349,8 @@ fn a_delta_is_scale_times_b_times_a() {
 #[test]
 fn dora_gains_are_the_magnitude_over_the_norm_of_the_whole_row() {
     let shape = tiny();
-    let mut files = Files::plain(3);
-    files
-        .set("use_dora", json!(true))
-        .set("use_rslora", json!(true));
-    for (l, suffix) in [(0, ""), (1, ".weight")] {
-        for (name, n) in [("q_proj", 8), ("v_proj", 4)] {
-            let module = format!("model.layers.{l}.self_attn.{name}.lora_magnitude_vector{suffix}");
-            files.push(
-                &module,
-                &[n],
-                values(40 + l, n).iter().map(|v| v.abs() + 0.5).collect(),
-            );
-        }
-    }
+    let mut files = Files::dora(3);
+    files.set("use_rslora", json!(true));
     let (summary, prepared) = load(&files, &shape).unwrap();
     assert_eq!(summary.method, "dora");
     for at in [Q0, Site::Layer(1, Projection::V)] {

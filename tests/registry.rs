@@ -3,9 +3,9 @@
 mod adapter_files;
 
 use adapter_files::{Files, base_bias, base_rows, tiny};
-use polylora::adapters::Digest;
 use polylora::adapters::bank::{Bank, BankCommand, BankSender, Probe, Slot};
 use polylora::adapters::registry::{Entry, Lease, Publish, Registry, RegistryOptions, State};
+use polylora::adapters::{BaseRows, Digest};
 use polylora::error::{Error, Kind};
 use polylora_kernels::Dtype;
 use std::collections::HashMap;
@@ -25,6 +25,8 @@ struct Seen {
     installs: AtomicUsize,
     removes: AtomicUsize,
     probes: AtomicUsize,
+    /// Rows of the base that were read: DoRA's norms need each row once per preparation.
+    rows_read: AtomicUsize,
     /// Slots now taken, and by what.
     slots: Mutex<HashMap<Slot, Digest>>,
     /// What the probe reports instead of 1.0, by number of the probe.
@@ -131,7 +133,12 @@ async fn open(o: RegistryOptions, slots: usize) -> Result<(Registry, Arc<Seen>),
     let shape = tiny();
     let engine = FakeEngine::start(slots);
     let bank = engine.bank();
-    let registry = Registry::open(o, base_rows(&shape), base_bias(&shape), bank).await?;
+    let (rows, seen) = (base_rows(&shape), engine.seen.clone());
+    let counted: BaseRows = Arc::new(move |site, row, out| {
+        seen.rows_read.fetch_add(1, Ordering::SeqCst);
+        rows(site, row, out);
+    });
+    let registry = Registry::open(o, counted, base_bias(&shape), bank).await?;
     Ok((registry, engine.seen))
 }
 
@@ -278,37 +285,28 @@ async fn a_published_adapter_is_stored_probed_and_leased() {
 #[tokio::test]
 async fn the_digest_is_of_content_and_not_of_names_or_neighbours() {
     let house = House::new().await;
-    let first = house.put("a", 1).await;
-    let staging = house.registry.stage("b").unwrap();
+    let staging = house.registry.stage("a").unwrap();
     Files::plain(1).write(&staging.dir);
     std::fs::write(staging.dir.join("README.md"), "hello").unwrap();
     std::fs::create_dir(staging.dir.join("logs")).unwrap();
-    let second = house
-        .registry
-        .publish(staging, Publish::default())
-        .await
-        .unwrap();
-    assert_eq!(first.version.digest, second.version.digest);
-    assert_ne!(house.put("c", 2).await.version.digest, first.version.digest);
-    // Two names, one content: one blob, one slot, one load, one probe.
-    assert_eq!(
-        (
-            house.blobs(),
-            house.counts().0,
-            house.seen.probes.load(Ordering::SeqCst)
-        ),
-        (2, 2, 2)
-    );
-    house.registry.delete("a").await.unwrap();
-    let lease = house.registry.acquire("b").await.unwrap();
-    assert_eq!(lease.version().digest, first.version.digest);
-    assert_eq!((house.blobs(), house.counts()), (2, (2, 0, 2)));
+    let how = Publish::default();
+    let first = house.registry.publish(staging, how).await.unwrap();
     let dir = house.dir.path().join("adapters/sha256");
     let hex = hex::encode(first.version.digest.0);
     let files = std::fs::read_dir(dir.join(&hex[..2]).join(&hex)).unwrap();
     let mut names: Vec<_> = files.map(|f| f.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["adapter_config.json", "adapter_model.safetensors"]);
+    let second = house.put("b", 1).await;
+    assert_eq!(first.version.digest, second.version.digest);
+    assert_ne!(house.put("c", 2).await.version.digest, first.version.digest);
+    // Two names, one content: one blob, one slot, one load, one probe.
+    let probes = house.seen.probes.load(Ordering::SeqCst);
+    assert_eq!((house.blobs(), house.counts().0, probes), (2, 2, 2));
+    house.registry.delete("a").await.unwrap();
+    let lease = house.registry.acquire("b").await.unwrap();
+    assert_eq!(lease.version().digest, first.version.digest);
+    assert_eq!((house.blobs(), house.counts()), (2, (2, 0, 2)));
 }
 
 #[tokio::test]
@@ -676,7 +674,12 @@ async fn files_that_changed_on_disk_are_not_served() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn fifty_requests_for_a_cold_adapter_load_it_once() {
     let house = House::new().await;
-    house.put("sql", 1).await;
+    let staging = house.registry.stage("sql").unwrap();
+    Files::dora(1).write(&staging.dir);
+    let how = Publish::default();
+    house.registry.publish(staging, how).await.unwrap();
+    let rows_of_one = house.seen.rows_read.load(Ordering::SeqCst);
+    assert_eq!(rows_of_one, 2 * (8 + 4));
     let house = house.restarted().await;
     let tasks: Vec<_> = (0..50)
         .map(|_| {
@@ -689,6 +692,8 @@ async fn fifty_requests_for_a_cold_adapter_load_it_once() {
         leases.push(task.await.unwrap().unwrap());
     }
     assert_eq!(house.counts(), (1, 0, 1));
+    let rows_read = house.seen.rows_read.load(Ordering::SeqCst);
+    assert_eq!(rows_read, rows_of_one, "it was prepared more than once");
     assert!(leases.iter().all(|l| l.slot() == leases[0].slot()));
     assert_eq!(house.state("sql")[0].3, 50);
 }

@@ -106,6 +106,25 @@ impl Files {
         files
     }
 
+    /// The same with DoRA; magnitudes under both names that PEFT has used.
+    pub fn dora(seed: u64) -> Self {
+        let mut files = Self::plain(seed);
+        let config = files.config.as_object_mut().unwrap();
+        config.insert("use_dora".into(), json!(true));
+        for (l, suffix) in [(0, ""), (1, ".weight")] {
+            for (name, n) in [("q_proj", 8), ("v_proj", 4)] {
+                let module = format!("model.layers.{l}.self_attn.{name}");
+                let positive = values(40 + l, n).iter().map(|v| v.abs() + 0.5).collect();
+                files.push(
+                    &format!("{module}.lora_magnitude_vector{suffix}"),
+                    &[n],
+                    positive,
+                );
+            }
+        }
+        files
+    }
+
     pub fn push(&mut self, name: &str, shape: &[usize], values: Vec<f32>) -> &mut Self {
         assert_eq!(shape.iter().product::<usize>(), values.len());
         let name = format!("base_model.model.{name}");
