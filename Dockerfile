@@ -10,7 +10,7 @@ COPY src src
 RUN cargo build --release --locked --bin polylora
 
 FROM debian:trixie-slim
-# The demo model is fetched over HTTPS at the first start.
+# Models are fetched over HTTPS at the first start.
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates \
  && rm -rf /var/lib/apt/lists/* \
@@ -30,7 +30,8 @@ ENV HOME=/data \
     HF_HOME=/data/cache/huggingface \
     POLYLORA_HOST=0.0.0.0
 # Beyond loopback the server wants POLYLORA_API_KEY, or POLYLORA_ALLOW_OPEN=true behind a proxy that guards it.
-HEALTHCHECK --interval=10s --timeout=6s --start-period=120s CMD ["polylora", "health"]
+HEALTHCHECK --interval=10s --timeout=6s --start-period=120s \
+  CMD polylora health --url "http://127.0.0.1:${POLYLORA_PORT:-8080}"
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["polylora"]
 CMD ["serve"]

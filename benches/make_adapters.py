@@ -58,7 +58,7 @@ def main():
     wanted = None if a.targets == "all" else a.targets.split(",")
     targets = [m for m in SITES if wanted is None or m.split(".")[1] in wanted]
     for i in range(a.count):
-        write(a.out / f"r{a.rank}-{i}", a.rank, targets, seed=1000 * a.rank + i)
+        write(a.out / f"a{i + 1}", a.rank, targets, seed=1000 * a.rank + i)
 
 
 if __name__ == "__main__":

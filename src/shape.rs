@@ -1,7 +1,7 @@
 //! What a base model looks like: one `ModelShape` for the whole family, and the names of its sites.
 //!
-//! Owns the numbers that the decoder, the KV cache and the adapter loaders agree on. Never reads a file and holds no
-//! weights. The thing to know: a family is described by fields, not by a type.
+//! Owns the numbers that the decoder, the KV cache and the adapter loaders agree on. Never reads a
+//! file and holds no weights. The thing to know: a family is described by fields, not by a type.
 
 /// A projection inside one decoder layer. The order is the order of `Site::index`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -107,7 +107,8 @@ pub enum RopeScaling {
 /// Every number of a decoder of the Llama/Qwen/Gemma family.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelShape {
-    /// `llama`, `mistral`, `qwen2`, `qwen3`, `gemma3`: for logs and for choosing the reference in `verify`.
+    /// `llama`, `mistral`, `qwen2`, `qwen3`, `gemma3`: for logs and for choosing the reference in
+    /// `verify`.
     pub family: &'static str,
     pub layers: usize,
     pub hidden: usize,

@@ -98,11 +98,10 @@ async fn lease(engine: &EngineHandle, weights: &Arc<Weights>, dir: &Path, rank: 
     Lease::detached(version, slot)
 }
 
-/// What steady decoding did in a while: steps, tokens, ops, allocations of the whole process.
+/// What steady decoding did in a while; allocations are the whole process's.
 #[derive(Debug)]
 struct Window {
     steps: u64,
-    tokens: u64,
     ops: u64,
     allocations: u64,
 }
@@ -145,7 +144,6 @@ fn watch(engine: &EngineHandle, metrics: &Metrics, leases: &[Option<Lease>]) -> 
     }
     Window {
         steps: after.0 - before.0,
-        tokens: after.1 - before.1,
         ops: after.2 - before.2,
         allocations: after.3 - before.3,
     }

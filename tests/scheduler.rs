@@ -459,3 +459,37 @@ fn stop_tokens_are_banned_until_tokens_min() {
     sequence.tokens.push(3);
     assert_eq!(sequence.history().banned, [0; 0]);
 }
+
+#[test]
+fn a_stream_that_lost_an_event_sends_no_other_after_it() {
+    let mut rig = Rig::new(budgets());
+    let mut echo = ask(&prompt(0, 8), 5);
+    echo.sampling.prompt_logprobs = Some(0);
+    let mut stream = rig.submit_with_room(echo, 4);
+    rig.plan();
+    let planned = rig.plan.entries()[0];
+    for row in 0..7 {
+        let event = TokenEvent::unscored(row as u32 + 1);
+        rig.scheduler.prompt_scored(&planned, row, event);
+        if row == 5 {
+            next(&mut stream); // too late: two are lost
+        }
+    }
+    let mut sampled = vec![Some(Ok(TokenEvent::unscored(1)))];
+    rig.scheduler
+        .commit(&rig.plan, &mut sampled, &mut rig.book, rig.now);
+    let (told, output, last) = read(&mut stream);
+    assert_eq!((told, output), (vec![1, 2, 3], vec![]));
+    assert_eq!(code(last), "stream_too_slow");
+}
+
+#[test]
+fn a_newcomer_leaves_each_running_sequence_a_page_to_grow() {
+    for (pages, admitted) in [(5, 1), (6, 2)] {
+        let mut rig = Rig::new(Budgets { pages, ..budgets() });
+        let _old = rig.submit(ask(&prompt(0, 30), 20));
+        let _new = rig.submit(ask(&prompt(100, 48), 20));
+        rig.step();
+        assert_eq!(rig.scheduler.running().len(), admitted, "of {pages} pages");
+    }
+}

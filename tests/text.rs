@@ -295,6 +295,9 @@ fn leading_space_is_dropped_from_an_answer_and_kept_in_a_continuation() {
     // After nothing but special tokens the text starts here.
     let mut starting = Detokenizer::continuing(text.clone(), true, &[1]);
     assert_eq!(starting.push(hello), "Hello");
+    // Also where the prompt's last tokens have no text.
+    let mut continuing = Detokenizer::continuing(text.clone(), true, &[266, 2, 2, 2, 2]);
+    assert_eq!(continuing.push(hello), " Hello");
     // The prompt ends within a character: é is C3 A9.
     let mut completing = Detokenizer::continuing(text.clone(), true, &[266, 3 + 0xC3]);
     assert_eq!(completing.push(3 + 0xA9), "é");
@@ -341,7 +344,9 @@ fn mixes(tokens: &[u32]) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 400, failure_persistence: None, ..ProptestConfig::default()
+    })]
 
     #[test]
     fn stream_of_any_ids_equals_the_whole_decode(
@@ -391,8 +396,8 @@ proptest! {
 
     #[test]
     fn stops_match_where_a_naive_search_of_the_whole_text_does(
-        text in "[abé🚲]{0,30}", stops in prop::collection::vec("[abé🚲]{1,4}", 0..4),
-        include in any::<bool>(), cuts in prop::collection::vec(1usize..5, 30),
+        text in "[aé]{0,30}", stops in prop::collection::vec("[aé]{2,7}", 0..4),
+        include in any::<bool>(), cuts in prop::collection::vec(1usize..9, 30),
     ) {
         let (shown, stop) = run_stops(&stops, include, &text, &cuts);
         prop_assert_eq!((shown, stop), naive_stops(&stops, include, &text));
@@ -445,6 +450,15 @@ fn naive_stops(stops: &[String], include: bool, text: &str) -> (String, Option<S
         }
     }
     (text.into(), None)
+}
+
+#[test]
+fn stop_that_is_complete_first_wins_over_one_that_begins_first() {
+    for cuts in [1, 2, 9] {
+        let stops = ["abcdef".to_owned(), "cd".to_owned(), "bcd".to_owned()];
+        let (shown, stop) = run_stops(&stops, false, "xabcdefg", &[cuts]);
+        assert_eq!((shown.as_str(), stop.as_deref()), ("xa", Some("bcd")));
+    }
 }
 
 #[test]

@@ -18,12 +18,38 @@ const FUNCTION_LINES_MAX: usize = 70;
 const COLUMNS_MAX: usize = 100;
 
 /// (file, what, limit, reason): the longest file, function or line that this file may hold.
-const ALLOWED: &[(&str, &str, usize, &str)] = &[(
-    "src/config.rs",
-    "function",
-    75,
-    "one line per setting; splitting the struct hides what is missing",
-)];
+const ALLOWED: &[(&str, &str, usize, &str)] = &[
+    (
+        "src/metrics.rs",
+        "function",
+        110,
+        "a table of series, one entry each; no branch in it",
+    ),
+    (
+        "tests/adapters/refusals.rs",
+        "function",
+        120,
+        "a table of wrong adapters, one entry each",
+    ),
+    (
+        "tests/api/adapters.rs",
+        "function",
+        100,
+        "a table of wrong uploads, one entry each",
+    ),
+    (
+        "tests/api/refusals.rs",
+        "function",
+        125,
+        "a table of wrong bodies, one entry each",
+    ),
+    (
+        "tests/allocations.rs",
+        "unsafe",
+        1,
+        "counts what an allocator is asked for; implementing one is unsafe",
+    ),
+];
 
 /// Which modules of the crate a module may name. What is not here may name none but `error`.
 const IMPORTS: &[(&str, &[&str])] = &[
@@ -215,7 +241,7 @@ fn unsafe_code_is_in_the_kernels_only() {
     let has = |t: &str| pattern.is_match(&code_of(t)).expect("no backtrack limit");
     let outside = rust_files()
         .into_iter()
-        .filter(|(p, _)| !p.starts_with("kernels/"));
+        .filter(|(p, _)| !p.starts_with("kernels/") && allowed(p, "unsafe", 0) == 0);
     none(outside.filter(|(_, t)| has(t)).map(|(p, _)| p).collect());
 }
 
@@ -316,6 +342,9 @@ fn readme_lists_every_error_code() {
         if !path.starts_with("src/cli/") {
             codes.extend(captured(CODE, &text));
         }
+        if path == "src/api/errors.rs" {
+            codes.extend(captured(r#"const [A-Z_]+: &str = "([a-z_]+)""#, &text));
+        }
     }
     assert!(codes.len() > 10, "the pattern finds codes: {codes:?}");
     none(
@@ -339,15 +368,16 @@ fn readme_lists_every_setting() {
 #[test]
 fn readme_lists_every_route() {
     let readme = readme();
-    let mut routes = BTreeSet::new();
-    for (_, text) in files("src/api", &[".rs"]) {
-        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-        routes.extend(captured(ROUTE, code));
-    }
+    let table = fs::read_to_string(root().join("src/api/routes.rs")).expect("the table of routes");
+    let routes = captured(
+        ROUTE,
+        table.split("#[cfg(test)]").next().unwrap_or_default(),
+    );
     assert!(routes.len() > 8, "the pattern finds routes: {routes:?}");
     none(
         routes
             .into_iter()
+            .map(|r| r.replace("{*", "{"))
             .filter(|r| !readme.contains(&format!("{r}`")))
             .collect(),
     );

@@ -2,13 +2,14 @@
 //!
 //! 64 bytes is a cache line and one 16-lane f32 register, so a packed panel never straddles a line.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 use half::bf16;
 
-/// Types for which all-zero bytes are a value, so that `alloc_zeroed` makes valid elements.
+use crate::arena;
+
+/// Types for which all-zero bytes are a value.
 pub(crate) trait Zeroed: Copy {}
 impl Zeroed for f32 {}
 impl Zeroed for u32 {}
@@ -34,19 +35,13 @@ impl<T: Zeroed> Buffer<T> {
                 len,
             };
         }
-        let layout = Self::layout(len);
-        // SAFETY: the layout has a size above zero, and zero bytes are a valid `T`.
-        let start = unsafe { alloc_zeroed(layout) }.cast::<T>();
-        let Some(start) = NonNull::new(start) else {
-            handle_alloc_error(layout)
-        };
-        Buffer { start, len }
-    }
-
-    fn layout(len: usize) -> Layout {
-        Layout::array::<T>(len)
-            .and_then(|l| l.align_to(64))
-            .expect("buffer fits the address space")
+        let bytes = len
+            .checked_mul(size_of::<T>())
+            .expect("buffer fits the address space");
+        Buffer {
+            start: arena::take(bytes).cast(),
+            len,
+        }
     }
 
     /// Bytes held.
@@ -73,8 +68,8 @@ impl<T: Zeroed> DerefMut for Buffer<T> {
 impl<T: Zeroed> Drop for Buffer<T> {
     fn drop(&mut self) {
         if self.len > 0 {
-            // SAFETY: allocated in `zeroed` with this very layout.
-            unsafe { dealloc(self.start.as_ptr().cast(), Self::layout(self.len)) }
+            // SAFETY: taken in `zeroed` for as many bytes.
+            unsafe { arena::give_back(self.start.cast(), self.bytes()) }
         }
     }
 }

@@ -31,6 +31,7 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 
 mod act;
+mod arena;
 mod argmax;
 mod attention;
 mod buffer;

@@ -1,7 +1,8 @@
 //! `/v1/adapters`: upload, list, show, remove.
 //!
-//! Owns the routes and their answers. Never reads an adapter's files: `upload` puts them into staging, the registry judges
-//! them. The thing to know: a publication, once begun, runs to its end even if the client hangs up.
+//! Owns the routes and their answers. Never reads an adapter's files: `upload` puts them into
+//! staging, the registry judges them. The thing to know: the registry runs a publication, once
+//! begun, to its end even if the client hangs up.
 
 use super::wire::{
     Adapter, AdapterDeleted, AdapterList, AdapterProbe, AdapterPut, AdapterSummary, AdapterVersion,
@@ -27,8 +28,9 @@ pub struct PutQuery {
 
 /// Uploads an adapter: a new name, or a new version of one.
 ///
-/// The body is multipart with parts named by their file names (`adapter_config.json` and `adapter_model.safetensors`, or one
-/// `.gguf`), or one tar, tar.gz or zip of them, or a `.gguf` file as it is.
+/// The body is multipart with parts named by their file names (`adapter_config.json` and
+/// `adapter_model.safetensors`, or one `.gguf`), or one tar, tar.gz or zip of them, or a `.gguf`
+/// file as it is.
 #[utoipa::path(
     put,
     path = "/v1/adapters/{name}",
@@ -80,17 +82,12 @@ async fn publish(
         )
     })?;
     let staging = api.app.registry.stage(name)?;
-    let ignored_files =
-        upload::receive(request, &staging.dir, api.app.config.upload_bytes_max).await?;
+    let files = upload::receive(request, staging, api.app.config.upload_bytes_max).await?;
     let before = api.app.registry.versions(name);
     let how = Publish {
         force: query.force.unwrap_or(false),
     };
-    let registry = api.app.registry.clone();
-    let publication = tokio::spawn(async move { registry.publish(staging, how).await });
-    let entry = publication
-        .await
-        .map_err(|_| Error::fault("publishing the adapter failed"))??;
+    let entry = api.app.registry.publish(files.staging, how).await?;
     let (status, result) = if before.is_empty() {
         (StatusCode::CREATED, "created")
     } else if before
@@ -110,7 +107,7 @@ async fn publish(
     let body = AdapterPut {
         adapter: version(&entry),
         result,
-        ignored_files,
+        ignored_files: files.ignored,
     };
     Ok((status, Json(body)).into_response())
 }
@@ -159,14 +156,11 @@ pub async fn remove(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
 ) -> Result<Json<AdapterDeleted>> {
-    if api.app.registry.versions(&name).is_empty() {
-        return Err(not_found(&name));
-    }
-    let (registry, removed) = (api.app.registry.clone(), name.clone());
-    let removal = tokio::spawn(async move { registry.delete(&removed).await });
-    let entries = removal
-        .await
-        .map_err(|_| Error::fault("removing the adapter failed"))??;
+    let removed = api.app.registry.delete(&name).await;
+    let entries = removed.map_err(|e| match e.code {
+        "model_not_found" => not_found(&name),
+        _ => e,
+    })?;
     tracing::info!(name, versions = entries.len(), "adapter removed");
     Ok(Json(AdapterDeleted {
         object: "adapter",

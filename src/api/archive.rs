@@ -1,9 +1,10 @@
 //! Archives of uploads: tar, tar.gz, zip. Also a GGUF file that comes as the whole body.
 //!
-//! Owns the rules for entries. Never writes to a path that an archive names. The thing to know: every byte that comes out is
-//! counted as it comes, so a small archive cannot become a large directory.
+//! Owns the rules for entries. Never writes to a path that an archive names. The thing to know:
+//! every byte that comes out is counted as it comes, so a small archive cannot become a large
+//! directory.
 
-use super::upload::Files;
+use super::upload::{Budget, Files, GGUF};
 use crate::error::{Error, Result};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
@@ -30,12 +31,11 @@ pub fn unpack(spool: &Path, files: &mut Files) -> Result<()> {
         unzip(file, files)
     } else if head.starts_with(&[0x1f, 0x8b]) {
         let inflated = spool.with_extension("inflated");
-        let result = inflate(file, &inflated, files).and_then(|tar| untar(tar, files));
-        std::fs::remove_file(&inflated).map_err(io)?;
-        result
+        untar(inflate(file, &inflated, files.budget)?, files)?;
+        std::fs::remove_file(&inflated).map_err(io)
     } else if head.starts_with(b"GGUF") {
-        match files.place("adapter.gguf")? {
-            Some(place) => copy(&mut file, &place, files),
+        match files.place(GGUF)? {
+            Some(place) => copy(&mut file, &place, &mut files.budget),
             None => Ok(()),
         }
     } else if &head[257..262] == b"ustar" {
@@ -56,19 +56,16 @@ fn invalid(reason: impl std::fmt::Display) -> Error {
     )
 }
 
-/// Writes a gzip's content to `place`, counted like everything else but given back: the tar inside is counted again.
-fn inflate(file: File, place: &Path, files: &mut Files) -> Result<File> {
-    let mut inner = files.allowance();
-    copy(
-        &mut flate2::read::MultiGzDecoder::new(file),
-        place,
-        &mut inner,
-    )?;
+/// Writes a gzip's content to `place`; it does not stay, so the bytes are counted on a copy of the
+/// budget.
+fn inflate(file: File, place: &Path, mut budget: Budget) -> Result<File> {
+    let mut inflating = flate2::read::MultiGzDecoder::new(file);
+    copy(&mut inflating, place, &mut budget)?;
     File::open(place).map_err(io)
 }
 
-/// The plain file name of an entry: it may stand in one directory, everything deeper is not the adapter's.
-/// Errors: `archive_path_not_allowed` for a path that leads out.
+/// Where entries belong: their plain names count, and they may stand in one directory; everything
+/// deeper is not the adapter's.
 struct Names {
     /// The directory of the first file that was taken.
     home: Option<String>,
@@ -91,7 +88,8 @@ impl Names {
         Ok(())
     }
 
-    /// The place for the entry `path`, by its last part.
+    /// The place for the entry `path`, by its last part. Errors: `archive_path_not_allowed` for a
+    /// path that leads out, `ambiguous_upload` for an adapter's files in two directories.
     fn place(&mut self, path: &str, files: &mut Files) -> Result<Option<std::path::PathBuf>> {
         let shown: String = path.chars().take(200).collect();
         let outside = || {
@@ -140,7 +138,8 @@ fn link(path: &str) -> Error {
 }
 
 fn untar(mut file: File, files: &mut Files) -> Result<()> {
-    // First the raw records: the reader below takes long names into memory, whatever length they claim.
+    // First the raw records: the reader below takes long names into memory, whatever length they
+    // claim.
     let mut raw = tar::Archive::new(&file);
     for (count, entry) in raw.entries().map_err(invalid)?.raw(true).enumerate() {
         let entry = entry.map_err(invalid)?;
@@ -169,7 +168,7 @@ fn untar(mut file: File, files: &mut Files) -> Result<()> {
             return Err(link(&path));
         }
         if let Some(place) = names.place(&path, files)? {
-            copy(&mut entry, &place, files)?;
+            copy(&mut entry, &place, &mut files.budget)?;
         }
     }
     Ok(())
@@ -189,14 +188,14 @@ fn unzip(file: File, files: &mut Files) -> Result<()> {
             continue;
         }
         if let Some(place) = names.place(&path, files)? {
-            copy(&mut entry, &place, files)?;
+            copy(&mut entry, &place, &mut files.budget)?;
         }
     }
     Ok(())
 }
 
 /// Copies an entry to its place, counting as it goes.
-fn copy(from: &mut impl Read, place: &Path, files: &mut Files) -> Result<()> {
+fn copy(from: &mut impl Read, place: &Path, budget: &mut Budget) -> Result<()> {
     let mut to = File::create_new(place).map_err(io)?;
     let mut buffer = vec![0u8; 1 << 16];
     loop {
@@ -206,7 +205,7 @@ fn copy(from: &mut impl Read, place: &Path, files: &mut Files) -> Result<()> {
             Err(e) if e.kind() == ErrorKind::Interrupted => continue,
             Err(e) => return Err(invalid(e)),
         };
-        files.spend(n)?;
+        budget.spend(n)?;
         to.write_all(&buffer[..n]).map_err(io)?;
     }
 }

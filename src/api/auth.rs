@@ -1,7 +1,7 @@
 //! The API key: one switch for every route that is not public.
 //!
-//! Owns the comparison. Never logs a key. The thing to know: with a key set, an unknown path also answers 401, so that
-//! nobody learns the routes without it.
+//! Owns the comparison. Never logs a key. The thing to know: with a key set, an unknown path also
+//! answers 401, so that nobody learns the routes without it.
 
 use super::Api;
 use super::routes::{self, Scope};

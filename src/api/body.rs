@@ -1,7 +1,8 @@
 //! Bodies in: bytes under a limit, then JSON, then typed fields; every failure names its place.
 //!
-//! Owns reading and parsing. Never judges a value beyond its type. The thing to know: `null` means absent everywhere,
-//! and a field nobody knows is an error, because a parameter that is silently ignored changes answers silently.
+//! Owns reading and parsing. Never judges a value beyond its type. The thing to know: `null` means
+//! absent everywhere, and a field nobody knows is an error, because a parameter that is silently
+//! ignored changes answers silently.
 
 use super::Api;
 use super::errors::UNSUPPORTED_MEDIA_TYPE;
@@ -25,7 +26,8 @@ impl FromRequest<Arc<Api>> for JsonObject {
     type Rejection = Error;
 
     async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self> {
-        // Strict on purpose: a web page can send a form or plain text here without asking, but not JSON.
+        // Strict on purpose: a web page can send a form or plain text here without asking, but not
+        // JSON.
         if !is_json(&request) {
             return Err(Error::invalid(
                 UNSUPPORTED_MEDIA_TYPE,
@@ -84,8 +86,8 @@ async fn read(request: Request, bytes_max: usize) -> Result<Bytes> {
     Ok(all.freeze())
 }
 
-/// Reads on for a moment and throws away: a client that is still sending when we answer and close would lose the answer to
-/// a connection reset.
+/// Reads on for a moment and throws away: a client that is still sending when we answer and close
+/// would lose the answer to a connection reset.
 pub async fn discard<E>(mut chunks: impl Stream<Item = Result<Bytes, E>> + Unpin) {
     const BYTES_MAX: usize = 64 << 20;
     const TIME_MAX: Duration = Duration::from_secs(2);
@@ -116,7 +118,8 @@ fn object(bytes: &[u8]) -> Result<Map<String, Value>> {
     }
 }
 
-/// The fields of `T` out of `map`, the rest stays. Names are those of T's schema, so that there is one list.
+/// The fields of `T` out of `map`, the rest stays. Names are those of T's schema, so that there is
+/// one list.
 pub fn take<T: DeserializeOwned + PartialSchema>(map: &mut Map<String, Value>) -> Result<T> {
     let mut own = Map::new();
     for name in fields::<T>() {

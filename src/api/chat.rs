@@ -1,7 +1,7 @@
 //! `POST /v1/chat/completions`.
 //!
-//! Owns the chat format: messages in, a message or deltas out. Never generates: `generate` does. The thing to know: it has the
-//! same skeleton as `completions`: check, lease, encode, run, show.
+//! Owns the chat format: messages in, a message or deltas out. Never generates: `generate` does.
+//! The thing to know: it has the same skeleton as `completions`: check, lease, encode, run, show.
 
 use super::body::{JsonObject, rest, take};
 use super::choice::Piece;

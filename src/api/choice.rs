@@ -1,7 +1,8 @@
 //! One choice: events of one sequence become pieces of text, with stop strings and scores.
 //!
-//! Owns the order in which tokens turn into text and when a choice is over. Never writes JSON. The thing to know: text may lag
-//! behind tokens (half a character, the start of a stop string), scores never do.
+//! Owns the order in which tokens turn into text and when a choice is over. Never writes JSON. The
+//! thing to know: text may lag behind tokens (half a character, the start of a stop string), scores
+//! never do.
 
 use super::sampling::Checked;
 use crate::engine::{Event, FinishReason, TokenEvent};

@@ -1,7 +1,8 @@
 //! `POST /v1/completions`.
 //!
-//! Owns the plain format: prompts in, text out. Never generates: `generate` does. The thing to know: it has the same
-//! skeleton as `chat`: check, lease, encode, run, show; choices are numbered prompt by prompt.
+//! Owns the plain format: prompts in, text out. Never generates: `generate` does. The thing to
+//! know: it has the same skeleton as `chat`: check, lease, encode, run, show; choices are numbered
+//! prompt by prompt.
 
 use super::body::{JsonObject, rest, take};
 use super::choice::Piece;

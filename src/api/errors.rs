@@ -1,7 +1,8 @@
 //! Errors as clients see them: a status and OpenAI's four keys.
 //!
-//! Owns the map from `Kind` to status and type. Never invents a message and never echoes a body. The thing to know: the
-//! SDKs choose their exception class by status, and read `code` and `param` from the body.
+//! Owns the map from `Kind` to status and type. Never invents a message and never echoes a body.
+//! The thing to know: the SDKs choose their exception class by status, and read `code` and `param`
+//! from the body.
 
 use super::wire::{ErrorBody, ErrorDetail};
 use crate::error::{Error, Kind};

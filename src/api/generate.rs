@@ -1,13 +1,14 @@
 //! What chat and plain completions share: submit the sequences, then collect or stream what comes.
 //!
-//! Owns the life of a request from its tokens to its last piece. Never knows which of the two wire formats is spoken: that
-//! is `Show`. The thing to know: a `Run` owns the event streams; dropping it anywhere cancels every sequence in it.
+//! Owns the life of a request from its tokens to its last piece. Never knows which of the two wire
+//! formats is spoken: that is `Show`. The thing to know: a `Run` owns the event streams; dropping
+//! it anywhere cancels every sequence in it.
 
 use super::Api;
 use super::choice::{Choice, Ended, Piece};
 use super::errors::timed_out;
 use super::limits::Deadline;
-use super::sampling::Checked;
+use super::sampling::{Checked, in_vocabulary};
 use super::target::Target;
 use super::wire::{PromptTokensDetails, Usage};
 use crate::engine::{Event, EventStream, FinishReason, Request};
@@ -52,7 +53,8 @@ pub fn reason_word(reason: FinishReason) -> &'static str {
 
 /// Sequences on their way.
 pub struct Run {
-    /// By choice. A stream leaves when its choice is over, which cancels what the engine might still do.
+    /// By choice. A stream leaves when its choice is over, which cancels what the engine might
+    /// still do.
     events: StreamMap<usize, BoxStream<'static, Event>>,
     choices: Vec<Choice>,
     ended: Vec<Option<Ended>>,
@@ -82,6 +84,10 @@ impl Run {
         };
         for prompt in prompts {
             let tokens_max = room(api.app.context, checked, &prompt, tokens_default)?;
+            // A tokenizer may know more tokens than the model has rows for (Gemma 3's image token).
+            for &token in &prompt.tokens {
+                in_vocabulary(&prompt.param, i64::from(token), api)?;
+            }
             let before = prompt.continued.then_some(prompt.tokens.as_slice());
             let mut choices: Vec<Choice> = (0..checked.n)
                 .map(|_| {
@@ -138,7 +144,8 @@ impl Run {
             .flatten()
             .map(|e| e.completion_tokens)
             .sum();
-        // Later choices of a prompt find the pages of the first: the least is what the request found.
+        // Later choices of a prompt find the pages of the first: the least is what the request
+        // found.
         let cached = self.ended.chunks(self.n).map(|prompt| {
             prompt
                 .iter()

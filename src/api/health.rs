@@ -1,7 +1,7 @@
 //! `/live`, `/ready`, `/health`, `/version`, `/metrics`.
 //!
-//! Owns what the server says of itself. Never says ok from habit: liveness is the engine thread's own progress. The thing to
-//! know: a full queue is not ill; an engine that finishes no step is.
+//! Owns what the server says of itself. Never says ok from habit: liveness is the engine thread's
+//! own progress. The thing to know: a full queue is not ill; an engine that finishes no step is.
 
 use super::Api;
 use super::wire::{Health, Version};
@@ -89,9 +89,14 @@ pub async fn version(State(api): State<Arc<Api>>) -> Json<Version> {
     responses((status = 200, body = String, content_type = "text/plain"))
 )]
 pub async fn metrics(State(api): State<Arc<Api>>) -> Response {
-    let (resident_bytes, _) = api.app.registry.residency();
-    let metrics = &api.app.metrics;
-    metrics.adapter_resident_bytes.set(resident_bytes as i64);
+    let _one = api.scrape.lock().unwrap_or_else(|e| e.into_inner());
+    let (stats, metrics) = (api.app.registry.stats(), &api.app.metrics);
+    let unseen = stats.loads.saturating_sub(metrics.adapter_loads.get());
+    metrics.adapter_loads.inc_by(unseen);
+    metrics.adapters_resident.set(stats.residents as i64);
+    metrics
+        .adapter_resident_bytes
+        .set(stats.resident_bytes as i64);
     let text = "text/plain; version=0.0.4; charset=utf-8";
     ([(CONTENT_TYPE, text)], metrics.render()).into_response()
 }

@@ -1,7 +1,7 @@
 //! The edge of every request: its id, its deadline, its count, and what happens when code panics.
 //!
-//! Owns what all routes share. Never looks into a body. The thing to know: a response head is due before the deadline, and
-//! streams carry the same deadline on.
+//! Owns what all routes share. Never looks into a body. The thing to know: a response head is due
+//! before the deadline, and streams carry the same deadline on.
 
 use super::{Api, errors};
 use crate::error::Error;
@@ -64,12 +64,7 @@ pub async fn edge(State(api): State<Arc<Api>>, mut request: Request, next: Next)
         seconds_max,
     };
     request.extensions_mut().insert(deadline);
-    let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
-    let mut response = match tokio::time::timeout_at(deadline.at, answer).await {
-        Ok(Ok(response)) => response,
-        Ok(Err(_)) => Error::fault("a bug ended the request").into_response(),
-        Err(_) => errors::timed_out(seconds_max).into_response(),
-    };
+    let mut response = contained(deadline, next.run(request)).await;
     count.status = response.status();
     response.headers_mut().insert(REQUEST_ID, id.clone());
     if let Some(seconds) = retry_after(&api, response.status()) {
@@ -85,6 +80,16 @@ pub async fn edge(State(api): State<Arc<Api>>, mut request: Request, next: Next)
         "answered"
     );
     response
+}
+
+/// The answer, or what stands for it when it panics or is late.
+async fn contained(deadline: Deadline, answer: impl Future<Output = Response>) -> Response {
+    let answer = AssertUnwindSafe(answer).catch_unwind();
+    match tokio::time::timeout_at(deadline.at, answer).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(_)) => Error::fault("a bug ended the request").into_response(),
+        Err(_) => errors::timed_out(deadline.seconds_max).into_response(),
+    }
 }
 
 /// The client's id when it is harmless to repeat, else a fresh one.
@@ -110,5 +115,30 @@ fn retry_after(api: &Api, status: StatusCode) -> Option<u64> {
         }
         StatusCode::SERVICE_UNAVAILABLE => Some(5),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_a_500_and_lateness_a_503_in_the_same_shape() {
+        let code = async |response: Response| {
+            let status = response.status().as_u16();
+            let body = axum::body::to_bytes(response.into_body(), 1000).await;
+            let body: serde_json::Value = serde_json::from_slice(&body.unwrap()).unwrap();
+            (status, body["error"]["code"].as_str().unwrap().to_owned())
+        };
+        let deadline = |ms| Deadline {
+            at: tokio::time::Instant::now() + Duration::from_millis(ms),
+            seconds_max: 1,
+        };
+        let panics = async { panic!("planted") };
+        let answer = code(contained(deadline(60_000), panics).await).await;
+        assert_eq!(answer, (500, "internal_error".to_owned()));
+        let late = std::future::pending();
+        let answer = code(contained(deadline(1), late).await).await;
+        assert_eq!(answer, (503, "request_timeout".to_owned()));
     }
 }

@@ -1,7 +1,7 @@
 //! Scores as the two formats show them.
 //!
-//! Owns token texts and the forms of both. Never computes a probability. The thing to know: JSON has no infinity, so what is
-//! less likely than e^-9999 is shown as -9999, as OpenAI does.
+//! Owns token texts and the forms of both. Never computes a probability. The thing to know: JSON
+//! has no infinity, so what is less likely than e^-9999 is shown as -9999, as OpenAI does.
 
 use super::choice::Scored;
 use super::wire::{ChatLogprob, ChatLogprobs, CompletionLogprobs, TopLogprob};

@@ -1,7 +1,8 @@
 //! Messages of a chat: checked, and brought to the form that chat templates read.
 //!
-//! Owns roles, content parts and the fields of a message. Never renders. The thing to know: templates want text content
-//! as one string and tool arguments as an object, clients send parts and JSON in a string; the change is made here.
+//! Owns roles, content parts and the fields of a message. Never renders. The thing to know:
+//! templates want text content as one string and tool arguments as an object, clients send parts
+//! and JSON in a string; the change is made here.
 
 use super::body::kind;
 use super::errors::invalid_value;

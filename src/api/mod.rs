@@ -1,8 +1,9 @@
 //! HTTP: routes, wire types, streams. The only module that knows axum.
 //!
-//! Owns the wire: what a body may say, what an answer looks like, which status an error gets. Never computes: text
-//! becomes tokens here, tokens become text here, all between is the engine's. The thing to know: dropping the response
-//! (or its body) drops the event streams, and that is the cancellation; so no request's work is ever spawned.
+//! Owns the wire: what a body may say, what an answer looks like, which status an error gets. Never
+//! computes: text becomes tokens here, tokens become text here, all between is the engine's. The
+//! thing to know: dropping the response (or its body) drops the event streams, and that is the
+//! cancellation; so no request's work is ever spawned.
 
 mod adapters;
 mod archive;
@@ -35,8 +36,8 @@ use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::text::Text;
 pub use serve::serve;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::Semaphore;
 
@@ -73,6 +74,9 @@ struct Api {
     encoders: Arc<Semaphore>,
     /// Uploads being received.
     uploads: Arc<Semaphore>,
+    /// Held while figures of the registry are carried over to the metrics: two scrapes at once
+    /// would count them twice.
+    scrape: Mutex<()>,
 }
 
 impl Api {
@@ -83,12 +87,14 @@ impl Api {
             draining: AtomicBool::new(false),
             encoders: Arc::new(Semaphore::new(encoders)),
             uploads: Arc::new(Semaphore::new(app.config.uploads_max.max(1))),
+            scrape: Mutex::new(()),
             app,
         }
     }
 
-    /// Runs text work off the async threads: a long prompt or a slow template delays no other request's tokens.
-    /// The permit lives as long as the work, so that clients who hang up cannot pile up more of it.
+    /// Runs text work off the async threads: a long prompt or a slow template delays no other
+    /// request's tokens. The permit lives as long as the work, so that clients who hang up cannot
+    /// pile up more of it.
     async fn on_text<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Text) -> Result<T> + Send + 'static,

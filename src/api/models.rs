@@ -1,6 +1,7 @@
 //! `GET /v1/models`: the base and every adapter that can be asked for.
 //!
-//! Owns OpenAI's model object. Never lists a version that a request could not get. The thing to know: `parent` is the base.
+//! Owns OpenAI's model object. Never lists a version that a request could not get. The thing to
+//! know: `parent` is the base.
 
 use super::wire::{ErrorBody, Model, ModelIdentity, ModelList};
 use super::{Api, adapters};

@@ -1,7 +1,8 @@
 //! `/openapi.json` and the page that shows it.
 //!
-//! Owns the document's head. Never describes a route by hand: paths and schemas come from the code. The thing to know: the page
-//! is one file without anything from elsewhere, so it works on a machine without a network.
+//! Owns the document's head. Never describes a route by hand: paths and schemas come from the code.
+//! The thing to know: the page is one file without anything from elsewhere, so it works on a
+//! machine without a network.
 
 use super::{adapters, chat, completions, health, models, tokenize};
 use axum::Json;

@@ -1,7 +1,7 @@
 //! Every route, in one table, with its scope.
 //!
-//! Owns the table and the layers around it. Never handles a request. The thing to know: the router is built from the table
-//! and from nothing else, so a route that is not in it does not exist.
+//! Owns the table and the layers around it. Never handles a request. The thing to know: the router
+//! is built from the table and from nothing else, so a route that is not in it does not exist.
 
 use super::errors::METHOD_NOT_ALLOWED;
 use super::{Api, adapters, auth, chat, completions, health, limits, models, openapi, tokenize};

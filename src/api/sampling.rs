@@ -1,7 +1,7 @@
 //! Shared parameters: from what the client wrote to what the engine trusts.
 //!
-//! Owns every range. Never clamps: a value out of range is refused, naming the parameter. The thing to know: all floats
-//! that leave here are finite and all token ids are below the vocabulary.
+//! Owns every range. Never clamps: a value out of range is refused, naming the parameter. The thing
+//! to know: all floats that leave here are finite and all token ids are below the vocabulary.
 
 use super::Api;
 use super::errors::invalid_value;

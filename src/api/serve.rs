@@ -1,7 +1,7 @@
 //! The socket: accept, speak HTTP/1.1, and on shutdown stop accepting, drain, end.
 //!
-//! Owns connections and their bounds. Never knows a route. The thing to know: shutting down is one direction only: the
-//! listener closes first, running requests finish, then what is left is cut.
+//! Owns connections and their bounds. Never knows a route. The thing to know: shutting down is one
+//! direction only: the listener closes first, running requests finish, then what is left is cut.
 
 use super::{Api, App, routes};
 use crate::error::{Error, Result};
@@ -25,7 +25,8 @@ const FLUSH_TIME_MAX: Duration = Duration::from_secs(5);
 /// After a failed accept (no file descriptors left), before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `shutdown` resolves, then drains for at most `drain_seconds`. Errors when the listener is unusable.
+/// Serves until `shutdown` resolves, then drains for at most `drain_seconds`. Errors when the
+/// listener is unusable.
 pub async fn serve(
     app: App,
     listener: TcpListener,

@@ -1,7 +1,8 @@
 //! Server-sent events, framed as OpenAI frames them.
 //!
-//! Owns the bytes of a stream. Never ends a failed stream with `[DONE]`: clients take that for success. The thing to know:
-//! nothing is sent before it is asked for, so a client that does not read stalls only its own body.
+//! Owns the bytes of a stream. Never ends a failed stream with `[DONE]`: clients take that for
+//! success. The thing to know: nothing is sent before it is asked for, so a client that does not
+//! read stalls only its own body.
 
 use super::errors;
 use super::generate::{Run, Show};

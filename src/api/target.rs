@@ -1,7 +1,8 @@
 //! Who answers: from the client's `model` to a leased version, and the headers that say so.
 //!
-//! Owns how names are read. Never falls back to the base: a name that nobody has is `model_not_found`. The thing to know:
-//! the headers are taken from the lease itself, so they name what computes, not what was asked.
+//! Owns how names are read. Never falls back to the base: a name that nobody has is
+//! `model_not_found`. The thing to know: the headers are taken from the lease itself, so they name
+//! what computes, not what was asked.
 
 use super::Api;
 use crate::adapters::registry::{Entry, Lease};

@@ -141,9 +141,7 @@ async fn list(client: &Client) -> Result<()> {
         .await?;
     let rows: Vec<&Value> = page["data"].as_array().into_iter().flatten().collect();
     if rows.is_empty() {
-        say(&format!(
-            "no adapters; add one with 'polylora adapter push NAME DIR'\n"
-        ));
+        say("no adapters; add one with 'polylora adapter push NAME DIR'\n");
     }
     for row in rows {
         say(&format!("{}\n", line(row)));
@@ -159,8 +157,8 @@ fn line(v: &Value) -> String {
     } else {
         ""
     };
-    let method = text(&v["summary"]["method"]);
-    let rank = v["summary"]["rank_max"]
+    let method = text(&v["method"]);
+    let rank = v["rank_max"]
         .as_u64()
         .map_or(String::new(), |r| format!(" r{r}"));
     let size = v["file_bytes"].as_u64().map_or(String::new(), human);

@@ -42,14 +42,15 @@ impl Banner<'_> {
         format!(
             "
 polylora {version} at {url}
-  model     {base} ({storage}, context {context})
+  model     {base}, context {context}
+  weights   {storage}
   device    {device}
   adapters  {}
 
 Ask it:
 
 curl {url}/v1/chat/completions -H 'Content-Type: application/json'{header} \\
-  -d '{{\"model\": \"{asked}\",
+  -d '{{\"model\": \"{asked}\", \"temperature\": 0,
        \"messages\": [{{\"role\": \"user\", \"content\": \"What is a bicycle?\"}}]}}'
 
 The same with OpenAI's Python package (pip install openai):
@@ -58,7 +59,7 @@ python3 - <<'END'
 {variable}from openai import OpenAI
 client = OpenAI(base_url=\"{url}/v1\", api_key={key})
 for part in client.chat.completions.create(
-    model=\"{asked}\", stream=True,
+    model=\"{asked}\", temperature=0, stream=True,
     messages=[{{\"role\": \"user\", \"content\": \"What is a bicycle?\"}}],
 ):
     print(part.choices[0].delta.content or \"\" if part.choices else \"\", end=\"\", flush=True)
@@ -67,7 +68,7 @@ END
 
 Or chat:
 
-{} chat --url {url} --model-name {asked}
+{} chat --url {url} --model-name {asked} --temperature 0
 
 ",
             self.list(),

@@ -20,6 +20,7 @@ use crate::model::{Model, ModelOptions};
 use crate::text::Text;
 use clap::Args;
 use polylora_kernels::{Device, Dtype, KvCache};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -76,6 +77,7 @@ fn start_log(config: &Config) -> Result<()> {
     })?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match config.log_format.as_str() {
         "json" => log.json().init(),
@@ -133,7 +135,7 @@ impl Prepared {
         let model = Model::new(weights.clone(), Device::cpu(config.threads), &options)?;
         Ok(Self {
             base_name: config.served_name.clone().unwrap_or(name),
-            storage: format!("{}, {}", dtype_name(weights.dtype), checkpoint.storage),
+            storage: format!("{} ({})", dtype_name(weights.dtype), checkpoint.storage),
             text: Text::new(checkpoint.text)?,
             weights,
             model,

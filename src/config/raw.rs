@@ -20,7 +20,7 @@ pub const MODEL: &str = "smollm2-135m-instruct";
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RawConfig {
-    /// Base model: a directory, a .gguf file, a Hub id (org/name[@revision]) or the demo's name
+    /// Base model: a directory, a .gguf file, a Hub id (org/name or org/name@revision) or the demo's name
     #[arg(long, env = "POLYLORA_MODEL", value_name = "MODEL")]
     pub model: Option<String>,
     /// Name of the base model in the API; default: the demo's name, the Hub id, or the file's stem

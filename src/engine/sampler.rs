@@ -38,11 +38,11 @@ pub struct History<'a> {
 
 /// Scratch for one row at a time, taken once.
 pub struct Sampler {
-    /// [V], all zero between calls.
+    /// `[V]`, all zero between calls.
     counts: Vec<u32>,
-    /// [V], the logits as the model gave them.
+    /// `[V]`, the logits as the model gave them.
     raw: Vec<f32>,
-    /// [V], probabilities times a constant.
+    /// `[V]`, probabilities times a constant.
     weights: Vec<f32>,
     ranking: Ranking,
 }
@@ -59,8 +59,8 @@ impl Sampler {
         }
     }
 
-    /// The next token. `logits` [V] are used up. Errors (`logits_not_finite`): a NaN or +inf among
-    /// the logits, or nothing left above -inf.
+    /// The next token. `logits` `[V]` are used up. Errors (`logits_not_finite`): a NaN or +inf
+    /// among the logits, or nothing left above -inf.
     ///
     /// In this order: logprobs of the untouched logits; repetition penalty (prompt and output),
     /// frequency and presence penalties (output), bias, ban; then the first maximum if the
@@ -91,8 +91,8 @@ impl Sampler {
         Ok(event)
     }
 
-    /// What `logits` [V] say of a `token` that is already known, with `top` alternatives. Errors as
-    /// [`sample`](Self::sample).
+    /// What `logits` `[V]` say of a `token` that is already known, with `top` alternatives. Errors
+    /// as [`sample`](Self::sample).
     pub fn score(&mut self, logits: &[f32], token: u32, top: u8) -> Result<TokenEvent> {
         assert_eq!(
             logits.len(),
@@ -114,9 +114,9 @@ impl Sampler {
         let best = self
             .ranking
             .best(logits, usize::from(top).min(TOP_LOGPROBS_MAX));
-        best.sort_unstable_by(filter::by_rank);
-        for (entry, &(logit, token)) in event.top.iter_mut().zip(best.iter()) {
-            *entry = (token, (f64::from(logit) - log_total) as f32);
+        best.sort_unstable();
+        for (entry, token) in event.top.iter_mut().zip(best.iter().map(|c| c.token())) {
+            *entry = (token as u32, (f64::from(logits[token]) - log_total) as f32);
         }
         event.top_len = best.len() as u8;
         Ok(log_total)
@@ -183,8 +183,9 @@ impl Sampler {
         let top_k = sampling.top_k as usize;
         if (1..logits.len()).contains(&top_k) {
             self.weights.fill(0.0);
-            for &mut (logit, token) in self.ranking.best(logits, top_k) {
-                self.weights[token as usize] = numerics::exp((logit - peak) / sampling.temperature);
+            for token in self.ranking.best(logits, top_k).iter().map(|c| c.token()) {
+                let below = logits[token] - peak;
+                self.weights[token] = numerics::exp(below / sampling.temperature);
             }
         } else {
             numerics::exp_each(logits, peak, sampling.temperature, &mut self.weights);

@@ -86,9 +86,9 @@ impl Scheduler {
             running: Vec::with_capacity(running_max),
             queued: 0,
             queued_tokens: 0,
-            // A sequence is admitted, sampled and ended at most once in a step; a preempted one is
-            // not sampled.
-            notices: Vec::with_capacity(b.waiting_max + 3 * running_max),
+            // In a step a place among the running sees at most one sequence cancelled or preempted,
+            // one admitted, and that one sampled and ended.
+            notices: Vec::with_capacity(b.waiting_max + 5 * running_max),
             budgets,
         }
     }

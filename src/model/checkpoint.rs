@@ -1,7 +1,9 @@
-//! A base model on disk: a Hugging Face directory or one GGUF file, read tensor by tensor under Hugging Face names.
+//! A base model on disk: a Hugging Face directory or one GGUF file, read tensor by tensor under
+//! Hugging Face names.
 //!
-//! Owns the choice between the two and the digest. Never holds weights: `Weights` packs what `tensor` returns and drops
-//! it. The thing to know: whatever the file, tensors come in the layout that Hugging Face checkpoints have.
+//! Owns the choice between the two and the digest. Never holds weights: `Weights` packs what
+//! `tensor` returns and drops it. The thing to know: whatever the file, tensors come in the layout
+//! that Hugging Face checkpoints have.
 
 use super::config_json::invalid;
 use super::gguf::Gguf;
@@ -61,8 +63,8 @@ pub struct TextSource {
 }
 
 impl Checkpoint {
-    /// Opens a directory or a .gguf file. Errors (`unsupported_model`, `invalid_model`) name the file, the config key or
-    /// the tensor.
+    /// Opens a directory or a .gguf file. Errors (`unsupported_model`, `invalid_model`) name the
+    /// file, the config key or the tensor.
     pub fn open(path: &Path) -> Result<Self> {
         if path.is_dir() {
             let (directory, shape, text) = Directory::open(path)?;
@@ -90,8 +92,9 @@ impl Checkpoint {
         })
     }
 
-    /// Reads a tensor by its Hugging Face name (`model.layers.0.self_attn.q_proj.weight`), row-major [O, I], q/k rows of
-    /// GGUF llama files un-permuted, Gemma norms without their +1; `None` when the file has no such tensor.
+    /// Reads a tensor by its Hugging Face name (`model.layers.0.self_attn.q_proj.weight`),
+    /// row-major [O, I], q/k rows of GGUF llama files un-permuted, Gemma norms without their +1;
+    /// `None` when the file has no such tensor.
     pub fn tensor(&self, name: &str, dims: &[usize]) -> Result<Option<TensorData>> {
         match &self.store {
             Store::Directory(d) => d.tensor(name, dims),
@@ -107,7 +110,8 @@ impl Checkpoint {
         }
     }
 
-    /// Names of all tensors that belong to the language model, for the check that none is left unused.
+    /// Names of all tensors that belong to the language model, for the check that none is left
+    /// unused.
     pub fn names(&self) -> Vec<String> {
         match &self.store {
             Store::Directory(d) => d.names(),

@@ -1,8 +1,8 @@
 //! `ModelShape` from a Hugging Face config.json.
 //!
-//! Owns the families' defaults and every refusal by key and value. Never opens a file. The thing to know: a key that
-//! would change the arithmetic is either understood or refused (`unsupported_model`); absent keys take the defaults that
-//! the family has in transformers.
+//! Owns the families' defaults and every refusal by key and value. Never opens a file. The thing to
+//! know: a key that would change the arithmetic is either understood or refused
+//! (`unsupported_model`); absent keys take the defaults that the family has in transformers.
 
 use super::rope::yarn_attention_factor;
 use crate::error::{Error, Result};
@@ -112,8 +112,8 @@ fn defaults(family: &str) -> Defaults {
 }
 
 impl ModelShape {
-    /// Reads a config.json. Errors: `unsupported_model` names a key and its value that this server does not support,
-    /// `invalid_model` a key that is missing or malformed.
+    /// Reads a config.json. Errors: `unsupported_model` names a key and its value that this server
+    /// does not support, `invalid_model` a key that is missing or malformed.
     pub fn from_config(config: &Value) -> Result<ModelShape> {
         let root = Keys(config);
         let family = family(root)?;
@@ -138,14 +138,10 @@ impl ModelShape {
             "llama" => keys.count("num_key_value_heads")?.unwrap_or(heads),
             _ => count("num_key_value_heads")?,
         };
-        let head_dim = count("head_dim").or_else(|e| match keys.get("head_dim") {
-            Some(_) => Err(e),
-            None => Ok(hidden / heads),
-        })?;
-        let (layers, context) = (
-            count("num_hidden_layers")?,
-            count("max_position_embeddings")?,
-        );
+        let head_dim = keys.count("head_dim")?.or((defaults.count)("head_dim"));
+        let head_dim = head_dim.unwrap_or(hidden / heads);
+        let layers = count("num_hidden_layers")?;
+        let context = count("max_position_embeddings")?;
         let gemma = family == "gemma3";
         let bias = matches!(family, "llama" | "qwen3" | "gemma3")
             && keys.flag("attention_bias")?.unwrap_or(false);
@@ -225,8 +221,8 @@ fn family(root: Keys) -> Result<&'static str> {
         "gemma3" | "gemma3_text" => "gemma3",
         other => {
             return Err(unsupported(format!(
-                "config.json: model_type = {other} is not supported; llama, mistral, qwen2, qwen3, gemma3 and \
-                 gemma3_text are"
+                "config.json: model_type = {other} is not supported; llama, mistral, qwen2, \
+                 qwen3, gemma3 and gemma3_text are"
             )));
         }
     })
@@ -279,7 +275,8 @@ fn activation(family: &str, keys: Keys) -> Result<Activation> {
     }
 }
 
-/// The window of every layer: by `layer_types` where the file has them, else by the family's older keys.
+/// The window of every layer: by `layer_types` where the file has them, else by the family's older
+/// keys.
 fn windows(family: &str, keys: Keys, layers: usize) -> Result<Vec<Option<u32>>> {
     let sliding = match family {
         "mistral" => keys.count("sliding_window")?,
@@ -321,7 +318,8 @@ fn layer_types(types: &Value, sliding: Option<u32>, layers: usize) -> Result<Vec
             invalid("config.json: `layer_types` has sliding_attention, but no window is in use")
         }),
         _ => Err(unsupported(format!(
-            "config.json: layer_types entry {t} is not supported; full_attention and sliding_attention are"
+            "config.json: layer_types entry {t} is not supported; full_attention and \
+             sliding_attention are"
         ))),
     };
     list.iter().map(window).collect()
@@ -391,7 +389,8 @@ fn rope(section: Option<&Value>, config: Keys, theta: f64, context: usize) -> Re
         "yarn" => yarn(keys, original()?, context)?,
         other => {
             return Err(unsupported(format!(
-                "config.json: rope_type = {other} is not supported; default, linear, llama3 and yarn are"
+                "config.json: rope_type = {other} is not supported; default, linear, llama3 and \
+                 yarn are"
             )));
         }
     };

@@ -1,7 +1,8 @@
 //! The path of a row through the decoder, in the kernels' ops.
 //!
-//! Owns the order of ops and the step's buffers. Never allocates after `Buffers::new`. The thing to know: a block's output
-//! `y` is not added to `h` where it is made, but by the norm that comes next, in one pass over both.
+//! Owns the order of ops and the step's buffers. Never allocates after `Buffers::new`. The thing to
+//! know: a block's output `y` is not added to `h` where it is made, but by the norm that comes
+//! next, in one pass over both.
 
 use super::weights::Weights;
 use super::{Batch, ModelOptions};
@@ -72,7 +73,8 @@ fn kv_width(shape: &ModelShape) -> usize {
     shape.kv_heads * shape.head_dim
 }
 
-/// What the adapters of a step change, by segment. (Apart from `Step`, since worker threads ask it.)
+/// What the adapters of a step change, by segment. (Apart from `Step`, since worker threads ask
+/// it.)
 #[derive(Clone, Copy)]
 struct Adapters<'a> {
     batch: &'a Batch,
@@ -183,7 +185,8 @@ impl<'a> Step<'a> {
         post.then_some(Norm::PostFeedforward(layer))
     }
 
-    /// h += y (normed by the inner norm, where there is one), then x = norm(h). `made` None: there is no y yet.
+    /// h += y (normed by the inner norm, where there is one), then x = norm(h). `made` None: there
+    /// is no y yet.
     fn add_norm(&self, b: &mut Buffers, made: Option<Option<Norm>>, norm: Norm) {
         let (hidden, adapters) = (self.shape().hidden, self.adapters());
         let post = made.flatten().unwrap_or(norm);

@@ -1,8 +1,10 @@
-//! One GGUF file: its metadata as a `ModelShape`, its tensors under Hugging Face names and in Hugging Face layout.
+//! One GGUF file: its metadata as a `ModelShape`, its tensors under Hugging Face names and in
+//! Hugging Face layout.
 //!
-//! Owns the name table, the undoing of what converters do to weights (rotary row order of `llama`, Gemma's +1 on norms)
-//! and dequantisation. Never keeps a tensor. The thing to know: in a file with quantised tensors every tensor is
-//! rounded to bf16, so that the model is the same whatever is stored in f32 beside them.
+//! Owns the name table, the undoing of what converters do to weights (rotary row order of `llama`,
+//! Gemma's +1 on norms) and dequantisation. Never keeps a tensor. The thing to know: in a file with
+//! quantised tensors every tensor is rounded to bf16, so that the model is the same whatever is
+//! stored in f32 beside them.
 
 use super::checkpoint::TensorData;
 use super::config_json::{check, embedding_scale, invalid, unsupported};
@@ -18,7 +20,8 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-/// Rows are dequantised in pieces of about this many elements: the f32 form of a large table never exists whole.
+/// Rows are dequantised in pieces of about this many elements: the f32 form of a large table never
+/// exists whole.
 const PIECE_ELEMENTS: usize = 1 << 20;
 
 /// An open GGUF file.
@@ -148,8 +151,9 @@ impl Gguf {
         let block = dtype.block_size();
         let fail =
             |e: candle_core::Error| invalid(format!("{}: tensor {name}: {e}", self.path.display()));
-        // One-dimensional tensors come as one piece, so only a matrix's width has to be whole blocks.
-        if count * width % block != 0 || start * width % block != 0 {
+        // One-dimensional tensors come as one piece, so only a matrix's width has to be whole
+        // blocks.
+        if !(count * width).is_multiple_of(block) || !(start * width).is_multiple_of(block) {
             return Err(invalid(format!(
                 "{}: tensor {name}: rows of {width} are not whole {dtype:?} blocks of {block}",
                 self.path.display()
@@ -248,7 +252,8 @@ impl Gguf {
             && rotated != head_dim
         {
             return Err(unsupported(format!(
-                "gguf: {family}.rope.dimension_count = {rotated} with heads of {head_dim} is not supported"
+                "gguf: {family}.rope.dimension_count = {rotated} with heads of {head_dim} is not \
+                 supported"
             )));
         }
         Ok(shape)

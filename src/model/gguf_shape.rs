@@ -1,7 +1,8 @@
 //! GGUF metadata read as numbers of a `ModelShape`.
 //!
-//! Owns the metadata keys of the arches we know and every refusal of a GGUF file by key and value. Never reads tensors.
-//! The thing to know: integers come in any width, so all of them are read as f64.
+//! Owns the metadata keys of the arches we know and every refusal of a GGUF file by key and value.
+//! Never reads tensors. The thing to know: integers come in any width, so all of them are read as
+//! f64.
 
 use super::config_json::{invalid, unsupported};
 use super::rope::yarn_attention_factor;
@@ -50,7 +51,8 @@ impl<'a> Metadata<'a> {
             "gemma3" => "gemma3",
             other => {
                 return Err(unsupported(format!(
-                    "gguf: general.architecture = {other} is not supported; llama, qwen2, qwen3 and gemma3 are"
+                    "gguf: general.architecture = {other} is not supported; llama, qwen2, \
+                     qwen3 and gemma3 are"
                 )));
             }
         };
@@ -117,7 +119,8 @@ impl<'a> Metadata<'a> {
             .ok_or_else(|| invalid(format!("gguf: {}.{key} is missing", self.arch)))
     }
 
-    /// Gemma 3 has a full-attention layer every sixth; the other arches have a window everywhere or nowhere.
+    /// Gemma 3 has a full-attention layer every sixth; the other arches have a window everywhere or
+    /// nowhere.
     pub fn windows(&self, layers: usize) -> Result<Vec<Option<u32>>> {
         let window = self.count_or("attention.sliding_window")?.map(|w| w as u32);
         let full = |l: usize| self.arch == "gemma3" && (l + 1).is_multiple_of(6);
@@ -133,7 +136,8 @@ impl<'a> Metadata<'a> {
     }
 }
 
-/// The rope of full-attention layers. `factors`: the content of `rope_freqs.weight`, which Llama 3.x files have.
+/// The rope of full-attention layers. `factors`: the content of `rope_freqs.weight`, which Llama
+/// 3.x files have.
 pub(super) fn rope(meta: &Metadata, factors: Option<Vec<f32>>) -> Result<Rope> {
     let default = if meta.arch == "gemma3" { 1e6 } else { 1e4 };
     let theta = meta.number_or("rope.freq_base")?.unwrap_or(default);

@@ -1,8 +1,8 @@
 //! A `tokenizers::Tokenizer` from GGUF metadata.
 //!
-//! Owns the table of pre-tokenizers that files name. Never guesses: a model or pre-tokenizer that is not in the table
-//! is refused by name. The thing to know: `gpt2` files hold byte-level merges; `llama` files hold SentencePiece scores,
-//! from which the merges are found again.
+//! Owns the table of pre-tokenizers that files name. Never guesses: a model or pre-tokenizer that
+//! is not in the table is refused by name. The thing to know: `gpt2` files hold byte-level merges;
+//! `llama` files hold SentencePiece scores, from which the merges are found again.
 
 use super::checkpoint::TextSource;
 use super::config_json::{invalid, unsupported};
@@ -42,7 +42,8 @@ struct Pieces<'a> {
     types: Vec<u32>,
 }
 
-/// Builds everything textual from the metadata. Errors name the key that is missing or not supported.
+/// Builds everything textual from the metadata. Errors name the key that is missing or not
+/// supported.
 pub(super) fn text_source(metadata: &HashMap<String, Value>) -> Result<TextSource> {
     let pieces = Pieces::new(metadata)?;
     let model = pieces
@@ -141,9 +142,11 @@ impl<'a> Pieces<'a> {
         let pre = self
             .text("pre")
             .ok_or_else(|| invalid("gguf: tokenizer.ggml.pre is missing"))?;
-        let bytes = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
         let split = |regex: String| {
-            let split = json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
+            let split = json!({
+                "type": "Split", "pattern": {"Regex": regex}, "invert": false,
+                "behavior": "Isolated",
+            });
             json!({"type": "Sequence", "pretokenizers": [split, bytes(false)]})
         };
         let digits = json!({"type": "Digits", "individual_digits": true});
@@ -164,8 +167,8 @@ impl<'a> Pieces<'a> {
             "tekken" => (split(CASED_WORDS.to_owned()), true),
             other => {
                 return Err(unsupported(format!(
-                    "gguf: tokenizer.ggml.pre = {other} is not supported; smollm, gpt-2, llama-bpe, qwen2 and \
-                     tekken are"
+                    "gguf: tokenizer.ggml.pre = {other} is not supported; smollm, gpt-2, \
+                     llama-bpe, qwen2 and tekken are"
                 )));
             }
         };
@@ -189,7 +192,6 @@ impl<'a> Pieces<'a> {
 
     fn sentence_piece(&self) -> Result<Tokenizer> {
         let prefix = self.flag("add_space_prefix").unwrap_or(true);
-        let spaces = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
         let mut normalizers = vec![spaces(" ", "▁")];
         let mut decoders = vec![
             spaces("▁", " "),
@@ -214,8 +216,8 @@ impl<'a> Pieces<'a> {
         Ok(tokenizer)
     }
 
-    /// SentencePiece joins the neighbours whose union scores best: every way to split a piece in two known pieces is a
-    /// merge, ranked by the score of the whole.
+    /// SentencePiece joins the neighbours whose union scores best: every way to split a piece in
+    /// two known pieces is a merge, ranked by the score of the whole.
     fn merges_by_score(&self) -> Result<Vec<(String, String)>> {
         let scores = match self.get("scores") {
             Some(Value::Array(list)) if list.len() == self.tokens.len() => list,
@@ -266,6 +268,18 @@ impl<'a> Pieces<'a> {
         tokenizer.add_tokens(of_type(USER_DEFINED)).map_err(fail)?;
         Ok(tokenizer)
     }
+}
+
+/// Bytes as printable letters, after GPT-2's words where asked for; a decoder ignores the settings.
+fn bytes(use_regex: bool) -> serde_json::Value {
+    json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+        "use_regex": use_regex,
+    })
+}
+
+fn spaces(from: &str, to: &str) -> serde_json::Value {
+    json!({"type": "Replace", "pattern": {"String": from}, "content": to})
 }
 
 /// One of the parts above; they are constants, so they parse.

@@ -1,7 +1,9 @@
-//! A Hugging Face model directory: config, safetensors (one file or shards), tokenizer and template files.
+//! A Hugging Face model directory: config, safetensors (one file or shards), tokenizer and template
+//! files.
 //!
-//! Owns the rules about which file says what. Never maps or keeps weights: a tensor is read when it is asked for. The
-//! thing to know: names are those of the text model; what multimodal files put in front of them is cut off here.
+//! Owns the rules about which file says what. Never maps or keeps weights: a tensor is read when it
+//! is asked for. The thing to know: names are those of the text model; what multimodal files put in
+//! front of them is cut off here.
 
 use super::checkpoint::{TensorData, TextSource, digest};
 use super::config_json::{invalid, unsupported};
@@ -224,7 +226,8 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     match single.is_file() {
         true => Ok(vec![single]),
         false => Err(invalid(format!(
-            "model.safetensors (or model.safetensors.index.json) is missing in {}; other weight files are not read",
+            "model.safetensors (or model.safetensors.index.json) is missing in {}; other \
+             weight files are not read",
             dir.display()
         ))),
     }
@@ -264,7 +267,8 @@ fn text_source(dir: &Path, config: &Value) -> Result<TextSource> {
     let configs = [&generation, config, text_config];
     let ids = |key: &'static str| configs.into_iter().flat_map(move |c| ids(c.get(key)));
     let mut eos = Vec::new();
-    for id in ids("eos_token_id").chain(named("eos_token")) {
+    // The tokenizer's own first: it is what chat templates mean by `eos_token`.
+    for id in named("eos_token").into_iter().chain(ids("eos_token_id")) {
         if !eos.contains(&id) {
             eos.push(id);
         }
@@ -299,7 +303,7 @@ fn adds_bos(tokenizer: &tokenizers::Tokenizer, bos: Option<u32>) -> bool {
     bos.is_some() && encoded.is_some_and(|e| e.get_ids().first().copied() == bos)
 }
 
-/// From chat_template.jinja, or the tokenizer's config (text, or a list of which `default` counts).
+/// From chat_template.jinja, or the tokenizer's config: text, or a list of named templates as JSON.
 fn chat_template(dir: &Path, own: &Value) -> Result<Option<String>> {
     let path = dir.join("chat_template.jinja");
     if path.is_file() {
@@ -313,13 +317,9 @@ fn chat_template(dir: &Path, own: &Value) -> Result<Option<String>> {
     let template = beside
         .get("chat_template")
         .or_else(|| own.get("chat_template"));
-    let default = |list: &Vec<Value>| {
-        let named = list.iter().find(|t| t["name"] == "default")?;
-        named["template"].as_str().map(str::to_owned)
-    };
     Ok(match template {
         Some(Value::String(text)) => Some(text.clone()),
-        Some(Value::Array(list)) => default(list),
+        Some(list @ Value::Array(_)) => Some(list.to_string()),
         _ => None,
     })
 }

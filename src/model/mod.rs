@@ -1,7 +1,9 @@
-//! The decoder: one forward pass over ragged rows for the whole family, by the fields of `ModelShape`.
+//! The decoder: one forward pass over ragged rows for the whole family, by the fields of
+//! `ModelShape`.
 //!
-//! Owns weights, step buffers and the KV cache. Never samples, schedules or knows names; rows come from a `Batch`, adapters
-//! from the `Bank`. The thing to know: weights are shared read-only (`Arc<Weights>`), everything else is the engine thread's.
+//! Owns weights, step buffers and the KV cache. Never samples, schedules or knows names; rows come
+//! from a `Batch`, adapters from the `Bank`. The thing to know: weights are shared read-only
+//! (`Arc<Weights>`), everything else is the engine thread's.
 
 pub mod checkpoint;
 mod config_json;
@@ -22,7 +24,8 @@ use polylora_kernels::{Device, Dtype, KvCache, RopeTable};
 use std::sync::Arc;
 use weights::Weights;
 
-/// The rows of one step. Adapter rows first, grouped by slot; base rows last. Buffers are reused from step to step.
+/// The rows of one step. Adapter rows first, grouped by slot; base rows last. Buffers are reused
+/// from step to step.
 #[derive(Debug, Default, Clone)]
 pub struct Batch {
     /// [T]
@@ -74,8 +77,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Takes every buffer a step needs. Errors (`context_too_long`) when `options.context` is beyond what the model was
-    /// made for.
+    /// Takes every buffer a step needs. Errors (`context_too_long`) when `options.context` is
+    /// beyond what the model was made for.
     pub fn new(weights: Arc<Weights>, device: Device, options: &ModelOptions) -> Result<Self> {
         let shape = &weights.shape;
         if options.context > shape.context {
@@ -123,8 +126,9 @@ impl Model {
         Buffers::bytes(shape, o) + tables * o.context * shape.head_dim * size_of::<f32>()
     }
 
-    /// One step: writes K and V of every row to its page, returns logits [S', V] f32 of `batch.logit_rows`.
-    /// Allocates nothing. A batch that breaks its own rules (too many rows, an empty slot) is our bug and panics.
+    /// One step: writes K and V of every row to its page, returns logits [S', V] f32 of
+    /// `batch.logit_rows`. Allocates nothing. A batch that breaks its own rules (too many rows, an
+    /// empty slot) is our bug and panics.
     pub fn forward(&mut self, batch: &Batch, bank: &Bank) -> &mut [f32] {
         assert!(batch.tokens.len() <= self.rows_max, "too many rows");
         assert!(

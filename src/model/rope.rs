@@ -1,7 +1,8 @@
 //! Rotation frequencies of a `Rope`: the one place where RoPE scaling is arithmetic.
 //!
-//! Owns the formulas (default, linear, llama3, yarn, stored factors). Never reads configuration. The thing to know:
-//! everything is f64 until the one rounding at the end, and yarn also scales cos and sin.
+//! Owns the formulas (default, linear, llama3, yarn, stored factors). Never reads configuration.
+//! The thing to know: everything is f64 until the one rounding at the end, and yarn also scales cos
+//! and sin.
 
 use crate::shape::{Rope, RopeScaling};
 use std::f64::consts::PI;

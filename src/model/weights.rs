@@ -1,8 +1,8 @@
 //! The base model's weights, packed for the kernels, read-only after load.
 //!
-//! Owns every matrix, norm and bias by the dense indices of `ModelShape`. Never computes with them. The thing to know:
-//! tensors are read and packed one by one, so a load needs the model plus one tensor; a tied head is the embedding table
-//! itself.
+//! Owns every matrix, norm and bias by the dense indices of `ModelShape`. Never computes with them.
+//! The thing to know: tensors are read and packed one by one, so a load needs the model plus one
+//! tensor; a tied head is the embedding table itself.
 
 use super::checkpoint::{Checkpoint, TensorData};
 use super::config_json::{invalid, unsupported};
@@ -40,8 +40,8 @@ struct Loader<'a> {
 
 impl Weights {
     /// Reads and packs every tensor. `dtype` None: bf16 unless the checkpoint stores f32.
-    /// `progress` is told (done, total) bytes. Errors: `invalid_model` names a tensor that is missing or of the wrong
-    /// shape, `unsupported_model` one that the decoder would leave unused.
+    /// `progress` is told (done, total) bytes. Errors: `invalid_model` names a tensor that is
+    /// missing or of the wrong shape, `unsupported_model` one that the decoder would leave unused.
     pub fn load(
         c: &Checkpoint,
         dtype: Option<Dtype>,

@@ -1,7 +1,7 @@
 //! Text to tokens and back: tokenizer, chat template, incremental detokeniser, stop strings.
 //!
 //! Owns everything that knows characters. Never sees a sequence, a page or an adapter's factors.
-//! The thing to know: text comes back through the bytes of single tokens ([`pieces`]), so that a
+//! The thing to know: text comes back through the bytes of single tokens (`pieces`), so that a
 //! stream and a whole answer are the same characters by construction.
 
 pub mod detokenizer;

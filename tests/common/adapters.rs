@@ -16,7 +16,12 @@ pub struct Recipe {
 
 impl Recipe {
     pub fn new(rank: usize, targets: &[Projection], seed: u64) -> Self {
-        Self { rank, targets: targets.to_vec(), seed, strength: 0.3 }
+        Self {
+            rank,
+            targets: targets.to_vec(),
+            seed,
+            strength: 0.3,
+        }
     }
 }
 
@@ -59,7 +64,8 @@ pub fn write_adapter(dir: &Path, shape: &ModelShape, recipe: &Recipe) {
         }
     }
     let views = tensors.iter().map(|(name, dims, bytes)| {
-        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, dims.clone(), bytes);
+        let view =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, dims.clone(), bytes);
         (name.clone(), view.expect("tensor view"))
     });
     let file = dir.join("adapter_model.safetensors");

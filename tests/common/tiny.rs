@@ -1,6 +1,8 @@
-//! Tiny models written to disk: every weight is a formula of its name, so tests and `golden/make_models.py` agree on them.
+//! Tiny models written to disk: every weight is a formula of its name, so tests and
+//! `golden/make_models.py` agree on them.
 //!
-//! Owns the formula and the file layout of a Hugging Face directory. Never knows an expected result.
+//! Owns the formula and the file layout of a Hugging Face directory. Never knows an expected
+//! result.
 
 use half::bf16;
 use polylora::shape::{ModelShape, Norm, Projection, Site};
@@ -22,7 +24,8 @@ pub enum Storage {
     Bf16,
 }
 
-/// The keys all tiny models share, overridden by those of `case`. A vocabulary of 128, contexts of 128.
+/// The keys all tiny models share, overridden by those of `case`. A vocabulary of 128, contexts of
+/// 128.
 pub fn config(case: &Value) -> Value {
     let mut config = json!({
         "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
@@ -117,7 +120,8 @@ fn layer_norms(shape: &ModelShape, layer: usize) -> Vec<(&'static str, usize)> {
         .collect()
 }
 
-/// Writes config, tokenizer, template and weights (`shards` files) of the model that `case` describes.
+/// Writes config, tokenizer, template and weights (`shards` files) of the model that `case`
+/// describes.
 pub fn write(dir: &Path, case: &Value, storage: Storage, shards: usize) {
     let config = config(case);
     let shape = ModelShape::from_config(&config).expect("a supported config");
@@ -181,14 +185,17 @@ fn tokenizer() -> Value {
     };
     let vocab: serde_json::Map<String, Value> = (0..128).map(|b| (token(b), json!(b))).collect();
     let special = |id: u32| {
-        json!({"id": id, "content": token(id), "single_word": false, "lstrip": false, "rstrip": false,
-               "normalized": false, "special": true})
+        json!({"id": id, "content": token(id), "special": true,
+        "single_word": false, "lstrip": false, "rstrip": false, "normalized": false})
     };
-    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                       "use_regex": true});
     json!({
-        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
-        "added_tokens": [special(1), special(2)], "pre_tokenizer": bytes, "decoder": bytes,
-        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []},
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
+        "added_tokens": [special(1), special(2)],
+        "pre_tokenizer": bytes, "decoder": bytes, "post_processor": null,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "fuse_unk": false,
+                  "continuing_subword_prefix": null, "end_of_word_suffix": null,
+                  "byte_fallback": false, "vocab": vocab, "merges": []},
     })
 }

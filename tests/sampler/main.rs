@@ -353,6 +353,17 @@ fn extreme_temperatures_draw_a_token() {
 }
 
 #[test]
+fn a_min_p_of_one_keeps_the_most_likely_and_its_equals() {
+    let logits = [1.0, 3.0, 2.9, 3.0];
+    let s = Sampling {
+        min_p: 1.0,
+        ..Sampling::default()
+    };
+    let counts = distribution(&logits, &s, no_history(), 2000);
+    assert_distributed(&counts, &[0.0, 0.5, 0.0, 0.5], "two equals");
+}
+
+#[test]
 fn the_same_seed_and_index_draw_the_same_whatever_was_sampled_before() {
     let mut dice = Dice(5);
     let logits = dice.logits(1000, 3.0);

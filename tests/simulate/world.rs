@@ -74,7 +74,7 @@ impl World {
             kv: vec![[0; PAGE]; pages],
             clients: BTreeMap::new(),
             gone: BTreeMap::new(),
-            prefixes: (0..3).map(|_| dice.tokens(context)).collect(),
+            prefixes: prefixes(&mut dice, context),
             recent: None,
             start,
             next_id: 0,
@@ -374,6 +374,17 @@ impl World {
             "each sequence ends once, for its own reason"
         );
     }
+}
+
+/// Beginnings of prompts. They are made of two pages only, so that equal pages follow different
+/// ones.
+fn prefixes(dice: &mut Dice, len: usize) -> Vec<Vec<u32>> {
+    let pages = [dice.tokens(PAGE), dice.tokens(PAGE)];
+    let mut prefix = || {
+        let of = (0..len.div_ceil(PAGE)).map(|_| &pages[dice.between(0, 1)]);
+        of.flatten().take(len).copied().collect()
+    };
+    (0..3).map(|_| prefix()).collect()
 }
 
 /// A lease on an adapter of its own digest; two of the same number are the same content.

@@ -173,4 +173,4 @@ pub fn captured(pattern: &str, text: &str) -> BTreeSet<String> {
 
 pub const CODE: &str = r#"(?x) Error::(?:invalid|not_found|unprocessable|new) \( \s*
     (?: (?:\w+::)* Kind::\w+, \s* )?  "([a-z0-9_]+)" "#;
-pub const ROUTE: &str = r#""((?:/v1)?/[a-z_]+(?:/[a-z_]+|/\{\w+\})*(?:\.json)?)""#;
+pub const ROUTE: &str = r#""((?:/v1)?/[a-z_]+(?:/[a-z_]+|/\{\*?\w+\})*(?:\.json)?)""#;

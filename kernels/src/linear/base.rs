@@ -219,11 +219,6 @@ impl Tile {
         }
         let mut w = self.w;
         for step in 0..self.steps {
-            if ROWS == 1 {
-                for p in 0..PANELS {
-                    S::prefetch(w.wrapping_add(512 + p * LANES).cast());
-                }
-            }
             for (r, row) in acc.iter_mut().enumerate() {
                 let x = *self.x.add(r * self.x_stride + step);
                 for (p, sum) in row.iter_mut().enumerate() {

@@ -11,7 +11,8 @@ pub struct CompletionFields {
     pub prompt: Prompt,
     /// Alternatives per token, 0 to 20; the sampled token is always among them.
     pub logprobs: Option<i64>,
-    /// Put the prompt in front of the answer; with `logprobs` its tokens are scored too. Default false.
+    /// Put the prompt in front of the answer; with `logprobs` its tokens are scored too. Default
+    /// false.
     pub echo: Option<bool>,
 }
 

@@ -1,7 +1,8 @@
 //! Parameters of other servers that we know and do not have.
 //!
-//! Owns two lists: those that change no answer (dropped), and those that would (refused by name, unless set to what asks
-//! for nothing). The thing to know: what is in neither list and in no body is `unknown_parameter`.
+//! Owns two lists: those that change no answer (dropped), and those that would (refused by name,
+//! unless set to what asks for nothing). The thing to know: what is in neither list and in no body
+//! is `unknown_parameter`.
 
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};

@@ -1,7 +1,8 @@
 //! The wire: JSON bodies as they are sent and received, with their schemas.
 //!
-//! Owns names and shapes of fields. Never checks ranges and never reaches into the engine's types: nothing inside the
-//! server is serialised directly. The thing to know: field docs here are the documentation at `/docs`.
+//! Owns names and shapes of fields. Never checks ranges and never reaches into the engine's types:
+//! nothing inside the server is serialised directly. The thing to know: field docs here are the
+//! documentation at `/docs`.
 
 mod adapters;
 mod chat;

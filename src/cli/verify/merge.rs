@@ -1,8 +1,9 @@
 //! Weights with an adapter merged in, for the reference.
 //!
-//! Owns a second, deliberately plain reading of PEFT files: W + scale · B · A, with DoRA's column norms, straight from the
-//! tensors. Never shares code with `adapters::format`, which it checks. The thing to know: whether an adapter is allowed at
-//! all was decided there before; here an unknown part is `unsupported_reference`.
+//! Owns a second, deliberately plain reading of PEFT files: W + scale · B · A, with DoRA's column
+//! norms, straight from the tensors. Never shares code with `adapters::format`, which it checks.
+//! The thing to know: whether an adapter is allowed at all was decided there before; here an
+//! unknown part is `unsupported_reference`.
 
 use super::no_reference;
 use crate::error::{Error, Result};
@@ -131,6 +132,18 @@ impl Adapter {
         }
     }
 
+    /// Left [O, R] and right [R, I] of the change of a module's weight. The embedding's factors map
+    /// a token to a column, so its table changes by their transposes.
+    fn factors(&self, module: &str) -> Option<(Vec<f32>, Vec<f32>)> {
+        let get = |part: &str| self.tensors.get(&format!("{module}.{part}"));
+        let values = |t: &(Vec<usize>, Vec<f32>)| t.1.clone();
+        if let (Some(a), Some(b)) = (get("lora_A.weight"), get("lora_B.weight")) {
+            return Some((values(b), values(a)));
+        }
+        let (a, b) = (get("lora_embedding_A")?, get("lora_embedding_B")?);
+        Some((transpose(a), transpose(b)))
+    }
+
     /// The weight [O, I] of a module (or a norm [H]) with its part of the adapter merged in.
     fn merge(&self, module: &str, mut base: Vec<f32>, dims: &[usize]) -> Vec<f32> {
         let get = |part: &str| self.tensors.get(&format!("{module}.{part}"));
@@ -138,33 +151,19 @@ impl Adapter {
             return get("weight").map_or(base, |(_, values)| values.clone());
         }
         let (outputs, inputs) = (dims[0], dims[1]);
-        // The embedding's factors map a token to a column, so its table changes by the transpose of B · A.
-        let (a, b, transposed) = match (get("lora_A.weight"), get("lora_embedding_A")) {
-            (Some(a), _) => (a, &self.tensors[&format!("{module}.lora_B.weight")], false),
-            (None, Some(a)) => (
-                a,
-                &self.tensors[&format!("{module}.lora_embedding_B")],
-                true,
-            ),
-            (None, None) => return base,
+        let (left, right) = match self.factors(module) {
+            Some(factors) => factors,
+            None => return base,
         };
-        let rank = a.0[0];
+        let rank = right.len() / inputs;
         let scale = self.scale(module, rank);
         let mut delta = vec![0.0f64; inputs];
         for o in 0..outputs {
             delta.fill(0.0);
-            for r in 0..rank {
-                let (left, right) = match transposed {
-                    false => (b.1[o * rank + r], &a.1[r * inputs..(r + 1) * inputs]),
-                    true => (a.1[r * outputs + o], &[] as &[f32]),
-                };
-                for (i, d) in delta.iter_mut().enumerate() {
-                    let right = match transposed {
-                        false => right[i],
-                        true => b.1[i * rank + r],
-                    };
-                    *d += scale * f64::from(left) * f64::from(right);
-                }
+            for (l, r) in left[o * rank..].iter().zip(right.chunks(inputs)).take(rank) {
+                let l = scale * f64::from(*l);
+                let products = delta.iter_mut().zip(r);
+                products.for_each(|(d, r)| *d += l * f64::from(*r));
             }
             let row = &mut base[o * inputs..(o + 1) * inputs];
             for (w, d) in row.iter_mut().zip(&delta) {
@@ -180,6 +179,12 @@ impl Adapter {
         }
         base
     }
+}
+
+fn transpose((dims, values): &(Vec<usize>, Vec<f32>)) -> Vec<f32> {
+    let (rows, width) = (dims[0], dims[1]);
+    let column = |c: usize| (0..rows).map(move |r| values[r * width + c]);
+    (0..width).flat_map(column).collect()
 }
 
 fn floats(name: &str, view: &safetensors::tensor::TensorView) -> Result<Vec<f32>> {

@@ -1,8 +1,9 @@
 //! candle-transformers' models as the reference, fed from our checkpoint.
 //!
-//! Owns the translation of a `ModelShape` into candle's configs. Never uses our decoder or kernels. The thing to know:
-//! candle asks for tensors by Hugging Face name, so a GGUF file works as well as a directory; an adapter is merged into
-//! each weight as it is asked for. A tied head comes as a matrix of its own, since an adapter may change one of the two.
+//! Owns the translation of a `ModelShape` into candle's configs. Never uses our decoder or kernels.
+//! The thing to know: candle asks for tensors by Hugging Face name, so a GGUF file works as well as
+//! a directory; an adapter is merged into each weight as it is asked for. A tied head comes as a
+//! matrix of its own, since an adapter may change one of the two.
 
 use super::no_reference;
 use crate::error::{Error, Result};
@@ -52,11 +53,13 @@ fn fail(e: candle_core::Error) -> Error {
     Error::fault(format!("candle: {e}"))
 }
 
-/// Positions that both sides are made for: long enough for the prompts, short enough for small tables.
+/// Positions that both sides are made for: long enough for the prompts, short enough for small
+/// tables.
 const CONTEXT: usize = 512;
 
 impl Reference {
-    /// Builds candle's model. Errors: `unsupported_reference` names what candle's model of the family lacks.
+    /// Builds candle's model. Errors: `unsupported_reference` names what candle's model of the
+    /// family lacks.
     pub fn new(c: &Checkpoint, adapter: Option<&Path>) -> Result<Self> {
         let shape = &c.shape;
         let merged = super::merge::Merged::new(c, adapter)?;
@@ -103,7 +106,8 @@ impl Reference {
 
     /// Logits [V] of the last of `tokens`, which start at `position`.
     pub fn logits(&mut self, tokens: &[u32], position: usize) -> Result<Vec<f32>> {
-        // Candle's gemma3 cannot cache several positions at once (its values are not contiguous then).
+        // Candle's gemma3 cannot cache several positions at once (its values are not contiguous
+        // then).
         let at_once = match self.network {
             Network::Gemma3(_) => 1,
             _ => tokens.len(),
@@ -263,8 +267,9 @@ fn qwen3(shape: &ModelShape, context: usize, vb: VarBuilder) -> Result<Network> 
     Ok(Network::Qwen3(model))
 }
 
-/// Candle multiplies embeddings by sqrt(H) where Hugging Face rounds it to bf16 first. The table it gets is scaled to
-/// make up for that, and since the table is its head too, its logits are scaled back.
+/// Candle multiplies embeddings by sqrt(H) where Hugging Face rounds it to bf16 first. The table it
+/// gets is scaled to make up for that, and since the table is its head too, its logits are scaled
+/// back.
 fn gemma3(shape: &ModelShape, context: usize, vb: VarBuilder) -> Result<Network> {
     plain_rope(shape)?;
     if shape.attention_scale != (1.0 / (shape.head_dim as f64).sqrt()) as f32 {

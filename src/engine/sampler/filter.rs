@@ -6,15 +6,28 @@
 //! machine.
 
 use super::numerics;
-use std::cmp::Ordering;
 
-/// A logit and its token.
-pub type Candidate = (f32, u32);
+/// A token at its place in the ranking: falling by logit, then rising by id. Less is better. One
+/// integer, because comparing those is most of the work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Candidate(u64);
 
-/// Falling by logit, then rising by id. Logits are not NaN here.
-pub fn by_rank(a: &Candidate, b: &Candidate) -> Ordering {
-    let by_logit = b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal);
-    by_logit.then(a.1.cmp(&b.1))
+impl Candidate {
+    /// `logit` is not NaN.
+    fn new(logit: f32, token: usize) -> Self {
+        // Adding 0 makes +0 of -0, which are equal. The bits of positive floats rise with them,
+        // those of negative ones fall.
+        let bits = (logit + 0.0).to_bits();
+        let falling = if bits >> 31 == 1 {
+            bits
+        } else {
+            !bits & (u32::MAX >> 1)
+        };
+        Self(u64::from(falling) << 32 | token as u64)
+    }
+    pub fn token(self) -> usize {
+        self.0 as u32 as usize
+    }
 }
 
 /// Candidates collected when this many, at least, are still in question.
@@ -43,9 +56,10 @@ impl Ranking {
         for (token, &logit) in logits.iter().enumerate() {
             // Strictly above: ids rise, so an equal logit further on ranks below.
             if logit > floor {
-                self.candidates.push((logit, token as u32));
+                self.candidates.push(Candidate::new(logit, token));
                 if self.candidates.len() == collected_max {
-                    floor = self.keep_best(n);
+                    self.keep_best(n);
+                    floor = logits[self.candidates[n - 1].token()];
                 }
             }
         }
@@ -55,13 +69,10 @@ impl Ranking {
         &mut self.candidates
     }
 
-    /// Cuts the candidates down to the `n` best of more than that; returns the logit of the worst
-    /// kept.
-    fn keep_best(&mut self, n: usize) -> f32 {
-        let (_, worst, _) = self.candidates.select_nth_unstable_by(n - 1, by_rank);
-        let floor = worst.0;
+    /// Cuts the candidates down to the `n` best of more than that, the worst of them last.
+    fn keep_best(&mut self, n: usize) {
+        self.candidates.select_nth_unstable(n - 1);
         self.candidates.truncate(n);
-        floor
     }
 
     /// Zeroes all `weights` but those of the fewest best-ranked tokens that together hold `share`
@@ -75,7 +86,7 @@ impl Ranking {
         self.candidates.clear();
         for (token, weight) in weights.iter_mut().enumerate() {
             if *weight > floor {
-                self.candidates.push((logits[token], token as u32));
+                self.candidates.push(Candidate::new(logits[token], token));
             } else {
                 *weight = 0.0;
             }
@@ -85,9 +96,9 @@ impl Ranking {
         let (mut low, mut high, mut before) = (0, self.candidates.len(), 0.0);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
-            self.candidates[low..high].select_nth_unstable_by(middle - low, by_rank);
+            self.candidates[low..high].select_nth_unstable(middle - low);
             let head = self.candidates[low..middle].iter();
-            let mass = head.map(|c| f64::from(weights[c.1 as usize])).sum::<f64>();
+            let mass = head.map(|c| f64::from(weights[c.token()])).sum::<f64>();
             if before + mass >= wanted {
                 high = middle;
             } else {
@@ -95,8 +106,8 @@ impl Ranking {
                 low = middle;
             }
         }
-        for &(_, token) in &self.candidates[high..] {
-            weights[token as usize] = 0.0;
+        for cut in &self.candidates[high..] {
+            weights[cut.token()] = 0.0;
         }
     }
 }

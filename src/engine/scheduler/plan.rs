@@ -90,12 +90,9 @@ impl Scheduler {
     pub fn plan(&mut self, pages: &mut Pages, now: Instant, plan: &mut Plan) {
         plan.clear();
         self.drop_abandoned(pages);
-        let preempted = self.plan_decode(pages, plan);
+        self.plan_decode(pages, plan);
         self.plan_prefill(plan);
-        // Whoever was just sent back must not be taken in again with the very pages it gave up.
-        if !preempted {
-            self.admit(pages, now, plan);
-        }
+        self.admit(pages, now, plan);
         self.check(plan);
     }
 
@@ -118,24 +115,20 @@ impl Scheduler {
     }
 
     /// One row for each sequence with one token to go, oldest first: prefill never starves them.
-    /// Says whether a page was wanting and somebody had to go.
-    fn plan_decode(&mut self, pages: &mut Pages, plan: &mut Plan) -> bool {
-        let mut preempted = false;
+    fn plan_decode(&mut self, pages: &mut Pages, plan: &mut Plan) {
         let mut index = 0;
         while index < self.running.len() {
             if self.running[index].pending() == 1 {
                 while !has_page(&mut self.running[index], pages) {
-                    preempted = true;
                     self.preempt_newest(pages);
                     if index == self.running.len() {
-                        return preempted; // it was the newest itself
+                        return; // it was the newest itself
                     }
                 }
                 plan.push(index, &self.running[index], 1);
             }
             index += 1;
         }
-        preempted
     }
 
     /// The newest running sequence gives its pages back and waits, at the front, to be computed
@@ -152,27 +145,22 @@ impl Scheduler {
         self.notices.push(Notice::Preempted);
     }
 
-    /// Chunks for those with more than one token to go, oldest first. They have their pages.
+    /// The next chunk of a prompt. Only the newest can be in the middle of one: as long as it is,
+    /// it takes all that is left of some budget, and nobody is admitted after it.
     fn plan_prefill(&self, plan: &mut Plan) {
-        for (index, sequence) in self.running.iter().enumerate() {
-            if sequence.pending() > 1 {
-                let len = self.chunk(sequence, plan);
-                if len > 0 {
-                    plan.push(index, sequence, len);
-                }
-            }
+        if let Some(newest) = self.running.last()
+            && newest.pending() > 1
+        {
+            plan.push(self.running.len() - 1, newest, self.chunk(newest, plan));
         }
     }
 
-    /// Rows that the budgets still allow for `sequence`.
+    /// Rows that the budgets leave for `sequence`. At least one: there are no more sequences than
+    /// rows, or logit rows, and all others take one at most.
     fn chunk(&self, sequence: &Sequence, plan: &Plan) -> usize {
-        let pending = sequence.pending();
-        let len = pending.min(self.budgets.rows_max - plan.rows);
-        let logit_rows = self.budgets.logit_rows_max - plan.logit_rows;
+        let len = sequence.pending().min(self.budgets.rows_max - plan.rows);
         if sequence.wants_prompt_logits() {
-            len.min(logit_rows)
-        } else if len == pending && logit_rows == 0 {
-            len - 1 // all but the row that samples
+            len.min(self.budgets.logit_rows_max - plan.logit_rows)
         } else {
             len
         }
@@ -241,8 +229,18 @@ impl Scheduler {
             !plan.is_empty() || self.is_empty(),
             "there is work and no plan"
         );
+        assert_eq!(
+            plan.entries.len(),
+            self.running.len(),
+            "whoever runs gets rows"
+        );
         for planned in &plan.entries {
             let sequence = &self.running[planned.sequence];
+            let newest = planned.sequence + 1 == self.running.len();
+            assert!(
+                planned.samples || newest,
+                "only the newest is in the middle"
+            );
             let end = planned.start + planned.len;
             assert!(
                 planned.len > 0 && end <= sequence.tokens.len(),
@@ -274,20 +272,17 @@ fn prefix_hits(sequence: &Sequence, pages: &Pages) -> usize {
         .count()
 }
 
-/// Whether the first page that `sequence` does not find is being computed by this very plan: one
-/// step later it is there to be found. Each step of waiting finds at least one page more, so it
-/// ends; and it keeps back only those who would compute the same again.
+/// Whether the first page that `sequence` does not find is being computed by this very plan, whose
+/// sequences all come to the end of what they know when there is room to admit one more. A step
+/// later it is there to be found, so that waiting ends, and nothing is computed twice.
 fn is_underway(sequence: &Sequence, hits: usize, running: &[Sequence], plan: &Plan) -> bool {
-    if hits == (sequence.tokens.len() - 1) / PAGE {
-        return false;
-    }
+    let end = (hits + 1) * PAGE;
     let hash = sequence.known_hash(hits);
-    plan.entries.iter().any(|planned| {
-        let other = &running[planned.sequence];
-        let computes =
-            planned.start < (hits + 1) * PAGE && planned.start + planned.len >= (hits + 1) * PAGE;
-        computes && other.known_hash(hits) == hash
-    })
+    // Its last page is computed in any case.
+    sequence.tokens.len() > end
+        && plan.entries.iter().any(|planned| {
+            planned.start < end && running[planned.sequence].known_hash(hits) == hash
+        })
 }
 
 /// The page that holds full page `index` of `sequence` and all before it.

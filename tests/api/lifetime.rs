@@ -1,0 +1,166 @@
+//! How requests end: hang-ups, full queues, deadlines, and the server's own end.
+
+use crate::live::{BASE, Live, hello, rest, with};
+use serde_json::{Value, json};
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+/// Runs far longer than any test.
+fn endless(more: Value) -> String {
+    with(hello(BASE, 16_000), more).to_string()
+}
+
+async fn running(live: &Live, count: f64) {
+    live.until("it runs", async || {
+        live.metric("polylora_requests_running").await == count
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn hanging_up_cancels_streams_and_whole_answers_with_all_their_choices() {
+    let live = Live::start(&[]);
+    for (more, count) in [
+        (json!({}), 1.0),
+        (json!({"n": 4}), 4.0),
+        (json!({"stream": true}), 1.0),
+        (json!({"stream": true, "n": 4}), 4.0),
+    ] {
+        let socket = live.socket("POST /v1/chat/completions", &endless(more.clone()));
+        running(&live, count).await;
+        drop(socket);
+        let begun = Instant::now();
+        live.idle().await;
+        assert!(begun.elapsed() < Duration::from_secs(5), "{more}");
+    }
+    let cancelled = "polylora_requests_finished_total{finished_reason=\"cancelled\"}";
+    assert_eq!(live.metric(cancelled).await, 10.0);
+}
+
+#[tokio::test]
+async fn hanging_up_while_queued_leaves_the_queue() {
+    let live = Live::start(&["--sequences-max", "1"]);
+    let first = live.socket("POST /v1/chat/completions", &endless(json!({})));
+    running(&live, 1.0).await;
+    let second = live.socket("POST /v1/chat/completions", &endless(json!({})));
+    let waiting = async |n: f64| {
+        live.until("waiting", async || {
+            live.metric("polylora_requests_waiting").await == n
+        })
+        .await;
+    };
+    waiting(1.0).await;
+    drop(second);
+    waiting(0.0).await;
+    drop(first);
+    live.idle().await;
+}
+
+#[tokio::test]
+async fn a_full_queue_answers_429_with_retry_after() {
+    let live = Live::start(&["--sequences-max", "1", "--waiting-max", "1"]);
+    let first = live.socket("POST /v1/chat/completions", &endless(json!({})));
+    running(&live, 1.0).await;
+    let second = live.socket("POST /v1/chat/completions", &endless(json!({})));
+    live.until("one waits", async || {
+        live.metric("polylora_requests_waiting").await == 1.0
+    })
+    .await;
+    let refused = live.chat(hello(BASE, 1)).await;
+    assert_eq!(refused.error(), "429 queue_full -");
+    assert_eq!(refused.json()["error"]["type"], "rate_limit_error");
+    let seconds: u64 = refused.header("retry-after").parse().expect("seconds");
+    assert!((1..=30).contains(&seconds));
+    assert_eq!(
+        refused.header("x-polylora-adapter"),
+        "base",
+        "refused after it was resolved"
+    );
+    assert_eq!(live.get("/ready").await.status, 200, "busy is not ill");
+    drop((first, second));
+    live.idle().await;
+    assert_eq!(live.chat(hello(BASE, 1)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_deadline_ends_a_stream_with_an_error_event_and_an_answer_with_503() {
+    let live = Live::start(&["--request-seconds-max", "1"]);
+    let whole = live.socket("POST /v1/chat/completions", &endless(json!({})));
+    let stream = live.socket(
+        "POST /v1/chat/completions",
+        &endless(json!({"stream": true})),
+    );
+    let (head, body) = rest(stream);
+    assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
+    assert!(
+        !body.contains("[DONE]"),
+        "a failure must not look like success"
+    );
+    let last = body.split_terminator("\n\n").last().unwrap();
+    let data = last
+        .strip_prefix("event: error\ndata: ")
+        .expect("an error event");
+    let error: Value = serde_json::from_str(data).unwrap();
+    assert_eq!(error["error"]["code"], "request_timeout");
+    assert_eq!(error["error"]["type"], "service_unavailable_error");
+    let (head, body) = rest(whole);
+    assert!(head.starts_with("HTTP/1.1 503"), "{head}");
+    assert!(head.contains("x-should-retry: false"), "{head}");
+    assert!(body.contains("request_timeout"));
+    live.idle().await;
+}
+
+#[tokio::test]
+async fn a_slow_upload_of_a_body_ends_at_the_deadline() {
+    let live = Live::start(&["--request-seconds-max", "1"]);
+    let address = live.server.url.strip_prefix("http://").unwrap();
+    let mut socket = std::net::TcpStream::connect(address).unwrap();
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+                content-length: 1000\r\n\r\n{";
+    std::io::Write::write_all(&mut socket, head.as_bytes()).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    let mut answer = [0; 12];
+    socket.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 503");
+}
+
+#[tokio::test]
+async fn told_to_stop_the_server_finishes_what_runs_and_takes_nothing_new() {
+    let live = Live::start(&["--drain-seconds", "20"]);
+    let ask = with(hello(BASE, 3000), json!({"stream": true}));
+    let stream = live.socket("POST /v1/chat/completions", &ask.to_string());
+    running(&live, 1.0).await;
+    let address = live.server.url.strip_prefix("http://").unwrap().to_owned();
+    let ending = std::thread::spawn(move || live.server.terminate());
+    let begun = Instant::now();
+    while std::net::TcpStream::connect(&address).is_ok() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "the port closes");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let (_, body) = rest(stream);
+    assert!(
+        body.ends_with("data: [DONE]\n\n"),
+        "the stream was finished"
+    );
+    assert!(body.contains("\"finish_reason\":\"length\""));
+    assert!(ending.join().unwrap().success(), "exit code 0");
+}
+
+#[tokio::test]
+async fn what_outlasts_the_drain_is_told_so() {
+    let live = Live::start(&["--drain-seconds", "1"]);
+    let stream = live.socket(
+        "POST /v1/chat/completions",
+        &endless(json!({"stream": true})),
+    );
+    running(&live, 1.0).await;
+    assert!(live.server.terminate().success());
+    let (_, body) = rest(stream);
+    assert!(!body.contains("[DONE]"));
+    assert!(
+        body.contains("event: error\ndata: ") && body.contains("shutting_down"),
+        "{body}"
+    );
+}

@@ -1,0 +1,223 @@
+//! A running server on a tiny model, and the ways to talk to it.
+
+use crate::common::adapters::{Recipe, write_adapter};
+use crate::common::server::Server;
+use crate::common::tiny;
+use polylora::shape::{ModelShape, Projection};
+use reqwest::{Client, Method, RequestBuilder};
+use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// The base's served name.
+pub const BASE: &str = "tiny";
+/// Long enough for an answer that is still running when the test acts on it.
+pub const CONTEXT: usize = 16_384;
+
+/// A server and its directory.
+pub struct Live {
+    pub server: Server,
+    dir: TempDir,
+    client: Client,
+}
+
+/// An answer that was read whole.
+pub struct Answer {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
+    }
+    pub fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .map_or("", |v| v.to_str().expect("ASCII"))
+    }
+    /// `status code param`, after checking that all four keys are there.
+    pub fn error(&self) -> String {
+        let body = self.json();
+        let error = body["error"].as_object().expect("an error object");
+        let keys: Vec<&str> = error.keys().map(String::as_str).collect();
+        assert_eq!(keys, ["message", "type", "param", "code"]);
+        assert!(error["message"].as_str().is_some_and(|m| !m.is_empty()));
+        let text = |key: &str| error[key].as_str().unwrap_or("-");
+        format!("{} {} {}", self.status, text("code"), text("param"))
+    }
+}
+
+/// The tiny model's config over the common one.
+fn case() -> Value {
+    json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama",
+           "max_position_embeddings": CONTEXT})
+}
+
+impl Live {
+    /// Starts the program with more flags.
+    pub fn start(more: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("directory");
+        let model = dir.path().join("model");
+        std::fs::create_dir(&model).expect("directory");
+        tiny::write(&model, &case(), tiny::Storage::F32, 1);
+        let mut flags = vec![
+            "--served-name",
+            BASE,
+            "--threads",
+            "1",
+            "--kv-bytes",
+            "64MiB",
+            "--adapter-bytes-max",
+            "16MiB",
+        ];
+        flags.extend_from_slice(more);
+        let server = Server::start(&model, &dir.path().join("data"), &flags);
+        let client = Client::builder().no_proxy().build().expect("a client");
+        Self {
+            server,
+            dir,
+            client,
+        }
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client
+            .request(method, format!("{}{path}", self.server.url))
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        whole(self.request(Method::GET, path)).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        whole(self.request(Method::POST, path).json(&body)).await
+    }
+
+    pub async fn chat(&self, body: Value) -> Answer {
+        self.post("/v1/chat/completions", body).await
+    }
+
+    pub async fn complete(&self, body: Value) -> Answer {
+        self.post("/v1/completions", body).await
+    }
+
+    /// Files of a random adapter.
+    pub fn adapter_files(&self, seed: u64, strength: f32) -> PathBuf {
+        let dir = self.dir.path().join(format!("adapter-{seed}-{strength}"));
+        let shape = ModelShape::from_config(&tiny::config(&case())).expect("a shape");
+        let mut recipe = Recipe::new(4, &[Projection::Q, Projection::Down], seed);
+        recipe.strength = strength;
+        write_adapter(&dir, &shape, &recipe);
+        dir
+    }
+
+    /// Uploads a random adapter as multipart.
+    pub async fn upload(&self, name: &str, seed: u64) -> Answer {
+        let form = form(&self.adapter_files(seed, 0.3));
+        let path = format!("/v1/adapters/{name}");
+        whole(self.request(Method::PUT, &path).multipart(form)).await
+    }
+
+    /// One figure of `/metrics`.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let page = self.get("/metrics").await.text;
+        let line = page
+            .lines()
+            .find_map(|l| l.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0.0, |v| v.parse().expect("a number"))
+    }
+
+    /// Waits until nothing runs or waits; panics when it takes too long.
+    pub async fn idle(&self) {
+        self.until("nothing runs", async || {
+            self.metric("polylora_requests_running").await == 0.0
+                && self.metric("polylora_requests_waiting").await == 0.0
+        })
+        .await;
+    }
+
+    pub async fn until(&self, what: &str, is: impl AsyncFn() -> bool) {
+        let begun = Instant::now();
+        while !is().await {
+            assert!(
+                begun.elapsed() < Duration::from_secs(20),
+                "never so: {what}"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// A socket to the server with this request on its way.
+    pub fn socket(&self, head: &str, body: &str) -> TcpStream {
+        let address = self.server.url.strip_prefix("http://").expect("http");
+        let mut socket = TcpStream::connect(address).expect("connected");
+        let timeout = Some(Duration::from_secs(20));
+        socket.set_read_timeout(timeout).expect("a timeout");
+        let length = body.len();
+        let request = format!(
+            "{head} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\n\r\n{body}"
+        );
+        socket.write_all(request.as_bytes()).expect("sent");
+        socket
+    }
+}
+
+/// The parts of an upload, named by their file names.
+pub fn form(dir: &Path) -> reqwest::multipart::Form {
+    let mut form = reqwest::multipart::Form::new();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        let bytes = std::fs::read(dir.join(name)).expect("a file");
+        let part = reqwest::multipart::Part::bytes(bytes).file_name(name);
+        form = form.part(name, part);
+    }
+    form
+}
+
+pub async fn whole(request: RequestBuilder) -> Answer {
+    let response = request.send().await.expect("an answer");
+    Answer {
+        status: response.status().as_u16(),
+        headers: response.headers().clone(),
+        text: response.text().await.expect("a body"),
+    }
+}
+
+/// The rest of a socket: head, and body with its chunks put together.
+pub fn rest(mut socket: TcpStream) -> (String, String) {
+    let mut bytes = Vec::new();
+    socket.read_to_end(&mut bytes).expect("read to the end");
+    let text = String::from_utf8(bytes).expect("UTF-8");
+    let (head, mut chunks) = text.split_once("\r\n\r\n").expect("a head");
+    if !head
+        .to_ascii_lowercase()
+        .contains("transfer-encoding: chunked")
+    {
+        return (head.to_owned(), chunks.to_owned());
+    }
+    let mut body = String::new();
+    while let Some((size, after)) = chunks.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).expect("a chunk size");
+        body += &after[..size];
+        chunks = after[size..].strip_prefix("\r\n").expect("a chunk's end");
+    }
+    (head.to_owned(), body)
+}
+
+/// A chat body with greedy choice, never ending by itself.
+pub fn hello(model: &str, tokens: usize) -> Value {
+    json!({"model": model, "messages": [{"role": "user", "content": "hello"}],
+           "temperature": 0, "max_tokens": tokens, "ignore_eos": true})
+}
+
+/// `base` with more fields.
+pub fn with(mut base: Value, more: Value) -> Value {
+    let fields = base.as_object_mut().expect("an object");
+    fields.extend(more.as_object().expect("an object").clone());
+    base
+}

@@ -1,0 +1,213 @@
+"""Drives a running server with the official openai package, as its users do.
+
+POLYLORA_URL: a server on the demo model with the adapter `pirate`.
+POLYLORA_SMALL_URL: one with an API key, one place and a deadline of two seconds.
+"""
+
+import asyncio
+import os
+import threading
+
+import openai
+from openai import AsyncOpenAI, OpenAI
+
+URL = os.environ["POLYLORA_URL"]
+SMALL = os.environ["POLYLORA_SMALL_URL"]
+KEY = os.environ["POLYLORA_SMALL_KEY"]
+BASE = os.environ.get("POLYLORA_BASE", "smollm2-135m-instruct")
+ADAPTER = os.environ.get("POLYLORA_ADAPTER", "pirate")
+
+client = OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0)
+small = OpenAI(base_url=f"{SMALL}/v1", api_key=KEY, max_retries=0)
+HELLO = [{"role": "user", "content": "Say hello."}]
+
+
+def raises(kind, code, call):
+    try:
+        call()
+    except kind as e:
+        assert e.code == code, (e.code, code)
+        return e
+    raise AssertionError(f"no {kind.__name__}")
+
+
+def models():
+    listed = {m.id: m for m in client.models.list()}
+    assert BASE in listed and ADAPTER in listed, listed
+    assert listed[ADAPTER].parent == BASE
+    assert client.models.retrieve(ADAPTER).id == ADAPTER
+
+
+def chat():
+    answer = client.chat.completions.create(
+        model=ADAPTER, messages=HELLO, max_completion_tokens=12, temperature=0
+    )
+    choice = answer.choices[0]
+    assert choice.message.role == "assistant" and choice.message.content
+    assert choice.finish_reason in ("stop", "length")
+    usage = answer.usage
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert usage.prompt_tokens_details.cached_tokens >= 0
+    assert answer.system_fingerprint.startswith("fp_")
+    raw = client.chat.completions.with_raw_response.create(
+        model=ADAPTER, messages=HELLO, max_tokens=1
+    )
+    assert raw.headers["x-polylora-adapter"] == f"{ADAPTER}@1"
+    assert raw.headers["x-polylora-digest"].startswith("sha256:")
+    assert raw.parse().choices
+
+
+def streaming():
+    ask = dict(model=BASE, messages=HELLO, max_tokens=16, temperature=0)
+    whole = client.chat.completions.create(**ask).choices[0].message.content
+    chunks = list(
+        client.chat.completions.create(
+            stream=True, stream_options={"include_usage": True}, **ask
+        )
+    )
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole, (text, whole)
+    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens > 0
+    assert chunks[-2].choices[0].finish_reason in ("stop", "length")
+    # The package's own accumulator takes "length" for a failure: end by a stop string.
+    stop = whole[6:9]
+    with client.chat.completions.stream(stop=stop, **ask) as stream:
+        final = stream.get_final_completion().choices[0]
+    assert final.message.content == whole[: whole.index(stop)]
+    assert final.finish_reason == "stop"
+
+
+def choices_and_logprobs():
+    answer = client.chat.completions.create(
+        model=BASE, messages=HELLO, n=3, seed=1, max_tokens=8, logprobs=True, top_logprobs=5
+    )
+    assert [c.index for c in answer.choices] == [0, 1, 2]
+    for choice in answer.choices:
+        scored = choice.logprobs.content
+        assert scored and all(len(t.top_logprobs) == 5 and t.logprob <= 0 for t in scored)
+        text = b"".join(bytes(t.bytes) for t in scored).decode(errors="replace")
+        assert text.startswith(choice.message.content), (text, choice.message.content)
+
+
+def completions():
+    answer = client.completions.create(
+        model=BASE, prompt=["The sky is", "Water is"], max_tokens=4, echo=True, logprobs=2, n=2
+    )
+    assert len(answer.choices) == 4
+    first = answer.choices[0]
+    assert first.text.startswith("The sky is")
+    scores = first.logprobs
+    assert scores.token_logprobs[0] is None
+    lists = (scores.tokens, scores.token_logprobs, scores.top_logprobs, scores.text_offset)
+    assert len({len(one) for one in lists}) == 1
+    text = "".join(
+        c.choices[0].text
+        for c in client.completions.create(
+            model=BASE, prompt="The sky is", max_tokens=6, stream=True, temperature=0
+        )
+    )
+    assert text
+
+
+def exceptions():
+    ask = lambda **more: lambda: client.chat.completions.create(
+        **{"model": BASE, "messages": HELLO, "max_tokens": 1, **more}
+    )
+    e = raises(openai.NotFoundError, "model_not_found", ask(model="nobody"))
+    assert e.param == "model" and e.type == "not_found_error" and e.request_id
+    e = raises(openai.BadRequestError, "invalid_value", ask(temperature=9))
+    assert e.param == "temperature"
+    json_only = ask(response_format={"type": "json_object"})
+    raises(openai.BadRequestError, "unsupported_parameter", json_only)
+    raises(openai.BadRequestError, "unknown_parameter", ask(extra_body={"temprature": 1}))
+    stranger = OpenAI(base_url=f"{SMALL}/v1", api_key="wrong", max_retries=0)
+    raises(openai.AuthenticationError, "invalid_api_key", lambda: stranger.models.list())
+
+
+def endless(**more):
+    return small.chat.completions.create(
+        model=BASE, messages=HELLO, max_tokens=1800, extra_body={"ignore_eos": True}, **more
+    )
+
+
+def failing_in_mid_stream():
+    seen = 0
+    try:
+        for _ in endless(stream=True):
+            seen += 1
+    except openai.APIError as e:
+        assert seen > 1, "tokens came first"
+        assert e.body["code"] == "request_timeout", e.body
+        return
+    raise AssertionError("the stream ended as if all were well")
+
+
+def rate_limited():
+    outcomes = []
+
+    def one():
+        try:
+            endless()
+            outcomes.append(None)
+        except openai.APIStatusError as e:
+            outcomes.append(e)
+
+    threads = [threading.Thread(target=one) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    limited = [e for e in outcomes if isinstance(e, openai.RateLimitError)]
+    assert limited, outcomes
+    assert limited[0].code == "queue_full"
+    assert int(limited[0].response.headers["retry-after"]) >= 1
+
+
+async def asynchronous():
+    async with AsyncOpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0) as many:
+
+        async def one(model):
+            answer = await many.chat.completions.create(
+                model=model, messages=HELLO, max_tokens=8, temperature=0
+            )
+            return answer.choices[0].message.content
+
+        async def streamed(model):
+            stream = await many.chat.completions.create(
+                model=model, messages=HELLO, max_tokens=8, temperature=0, stream=True
+            )
+            return "".join([c.choices[0].delta.content or "" async for c in stream])
+
+        asked = [BASE, ADAPTER] * 4
+        whole = await asyncio.gather(*[one(m) for m in asked])
+        assert await asyncio.gather(*[streamed(m) for m in asked]) == whole
+        assert len(set(whole)) == 2, "one answer for each model, whatever else is in the batch"
+        try:
+            await one("nobody")
+            raise AssertionError("no NotFoundError")
+        except openai.NotFoundError:
+            pass
+        abandoned = await many.chat.completions.create(
+            model=BASE, messages=HELLO, max_tokens=1500, stream=True
+        )
+        async for _ in abandoned:
+            break
+        await abandoned.close()
+
+
+if __name__ == "__main__":
+    for test in (
+        models,
+        chat,
+        streaming,
+        choices_and_logprobs,
+        completions,
+        exceptions,
+        failing_in_mid_stream,
+        rate_limited,
+    ):
+        test()
+        print(f"python: {test.__name__} ok")
+    asyncio.run(asynchronous())
+    print("python: asynchronous ok")
