@@ -1,7 +1,8 @@
 //! The bank: adapters resident for the step, in slots.
 //!
-//! Owned by the engine thread as a plain field; others send `BankCommand`s. Never reads files or names: a slot is
-//! known by its digest. The thing to know: a slot is rewritten only when no running sequence uses it, and whole.
+//! Owned by the engine thread as a plain field; others send `BankCommand`s. Never reads files or
+//! names: a slot is known by its digest. The thing to know: a slot is rewritten only when no
+//! running sequence uses it, and whole.
 
 use super::Digest;
 use crate::error::Result;
@@ -37,7 +38,8 @@ pub enum BankCommand {
         probe: bool,
         reply: tokio::sync::oneshot::Sender<Result<(Slot, Option<Probe>)>>,
     },
-    /// Frees a slot. The registry sends it only when no lease is left; the engine replies when no sequence uses it.
+    /// Frees a slot. The registry sends it only when no lease is left; the engine replies when no
+    /// sequence uses it.
     Remove {
         slot: Slot,
         digest: Digest,

@@ -1,8 +1,9 @@
 //! Adapters: read, checked, stored by digest, named, leased and resident.
 //!
-//! Owns everything between an uploaded file and the factors a step multiplies with. Never runs a model: the base rows
-//! that DoRA needs come in through `BaseRows`, and what must happen on the engine thread is sent there as a
-//! `BankCommand`. The thing to know: an adapter is immutable and named by the digest of its content.
+//! Owns everything between an uploaded file and the factors a step multiplies with. Never runs a
+//! model: the base rows that DoRA needs come in through `BaseRows`, and what must happen on the
+//! engine thread is sent there as a `BankCommand`. The thing to know: an adapter is immutable and
+//! named by the digest of its content.
 
 pub mod bank;
 pub mod format;
@@ -29,7 +30,9 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// Reads one row of a base weight as f32: (site, output row, out [I]). DoRA's norms need it. Called off the engine thread.
+/// Reads one row of a base weight as f32: (site, output row, out [I]). DoRA's norms need it. Called
+/// off the engine thread.
 pub type BaseRows = Arc<dyn Fn(crate::shape::Site, usize, &mut [f32]) + Send + Sync>;
-/// Reads the base bias of a site, `None` where it has none. `bias = "all" | "lora_only"` replaces it.
+/// Reads the base bias of a site, `None` where it has none. `bias = "all" | "lora_only"` replaces
+/// it.
 pub type BaseBias = Arc<dyn Fn(crate::shape::Site) -> Option<Vec<f32>> + Send + Sync>;

@@ -1,7 +1,9 @@
-//! The registry: names point to versions, versions are leased by requests, uploads publish whole or not at all.
+//! The registry: names point to versions, versions are leased by requests, uploads publish whole or
+//! not at all.
 //!
-//! Owns names, versions, states, leases and the byte budget of residency. Never touches the bank itself: it sends
-//! `BankCommand`s. The thing to know: a name moves atomically; a request keeps the version that it leased.
+//! Owns names, versions, states, leases and the byte budget of residency. Never touches the bank
+//! itself: it sends `BankCommand`s. The thing to know: a name moves atomically; a request keeps the
+//! version that it leased.
 
 mod book;
 mod publish;
@@ -159,8 +161,9 @@ struct Inner {
     bias: BaseBias,
     bank: BankSender,
     store: Arc<Store>,
-    /// A std lock, never held across an await: a name, its versions and the ledger change together or not at all, and
-    /// every hold is a few map operations, so sharding would only make the invariants harder to see.
+    /// A std lock, never held across an await: a name, its versions and the ledger change together
+    /// or not at all, and every hold is a few map operations, so sharding would only make the
+    /// invariants harder to see.
     book: Arc<Mutex<Book>>,
     /// Whoever changes the bank holds it until the engine has answered.
     gate: AsyncMutex<()>,
@@ -219,8 +222,9 @@ impl Registry {
         Ok(Self { inner })
     }
 
-    /// A fresh staging directory for an upload of `name`; removed on drop unless published.
-    /// Checks the name first (`[A-Za-z0-9._-]{1,128}`, not the base's, not reserved). Errors: `invalid_name`.
+    /// A fresh staging directory for an upload of `name`; removed on drop unless published. Checks
+    /// the name first (`[A-Za-z0-9._-]{1,128}`, not the base's, not reserved). Errors:
+    /// `invalid_name`.
     pub fn stage(&self, name: &str) -> Result<Staging> {
         self.inner.check_name(name)?;
         Ok(Staging {
@@ -229,18 +233,19 @@ impl Registry {
         })
     }
 
-    /// Checks, hashes, stores, loads, probes and then moves the name to the new version; all or nothing.
-    /// Publishing content that is already the name's current version returns that version unchanged. A version without
-    /// effect is kept and listed, but does not take the name from one that works.
-    /// Errors: every code of `format::check`, `upload_too_large`, `insufficient_capacity`, `adapter_limit_reached`.
+    /// Checks, hashes, stores, loads, probes and then moves the name to the new version; all or
+    /// nothing. Publishing content that is already the name's current version returns that version
+    /// unchanged. A version without effect is kept and listed, but does not take the name from one
+    /// that works. Errors: every code of `format::check`, `upload_too_large`,
+    /// `insufficient_capacity`, `adapter_limit_reached`.
     pub async fn publish(&self, staging: Staging, how: Publish) -> Result<Entry> {
         let inner = self.inner.clone();
         detached(async move { inner.publish(staging, how).await }).await
     }
 
-    /// Leases what `model` names: `name` or `name@version`. Loads it first when it is not resident (one load per digest,
-    /// least recently used unleased adapters make room). Errors: model_not_found, adapter_ineffective,
-    /// insufficient_capacity, corrupt_adapter.
+    /// Leases what `model` names: `name` or `name@version`. Loads it first when it is not resident
+    /// (one load per digest, least recently used unleased adapters make room). Errors:
+    /// model_not_found, adapter_ineffective, insufficient_capacity, corrupt_adapter.
     pub async fn acquire(&self, model: &str) -> Result<Lease> {
         let mut pin: Option<Hold> = None;
         loop {
@@ -260,8 +265,8 @@ impl Registry {
         }
     }
 
-    /// Takes the name away: new requests get 404 at once, running ones finish. Returns the entries that were removed.
-    /// Errors: model_not_found.
+    /// Takes the name away: new requests get 404 at once, running ones finish. Returns the entries
+    /// that were removed. Errors: model_not_found.
     pub async fn delete(&self, name: &str) -> Result<Vec<Entry>> {
         let (inner, name) = (self.inner.clone(), name.to_owned());
         detached(async move { inner.delete(name).await }).await
@@ -343,21 +348,24 @@ async fn detached<T: Send + 'static>(
     done.unwrap_or_else(|e| Err(Error::fault(format!("a task failed: {e}"))))
 }
 
-/// An upload in progress: a directory below the store's staging area that only this upload knows. Removed on drop.
+/// An upload in progress: a directory below the store's staging area that only this upload knows.
+/// Removed on drop.
 pub struct Staging {
     pub name: String,
     pub dir: PathBuf,
 }
 
 impl Staging {
-    /// Where an uploaded file goes; `None` for a file that is no part of an adapter (README.md, a tokenizer) and should be
-    /// read over. Nothing of the uploaded name but its kind reaches the disk.
+    /// Where an uploaded file goes; `None` for a file that is no part of an adapter (README.md, a
+    /// tokenizer) and should be read over. Nothing of the uploaded name but its kind reaches the
+    /// disk.
     pub fn file_path(&self, uploaded: &str) -> Option<PathBuf> {
         if let Some(name) = files::canonical_name(uploaded) {
             return Some(self.dir.join(name));
         }
         if files::is_pickle(uploaded) {
-            // The pickle itself is not kept; an empty mark lets the check say why it does not count.
+            // The pickle itself is not kept; an empty mark lets the check say why it does not
+            // count.
             let mark = self.dir.join(files::PICKLE_MARK);
             if let Err(e) = std::fs::File::create(mark) {
                 tracing::warn!(error = %e, "cannot mark an uploaded pickle");

@@ -1,8 +1,9 @@
 //! The store: adapter files by digest on disk, and the catalogue of names and versions in SQLite.
 //!
-//! Owns the data directory: `adapters/sha256/`, `staging/`, `polylora.db`, `lock`. Never loads an adapter and knows no
-//! leases. The thing to know: a version appears whole or not at all: files are synced and renamed into place first, one
-//! transaction names them after, and opening removes what no row names.
+//! Owns the data directory: `adapters/sha256/`, `staging/`, `polylora.db`, `lock`. Never loads an
+//! adapter and knows no leases. The thing to know: a version appears whole or not at all: files are
+//! synced and renamed into place first, one transaction names them after, and opening removes what
+//! no row names.
 
 use super::Digest;
 use super::format::files::AdapterFiles;
@@ -40,8 +41,9 @@ pub struct Catalogue {
 }
 
 impl Store {
-    /// Opens or creates the directory, takes its lock, clears staging and removes files that no version names.
-    /// Errors: `data_dir_locked` (another server has it), `data_dir_unsupported` (a newer format).
+    /// Opens or creates the directory, takes its lock, clears staging and removes files that no
+    /// version names. Errors: `data_dir_locked` (another server has it), `data_dir_unsupported` (a
+    /// newer format).
     pub async fn open(dir: &Path) -> Result<(Self, Catalogue)> {
         let io = |e: std::io::Error| Error::fault(format!("data directory {}: {e}", dir.display()));
         let blobs = dir.join("adapters").join("sha256");
@@ -90,8 +92,9 @@ impl Store {
         self.blobs.join(&hex[..2]).join(hex)
     }
 
-    /// Moves the adapter's files from a staging directory to their place, synced. A place that already holds the same
-    /// content is left alone; one whose content has rotted is replaced. Blocking.
+    /// Moves the adapter's files from a staging directory to their place, synced. A place that
+    /// already holds the same content is left alone; one whose content has rotted is replaced.
+    /// Blocking.
     pub fn keep(&self, staged: &Path, digest: Digest) -> Result<()> {
         let place = self.blob(digest);
         if place.exists() {
@@ -194,7 +197,8 @@ impl Store {
             .map(drop)
     }
 
-    /// Removes every version of a name. The name's row stays, so that its numbers are not used again.
+    /// Removes every version of a name. The name's row stays, so that its numbers are not used
+    /// again.
     pub async fn remove_name(&self, name: &str) -> Result<()> {
         let mut t = self.catalogue.begin().await.map_err(catalogue_error)?;
         for statement in [
@@ -244,7 +248,8 @@ impl Store {
     }
 }
 
-/// Leaves only the canonical files in `staged`, syncs them, renames the directory and syncs its parents.
+/// Leaves only the canonical files in `staged`, syncs them, renames the directory and syncs its
+/// parents.
 fn move_into_place(staged: &Path, files: &AdapterFiles, place: &Path) -> std::io::Result<()> {
     for (name, path) in files.list() {
         let canonical = staged.join(name);
@@ -301,7 +306,8 @@ async fn open_catalogue(path: &Path) -> Result<SqlitePool> {
         "CREATE TABLE IF NOT EXISTS names (
             name TEXT PRIMARY KEY, current INTEGER, next_number INTEGER NOT NULL) STRICT",
         "CREATE TABLE IF NOT EXISTS versions (
-            name TEXT NOT NULL, number INTEGER NOT NULL, digest TEXT NOT NULL, summary TEXT NOT NULL,
+            name TEXT NOT NULL, number INTEGER NOT NULL, digest TEXT NOT NULL,
+            summary TEXT NOT NULL,
             logit_change_max REAL, forced INTEGER NOT NULL, created INTEGER NOT NULL,
             file_bytes INTEGER NOT NULL, resident_bytes INTEGER NOT NULL,
             PRIMARY KEY (name, number)) STRICT",

@@ -1,5 +1,5 @@
-//! Adapters made in test code: a tiny model's shape, files written by the safetensors crate, and what a prepared delta
-//! does to an input.
+//! Adapters made in test code: a tiny model's shape, files written by the safetensors crate, and
+//! what a prepared delta does to an input.
 
 use polylora::adapters::{BaseBias, BaseRows};
 use polylora::shape::{Activation, ModelShape, Rope, RopeScaling, Site};
@@ -92,7 +92,8 @@ impl Files {
     pub fn plain(seed: u64) -> Self {
         let mut files = Self {
             config: json!({
-                "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"],
+                "peft_type": "LORA", "r": 2, "lora_alpha": 4,
+                "target_modules": ["q_proj", "v_proj"],
                 "bias": "none", "inference_mode": true, "base_model_name_or_path": "tiny",
             }),
             tensors: Vec::new(),

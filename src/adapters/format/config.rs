@@ -1,7 +1,9 @@
-//! `adapter_config.json` of PEFT: every field is applied, known to be neutral, or refuses the adapter.
+//! `adapter_config.json` of PEFT: every field is applied, known to be neutral, or refuses the
+//! adapter.
 //!
-//! Owns the meaning of the fields and the one function for the scale. Never looks at tensors. The thing to know: a
-//! field that nobody here has heard of refuses the adapter unless it is null, false or empty.
+//! Owns the meaning of the fields and the one function for the scale. Never looks at tensors. The
+//! thing to know: a field that nobody here has heard of refuses the adapter unless it is null,
+//! false or empty.
 
 use super::pattern::Pattern;
 use crate::error::{Error, Result};
@@ -129,8 +131,9 @@ pub struct PeftConfig {
 }
 
 impl PeftConfig {
-    /// Parses and checks `adapter_config.json`. Errors: `invalid_adapter_config`, `unsupported_peft_type`,
-    /// `unsupported_config_field`, `base_weights_changed`, `rank_out_of_range`.
+    /// Parses and checks `adapter_config.json`. Errors: `invalid_adapter_config`,
+    /// `unsupported_peft_type`, `unsupported_config_field`, `base_weights_changed`,
+    /// `rank_out_of_range`.
     pub fn parse(json: &[u8]) -> Result<Self> {
         if json.len() > CONFIG_BYTES_MAX {
             return Err(invalid(format!(

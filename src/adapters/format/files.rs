@@ -1,7 +1,7 @@
 //! Which files make an adapter, and the digest over them.
 //!
-//! Owns the canonical names and their order. Never parses a file. The thing to know: nothing but these files is part
-//! of an adapter, so nothing but these files is hashed, stored or read.
+//! Owns the canonical names and their order. Never parses a file. The thing to know: nothing but
+//! these files is part of an adapter, so nothing but these files is hashed, stored or read.
 
 use crate::adapters::Digest;
 use crate::error::{Error, Result};
@@ -48,8 +48,8 @@ fn is_plain(name: &str) -> bool {
 }
 
 impl AdapterFiles {
-    /// Finds the adapter in a directory. Errors: `pickle_not_allowed`, `missing_file`, `ambiguous_adapter`,
-    /// `not_a_regular_file`.
+    /// Finds the adapter in a directory. Errors: `pickle_not_allowed`, `missing_file`,
+    /// `ambiguous_adapter`, `not_a_regular_file`.
     pub fn find(dir: &Path) -> Result<Self> {
         let mut names = Vec::new();
         for entry in fs::read_dir(dir).map_err(|e| unreadable(dir, &e))? {
@@ -121,7 +121,8 @@ impl AdapterFiles {
         Ok(sum)
     }
 
-    /// SHA-256(domain ‖ for each file: length of name ‖ name ‖ length of content ‖ content), lengths as u64 LE.
+    /// SHA-256(domain ‖ for each file: length of name ‖ name ‖ length of content ‖ content),
+    /// lengths as u64 LE.
     pub fn digest(&self) -> Result<Digest> {
         let mut hash = Sha256::new();
         hash.update(DOMAIN);

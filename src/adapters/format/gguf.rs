@@ -1,7 +1,8 @@
 //! GGUF LoRA files: their header, read with limits, and the places of their tensors.
 //!
-//! Owns the metadata rules and the names of GGUF. Never reads values. The thing to know: files of the llama
-//! architecture store rotated heads interleaved, so rows of B for q and k are put back in Hugging Face's order later.
+//! Owns the metadata rules and the names of GGUF. Never reads values. The thing to know: files of
+//! the llama architecture store rotated heads interleaved, so rows of B for q and k are put back in
+//! Hugging Face's order later.
 
 use super::files::unreadable;
 use super::modules::{Module, short};
@@ -32,8 +33,8 @@ fn invalid(why: impl fmt::Display) -> Error {
     Error::unprocessable("invalid_gguf", format!("the GGUF file: {why}"))
 }
 
-/// Opens the file and maps every tensor. Errors: `invalid_gguf`, `unsupported_dtype`, `architecture_mismatch`, and the
-/// tensor codes of PEFT files.
+/// Opens the file and maps every tensor. Errors: `invalid_gguf`, `unsupported_dtype`,
+/// `architecture_mismatch`, and the tensor codes of PEFT files.
 pub fn parse(path: &Path, shape: &ModelShape) -> Result<Parsed> {
     let (metadata, file) = open(path)?;
     let alpha = check_metadata(&metadata, shape)?;

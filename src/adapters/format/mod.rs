@@ -1,8 +1,9 @@
 //! From files to deltas: PEFT directories and GGUF adapters become one `Parsed`, then `Prepared`.
 //!
-//! Owns every rule about file formats. Never guesses: each tensor and each config field is consumed or the adapter is
-//! refused with a code that names it. The thing to know: a PEFT scale is computed in one function
-//! (`PeftConfig::scale`), a GGUF scale in one (`gguf::scale`), and both are folded in once, in `prepare`.
+//! Owns every rule about file formats. Never guesses: each tensor and each config field is consumed
+//! or the adapter is refused with a code that names it. The thing to know: a PEFT scale is computed
+//! in one function (`PeftConfig::scale`), a GGUF scale in one (`gguf::scale`), and both are folded
+//! in once, in `prepare`.
 
 pub mod config;
 pub mod files;
@@ -32,23 +33,26 @@ pub struct Summary {
     pub rank_max: usize,
     /// Number of sites changed, e.g. 210; the embedding counts as one.
     pub sites: usize,
-    /// Projection names touched, e.g. ["q_proj", "v_proj"], then `lm_head`, `embed_tokens` and replaced norms.
+    /// Projection names touched, e.g. ["q_proj", "v_proj"], then `lm_head`, `embed_tokens` and
+    /// replaced norms.
     pub targets: Vec<String>,
     pub parameters: u64,
     /// `base_model_name_or_path` of the config, informative.
     pub base_model: Option<String>,
 }
 
-/// Reads the adapter in `dir` (`adapter_config.json` + `adapter_model.safetensors`, or one `*.gguf`) and checks it in full
-/// against the shape, values included, without preparing it. Errors: every refusal code of README's table.
+/// Reads the adapter in `dir` (`adapter_config.json` + `adapter_model.safetensors`, or one
+/// `*.gguf`) and checks it in full against the shape, values included, without preparing it.
+/// Errors: every refusal code of README's table.
 pub fn check(dir: &Path, shape: &ModelShape) -> Result<Summary> {
     let parsed = parse(&AdapterFiles::find(dir)?, shape)?;
     parsed.file.check_finite()?;
     Ok(parsed.summary)
 }
 
-/// Reads, checks and prepares the adapter for the bank: factors in `dtype`, scale folded in, DoRA gains computed. The
-/// digest in the result is of the files as they are now. Errors: as `check`, and `base_weights_changed`.
+/// Reads, checks and prepares the adapter for the bank: factors in `dtype`, scale folded in, DoRA
+/// gains computed. The digest in the result is of the files as they are now. Errors: as `check`,
+/// and `base_weights_changed`.
 pub fn prepare(
     dir: &Path,
     shape: &ModelShape,

@@ -1,7 +1,8 @@
 //! Module paths of the served model: from the name in a file to the site, norm or table it means.
 //!
-//! Owns the table of names and the prefixes that tools put before them. Never looks at tensors. The thing to know: a
-//! file keeps one way of naming; PEFT's patterns see the path as the file has it, `find` sees through the prefix.
+//! Owns the table of names and the prefixes that tools put before them. Never looks at tensors. The
+//! thing to know: a file keeps one way of naming; PEFT's patterns see the path as the file has it,
+//! `find` sees through the prefix.
 
 use crate::shape::{ModelShape, Norm, Projection, Site};
 use std::collections::HashMap;
@@ -21,7 +22,8 @@ pub struct Modules {
     layers: usize,
 }
 
-/// Prefixes beside plain `model.`: a bare decoder, and the text half of a model with more modalities.
+/// Prefixes beside plain `model.`: a bare decoder, and the text half of a model with more
+/// modalities.
 const ALIASES: [(&str, &str); 3] = [
     ("model.language_model.", "model."),
     ("language_model.", ""),

@@ -1,7 +1,7 @@
 //! What both file formats become: which tensor of the file changes what, and by how much.
 //!
-//! Owns the common form and the checks that do not depend on the format. Never reads values. The thing to know: a
-//! `Parsed` is complete; every tensor of the file is mentioned in it once.
+//! Owns the common form and the checks that do not depend on the format. Never reads values. The
+//! thing to know: a `Parsed` is complete; every tensor of the file is mentioned in it once.
 
 use super::Summary;
 use super::config::RANKS;

@@ -1,8 +1,8 @@
 //! Python regular expressions over module paths, as PEFT applies them.
 //!
-//! Owns the translation from Python's `re` to fancy-regex and the three ways PEFT matches. Never guesses: syntax that
-//! means something else here, or nothing, is refused by name. The thing to know: a match has a backtrack limit, so a
-//! hostile pattern is an error and not a hang.
+//! Owns the translation from Python's `re` to fancy-regex and the three ways PEFT matches. Never
+//! guesses: syntax that means something else here, or nothing, is refused by name. The thing to
+//! know: a match has a backtrack limit, so a hostile pattern is an error and not a hang.
 
 use crate::error::{Error, Result};
 use fancy_regex::{Regex, RegexBuilder};

@@ -1,7 +1,7 @@
 //! The tensors of a PEFT file: each one finds its place, or the adapter is refused.
 //!
-//! Owns PEFT's key names. Never reads values. The thing to know: the path that PEFT's patterns see is the key without
-//! `base_model.model.`, kept as the file has it.
+//! Owns PEFT's key names. Never reads values. The thing to know: the path that PEFT's patterns see
+//! is the key without `base_model.model.`, kept as the file has it.
 
 use super::config::{PeftConfig, Targets, TrainedBias, names_module};
 use super::modules::{Module, Modules};
@@ -209,7 +209,8 @@ fn check_targets(config: &PeftConfig, groups: &BTreeMap<Module, Group>) -> Resul
     }
 }
 
-/// `modules_to_save` may name norms and nothing else. PEFT matches its entries as suffixes of the path.
+/// `modules_to_save` may name norms and nothing else. PEFT matches its entries as suffixes of the
+/// path.
 fn check_saved_modules(config: &PeftConfig, modules: &Modules) -> Result<()> {
     for entry in &config.modules_to_save {
         let mut named = modules
@@ -237,7 +238,8 @@ fn check_tying(config: &PeftConfig, shape: &ModelShape, parsed: &Parsed) -> Resu
     if config.weight_tying && shape.tied_head && on_tables {
         return Err(Error::unprocessable(
             "unsupported_config_field",
-            "`ensure_weight_tying` is set: factors shared by embed_tokens and lm_head are not served",
+            "`ensure_weight_tying` is set: factors that embed_tokens and lm_head share are \
+             not served",
         )
         .param("ensure_weight_tying"));
     }

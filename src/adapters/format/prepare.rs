@@ -1,7 +1,7 @@
 //! From checked tensors to what the bank multiplies with: scale folded in, DoRA gains computed.
 //!
-//! Owns the arithmetic between the file and the kernel. Never decides what is allowed: `Parsed` has been checked. The
-//! thing to know: DoRA's norm needs the base, row by row, and is summed in f64.
+//! Owns the arithmetic between the file and the kernel. Never decides what is allowed: `Parsed` has
+//! been checked. The thing to know: DoRA's norm needs the base, row by row, and is summed in f64.
 
 use super::parsed::{BaseCopy, Factors, Layout, Parsed, SiteParts, Table};
 use crate::adapters::bank::Prepared;
@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 use crate::shape::{ModelShape, Site};
 use polylora_kernels::{Delta, Dtype, EmbedDelta};
 
-/// A copy beside factors may differ from the served table by this much of a row's norm: the rounding of 8-bit storage.
+/// A copy beside factors may differ from the served table by this much of a row's norm: the
+/// rounding of 8-bit storage.
 const FROZEN_COPY_TOLERANCE: f64 = 1.0 / 64.0;
 /// A copy that training could have changed may differ by the rounding of bf16 only.
 const PLAIN_COPY_TOLERANCE: f64 = 1.0 / 256.0;
@@ -250,8 +251,8 @@ fn dot(x: &[f32], y: &[f32]) -> f64 {
             .sum::<f64>()
 }
 
-/// Compares every row of a saved table with the base's. An untied embedding cannot be read through `BaseRows`; its
-/// frozen copy is taken on its shape.
+/// Compares every row of a saved table with the base's. An untied embedding cannot be read through
+/// `BaseRows`; its frozen copy is taken on its shape.
 fn check_copy(parsed: &Parsed, copy: &BaseCopy, to: &Target<'_>) -> Result<()> {
     if copy.table == Table::Embedding && !to.shape.tied_head {
         return Ok(());

@@ -1,7 +1,8 @@
 //! The header of a safetensors file, read with limits.
 //!
-//! Owns the checks of that format: sizes, types, offsets, no overlap, no gap, no name twice. Never reads values. The
-//! thing to know: the file comes from a stranger, so no size in it is believed before it is compared with the file.
+//! Owns the checks of that format: sizes, types, offsets, no overlap, no gap, no name twice. Never
+//! reads values. The thing to know: the file comes from a stranger, so no size in it is believed
+//! before it is compared with the file.
 
 use super::files::unreadable;
 use super::tensors::{Storage, TENSORS_MAX, Tensor, TensorFile, check_layout};
@@ -22,7 +23,8 @@ fn invalid(why: impl fmt::Display) -> Error {
     )
 }
 
-/// Opens the file and reads its header. Errors: `invalid_safetensors`, `unsupported_dtype`, `duplicate_tensor`.
+/// Opens the file and reads its header. Errors: `invalid_safetensors`, `unsupported_dtype`,
+/// `duplicate_tensor`.
 pub fn open(path: &Path) -> Result<TensorFile> {
     let mut file = File::open(path).map_err(|e| unreadable(path, &e))?;
     let len = file.metadata().map_err(|e| unreadable(path, &e))?.len();

@@ -1,7 +1,8 @@
 //! Tensors in a file: where each one lies, and its values as f32.
 //!
-//! Owns the storage types and the reading of values, in blocks and finite or refused. Knows neither safetensors nor
-//! GGUF headers. The thing to know: every value of a tensor that is read is checked, so no NaN ever reaches a step.
+//! Owns the storage types and the reading of values, in blocks and finite or refused. Knows neither
+//! safetensors nor GGUF headers. The thing to know: every value of a tensor that is read is
+//! checked, so no NaN ever reaches a step.
 
 use super::files::unreadable;
 use crate::error::{Error, Result};
@@ -109,7 +110,8 @@ impl TensorFile {
         Ok(out)
     }
 
-    /// Replaces `out` by the values of a range (whole blocks of a blocked storage). Errors: `non_finite_values`.
+    /// Replaces `out` by the values of a range (whole blocks of a blocked storage). Errors:
+    /// `non_finite_values`.
     pub fn read_values(
         &self,
         id: TensorId,

@@ -1,7 +1,8 @@
 //! The book: names, versions, residents and the byte ledger, as plain data.
 //!
-//! Owns what a name means now and who holds what. Never waits, reads files or talks to the engine. The thing to know:
-//! counts of leases rise only under the book's lock, so a zero seen under it stays zero while it is held.
+//! Owns what a name means now and who holds what. Never waits, reads files or talks to the engine.
+//! The thing to know: counts of leases rise only under the book's lock, so a zero seen under it
+//! stays zero while it is held.
 
 use super::{Entry, Lease, LeaseInner, State, Version};
 use crate::adapters::Digest;
@@ -12,7 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
 
-/// One of the holders of a version or a resident. Dropping the last one wakes the reaper; it never blocks.
+/// One of the holders of a version or a resident. Dropping the last one wakes the reaper; it never
+/// blocks.
 pub struct Hold {
     count: Arc<AtomicUsize>,
     reaper: Arc<Notify>,
@@ -141,7 +143,8 @@ impl Book {
         pinned.map(|r| r.bytes).sum::<u64>() + self.reserved
     }
 
-    /// Leases what `model` names, if it is resident. Errors: `model_not_found`, `adapter_ineffective`.
+    /// Leases what `model` names, if it is resident. Errors: `model_not_found`,
+    /// `adapter_ineffective`.
     pub fn lease(&mut self, model: &str) -> Result<Found> {
         let (name, number) = match model.split_once('@') {
             None => (model, None),
@@ -269,8 +272,8 @@ impl Book {
         }
     }
 
-    /// Takes out idle versions beyond the newest `kept` of each name (the current one always stays), and deleted ones.
-    /// Returns those of living names and the digests of all.
+    /// Takes out idle versions beyond the newest `kept` of each name (the current one always
+    /// stays), and deleted ones. Returns those of living names and the digests of all.
     pub fn take_surplus(&mut self, kept: usize) -> (Vec<Arc<Version>>, Vec<Digest>) {
         let mut pruned = Vec::new();
         for versions in self.names.values_mut() {

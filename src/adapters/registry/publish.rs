@@ -1,7 +1,8 @@
 //! Uploads and deletes: how a name comes to mean something else.
 //!
-//! Owns the order of publishing: check, hash, store, load, probe, record, swap. Never half: what fails leaves no trace.
-//! The thing to know: each runs as a task of its own, so a client that goes away does not stop it in the middle.
+//! Owns the order of publishing: check, hash, store, load, probe, record, swap. Never half: what
+//! fails leaves no trace. The thing to know: each runs as a task of its own, so a client that goes
+//! away does not stop it in the middle.
 
 use super::book::servable;
 use super::residency::blocking;
@@ -69,8 +70,8 @@ impl Inner {
         .await
     }
 
-    /// The version that this upload repeats, if any: the current one, or the newest if its probe failed. Forcing such a
-    /// version makes it servable and current.
+    /// The version that this upload repeats, if any: the current one, or the newest if its probe
+    /// failed. Forcing such a version makes it servable and current.
     async fn published_before(
         &self,
         name: &str,
@@ -176,7 +177,8 @@ impl Inner {
         removed.ok_or_else(|| not_found(&name))
     }
 
-    /// What the reaper does when a hold ended: residents out of the bank, then old versions and their files.
+    /// What the reaper does when a hold ended: residents out of the bank, then old versions and
+    /// their files.
     pub async fn sweep(&self) {
         if !self.book().unsettled {
             return;
@@ -207,7 +209,8 @@ impl Inner {
     }
 }
 
-/// Removes a content's files off the async threads. A failure only leaves an orphan for the next start.
+/// Removes a content's files off the async threads. A failure only leaves an orphan for the next
+/// start.
 async fn discard(store: Arc<Store>, digest: Digest) {
     let removed = blocking(move || {
         store.discard(digest);

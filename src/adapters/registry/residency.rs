@@ -1,7 +1,8 @@
 //! Into the bank and out of it: loads, evictions and removals.
 //!
-//! Owns the order of everything that changes the bank. Never decides what a name means. The thing to know: one gate
-//! stands before the bank, so an eviction and a load never wait on each other; reading and preparing happen outside it.
+//! Owns the order of everything that changes the bank. Never decides what a name means. The thing
+//! to know: one gate stands before the bank, so an eviction and a load never wait on each other;
+//! reading and preparing happen outside it.
 
 use super::Inner;
 use super::book::{Book, Hold};
@@ -36,8 +37,9 @@ pub async fn blocking<T: Send + 'static>(
 }
 
 impl Inner {
-    /// Makes the content resident and keeps it there while the `Hold` lives. `known` is the probe's finding from before;
-    /// without it the probe runs. The caller holds the digest's turn: one load per digest.
+    /// Makes the content resident and keeps it there while the `Hold` lives. `known` is the probe's
+    /// finding from before; without it the probe runs. The caller holds the digest's turn: one load
+    /// per digest.
     pub async fn load(&self, digest: Digest, known: Option<f32>) -> Result<Hold> {
         loop {
             if let Some(pin) = self.book().pin(digest) {
@@ -141,7 +143,8 @@ impl Inner {
         }
     }
 
-    /// Evicts the least recently used idle resident; false when there is none. The caller holds the gate.
+    /// Evicts the least recently used idle resident; false when there is none. The caller holds the
+    /// gate.
     async fn evict_one(&self) -> Result<bool> {
         let victim = self.book().choose_victim();
         match victim {
@@ -164,7 +167,8 @@ impl Inner {
         }
     }
 
-    /// Takes a leaving resident out of the bank and its bytes off the ledger. If the engine refuses, it stays.
+    /// Takes a leaving resident out of the bank and its bytes off the ledger. If the engine
+    /// refuses, it stays.
     async fn take_out(&self, digest: Digest, slot: Slot) -> Result<()> {
         let (reply, answer) = tokio::sync::oneshot::channel();
         let command = BankCommand::Remove {

@@ -1,7 +1,7 @@
 //! One at a time per key.
 //!
-//! Owns the queue before each name and each digest. Never counts or limits across keys. The thing to know: a key that
-//! nobody holds or waits for takes no memory.
+//! Owns the queue before each name and each digest. Never counts or limits across keys. The thing
+//! to know: a key that nobody holds or waits for takes no memory.
 
 use std::collections::HashMap;
 use std::hash::Hash;
