@@ -94,10 +94,7 @@ impl Config {
         let number = |key: &str| raw::number(raw, key);
         let size = |key: &str| number(key) as usize;
         let config = Self {
-            data_dir: raw
-                .data_dir
-                .clone()
-                .unwrap_or_else(|| machine::data_dir(&model)),
+            data_dir: raw.data_dir.clone().unwrap_or_else(|| machine::data_dir(&model)),
             model,
             served_name: raw.served_name.clone(),
             dtype: choice(raw.dtype.as_deref(), "dtype", DTYPES)?,
@@ -254,20 +251,17 @@ pub fn keys() -> Vec<Key> {
             name: a.get_id().to_string(),
             help: a.get_help().map(ToString::to_string).unwrap_or_default(),
             flag: a.get_long().unwrap_or_default().to_owned(),
-            env: a
-                .get_env()
-                .map(|e| e.to_string_lossy().into_owned())
-                .unwrap_or_default(),
+            env: a.get_env().map(|e| e.to_string_lossy().into_owned()).unwrap_or_default(),
         })
         .collect()
 }
 
 /// Where a flag or variable of this key is set, in words.
 fn origin(key: &str) -> String {
-    keys().iter().find(|k| k.name == key).map_or_else(
-        || key.to_owned(),
-        |k| format!("{key} (--{} or {})", k.flag, k.env),
-    )
+    keys()
+        .iter()
+        .find(|k| k.name == key)
+        .map_or_else(|| key.to_owned(), |k| format!("{key} (--{} or {})", k.flag, k.env))
 }
 
 /// `auto` and nothing are the same.
@@ -275,10 +269,7 @@ fn choice(value: Option<&str>, key: &str, all: &[&str]) -> Result<Option<String>
     match value {
         None | Some("auto") => Ok(None),
         Some(v) if all.contains(&v) => Ok(Some(v.to_owned())),
-        Some(v) => Err(blame(
-            key,
-            &format!("is '{v}'; expected one of {}", all.join(", ")),
-        )),
+        Some(v) => Err(blame(key, &format!("is '{v}'; expected one of {}", all.join(", ")))),
     }
 }
 

@@ -1,7 +1,8 @@
 //! What can go wrong, sorted by whose turn it is to act.
 //!
-//! Owns the one error type that crosses modules. Never decides an HTTP status line or prints: `api` and `cli` do.
-//! The thing to know: `Client` is the caller's to mend, `Capacity` passes with time, `Fault` is ours.
+//! Owns the one error type that crosses modules. Never decides an HTTP status line or prints: `api`
+//! and `cli` do. The thing to know: `Client` is the caller's to mend, `Capacity` passes with time,
+//! `Fault` is ours.
 
 use std::fmt;
 
@@ -48,12 +49,7 @@ pub enum Kind {
 
 impl Error {
     pub fn new(kind: Kind, code: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            code,
-            message: message.into(),
-            param: None,
-        }
+        Self { kind, code, message: message.into(), param: None }
     }
     pub fn invalid(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(Kind::Invalid, code, message)

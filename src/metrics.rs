@@ -1,6 +1,7 @@
 //! Every figure the server exports, under one prefix, in Prometheus form.
 //!
-//! Owns names, help texts and buckets. Never decides anything. The thing to know: the engine thread only adds to atomics.
+//! Owns names, help texts and buckets. Never decides anything. The thing to know: the engine thread
+//! only adds to atomics.
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
@@ -41,32 +42,24 @@ impl Metrics {
         let registry = Registry::new();
         let gauge = |name: &str, help: &str| {
             let g = IntGauge::new(format!("polylora_{name}"), help).expect("metric name");
-            registry
-                .register(Box::new(g.clone()))
-                .expect("metric registered once");
+            registry.register(Box::new(g.clone())).expect("metric registered once");
             g
         };
         let counter = |name: &str, help: &str| {
             let c = IntCounter::new(format!("polylora_{name}"), help).expect("metric name");
-            registry
-                .register(Box::new(c.clone()))
-                .expect("metric registered once");
+            registry.register(Box::new(c.clone())).expect("metric registered once");
             c
         };
         let counters = |name: &str, help: &str, labels: &[&str]| {
             let c = IntCounterVec::new(Opts::new(format!("polylora_{name}"), help), labels)
                 .expect("metric name");
-            registry
-                .register(Box::new(c.clone()))
-                .expect("metric registered once");
+            registry.register(Box::new(c.clone())).expect("metric registered once");
             c
         };
         let histogram = |name: &str, help: &str, buckets: Vec<f64>| {
             let o = HistogramOpts::new(format!("polylora_{name}"), help).buckets(buckets);
             let h = Histogram::with_opts(o).expect("metric name");
-            registry
-                .register(Box::new(h.clone()))
-                .expect("metric registered once");
+            registry.register(Box::new(h.clone())).expect("metric registered once");
             h
         };
         let seconds = || {
@@ -75,20 +68,10 @@ impl Metrics {
                 60.0,
             ]
         };
-        let rows = || {
-            vec![
-                1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0,
-            ]
-        };
+        let rows = || vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
         Self {
-            requests_running: gauge(
-                "requests_running",
-                "Sequences computed in the current step.",
-            ),
-            requests_waiting: gauge(
-                "requests_waiting",
-                "Sequences waiting for their first step.",
-            ),
+            requests_running: gauge("requests_running", "Sequences computed in the current step."),
+            requests_waiting: gauge("requests_waiting", "Sequences waiting for their first step."),
             waiting_tokens: gauge("waiting_tokens", "Prompt tokens of waiting sequences."),
             kv_pages_used: gauge("kv_pages_used", "KV pages held by sequences."),
             kv_pages_total: gauge("kv_pages_total", "KV pages taken at start."),
@@ -150,9 +133,7 @@ impl Metrics {
 
     /// The page for `/metrics`, Prometheus text format 0.0.4.
     pub fn render(&self) -> String {
-        prometheus::TextEncoder::new()
-            .encode_to_string(&self.registry.gather())
-            .unwrap_or_default()
+        prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
 }
 

@@ -16,15 +16,8 @@ pub enum Projection {
 }
 
 impl Projection {
-    pub const ALL: [Projection; 7] = [
-        Self::Q,
-        Self::K,
-        Self::V,
-        Self::O,
-        Self::Gate,
-        Self::Up,
-        Self::Down,
-    ];
+    pub const ALL: [Projection; 7] =
+        [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
 
     /// Module path below `model.layers.{l}.`, as Hugging Face names it.
     pub fn module(self) -> &'static str {

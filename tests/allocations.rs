@@ -1,4 +1,5 @@
-//! What a decode step costs besides arithmetic: nothing allocated, and as many ops for eight adapters as for none.
+//! What a decode step costs besides arithmetic: nothing allocated, and as many ops for eight
+//! adapters as for none.
 //!
 //! One test in a binary of its own: the counting allocator sees the whole process.
 
@@ -106,7 +107,8 @@ struct Window {
     allocations: u64,
 }
 
-/// Decodes `STREAMS` sequences that nobody reads (their rings hold everything) and watches for a while.
+/// Decodes `STREAMS` sequences that nobody reads (their rings hold everything) and watches for a
+/// while.
 fn watch(engine: &EngineHandle, metrics: &Metrics, leases: &[Option<Lease>]) -> Window {
     let started = metrics.generation_tokens.get();
     let streams: Vec<EventStream> = (0..STREAMS)
@@ -142,11 +144,7 @@ fn watch(engine: &EngineHandle, metrics: &Metrics, leases: &[Option<Lease>]) -> 
     while metrics.requests_running.get() > 0 {
         pause();
     }
-    Window {
-        steps: after.0 - before.0,
-        ops: after.2 - before.2,
-        allocations: after.3 - before.3,
-    }
+    Window { steps: after.0 - before.0, ops: after.2 - before.2, allocations: after.3 - before.3 }
 }
 
 #[tokio::test]

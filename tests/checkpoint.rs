@@ -32,10 +32,7 @@ fn shards_and_bf16_storage_hold_the_same_model() {
     assert!(logits == prefill(&mut model(&three, Dtype::F32, 20), &prompt));
     // bf16 arithmetic on the same weights: close, and not the same.
     let rounded = prefill(&mut model(&one, Dtype::Bf16, 20), &prompt);
-    let differences = logits
-        .iter()
-        .zip(&rounded)
-        .map(|(a, b)| difference_max(a, b));
+    let differences = logits.iter().zip(&rounded).map(|(a, b)| difference_max(a, b));
     let worst = differences.fold(0.0, f32::max);
     assert!(worst > 0.0 && worst < 0.15, "{worst}");
 }
@@ -46,36 +43,15 @@ fn configs_of_other_models_are_refused_by_key_and_value() {
     for (case, words) in [
         (json!({"model_type": "phi3"}), "model_type = phi3"),
         (json!({"model_type": "qwen3_moe"}), "model_type = qwen3_moe"),
-        (
-            json!({"rope_scaling": rope("dynamic")}),
-            "rope_type = dynamic",
-        ),
-        (
-            json!({"rope_scaling": rope("longrope")}),
-            "rope_type = longrope",
-        ),
-        (
-            json!({"rope_scaling": {"type": "mrope"}}),
-            "rope_type = mrope",
-        ),
+        (json!({"rope_scaling": rope("dynamic")}), "rope_type = dynamic"),
+        (json!({"rope_scaling": rope("longrope")}), "rope_type = longrope"),
+        (json!({"rope_scaling": {"type": "mrope"}}), "rope_type = mrope"),
         (json!({"num_local_experts": 8}), "num_local_experts = 8"),
-        (
-            json!({"attn_logit_softcapping": 50.0}),
-            "attn_logit_softcapping = 50",
-        ),
-        (
-            json!({"final_logit_softcapping": 30.0}),
-            "final_logit_softcapping = 30",
-        ),
-        (
-            json!({"partial_rotary_factor": 0.5}),
-            "partial_rotary_factor = 0.5",
-        ),
+        (json!({"attn_logit_softcapping": 50.0}), "attn_logit_softcapping = 50"),
+        (json!({"final_logit_softcapping": 30.0}), "final_logit_softcapping = 30"),
+        (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor = 0.5"),
         (json!({"hidden_act": "relu"}), "hidden_act = relu"),
-        (
-            json!({"quantization_config": {"quant_method": "gptq"}}),
-            "quant_method = \"gptq\"",
-        ),
+        (json!({"quantization_config": {"quant_method": "gptq"}}), "quant_method = \"gptq\""),
         (
             json!({"model_type": "qwen3", "num_hidden_layers": 1,
                    "layer_types": ["chunked_attention"]}),
@@ -111,14 +87,11 @@ fn missing_files_and_strange_tensors_are_refused_by_name() {
         assert!(error.message.contains(file), "{error}");
     }
     // The weights of a model with biases under the config of one without, and the other way round.
-    let (with, without) = (
-        json!({"model_type": "llama", "attention_bias": true}),
-        json!({"model_type": "llama"}),
-    );
-    for (weights, config, code) in [
-        (&with, &without, "unsupported_model"),
-        (&without, &with, "invalid_model"),
-    ] {
+    let (with, without) =
+        (json!({"model_type": "llama", "attention_bias": true}), json!({"model_type": "llama"}));
+    for (weights, config, code) in
+        [(&with, &without, "unsupported_model"), (&without, &with, "invalid_model")]
+    {
         let dir = tempfile::tempdir().expect("a temporary directory");
         tiny::write(dir.path(), weights, Storage::F32, 1);
         let config = tiny::config(config).to_string();
@@ -143,9 +116,7 @@ fn a_text_config_and_its_prefixed_tensors_are_a_gemma() {
     let case = json!({"model_type": "gemma3_text", "tie_word_embeddings": true});
     tiny::write(dir.path(), &case, Storage::F32, 1);
     let mut text = tiny::config(&case);
-    text.as_object_mut()
-        .expect("an object")
-        .shift_remove("tie_word_embeddings");
+    text.as_object_mut().expect("an object").shift_remove("tie_word_embeddings");
     let config = json!({"model_type": "gemma3", "text_config": text, "eos_token_id": [1, 106]});
     std::fs::write(dir.path().join("config.json"), config.to_string()).expect("written");
     let checkpoint = Checkpoint::open(dir.path()).expect("opens");
@@ -168,14 +139,7 @@ fn gguf_tensors(shape: &ModelShape) -> Vec<(String, QTensor)> {
         ("lm_head", "output"),
         ("model.layers.", "blk."),
         ("input_layernorm", "attn_norm"),
-        (
-            "post_attention_layernorm",
-            if gemma {
-                "post_attention_norm"
-            } else {
-                "ffn_norm"
-            },
-        ),
+        ("post_attention_layernorm", if gemma { "post_attention_norm" } else { "ffn_norm" }),
         ("pre_feedforward_layernorm", "ffn_norm"),
         ("post_feedforward_layernorm", "post_ffw_norm"),
         ("self_attn.o_proj", "attn_output"),
@@ -187,9 +151,7 @@ fn gguf_tensors(shape: &ModelShape) -> Vec<(String, QTensor)> {
     ];
     let mut tensors = Vec::new();
     for t in tiny::tensors(shape) {
-        let name = parts
-            .iter()
-            .fold(t.name.clone(), |n, (hf, gguf)| n.replace(hf, gguf));
+        let name = parts.iter().fold(t.name.clone(), |n, (hf, gguf)| n.replace(hf, gguf));
         let mut tensor = Tensor::from_vec(t.values, t.dims.clone(), &Device::Cpu).expect("fits");
         let heads = match t.name {
             ref n if n.contains("q_proj") => Some(shape.heads),
@@ -198,20 +160,13 @@ fn gguf_tensors(shape: &ModelShape) -> Vec<(String, QTensor)> {
         };
         if let Some(heads) = heads.filter(|_| shape.family == "llama") {
             let split = (heads, 2, shape.head_dim / 2, shape.hidden);
-            let rows = tensor
-                .reshape(split)
-                .and_then(|t| t.transpose(1, 2)?.contiguous());
-            tensor = rows
-                .and_then(|t| t.reshape(t_dims(&t, shape.hidden)))
-                .expect("fits");
+            let rows = tensor.reshape(split).and_then(|t| t.transpose(1, 2)?.contiguous());
+            tensor = rows.and_then(|t| t.reshape(t_dims(&t, shape.hidden))).expect("fits");
         }
         if gemma && name.ends_with("norm.weight") {
             tensor = (tensor + 1.0).expect("a sum");
         }
-        tensors.push((
-            name,
-            QTensor::quantize(&tensor, GgmlDType::F32).expect("f32"),
-        ));
+        tensors.push((name, QTensor::quantize(&tensor, GgmlDType::F32).expect("f32")));
     }
     tensors
 }
@@ -225,19 +180,14 @@ fn write_gguf(path: &Path, case: &Value, extra: Vec<(String, gguf_file::Value)>)
     let number = |key: &str, x: f64| (format!("{arch}.{key}"), gguf_file::Value::F32(x as f32));
     let text = |key: &str, s: &str| (key.to_owned(), gguf_file::Value::String(s.to_owned()));
     let strings = |list: &[&str]| {
-        let list = list
-            .iter()
-            .map(|s| gguf_file::Value::String((*s).to_owned()));
+        let list = list.iter().map(|s| gguf_file::Value::String((*s).to_owned()));
         gguf_file::Value::Array(list.collect())
     };
     let mut metadata = vec![
         text("general.architecture", arch),
         text("tokenizer.ggml.model", "gpt2"),
         text("tokenizer.ggml.pre", "gpt-2"),
-        (
-            "tokenizer.ggml.tokens".to_owned(),
-            strings(&["a", "b", "ab"]),
-        ),
+        ("tokenizer.ggml.tokens".to_owned(), strings(&["a", "b", "ab"])),
         ("tokenizer.ggml.merges".to_owned(), strings(&["a b"])),
         count("block_count", shape.layers),
         count("embedding_length", shape.hidden),
@@ -246,10 +196,7 @@ fn write_gguf(path: &Path, case: &Value, extra: Vec<(String, gguf_file::Value)>)
         count("attention.head_count_kv", shape.kv_heads),
         count("attention.key_length", shape.head_dim),
         count("context_length", shape.context),
-        number(
-            "attention.layer_norm_rms_epsilon",
-            f64::from(shape.norm_eps),
-        ),
+        number("attention.layer_norm_rms_epsilon", f64::from(shape.norm_eps)),
         number("rope.freq_base", shape.rope.theta),
     ];
     metadata.extend(shape.windows[0].map(|w| count("attention.sliding_window", w as usize)));
@@ -288,72 +235,39 @@ fn a_gguf_file_holds_the_same_model_as_the_directory() {
         // Only Gemma's norms come back from their +1 rounded.
         let worst = differences.fold(0.0, f32::max);
         assert!(worst < 1e-5, "{case}: {worst}");
-        assert_eq!(
-            gguf.text
-                .tokenizer
-                .encode("ab", false)
-                .expect("encodes")
-                .get_ids(),
-            [2]
-        );
+        assert_eq!(gguf.text.tokenizer.encode("ab", false).expect("encodes").get_ids(), [2]);
     }
 }
 
 #[test]
 fn sentencepiece_vocabularies_in_gguf_files_encode_as_sentencepiece_does() {
     use gguf_file::Value as Meta;
-    for case in golden("sentencepiece.json")["cases"]
-        .as_array()
-        .expect("cases")
-    {
+    for case in golden("sentencepiece.json")["cases"].as_array().expect("cases") {
         let list = |key: &str, one: fn(&Value) -> Meta| {
             let values = case[key].as_array().expect("a list");
             Meta::Array(values.iter().map(one).collect())
         };
         let metadata = [
             ("model", Meta::String("llama".to_owned())),
-            (
-                "tokens",
-                list("tokens", |v| {
-                    Meta::String(v.as_str().expect("text").to_owned())
-                }),
-            ),
-            (
-                "scores",
-                list(
-                    "scores",
-                    |v| Meta::F32(v.as_f64().expect("a number") as f32),
-                ),
-            ),
-            (
-                "token_type",
-                list("types", |v| Meta::I32(v.as_i64().expect("a number") as i32)),
-            ),
+            ("tokens", list("tokens", |v| Meta::String(v.as_str().expect("text").to_owned()))),
+            ("scores", list("scores", |v| Meta::F32(v.as_f64().expect("a number") as f32))),
+            ("token_type", list("types", |v| Meta::I32(v.as_i64().expect("a number") as i32))),
             ("unknown_token_id", Meta::U32(0)),
             ("bos_token_id", Meta::U32(1)),
             ("eos_token_id", Meta::U32(2)),
-            (
-                "add_space_prefix",
-                Meta::Bool(case["add_space_prefix"] == true),
-            ),
+            ("add_space_prefix", Meta::Bool(case["add_space_prefix"] == true)),
         ];
         let metadata = metadata.map(|(key, v)| (format!("tokenizer.ggml.{key}"), v));
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("tiny.gguf");
         write_gguf(&path, &json!({"model_type": "llama"}), metadata.to_vec());
         let text = Checkpoint::open(&path).expect("opens").text;
-        assert_eq!(
-            (text.bos, &*text.eos, text.add_bos),
-            (Some(1), &[2][..], true)
-        );
+        assert_eq!((text.bos, &*text.eos, text.add_bos), (Some(1), &[2][..], true));
         for example in case["texts"].as_array().expect("texts") {
             let plain = example["text"].as_str().expect("text");
             let encoded = text.tokenizer.encode(plain, false).expect("encodes");
             assert_eq!(encoded.get_ids(), ids(&example["ids"]), "{plain:?}");
-            let decoded = text
-                .tokenizer
-                .decode(encoded.get_ids(), false)
-                .expect("decodes");
+            let decoded = text.tokenizer.decode(encoded.get_ids(), false).expect("decodes");
             assert_eq!(decoded, plain);
         }
         let turn = text.tokenizer.encode("a<turn>b", false).expect("encodes");
@@ -366,40 +280,16 @@ fn gguf_files_of_other_models_are_refused_by_key_and_value() {
     use gguf_file::Value as Meta;
     let text = |s: &str| Meta::String(s.to_owned());
     for (key, value, words) in [
-        (
-            "general.architecture",
-            text("phi3"),
-            "general.architecture = phi3",
-        ),
+        ("general.architecture", text("phi3"), "general.architecture = phi3"),
         ("llama.expert_count", Meta::U32(8), "llama.expert_count = 8"),
-        (
-            "llama.rope.scaling.type",
-            text("longrope"),
-            "rope.scaling.type = longrope",
-        ),
-        (
-            "llama.rope.dimension_count",
-            Meta::U32(8),
-            "rope.dimension_count = 8",
-        ),
-        (
-            "tokenizer.ggml.model",
-            text("bert"),
-            "tokenizer.ggml.model = bert",
-        ),
-        (
-            "tokenizer.ggml.pre",
-            text("falcon"),
-            "tokenizer.ggml.pre = falcon",
-        ),
+        ("llama.rope.scaling.type", text("longrope"), "rope.scaling.type = longrope"),
+        ("llama.rope.dimension_count", Meta::U32(8), "rope.dimension_count = 8"),
+        ("tokenizer.ggml.model", text("bert"), "tokenizer.ggml.model = bert"),
+        ("tokenizer.ggml.pre", text("falcon"), "tokenizer.ggml.pre = falcon"),
     ] {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("tiny.gguf");
-        write_gguf(
-            &path,
-            &json!({"model_type": "llama"}),
-            vec![(key.to_owned(), value)],
-        );
+        write_gguf(&path, &json!({"model_type": "llama"}), vec![(key.to_owned(), value)]);
         let error = Checkpoint::open(&path).map(|_| ()).expect_err(words);
         assert_eq!(error.code, "unsupported_model", "{error}");
         assert!(error.message.contains(words), "{words}: {error}");

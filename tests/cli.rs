@@ -13,10 +13,7 @@ use run::{out, polylora, polylora_with, refused};
 use serde_json::json;
 
 fn config_file(text: &str) -> tempfile::NamedTempFile {
-    let file = tempfile::Builder::new()
-        .suffix(".toml")
-        .tempfile()
-        .expect("a file");
+    let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("a file");
     std::fs::write(file.path(), text).expect("written");
     file
 }
@@ -24,10 +21,7 @@ fn config_file(text: &str) -> tempfile::NamedTempFile {
 /// What `--print-config` says of a key: its line.
 fn printed(page: &str, key: &str) -> String {
     let found = |l: &&str| l.trim_start_matches("# ").starts_with(&format!("{key} = "));
-    page.lines()
-        .find(found)
-        .unwrap_or_else(|| panic!("{key} in {page}"))
-        .to_owned()
+    page.lines().find(found).unwrap_or_else(|| panic!("{key} in {page}")).to_owned()
 }
 
 #[test]
@@ -38,10 +32,7 @@ fn every_command_teaches_by_example() {
         assert!(top.contains(command), "{command} in {top}");
         let page = out(&polylora(&[command, "--help"]));
         assert!(page.contains("Examples:"), "{command}: {page}");
-        assert!(
-            page.contains(&format!("polylora {command}")),
-            "{command}: {page}"
-        );
+        assert!(page.contains(&format!("polylora {command}")), "{command}: {page}");
     }
 }
 
@@ -67,23 +58,12 @@ fn mistakes_in_the_file_name_file_key_and_line() {
         let said = refused(&polylora(&["serve", "--config", &name]), 2);
         let place = format!("{name}:{line}: ");
         assert!(said.contains(&place), "{said} should name {place}");
-        assert!(
-            parts.iter().all(|p| said.contains(p)),
-            "{said} should say {parts:?}"
-        );
+        assert!(parts.iter().all(|p| said.contains(p)), "{said} should say {parts:?}");
     };
     check("port = 80\nkv_byte = 5\n", 2, &["kv_byte", "kv_bytes"]);
     check("\n\nport = \"eighty\"\n", 3, &["port", "eighty"]);
-    check(
-        "host = \"::1\"\nrows_max = 0\n",
-        2,
-        &["rows_max", "0", "1 to 8192"],
-    );
-    check(
-        "kv_bytes = \"5 parsecs\"\n",
-        1,
-        &["kv_bytes", "5 parsecs", "512MiB"],
-    );
+    check("host = \"::1\"\nrows_max = 0\n", 2, &["rows_max", "0", "1 to 8192"]);
+    check("kv_bytes = \"5 parsecs\"\n", 1, &["kv_bytes", "5 parsecs", "512MiB"]);
     check("adapters = 3\n", 1, &["adapters"]);
     let said = refused(&polylora(&["serve", "--config", "no-such.toml"]), 2);
     assert!(said.contains("no-such.toml"), "{said}");
@@ -93,49 +73,23 @@ fn mistakes_in_the_file_name_file_key_and_line() {
 fn settings_that_cannot_be_name_the_key_and_what_was_expected() {
     let check = |args: &[&str], parts: &[&str]| {
         let said = refused(&polylora(&[&["serve"], args].concat()), 2);
-        assert!(
-            parts.iter().all(|p| said.contains(p)),
-            "{said} should say {parts:?}"
-        );
+        assert!(parts.iter().all(|p| said.contains(p)), "{said} should say {parts:?}");
     };
-    check(
-        &["--threads", "0"],
-        &["threads", "--threads", "POLYLORA_THREADS", "1 to 1024"],
-    );
+    check(&["--threads", "0"], &["threads", "--threads", "POLYLORA_THREADS", "1 to 1024"]);
     check(&["--dtype", "int3"], &["dtype", "int3", "auto, f32, bf16"]);
-    check(
-        &["--sequences-max", "512"],
-        &["sequences_max", "512", "rows_max = 256"],
-    );
-    check(
-        &["--stream-events-max", "64"],
-        &["stream_events_max", "rows_max = 256"],
-    );
-    check(
-        &["--host", "0.0.0.0"],
-        &["host", "0.0.0.0", "POLYLORA_API_KEY", "allow_open"],
-    );
+    check(&["--sequences-max", "512"], &["sequences_max", "512", "rows_max = 256"]);
+    check(&["--stream-events-max", "64"], &["stream_events_max", "rows_max = 256"]);
+    check(&["--host", "0.0.0.0"], &["host", "0.0.0.0", "POLYLORA_API_KEY", "allow_open"]);
     check(&["--api-key", ""], &["api_key", "empty"]);
-    check(
-        &["--adapter", "a=x", "--adapter", "a=y"],
-        &["adapters", "'a' twice"],
-    );
+    check(&["--adapter", "a=x", "--adapter", "a=y"], &["adapters", "'a' twice"]);
     check(&["--log-format", "xml"], &["log_format", "xml", "json"]);
 }
 
 #[test]
 fn an_open_address_wants_a_key_or_the_operators_word() {
     let print = |args: &[&str]| polylora(&[&["serve", "--print-config"], args].concat());
-    assert!(
-        print(&["--host", "0.0.0.0", "--api-key", "k"])
-            .status
-            .success()
-    );
-    assert!(
-        print(&["--host", "0.0.0.0", "--allow-open"])
-            .status
-            .success()
-    );
+    assert!(print(&["--host", "0.0.0.0", "--api-key", "k"]).status.success());
+    assert!(print(&["--host", "0.0.0.0", "--allow-open"]).status.success());
     assert!(print(&["--host", "::1"]).status.success());
     refused(&print(&["--host", "example.org"]), 2);
 }
@@ -147,50 +101,25 @@ fn flag_wins_over_environment_over_file_over_default() {
          [adapters]\na = \"file-a\"\nb = \"file-b\"\n",
     );
     let name = file.path().to_string_lossy().into_owned();
-    let args = [
-        "serve",
-        "--print-config",
-        "--config",
-        &name,
-        "--port",
-        "3",
-        "--adapter",
-        "a=flag-a",
-    ];
+    let args =
+        ["serve", "--print-config", "--config", &name, "--port", "3", "--adapter", "a=flag-a"];
     let env = [("POLYLORA_PORT", "2"), ("POLYLORA_ROWS_MAX", "222")];
     let page = out(&polylora_with(&args, &env));
     assert_eq!(printed(&page, "port"), "port = 3");
     assert_eq!(printed(&page, "rows_max"), "rows_max = 222");
     assert_eq!(printed(&page, "sequences_max"), "sequences_max = 11");
-    assert_eq!(
-        printed(&page, "kv_bytes"),
-        format!("kv_bytes = {}", 64 << 20)
-    );
+    assert_eq!(printed(&page, "kv_bytes"), format!("kv_bytes = {}", 64 << 20));
     assert_eq!(printed(&page, "versions_kept"), "# versions_kept = 3");
-    assert!(
-        page.contains("\"a\" = \"flag-a\"") && page.contains("\"b\" = \"file-b\""),
-        "{page}"
-    );
+    assert!(page.contains("\"a\" = \"flag-a\"") && page.contains("\"b\" = \"file-b\""), "{page}");
 }
 
 #[test]
 fn the_printed_file_has_every_key_and_is_accepted_with_every_line_uncommented() {
-    let page = out(&polylora_with(
-        &["serve", "--print-config"],
-        &[("POLYLORA_API_KEY", "hush")],
-    ));
+    let page = out(&polylora_with(&["serve", "--print-config"], &[("POLYLORA_API_KEY", "hush")]));
     assert!(!page.contains("hush"), "the key is not printed");
     for key in polylora::config::keys() {
-        assert!(
-            page.contains(&format!("--{}", key.flag)),
-            "{} in {page}",
-            key.name
-        );
-        assert!(
-            page.contains(&key.env) && !key.help.is_empty(),
-            "{}",
-            key.name
-        );
+        assert!(page.contains(&format!("--{}", key.flag)), "{} in {page}", key.name);
+        assert!(page.contains(&key.env) && !key.help.is_empty(), "{}", key.name);
     }
     for range in polylora::config::RANGES {
         assert!(page.contains(&range.expected()), "{}", range.key);
@@ -205,23 +134,12 @@ fn the_printed_file_has_every_key_and_is_accepted_with_every_line_uncommented() 
         _ => l.to_owned(),
     };
     let text: Vec<String> = page.lines().map(live).collect();
-    let set = text
-        .iter()
-        .filter(|l| is_setting(l) && l.contains(" = "))
-        .count();
-    assert_eq!(
-        set,
-        polylora::config::keys().len(),
-        "one line per key, adapters with its example"
-    );
+    let set = text.iter().filter(|l| is_setting(l) && l.contains(" = ")).count();
+    assert_eq!(set, polylora::config::keys().len(), "one line per key, adapters with its example");
     let file = config_file(&text.join("\n"));
     let name = file.path().to_string_lossy().into_owned();
     let again = polylora(&["serve", "--print-config", "--config", &name]);
-    assert!(
-        again.status.success(),
-        "{}",
-        String::from_utf8_lossy(&again.stderr)
-    );
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
 }
 
 #[test]
@@ -231,20 +149,9 @@ fn the_default_model_is_the_demo() {
 
 #[test]
 fn a_server_that_is_not_there_is_one_line_that_says_what_to_do() {
-    for args in [
-        vec!["chat", "hello"],
-        vec!["adapter", "list"],
-        vec!["health"],
-        vec!["bench"],
-    ] {
-        let said = refused(
-            &polylora(&[args, vec!["--url", "http://127.0.0.1:9"]].concat()),
-            1,
-        );
-        assert!(
-            said.contains("127.0.0.1:9") && said.contains("polylora serve"),
-            "{said}"
-        );
+    for args in [vec!["chat", "hello"], vec!["adapter", "list"], vec!["health"], vec!["bench"]] {
+        let said = refused(&polylora(&[args, vec!["--url", "http://127.0.0.1:9"]].concat()), 1);
+        assert!(said.contains("127.0.0.1:9") && said.contains("polylora serve"), "{said}");
     }
     refused(&polylora(&["chat", "hello", "--url", "localhost"]), 2);
 }
@@ -252,39 +159,20 @@ fn a_server_that_is_not_there_is_one_line_that_says_what_to_do() {
 #[test]
 fn one_question_prints_one_answer() {
     let (url, seen) = server();
-    let args = [
-        "chat",
-        "--url",
-        &url,
-        "--model-name",
-        "pirate",
-        "--system",
-        "Be brief",
-        "Who?",
-    ];
+    let args = ["chat", "--url", &url, "--model-name", "pirate", "--system", "Be brief", "Who?"];
     assert_eq!(out(&polylora(&args)), "Avast, ye lubber\n");
     let body = seen.lock().expect("lock")[0].1.clone();
     assert_eq!(body["model"], "pirate");
     let system = json!({"role": "system", "content": "Be brief"});
-    assert_eq!(
-        body["messages"],
-        json!([system, {"role": "user", "content": "Who?"}])
-    );
+    assert_eq!(body["messages"], json!([system, {"role": "user", "content": "Who?"}]));
     polylora(&["chat", "--url", &format!("{url}/v1/"), "Who?"]);
-    assert_eq!(
-        seen.lock().expect("lock")[1].1["model"],
-        "base",
-        "the first that the server lists"
-    );
+    assert_eq!(seen.lock().expect("lock")[1].1["model"], "base", "the first that the server lists");
 }
 
 #[test]
 fn a_refusal_is_shown_in_the_servers_words() {
     let (url, _) = server();
-    let said = refused(
-        &polylora(&["chat", "--url", &url, "--model-name", "busy", "Who?"]),
-        1,
-    );
+    let said = refused(&polylora(&["chat", "--url", &url, "--model-name", "busy", "Who?"]), 1);
     assert_eq!(said, "error: no, not that (429 queue_full)\n");
     let o = polylora(&["chat", "--url", &url, "--model-name", "breaks", "Who?"]);
     assert_eq!(out(&o), "Avast, \n", "what came stays on its own line");
@@ -298,14 +186,8 @@ fn a_directory_is_pushed_as_its_two_files_and_nothing_else() {
     let at = |name: &str| dir.path().join(name);
     let path = dir.path().to_string_lossy().into_owned();
     std::fs::write(at("adapter_config.json"), "{}").expect("written");
-    let said = refused(
-        &polylora(&["adapter", "push", "mine", &path, "--url", &url]),
-        2,
-    );
-    assert!(
-        said.contains("adapter_model.safetensors is missing"),
-        "{said}"
-    );
+    let said = refused(&polylora(&["adapter", "push", "mine", &path, "--url", &url]), 2);
+    assert!(said.contains("adapter_model.safetensors is missing"), "{said}");
     std::fs::write(at("adapter_model.safetensors"), "12345").expect("written");
     std::fs::write(at("optimizer.pt"), "secret").expect("written");
     let o = polylora(&["adapter", "push", "mine", &path, "--url", &url]);
@@ -315,9 +197,6 @@ fn a_directory_is_pushed_as_its_two_files_and_nothing_else() {
         {"name": "adapter_model.safetensors", "bytes": 5},
     ]);
     assert_eq!(*seen.lock().expect("lock"), [("mine".to_owned(), expected)]);
-    let said = refused(
-        &polylora(&["adapter", "push", "refused", &path, "--url", &url]),
-        1,
-    );
+    let said = refused(&polylora(&["adapter", "push", "refused", &path, "--url", &url]), 1);
     assert_eq!(said, "error: no, not that (422 shape_mismatch)\n");
 }

@@ -1,4 +1,5 @@
-//! The engine as a whole, on a tiny model: no neighbour's influence, prefix reuse, preemption, and what a step costs.
+//! The engine as a whole, on a tiny model: no neighbour's influence, prefix reuse, preemption, and
+//! what a step costs.
 
 mod common;
 
@@ -335,7 +336,9 @@ async fn echo_scores_every_prompt_token() {
         request.sampling.prompt_logprobs = Some(2);
         let mut stream = bench.engine.submit(request).expect("room");
         for (i, &token) in tokens.iter().enumerate() {
-            let Some(Event::Prompt(event)) = stream.next().await else { panic!("prompt event {i}") };
+            let Some(Event::Prompt(event)) = stream.next().await else {
+                panic!("prompt event {i}")
+            };
             assert_eq!(event.token, token);
             let apart = (event.logprob as f64 - expected[i]).abs();
             assert!(apart < 1e-4 || i == 0 && event.logprob.is_nan(), "token {i}: {apart}");

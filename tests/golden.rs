@@ -1,7 +1,9 @@
-//! The right tokens: base and adapters on the real demo model against numbers made with Hugging Face PEFT.
+//! The right tokens: base and adapters on the real demo model against numbers made with Hugging
+//! Face PEFT.
 //!
-//! `golden/trained.json` and `golden/synthetic.json` hold what torch 2.15, transformers 5.23 and peft 0.21 computed in f32 on
-//! the same weights. Everything runs in mixed batches: all adapters and the base share each step.
+//! `golden/trained.json` and `golden/synthetic.json` hold what torch 2.15, transformers 5.23 and
+//! peft 0.21 computed in f32 on the same weights. Everything runs in mixed batches: all adapters
+//! and the base share each step.
 
 mod common;
 
@@ -181,7 +183,8 @@ fn base_and_corner_case_adapters_match_peft_in_one_batch() {
     check_file(SYNTHETIC);
 }
 
-/// Copies an adapter, lets `spoil` change config and tensors, and says how far the result is from the golden numbers.
+/// Copies an adapter, lets `spoil` change config and tensors, and says how far the result is from
+/// the golden numbers.
 fn distance_when_spoiled(
     golden: &str,
     name: &str,
@@ -196,9 +199,7 @@ fn distance_when_spoiled(
     let file = safetensors::SafeTensors::deserialize(&bytes).expect("tensors");
     let mut tensors: Vec<(String, Tensor)> = file
         .iter()
-        .map(|(n, v)| {
-            (n.to_owned(), Tensor(v.dtype(), v.shape().to_vec(), v.data().to_vec()))
-        })
+        .map(|(n, v)| (n.to_owned(), Tensor(v.dtype(), v.shape().to_vec(), v.data().to_vec())))
         .collect();
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     spoil(&mut config, &mut tensors);
@@ -218,7 +219,8 @@ fn distance_when_spoiled(
 /// dtype, dims, bytes
 struct Tensor(safetensors::Dtype, Vec<usize>, Vec<u8>);
 
-/// The comparison above can fail: each of these mistakes, which other servers have shipped, is seen.
+/// The comparison above can fail: each of these mistakes, which other servers have shipped, is
+/// seen.
 #[test]
 fn planted_errors_are_seen() {
     let wrong_scale = distance_when_spoiled(TRAINED, "pirate", |config, _| {
@@ -234,7 +236,11 @@ fn planted_errors_are_seen() {
     assert!(!wrong_order.is_right(), "wrong pattern order: {wrong_order:?}");
 
     let swapped = distance_when_spoiled(TRAINED, "pirate", |_, tensors| {
-        swap_tensors(tensors, "layers.7.self_attn.q_proj.lora_B", "layers.7.self_attn.o_proj.lora_B");
+        swap_tensors(
+            tensors,
+            "layers.7.self_attn.q_proj.lora_B",
+            "layers.7.self_attn.o_proj.lora_B",
+        );
     });
     assert!(!swapped.is_right(), "swapped factors: {swapped:?}");
 
@@ -293,8 +299,7 @@ fn judge(weights: Arc<Weights>, dtype: Dtype, adapter: Option<&str>) -> (f64, Ve
         }
     });
     let corpus = heldout(&runner, 2_000);
-    let mut streams: Vec<Stream> =
-        corpus.iter().map(|t| runner.stream(t, slot, t.len())).collect();
+    let mut streams: Vec<Stream> = corpus.iter().map(|t| runner.stream(t, slot, t.len())).collect();
     let mut tops: Vec<Vec<(u32, f32)>> = corpus.iter().map(|t| vec![(0, 0.0); t.len()]).collect();
     runner.advance(&mut streams, |i, position, logits| tops[i][position] = best(logits));
     (sum / (text.len() - 1) as f64, tops.concat())

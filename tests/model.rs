@@ -127,25 +127,11 @@ fn the_demo_model_is_tokenised_as_transformers_does() {
     assert_eq!(checkpoint.digest.to_string(), sha);
     assert_eq!(checkpoint.storage, "gguf Q4_1, dequantised to bf16");
     let text = &checkpoint.text;
-    assert_eq!(
-        (text.bos, &*text.eos, text.add_bos),
-        (Some(1), &[2][..], false)
-    );
-    let encode = |s: &str| {
-        text.tokenizer
-            .encode(s, true)
-            .expect("encodes")
-            .get_ids()
-            .to_vec()
-    };
+    assert_eq!((text.bos, &*text.eos, text.add_bos), (Some(1), &[2][..], false));
+    let encode = |s: &str| text.tokenizer.encode(s, true).expect("encodes").get_ids().to_vec();
     let plain = info["text"].as_str().expect("text");
     assert_eq!(encode(plain), ids(&info["text_ids"]));
-    assert_eq!(
-        text.tokenizer
-            .decode(&ids(&info["text_ids"]), true)
-            .expect("decodes"),
-        plain
-    );
+    assert_eq!(text.tokenizer.decode(&ids(&info["text_ids"]), true).expect("decodes"), plain);
     let system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face";
     for (prompt, expected) in info["prompts"]
         .as_array()
@@ -162,20 +148,11 @@ fn the_demo_model_is_tokenised_as_transformers_does() {
     }
     // GPT-2's words: the last of many spaces belongs to what follows; digits stand alone, without
     // their space.
-    let pieces = |s: &str| {
-        text.tokenizer
-            .encode(s, true)
-            .expect("encodes")
-            .get_tokens()
-            .to_vec()
-    };
+    let pieces = |s: &str| text.tokenizer.encode(s, true).expect("encodes").get_tokens().to_vec();
     assert_eq!(pieces("if    b"), ["if", "ĠĠĠ", "Ġb"]);
     assert_eq!(pieces("in 2024"), ["in", "Ġ", "2", "0", "2", "4"]);
     let odd = "naïve 東京 🙂 x=10";
-    assert_eq!(
-        text.tokenizer.decode(&encode(odd), true).expect("decodes"),
-        odd
-    );
+    assert_eq!(text.tokenizer.decode(&encode(odd), true).expect("decodes"), odd);
 }
 
 #[test]
@@ -189,10 +166,7 @@ fn the_demo_model_gives_the_logprobs_and_the_text_of_transformers() {
     let sum: f32 = logits.iter().zip(&text[1..]).map(of_next).sum();
     let mean = sum / (text.len() - 1) as f32;
     let expected = base["mean_logprob_text"].as_f64().expect("a number") as f32;
-    assert!(
-        (mean - expected).abs() < 1e-3,
-        "mean logprob {mean}, expected {expected}"
-    );
+    assert!((mean - expected).abs() < 1e-3, "mean logprob {mean}, expected {expected}");
     for (i, result) in base["prompts"].as_object().expect("prompts") {
         let mut tokens = ids(&info["prompt_ids"][i.parse::<usize>().expect("an index")]);
         let mut last = prefill(&mut model, &tokens).pop().expect("a row");

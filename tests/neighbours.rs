@@ -1,7 +1,8 @@
-//! Never the neighbour's: 64 streams over 32 adapters while others are uploaded and replaced, through HTTP.
+//! Never the neighbour's: 64 streams over 32 adapters while others are uploaded and replaced,
+//! through HTTP.
 //!
-//! Every answer must be, token for token, what the version named in its header says alone, computed by the
-//! simplest runner there is from the very factors that were uploaded.
+//! Every answer must be, token for token, what the version named in its header says alone, computed
+//! by the simplest runner there is from the very factors that were uploaded.
 
 mod common;
 

@@ -97,8 +97,7 @@ impl Rig {
 
     /// Plans, and says (id, start, len) of what is planned, by id.
     fn plan(&mut self) -> Vec<(u64, usize, usize)> {
-        self.scheduler
-            .plan(&mut self.book, self.now, &mut self.plan);
+        self.scheduler.plan(&mut self.book, self.now, &mut self.plan);
         let id = |index: usize| self.scheduler.running()[index].id;
         let entries = self.plan.entries().iter();
         let mut rows: Vec<_> = entries.map(|p| (id(p.sequence), p.start, p.len)).collect();
@@ -123,8 +122,7 @@ impl Rig {
                 }
             }
         }
-        self.scheduler
-            .commit(&self.plan, &mut sampled, &mut self.book, self.now);
+        self.scheduler.commit(&self.plan, &mut sampled, &mut self.book, self.now);
         let holders = self.scheduler.running().iter().map(|s| &s.pages[..]);
         self.book.check(holders);
     }
@@ -142,10 +140,7 @@ impl Rig {
     }
 
     fn preemptions(&mut self) -> usize {
-        self.scheduler
-            .notices()
-            .filter(|n| *n == Notice::Preempted)
-            .count()
+        self.scheduler.notices().filter(|n| *n == Notice::Preempted).count()
     }
 }
 
@@ -180,22 +175,15 @@ fn sequences_of_one_prompt_compute_it_once() {
     assert_eq!(rig.step(), [(0, 40, 1), (1, 32, 8), (2, 32, 8), (3, 32, 8)]);
     rig.run_to_the_end();
     for (i, mut stream) in streams.into_iter().enumerate() {
-        let Event::Finished { cached_tokens, .. } = read(&mut stream).2 else {
-            panic!()
-        };
+        let Event::Finished { cached_tokens, .. } = read(&mut stream).2 else { panic!() };
         assert_eq!(cached_tokens, if i == 0 { 0 } else { 32 });
     }
 }
 
 #[test]
 fn a_long_prompt_in_chunks_is_computed_once_too() {
-    let mut rig = Rig::new(Budgets {
-        rows_max: 50,
-        ..budgets()
-    });
-    let _streams: Vec<_> = (0..2)
-        .map(|_| rig.submit(ask(&prompt(0, 120), 9)))
-        .collect();
+    let mut rig = Rig::new(Budgets { rows_max: 50, ..budgets() });
+    let _streams: Vec<_> = (0..2).map(|_| rig.submit(ask(&prompt(0, 120), 9))).collect();
     assert_eq!(rig.step(), [(0, 0, 50)]);
     assert_eq!(rig.step(), [(0, 50, 50)]);
     assert_eq!(rig.step(), [(0, 100, 20)]);
@@ -228,10 +216,7 @@ fn nothing_is_found_across_identities() {
     let base = ask(&prompt(0, 40), 1);
     let mut acme = base.clone();
     acme.tenant = "acme".into();
-    let adapted = |number| Request {
-        lease: Some(lease(number)),
-        ..base.clone()
-    };
+    let adapted = |number| Request { lease: Some(lease(number)), ..base.clone() };
     for (request, start) in [
         (base.clone(), 0),
         (adapted(1), 0),
@@ -258,13 +243,8 @@ fn the_newest_is_preempted_and_its_stream_goes_on_unchanged() {
         read(&mut stream).1
     };
     // Two of six pages each, at the end; seven in all.
-    let mut rig = Rig::new(Budgets {
-        pages: 7,
-        ..budgets()
-    });
-    let mut streams: Vec<_> = (0..2)
-        .map(|i| rig.submit(ask(&prompt(100 * i, 30), 60)))
-        .collect();
+    let mut rig = Rig::new(Budgets { pages: 7, ..budgets() });
+    let mut streams: Vec<_> = (0..2).map(|i| rig.submit(ask(&prompt(100 * i, 30), 60))).collect();
     while rig.scheduler.running().len() != 1 {
         rig.step();
     }
@@ -279,29 +259,19 @@ fn the_newest_is_preempted_and_its_stream_goes_on_unchanged() {
 
 #[test]
 fn nobody_overtakes_one_that_waits_for_pages() {
-    let mut rig = Rig::new(Budgets {
-        pages: 6,
-        ..budgets()
-    });
+    let mut rig = Rig::new(Budgets { pages: 6, ..budgets() });
     let _small = rig.submit(ask(&prompt(0, 40), 5));
     let _big = rig.submit(ask(&prompt(100, 80), 5));
     let _tiny = rig.submit(ask(&prompt(300, 3), 5));
     for _ in 0..5 {
-        assert_eq!(
-            rig.step().len(),
-            1,
-            "the tiny one would fit, but it came last"
-        );
+        assert_eq!(rig.step().len(), 1, "the tiny one would fit, but it came last");
     }
     assert_eq!(rig.step()[0], (1, 0, 64));
 }
 
 #[test]
 fn prefill_never_starves_decode() {
-    let mut rig = Rig::new(Budgets {
-        rows_max: 8,
-        ..budgets()
-    });
+    let mut rig = Rig::new(Budgets { rows_max: 8, ..budgets() });
     let _streams: Vec<_> = (0..3).map(|i| rig.submit(ask(&[i], 20))).collect();
     rig.step();
     let _long = rig.submit(ask(&prompt(10, 100), 5));
@@ -313,10 +283,7 @@ fn prefill_never_starves_decode() {
 
 #[test]
 fn no_more_run_than_get_a_row_each_step() {
-    let mut rig = Rig::new(Budgets {
-        logit_rows_max: 3,
-        ..budgets()
-    });
+    let mut rig = Rig::new(Budgets { logit_rows_max: 3, ..budgets() });
     let _streams: Vec<_> = (0..6).map(|i| rig.submit(ask(&[i], 20))).collect();
     for _ in 0..20 {
         assert_eq!(rig.step().len(), 3);
@@ -340,11 +307,7 @@ fn prompt_logprobs_take_no_hits_and_stay_within_the_logit_rows() {
 
 #[test]
 fn prompt_events_are_told_once_though_the_prompt_is_computed_twice() {
-    let mut rig = Rig::new(Budgets {
-        pages: 8,
-        logit_rows_max: 2,
-        ..budgets()
-    });
+    let mut rig = Rig::new(Budgets { pages: 8, logit_rows_max: 2, ..budgets() });
     let _old = rig.submit(ask(&prompt(0, 16), 80));
     let mut echo = ask(&prompt(200, 70), 2);
     echo.sampling.prompt_logprobs = Some(0);
@@ -353,47 +316,27 @@ fn prompt_events_are_told_once_though_the_prompt_is_computed_twice() {
     assert!(rig.preemptions() > 0, "the echo was sent back on its way");
     let (told, output, last) = read(&mut stream);
     assert_eq!((told, output.len()), (prompt(200, 70), 2));
-    assert!(matches!(
-        last,
-        Event::Finished {
-            cached_tokens: 0,
-            ..
-        }
-    ));
+    assert!(matches!(last, Event::Finished { cached_tokens: 0, .. }));
 }
 
 #[test]
 fn a_failed_step_ends_its_own_sequences_only_and_leaves_no_prefix() {
-    let mut rig = Rig::new(Budgets {
-        sequences_max: 1,
-        ..budgets()
-    });
+    let mut rig = Rig::new(Budgets { sequences_max: 1, ..budgets() });
     let mut first = rig.submit(ask(&prompt(0, 40), 5));
     let mut second = rig.submit(ask(&prompt(0, 40), 5));
     assert_eq!(rig.plan(), [(0, 0, 40)]);
-    rig.scheduler
-        .abort_planned(&rig.plan, &mut rig.book, &Error::fault("planted"));
+    rig.scheduler.abort_planned(&rig.plan, &mut rig.book, &Error::fault("planted"));
     assert_eq!(code(read(&mut first).2), "internal_error");
-    assert_eq!(
-        rig.step(),
-        [(1, 0, 40)],
-        "what the failed step wrote is not found"
-    );
+    assert_eq!(rig.step(), [(1, 0, 40)], "what the failed step wrote is not found");
     rig.run_to_the_end();
     assert!(matches!(read(&mut second).2, Event::Finished { .. }));
 }
 
 #[test]
 fn a_cancelled_sequence_gives_everything_back_before_the_next_step() {
-    let mut rig = Rig::new(Budgets {
-        sequences_max: 1,
-        ..budgets()
-    });
+    let mut rig = Rig::new(Budgets { sequences_max: 1, ..budgets() });
     let leases = [lease(1), lease(2)];
-    let adapted = |i: usize| Request {
-        lease: Some(leases[i].clone()),
-        ..ask(&prompt(0, 40), 50)
-    };
+    let adapted = |i: usize| Request { lease: Some(leases[i].clone()), ..ask(&prompt(0, 40), 50) };
     let [running, waiting] = [rig.submit(adapted(0)), rig.submit(adapted(1))];
     rig.step();
     let versions = leases.map(|lease| lease.version().clone());
@@ -431,29 +374,15 @@ fn a_stream_ends_at_a_stop_token_or_at_its_length_or_at_the_context() {
         (&mut full, CONTEXT - 2, FinishReason::Length),
     ] {
         let (_, output, last) = read(stream);
-        let Event::Finished {
-            reason,
-            completion_tokens,
-            ..
-        } = last
-        else {
-            panic!("{last:?}")
-        };
-        assert_eq!(
-            (output.len(), completion_tokens as usize, reason),
-            (tokens, tokens, end)
-        );
+        let Event::Finished { reason, completion_tokens, .. } = last else { panic!("{last:?}") };
+        assert_eq!((output.len(), completion_tokens as usize, reason), (tokens, tokens, end));
     }
 }
 
 #[test]
 fn stop_tokens_are_banned_until_tokens_min() {
     let (sender, _stream) = channel(1);
-    let request = Request {
-        tokens_min: 1,
-        stop_tokens: vec![7],
-        ..ask(&[1], 5)
-    };
+    let request = Request { tokens_min: 1, stop_tokens: vec![7], ..ask(&[1], 5) };
     let mut sequence = Sequence::new(0, request, &BASE, CONTEXT, sender, Instant::now());
     assert_eq!(sequence.history().banned, [7]);
     sequence.tokens.push(3);
@@ -476,8 +405,7 @@ fn a_stream_that_lost_an_event_sends_no_other_after_it() {
         }
     }
     let mut sampled = vec![Some(Ok(TokenEvent::unscored(1)))];
-    rig.scheduler
-        .commit(&rig.plan, &mut sampled, &mut rig.book, rig.now);
+    rig.scheduler.commit(&rig.plan, &mut sampled, &mut rig.book, rig.now);
     let (told, output, last) = read(&mut stream);
     assert_eq!((told, output), (vec![1, 2, 3], vec![]));
     assert_eq!(code(last), "stream_too_slow");

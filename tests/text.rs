@@ -106,17 +106,11 @@ fn library_decode(tokenizer: &Tokenizer, tokens: &[u32], skip_special: bool) -> 
 #[test]
 fn demo_prompts_have_the_ids_of_hugging_face() {
     let info = &golden("trained.json")["info"];
-    for (prompt, ids) in info["prompts"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .zip(info["prompt_ids"].as_array().unwrap())
+    for (prompt, ids) in
+        info["prompts"].as_array().unwrap().iter().zip(info["prompt_ids"].as_array().unwrap())
     {
         let messages = [json!({"role": "user", "content": prompt})];
-        assert_eq!(
-            json!(demo().encode_chat(&messages, None, true).unwrap()),
-            *ids
-        );
+        assert_eq!(json!(demo().encode_chat(&messages, None, true).unwrap()), *ids);
     }
     let text = info["text"].as_str().unwrap();
     assert_eq!(json!(demo().encode(text, true).unwrap()), info["text_ids"]);
@@ -200,10 +194,7 @@ fn template_list_gives_the_default_and_the_one_for_tools() {
     let one = json!([{"name": "default", "template": "plain"}]).to_string();
     assert_eq!(render(&one, &[], Some(&tools)).unwrap(), "plain");
     let none = json!([{"name": "rag", "template": "x"}]).to_string();
-    assert_eq!(
-        render(&none, &[], None).unwrap_err().code,
-        "unsupported_chat_template"
-    );
+    assert_eq!(render(&none, &[], None).unwrap_err().code, "unsupported_chat_template");
     // Not a list, though it starts like one.
     assert_eq!(render("[INST]", &[], None).unwrap(), "[INST]");
 }
@@ -234,15 +225,9 @@ fn content_part_that_is_not_text_is_refused_by_name() {
         json!({"role": "user", "content": [{"type": "text", "text": "see"},
                                          {"type": "image_url", "image_url": {}}]}),
     ];
-    for template in [
-        "{{ messages[1].content }}",
-        "{% for p in message.content %}{% endfor %}",
-    ] {
+    for template in ["{{ messages[1].content }}", "{% for p in message.content %}{% endfor %}"] {
         let e = render(template, &messages, None).unwrap_err();
-        assert_eq!(
-            (e.kind, e.code),
-            (Kind::Invalid, "unsupported_content_part")
-        );
+        assert_eq!((e.kind, e.code), (Kind::Invalid, "unsupported_content_part"));
         assert_eq!(e.param.as_deref(), Some("messages[1].content[1]"));
         assert!(e.message.contains("image_url"), "{}", e.message);
     }
@@ -252,18 +237,13 @@ fn content_part_that_is_not_text_is_refused_by_name() {
 fn messages_without_a_template_are_refused() {
     let text = text_of(sentencepiece(llama2_decoder()), None, false);
     assert!(!text.has_template());
-    assert_eq!(
-        text.render(&[], None, true).unwrap_err().code,
-        "no_chat_template"
-    );
+    assert_eq!(text.render(&[], None, true).unwrap_err().code, "no_chat_template");
 }
 
 #[test]
 fn unknown_decoder_is_refused_by_name() {
     let decoder = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
-    let e = try_text_of(sentencepiece(decoder), None, false)
-        .err()
-        .unwrap();
+    let e = try_text_of(sentencepiece(decoder), None, false).err().unwrap();
     assert_eq!(e.code, "unsupported_tokenizer");
     assert!(e.message.contains("WordPiece"), "{}", e.message);
 }
@@ -301,10 +281,7 @@ fn leading_space_is_dropped_from_an_answer_and_kept_in_a_continuation() {
     // The prompt ends within a character: é is C3 A9.
     let mut completing = Detokenizer::continuing(text.clone(), true, &[266, 3 + 0xC3]);
     assert_eq!(completing.push(3 + 0xA9), "é");
-    assert_eq!(
-        text.token_text(hello),
-        (" Hello".into(), b" Hello".to_vec())
-    );
+    assert_eq!(text.token_text(hello), (" Hello".into(), b" Hello".to_vec()));
     assert_eq!(text.token_text(3 + 0xC3), ("\u{FFFD}".into(), vec![0xC3]));
     assert_eq!(text.token_text(2), ("</s>".into(), b"</s>".to_vec()));
     assert_eq!(text.token_text(99_999), (String::new(), vec![]));
@@ -333,14 +310,11 @@ fn endless_broken_bytes_leave_at_once() {
 /// from the library.
 fn mixes(tokens: &[u32]) -> bool {
     let is_byte = |t: &u32| (3..259).contains(t);
-    tokens
-        .chunk_by(|a, b| is_byte(a) == is_byte(b))
-        .filter(|run| is_byte(&run[0]))
-        .any(|run| {
-            let bytes: Vec<u8> = run.iter().map(|&t| (t - 3) as u8).collect();
-            std::str::from_utf8(&bytes).is_err()
-                && bytes.utf8_chunks().any(|chunk| !chunk.valid().is_empty())
-        })
+    tokens.chunk_by(|a, b| is_byte(a) == is_byte(b)).filter(|run| is_byte(&run[0])).any(|run| {
+        let bytes: Vec<u8> = run.iter().map(|&t| (t - 3) as u8).collect();
+        std::str::from_utf8(&bytes).is_err()
+            && bytes.utf8_chunks().any(|chunk| !chunk.valid().is_empty())
+    })
 }
 
 proptest! {
@@ -465,10 +439,7 @@ fn stop_that_is_complete_first_wins_over_one_that_begins_first() {
 fn text_after_a_stop_is_dropped() {
     let mut watch = StopStrings::new(vec!["END".into(), String::new()], false);
     assert_eq!(watch.push("one E"), Stopped::No("one ".into()));
-    let end = Stopped::Yes {
-        text: String::new(),
-        stop: "END".into(),
-    };
+    let end = Stopped::Yes { text: String::new(), stop: "END".into() };
     assert_eq!(watch.push("ND two"), end);
     assert_eq!(watch.push("three"), Stopped::No(String::new()));
     assert_eq!(watch.finish(), "");

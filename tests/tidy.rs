@@ -19,30 +19,10 @@ const COLUMNS_MAX: usize = 100;
 
 /// (file, what, limit, reason): the longest file, function or line that this file may hold.
 const ALLOWED: &[(&str, &str, usize, &str)] = &[
-    (
-        "src/metrics.rs",
-        "function",
-        110,
-        "a table of series, one entry each; no branch in it",
-    ),
-    (
-        "tests/adapters/refusals.rs",
-        "function",
-        120,
-        "a table of wrong adapters, one entry each",
-    ),
-    (
-        "tests/api/adapters.rs",
-        "function",
-        100,
-        "a table of wrong uploads, one entry each",
-    ),
-    (
-        "tests/api/refusals.rs",
-        "function",
-        125,
-        "a table of wrong bodies, one entry each",
-    ),
+    ("src/metrics.rs", "function", 110, "a table of series, one entry each; no branch in it"),
+    ("tests/adapters/refusals.rs", "function", 120, "a table of wrong adapters, one entry each"),
+    ("tests/api/adapters.rs", "function", 100, "a table of wrong uploads, one entry each"),
+    ("tests/api/refusals.rs", "function", 125, "a table of wrong bodies, one entry each"),
     (
         "tests/allocations.rs",
         "unsafe",
@@ -54,27 +34,11 @@ const ALLOWED: &[(&str, &str, usize, &str)] = &[
 /// Which modules of the crate a module may name. What is not here may name none but `error`.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("adapters", &["config", "error", "metrics", "shape"]),
-    (
-        "model",
-        &["adapters", "config", "error", "metrics", "shape"],
-    ),
+    ("model", &["adapters", "config", "error", "metrics", "shape"]),
     ("text", &["model", "config", "error", "metrics", "shape"]),
-    (
-        "engine",
-        &["model", "adapters", "config", "error", "metrics", "shape"],
-    ),
-    (
-        "api",
-        &[
-            "engine", "text", "model", "adapters", "config", "error", "metrics", "shape",
-        ],
-    ),
-    (
-        "cli",
-        &[
-            "api", "engine", "text", "model", "adapters", "config", "error", "metrics", "shape",
-        ],
-    ),
+    ("engine", &["model", "adapters", "config", "error", "metrics", "shape"]),
+    ("api", &["engine", "text", "model", "adapters", "config", "error", "metrics", "shape"]),
+    ("cli", &["api", "engine", "text", "model", "adapters", "config", "error", "metrics", "shape"]),
     ("main", &["cli"]),
     ("lib", &[]),
 ];
@@ -85,10 +49,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("utoipa", &["src/api/"]),
     ("clap", &["src/cli/", "src/config"]),
     ("sqlx", &["src/adapters/"]),
-    (
-        "candle_core",
-        &["src/model/", "src/adapters/", "src/cli/verify"],
-    ),
+    ("candle_core", &["src/model/", "src/adapters/", "src/cli/verify"]),
     ("candle_nn", &["src/cli/verify"]),
     ("candle_transformers", &["src/cli/verify"]),
     ("tokenizers", &["src/text/", "src/model/"]),
@@ -96,31 +57,13 @@ const CRATES: &[(&str, &[&str])] = &[
 ];
 
 /// Pure modules: state and integers in, integers out.
-const PURE: &[&str] = &[
-    "src/engine/scheduler.rs",
-    "src/engine/pages.rs",
-    "src/engine/sequence.rs",
-];
-const IMPURE: &[&str] = &[
-    "candle",
-    "polylora_kernels",
-    "Instant::now",
-    "SystemTime",
-    "rand::",
-    "std::fs",
-];
+const PURE: &[&str] = &["src/engine/scheduler.rs", "src/engine/pages.rs", "src/engine/sequence.rs"];
+const IMPURE: &[&str] =
+    &["candle", "polylora_kernels", "Instant::now", "SystemTime", "rand::", "std::fs"];
 
 /// Doers: a type named so owns nothing in particular.
-const BANNED_NOUNS: &[&str] = &[
-    "Manager",
-    "Handler",
-    "Processor",
-    "Helper",
-    "Util",
-    "Utils",
-    "Wrapper",
-    "Context",
-];
+const BANNED_NOUNS: &[&str] =
+    &["Manager", "Handler", "Processor", "Helper", "Util", "Utils", "Wrapper", "Context"];
 
 const ROOT: &[&str] = &[
     ".ci",
@@ -154,15 +97,8 @@ fn allowed(path: &str, what: &str, limit: usize) -> usize {
 fn imports_go_one_way() {
     let mut wrong = Vec::new();
     for (path, text) in files("src", &[".rs"]) {
-        let module = path["src/".len()..]
-            .split(['/', '.'])
-            .next()
-            .unwrap_or_default()
-            .to_owned();
-        let may = IMPORTS
-            .iter()
-            .find(|(m, _)| *m == module)
-            .map_or(&["error"][..], |(_, may)| may);
+        let module = path["src/".len()..].split(['/', '.']).next().unwrap_or_default().to_owned();
+        let may = IMPORTS.iter().find(|(m, _)| *m == module).map_or(&["error"][..], |(_, may)| may);
         let code = code_of(&text);
         for named in imports(&code) {
             let is_module =
@@ -211,9 +147,7 @@ fn files_functions_and_lines_are_short() {
     }
     for (path, _, _, reason) in ALLOWED {
         if !root().join(path).exists() || reason.is_empty() {
-            wrong.push(format!(
-                "{path} is excepted, but is not there or has no reason"
-            ));
+            wrong.push(format!("{path} is excepted, but is not there or has no reason"));
         }
     }
     none(wrong);
@@ -221,18 +155,8 @@ fn files_functions_and_lines_are_short() {
 
 #[test]
 fn every_file_says_what_it_owns() {
-    let silent = |t: &str| {
-        t.lines()
-            .next()
-            .is_none_or(|l| !l.starts_with("//! ") || l.len() < 20)
-    };
-    none(
-        rust_files()
-            .into_iter()
-            .filter(|(_, t)| silent(t))
-            .map(|(p, _)| p)
-            .collect(),
-    );
+    let silent = |t: &str| t.lines().next().is_none_or(|l| !l.starts_with("//! ") || l.len() < 20);
+    none(rust_files().into_iter().filter(|(_, t)| silent(t)).map(|(p, _)| p).collect());
 }
 
 #[test]
@@ -250,9 +174,7 @@ fn types_are_named_for_what_they_are() {
     let mut wrong = Vec::new();
     for (path, text) in rust_files() {
         wrong.extend(
-            banned_names(&code_of(&text), BANNED_NOUNS)
-                .iter()
-                .map(|n| format!("{path}: {n}")),
+            banned_names(&code_of(&text), BANNED_NOUNS).iter().map(|n| format!("{path}: {n}")),
         );
     }
     none(wrong);
@@ -263,12 +185,7 @@ fn scheduling_is_pure() {
     let mut wrong = Vec::new();
     for path in PURE {
         let code = code_of(&fs::read_to_string(root().join(path)).expect(path));
-        wrong.extend(
-            IMPURE
-                .iter()
-                .filter(|w| code.contains(**w))
-                .map(|w| format!("{path}: {w}")),
-        );
+        wrong.extend(IMPURE.iter().filter(|w| code.contains(**w)).map(|w| format!("{path}: {w}")));
     }
     none(wrong);
 }
@@ -290,24 +207,11 @@ fn nothing_is_unfinished_silenced_or_unbounded() {
     ]
     .map(|w| w.concat());
     let mut texts = rust_files();
-    for place in [
-        "kernels",
-        "tests",
-        "benches",
-        ".ci",
-        "Makefile",
-        "Dockerfile",
-    ] {
-        texts.extend(files(
-            place,
-            &[".cu", ".cuh", ".py", ".sh", ".mjs", ".ci/run"],
-        ));
+    for place in ["kernels", "tests", "benches", ".ci", "Makefile", "Dockerfile"] {
+        texts.extend(files(place, &[".cu", ".cuh", ".py", ".sh", ".mjs", ".ci/run"]));
     }
     for file in ["Makefile", "Dockerfile"] {
-        texts.push((
-            file.to_owned(),
-            fs::read_to_string(root().join(file)).expect(file),
-        ));
+        texts.push((file.to_owned(), fs::read_to_string(root().join(file)).expect(file)));
     }
     let mut wrong = Vec::new();
     for (path, text) in texts {
@@ -321,9 +225,7 @@ fn nothing_is_unfinished_silenced_or_unbounded() {
 
 #[test]
 fn the_root_holds_what_a_newcomer_expects_and_nothing_else() {
-    let entries = fs::read_dir(root())
-        .expect("the root")
-        .map(|e| e.expect("an entry").file_name());
+    let entries = fs::read_dir(root()).expect("the root").map(|e| e.expect("an entry").file_name());
     let names: Vec<String> = entries.map(|n| n.to_string_lossy().into_owned()).collect();
     let known = |n: &String| ROOT.contains(&n.as_str()) || LEFT_BEHIND.contains(&n.as_str());
     none(names.into_iter().filter(|n| !known(n)).collect());
@@ -347,21 +249,14 @@ fn readme_lists_every_error_code() {
         }
     }
     assert!(codes.len() > 10, "the pattern finds codes: {codes:?}");
-    none(
-        codes
-            .into_iter()
-            .filter(|c| !readme.contains(&format!("`{c}`")))
-            .collect(),
-    );
+    none(codes.into_iter().filter(|c| !readme.contains(&format!("`{c}`"))).collect());
 }
 
 #[test]
 fn readme_lists_every_setting() {
     let readme = readme();
     let row = |k: &polylora::config::Key| format!("| `{}` |", k.name);
-    let missing = polylora::config::keys()
-        .into_iter()
-        .filter(|k| !readme.contains(&row(k)));
+    let missing = polylora::config::keys().into_iter().filter(|k| !readme.contains(&row(k)));
     none(missing.map(|k| k.name).collect());
 }
 
@@ -369,10 +264,7 @@ fn readme_lists_every_setting() {
 fn readme_lists_every_route() {
     let readme = readme();
     let table = fs::read_to_string(root().join("src/api/routes.rs")).expect("the table of routes");
-    let routes = captured(
-        ROUTE,
-        table.split("#[cfg(test)]").next().unwrap_or_default(),
-    );
+    let routes = captured(ROUTE, table.split("#[cfg(test)]").next().unwrap_or_default());
     assert!(routes.len() > 8, "the pattern finds routes: {routes:?}");
     none(
         routes
@@ -385,26 +277,15 @@ fn readme_lists_every_route() {
 
 #[test]
 fn the_repository_speaks_only_of_itself() {
-    let words = [
-        ["/wo", "rk/"],
-        ["/ro", "ot/"],
-        ["arti", "factory"],
-        [".lib", "rary"],
-    ]
-    .map(|w| w.concat());
+    let words =
+        [["/wo", "rk/"], ["/ro", "ot/"], ["arti", "factory"], [".lib", "rary"]].map(|w| w.concat());
     let mut wrong = Vec::new();
     for place in ["src", "kernels", "tests", "benches", "adapters", ".ci"] {
-        for (path, text) in files(
-            place,
-            &[
-                ".rs", ".cu", ".py", ".sh", ".mjs", ".md", ".json", "run", ".toml",
-            ],
-        ) {
+        for (path, text) in
+            files(place, &[".rs", ".cu", ".py", ".sh", ".mjs", ".md", ".json", "run", ".toml"])
+        {
             wrong.extend(
-                words
-                    .iter()
-                    .filter(|w| text.contains(w.as_str()))
-                    .map(|w| format!("{path}: {w}")),
+                words.iter().filter(|w| text.contains(w.as_str())).map(|w| format!("{path}: {w}")),
             );
         }
     }
@@ -428,22 +309,13 @@ fn the_rules_find_what_they_forbid() {
     let named: Vec<String> = imports(&code).into_iter().collect();
     assert_eq!(named, ["api", "cli", "engine", "error"]);
     assert_eq!(functions(&code), [("long".to_owned(), 3, 5)]);
-    assert_eq!(
-        banned_names(&code, BANNED_NOUNS),
-        ["RequestHandler", "HandlerKind"]
-    );
-    assert!(
-        !code.contains("unsafe") && code.contains("'static"),
-        "{code}"
-    );
+    assert_eq!(banned_names(&code, BANNED_NOUNS), ["RequestHandler", "HandlerKind"]);
+    assert!(!code.contains("unsafe") && code.contains("'static"), "{code}");
 
     let made = "Error::new(\n Kind::Busy,\n \"queue_full\", m); Error::invalid(\"bad_thing\", m)";
     let codes: Vec<String> = captured(CODE, made).into_iter().collect();
     assert_eq!(codes, ["bad_thing", "queue_full"]);
     let served = r#""/v1/adapters/{name}" "/openapi.json" "/v1/models" "a/b" "/live?x""#;
     let routes: Vec<String> = captured(ROUTE, served).into_iter().collect();
-    assert_eq!(
-        routes,
-        ["/openapi.json", "/v1/adapters/{name}", "/v1/models"]
-    );
+    assert_eq!(routes, ["/openapi.json", "/v1/adapters/{name}", "/v1/models"]);
 }

@@ -71,10 +71,7 @@ fn verify_shows_what_rounding_to_bf16_costs() {
     let worst = |r: &verify::Report| r.rows.iter().map(|r| r.difference_max).fold(0.0, f32::max);
     assert!(worst(&rounded) > 10.0 * worst(&exact));
     assert!(rounded.passed(), "{}", rounded.table());
-    let strict = verify::Report {
-        tolerance: worst(&rounded) / 2.0,
-        ..rounded
-    };
+    let strict = verify::Report { tolerance: worst(&rounded) / 2.0, ..rounded };
     assert!(!strict.passed() && strict.table().contains("DIFFERENT"));
 }
 
@@ -132,11 +129,7 @@ fn verify_with_an_adapter_is_equal_to_candle_with_merged_weights() {
             json!({"use_dora": true, "r": 4, "rank_pattern": {"q_proj": 2}}),
             vec![q, v, down],
         ),
-        (
-            json!({"model_type": "llama"}),
-            json!({"use_rslora": true}),
-            vec![v, down, head],
-        ),
+        (json!({"model_type": "llama"}), json!({"use_rslora": true}), vec![v, down, head]),
     ] {
         let dir = tempfile::tempdir().expect("a temporary directory");
         write_adapter(dir.path(), &adapter, &factors);

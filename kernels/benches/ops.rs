@@ -1,8 +1,11 @@
-//! What the matmuls reach beside what the machine can do, measured in the same run: `cargo bench -p polylora-kernels`.
+//! What the matmuls reach beside what the machine can do, measured in the same run: `cargo bench -p
+//! polylora-kernels`.
 //!
-//! Ceilings: bf16 and f32 products of registers alone, and a sum over 1 GiB. Each figure is the best of several
-//! rounds, because other programs only ever slow a round down. Weights are cycled through more memory than the caches hold.
-//! Arguments: threads (all by default), and sections: bf16, f32, adapters, attention. With one thread the clock is the thread's CPU time, which is of use on a busy machine too.
+//! Ceilings: bf16 and f32 products of registers alone, and a sum over 1 GiB. Each figure is the
+//! best of several rounds, because other programs only ever slow a round down. Weights are cycled
+//! through more memory than the caches hold. Arguments: threads (all by default), and sections:
+//! bf16, f32, adapters, attention. With one thread the clock is the thread's CPU time, which is of
+//! use on a busy machine too.
 
 use std::hint::black_box;
 use std::sync::OnceLock;
@@ -29,15 +32,12 @@ fn main() {
         "ceilings: read {:.1} GB/s, f32 {:.0} GFLOP/s, bf16 {:.0} GFLOP/s",
         ceilings.read, ceilings.f32, ceilings.bf16
     );
-    let sections: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|arg| arg.starts_with(char::is_alphabetic))
-        .collect();
+    let sections: Vec<String> =
+        std::env::args().skip(1).filter(|arg| arg.starts_with(char::is_alphabetic)).collect();
     let wanted = |name: &str| sections.is_empty() || sections.iter().any(|s| s == name);
-    for (name, dtype, peak) in [
-        ("bf16", Dtype::Bf16, ceilings.bf16),
-        ("f32", Dtype::F32, ceilings.f32),
-    ] {
+    for (name, dtype, peak) in
+        [("bf16", Dtype::Bf16, ceilings.bf16), ("f32", Dtype::F32, ceilings.f32)]
+    {
         if !wanted(name) {
             continue;
         }
@@ -82,10 +82,7 @@ fn seconds() -> f64 {
             fn clock_gettime(clock: i32, time: *mut Time) -> i32;
         }
         const THREAD_CPU: i32 = 3;
-        let mut time = Time {
-            seconds: 0,
-            nanos: 0,
-        };
+        let mut time = Time { seconds: 0, nanos: 0 };
         // SAFETY: the C library's function, with a struct of its layout on 64-bit Linux.
         unsafe { clock_gettime(THREAD_CPU, &mut time) };
         return time.seconds as f64 + 1e-9 * time.nanos as f64;
@@ -108,9 +105,7 @@ fn best(calls: usize, mut body: impl FnMut(usize)) -> f64 {
 }
 
 fn weights(dtype: Dtype, outputs: usize, inputs: usize) -> Vec<Matrix> {
-    let rows: Vec<f32> = (0..outputs * inputs)
-        .map(|i| (i % 37) as f32 / 37.0 - 0.5)
-        .collect();
+    let rows: Vec<f32> = (0..outputs * inputs).map(|i| (i % 37) as f32 / 37.0 - 0.5).collect();
     let bytes = outputs * inputs * dtype.bytes();
     (0..CYCLE_BYTES.div_ceil(bytes))
         .map(|_| Matrix::from_f32(dtype, outputs, inputs, &rows))
@@ -120,9 +115,7 @@ fn weights(dtype: Dtype, outputs: usize, inputs: usize) -> Vec<Matrix> {
 fn activation(dtype: Dtype, rows: usize, width: usize) -> Act {
     let mut x = Act::new(dtype, rows, width);
     for t in 0..rows {
-        let row: Vec<f32> = (0..width)
-            .map(|i| ((t + i) % 23) as f32 / 23.0 - 0.5)
-            .collect();
+        let row: Vec<f32> = (0..width).map(|i| ((t + i) % 23) as f32 / 23.0 - 0.5).collect();
         x.set_row(t, &row);
     }
     x
@@ -137,11 +130,7 @@ fn matmul(dev: &Device, weights: &[Matrix], rows: usize, peak: f64, read: f64) {
     let calls = weights.len().min(if rows > 64 { 8 } else { usize::MAX });
     let seconds = best(calls, |call| {
         let weight = &weights[call];
-        let outs = &mut [Linear {
-            weight,
-            bias: None,
-            y: &mut y,
-        }];
+        let outs = &mut [Linear { weight, bias: None, y: &mut y }];
         linear(dev, &x, rows, outs, none, &|_, _| None, &mut scratch);
     });
     let bytes = weights[0].bytes() as f64 / seconds / 1e9;
@@ -159,9 +148,7 @@ fn adapters(dev: &Device, outputs: usize, inputs: usize, rows: usize) {
     let mut weights = weights(Dtype::Bf16, outputs, inputs);
     weights.truncate(16);
     let a: Vec<f32> = (0..RANK * inputs).map(|i| (i % 31) as f32 / 31.0).collect();
-    let b: Vec<f32> = (0..RANK * outputs)
-        .map(|i| (i % 29) as f32 / 29.0)
-        .collect();
+    let b: Vec<f32> = (0..RANK * outputs).map(|i| (i % 29) as f32 / 29.0).collect();
     let one = || Delta::new(Dtype::Bf16, RANK, inputs, outputs, &a, &b, 1.0, None, None);
     let deltas: Vec<Delta> = (0..weights.len() * rows).map(|_| one()).collect();
     let x = activation(Dtype::Bf16, rows, inputs);
@@ -171,21 +158,9 @@ fn adapters(dev: &Device, outputs: usize, inputs: usize, rows: usize) {
     let mut time = |indptr: &[u32], same: bool| {
         best(weights.len(), |call| {
             let weight = &weights[call];
-            let outs = &mut [Linear {
-                weight,
-                bias: None,
-                y: &mut y,
-            }];
+            let outs = &mut [Linear { weight, bias: None, y: &mut y }];
             let delta = |_: usize, g: usize| deltas.get(call * rows + if same { 0 } else { g });
-            linear(
-                dev,
-                &x,
-                rows,
-                outs,
-                Segments { indptr },
-                &delta,
-                &mut scratch,
-            );
+            linear(dev, &x, rows, outs, Segments { indptr }, &delta, &mut scratch);
         })
     };
     let base = time(&[0], true);
@@ -213,15 +188,11 @@ fn pages(dev: &Device, rows: usize, history: usize) {
         (CYCLE_BYTES / KvCache::page_bytes(Dtype::Bf16, 1, 3, 64) / each / sequences).clamp(1, 30);
     let kv = KvCache::new(Dtype::Bf16, layers, sequences * each, 3, 64);
     let of = |s: usize| s * each;
-    let (pages, page_indptr): (Vec<u32>, Vec<u32>) = (
-        (0..(sequences * each) as u32).collect(),
-        (0..=sequences).map(|s| of(s) as u32).collect(),
-    );
+    let (pages, page_indptr): (Vec<u32>, Vec<u32>) =
+        ((0..(sequences * each) as u32).collect(), (0..=sequences).map(|s| of(s) as u32).collect());
     let position = |t: usize| (history + if chunk { t } else { 0 }) as u32;
     let positions: Vec<u32> = (0..rows).map(position).collect();
-    let owners: Vec<u32> = (0..rows)
-        .map(|t| if chunk { 0 } else { t as u32 })
-        .collect();
+    let owners: Vec<u32> = (0..rows).map(|t| if chunk { 0 } else { t as u32 }).collect();
     let rows_of = Rows {
         positions: &positions,
         sequences: &owners,
@@ -274,22 +245,13 @@ impl Ceilings {
             // Four streams, as a core with several requests in flight reads.
             let part = &words[i * share..(i + 1) * share];
             black_box(part.chunks_exact(64).fold([0u64; 64], |mut sums, line| {
-                sums.iter_mut()
-                    .zip(line)
-                    .for_each(|(sum, word)| *sum += word);
+                sums.iter_mut().zip(line).for_each(|(sum, word)| *sum += word);
                 sums
             }));
         });
         const ROUNDS: usize = 20_000_000;
-        let (f32, bf16) = (
-            products(threads, ROUNDS, false),
-            products(threads, ROUNDS, true),
-        );
-        Ceilings {
-            read: (8 * share * threads) as f64 / read / 1e9,
-            f32,
-            bf16,
-        }
+        let (f32, bf16) = (products(threads, ROUNDS, false), products(threads, ROUNDS, true));
+        Ceilings { read: (8 * share * threads) as f64 / read / 1e9, f32, bf16 }
     }
 }
 
@@ -310,7 +272,8 @@ fn together(threads: usize, body: impl Fn(usize) + Sync) -> f64 {
         .fold(f64::INFINITY, f64::min)
 }
 
-/// GFLOP/s of multiply-adds between registers: the instruction the matmuls of that type use, or 0 where it is not known.
+/// GFLOP/s of multiply-adds between registers: the instruction the matmuls of that type use, or 0
+/// where it is not known.
 #[cfg(target_arch = "x86_64")]
 fn products(threads: usize, rounds: usize, bf16: bool) -> f64 {
     use std::arch::x86_64::*;
@@ -323,8 +286,7 @@ fn products(threads: usize, rounds: usize, bf16: bool) -> f64 {
         // SAFETY: the same 64 bytes.
         let pair = unsafe { std::mem::transmute::<__m512i, __m512bh>(one) };
         for _ in 0..rounds / 2 {
-            acc.iter_mut()
-                .for_each(|sum| *sum = _mm512_dpbf16_ps(*sum, pair, pair));
+            acc.iter_mut().for_each(|sum| *sum = _mm512_dpbf16_ps(*sum, pair, pair));
         }
         acc.iter().map(|&sum| _mm512_reduce_add_ps(sum)).sum()
     }
@@ -333,8 +295,7 @@ fn products(threads: usize, rounds: usize, bf16: bool) -> f64 {
         let mut acc = [_mm512_set1_ps(black_box(0.0)); CHAINS];
         let one = _mm512_set1_ps(black_box(0.5));
         for _ in 0..rounds / 2 {
-            acc.iter_mut()
-                .for_each(|sum| *sum = _mm512_fmadd_ps(*sum, one, one));
+            acc.iter_mut().for_each(|sum| *sum = _mm512_fmadd_ps(*sum, one, one));
         }
         acc.iter().map(|&sum| _mm512_reduce_add_ps(sum)).sum()
     }

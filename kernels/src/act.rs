@@ -1,7 +1,8 @@
-//! Activations of one step: `[rows_max, width]` f32, and their bf16 rounding beside them when the weights are bf16.
+//! Activations of one step: `[rows_max, width]` f32, and their bf16 rounding beside them when the
+//! weights are bf16.
 //!
-//! Rows are padded with zeros to a multiple of 16 so that lanes over the width need no tail. The two copies never differ but
-//! by rounding: whoever writes one writes both.
+//! Rows are padded with zeros to a multiple of 16 so that lanes over the width need no tail. The
+//! two copies never differ but by rounding: whoever writes one writes both.
 
 use half::bf16;
 
@@ -31,13 +32,7 @@ impl Act {
     pub fn new(dtype: Dtype, rows_max: usize, width: usize) -> Act {
         let stride = width.next_multiple_of(LANES);
         let half = (dtype == Dtype::Bf16).then(|| Buffer::zeroed(rows_max * stride));
-        Act {
-            wide: Buffer::zeroed(rows_max * stride),
-            half,
-            rows_max,
-            width,
-            stride,
-        }
+        Act { wide: Buffer::zeroed(rows_max * stride), half, rows_max, width, stride }
     }
 
     /// Values a row.
@@ -77,15 +72,13 @@ impl Act {
         (&self.wide, self.stride)
     }
 
-    /// The rows as 32-bit words of a packed matmul of `dtype` (a pair of bf16, or an f32), and the stride in words.
+    /// The rows as 32-bit words of a packed matmul of `dtype` (a pair of bf16, or an f32), and the
+    /// stride in words.
     pub(crate) fn words(&self, dtype: Dtype) -> (*const u32, usize) {
         match dtype {
             Dtype::F32 => (self.wide.as_ptr().cast(), self.stride),
             Dtype::Bf16 => {
-                let half = self
-                    .half
-                    .as_ref()
-                    .expect("bf16 weights read an Act made for bf16");
+                let half = self.half.as_ref().expect("bf16 weights read an Act made for bf16");
                 (half.as_ptr().cast(), self.stride / 2)
             }
         }

@@ -1,9 +1,11 @@
-//! Where buffers come from: memory in huge pages. Owns regions and who has which part of them; knows no types.
+//! Where buffers come from: memory in huge pages. Owns regions and who has which part of them;
+//! knows no types.
 //!
-//! Serving reads hundreds of megabytes a step, once each. In 4 KiB pages the translation of addresses and the prefetcher's stop at
-//! every page end cost half of the memory's bandwidth (17 against 33 GB/s a core on Zen 4), so weights, adapters and KV pages lie in
-//! 2 MiB pages. Adapters' factors are smaller than that and come and go: buffers share regions, first fit, and a region
-//! that falls empty goes back to the system. Nothing here is on the path of a step.
+//! Serving reads hundreds of megabytes a step, once each. In 4 KiB pages the translation of
+//! addresses and the prefetcher's stop at every page end cost half of the memory's bandwidth (17
+//! against 33 GB/s a core on Zen 4), so weights, adapters and KV pages lie in 2 MiB pages.
+//! Adapters' factors are smaller than that and come and go: buffers share regions, first fit, and a
+//! region that falls empty goes back to the system. Nothing here is on the path of a step.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
@@ -75,7 +77,8 @@ fn huge(bytes: usize) -> NonNull<u8> {
             fn madvise(start: *mut u8, bytes: usize, advice: i32) -> i32;
         }
         const MADV_HUGEPAGE: i32 = 14;
-        // SAFETY: advice on memory we own, not touched yet. A refusal leaves small pages, which are only slower.
+        // SAFETY: advice on memory we own, not touched yet. A refusal leaves small pages, which are
+        // only slower.
         unsafe { madvise(start.as_ptr(), bytes, MADV_HUGEPAGE) };
     }
     start
@@ -86,10 +89,7 @@ fn shared(bytes: usize) -> NonNull<u8> {
     let found = regions.iter_mut().find_map(|region| region.take(bytes));
     found.unwrap_or_else(|| {
         let start = huge(REGION).as_ptr().expose_provenance();
-        let mut region = Region {
-            start,
-            free: vec![(0, REGION)],
-        };
+        let mut region = Region { start, free: vec![(0, REGION)] };
         let taken = region.take(bytes).expect("an empty region has room");
         regions.push(region);
         taken
@@ -100,10 +100,7 @@ fn unshare(start: NonNull<u8>, bytes: usize) {
     let mut regions = regions();
     let address = start.addr().get();
     let holds = |region: &Region| (region.start..region.start + REGION).contains(&address);
-    let index = regions
-        .iter()
-        .position(holds)
-        .expect("shared memory lies in a region");
+    let index = regions.iter().position(holds).expect("shared memory lies in a region");
     let region = &mut regions[index];
     region.give_back(address - region.start, bytes);
     if region.free == [(0, REGION)] {
@@ -148,16 +145,11 @@ mod tests {
 
     #[test]
     fn parts_never_overlap_and_an_empty_region_is_whole_again() {
-        let mut region = Region {
-            start: HUGE,
-            free: vec![(0, REGION)],
-        };
+        let mut region = Region { start: HUGE, free: vec![(0, REGION)] };
         let mut held: Vec<(usize, usize)> = Vec::new();
         let mut state = 1u64;
         for _ in 0..20_000 {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let draw = (state >> 33) as usize;
             if draw % 5 < 3 {
                 let bytes = (1 + draw % 9000) * LINE;
@@ -175,8 +167,7 @@ mod tests {
             }
         }
         assert!(region.take(REGION).is_none());
-        held.into_iter()
-            .for_each(|(offset, bytes)| region.give_back(offset, bytes));
+        held.into_iter().for_each(|(offset, bytes)| region.give_back(offset, bytes));
         assert_eq!(region.free, [(0, REGION)]);
     }
 

@@ -2,7 +2,8 @@
 
 use crate::simd::{Isa, Kernel, LANES, Simd};
 
-/// Index of the greatest value of `logits` (NaN never wins), the first of equals; 0 if there is none.
+/// Index of the greatest value of `logits` (NaN never wins), the first of equals; 0 if there is
+/// none.
 pub fn argmax(logits: &[f32]) -> usize {
     let isa = *Isa::available().last().expect("portable is always there");
     // SAFETY: the instruction set is available; the kernel stays within the slice.

@@ -1,11 +1,12 @@
 //! out[t, n] = Σ_j softmax_j(scale · q[t, n]·k[j]) · v[j]   over positions j in (p − window, p], p the row's own.
 //!
-//! q [T, N, D]   pages as in [`KvCache`]   out [T, N·D]. Query head n reads kv head n / (N/K).
+//! q `[T, N, D]`   pages as in [`KvCache`]   out `[T, N·D]`. Query head n reads kv head n / (N/K).
 //!
-//! One pass, page by page in order of position, with a running maximum and sum per (row, head) ("online softmax"). Several
-//! rows of one sequence and all heads of a group take a page together while it is in the first-level cache; each (row, head) has its own
-//! running state, so its bits do not depend on who else is there.
-//! Numerics: f32; a score is 4 chains (d mod 4) joined in one order; v is summed in order of position.
+//! One pass, page by page in order of position, with a running maximum and sum per (row, head)
+//! ("online softmax"). Several rows of one sequence and all heads of a group take a page together
+//! while it is in the first-level cache; each (row, head) has its own running state, so its bits do
+//! not depend on who else is there. Numerics: f32; a score is 4 chains (d mod 4) joined in one
+//! order; v is summed in order of position.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -44,42 +45,21 @@ pub fn attention(
     let (count, layout) = (rows.count(), kv.layout());
     let dim = layout.head_dim;
     rows.check(layout);
-    assert!(
-        heads.is_multiple_of(layout.kv_heads),
-        "{heads} heads in {} groups",
-        layout.kv_heads
-    );
-    assert!(
-        q.len() >= count * heads * dim,
-        "q holds {count} rows of {heads} x {dim}"
-    );
-    assert!(
-        out.width() == heads * dim && out.rows_max() >= count,
-        "out is [T, N·D]"
-    );
+    assert!(heads.is_multiple_of(layout.kv_heads), "{heads} heads in {} groups", layout.kv_heads);
+    assert!(q.len() >= count * heads * dim, "q holds {count} rows of {heads} x {dim}");
+    assert!(out.width() == heads * dim && out.rows_max() >= count, "out is [T, N·D]");
     assert!(layer < layout.layers, "layer {layer} of {}", layout.layers);
-    assert!(
-        dim <= HEAD_DIM_MAX && dim.is_multiple_of(CHAINS),
-        "head dim {dim}"
-    );
+    assert!(dim <= HEAD_DIM_MAX && dim.is_multiple_of(CHAINS), "head dim {dim}");
     assert!(window != Some(0), "a window of at least one position");
 
     let group = heads / layout.kv_heads;
-    // Rows share pages only if they are of one sequence; few rows are better spread over the threads.
+    // Rows share pages only if they are of one sequence; few rows are better spread over the
+    // threads.
     let sharing = (BATCH / group).max(1);
     let tasks_alone = count * layout.kv_heads;
     let batch_rows = sharing.min(tasks_alone / (8 * dev.threads())).max(1);
     let batches = count.div_ceil(batch_rows);
-    let job = Job {
-        q: q.as_ptr(),
-        heads,
-        layout,
-        layer,
-        rows,
-        scale,
-        window,
-        out: out.writer(),
-    };
+    let job = Job { q: q.as_ptr(), heads, layout, layer, rows, scale, window, out: out.writer() };
     let job = &Shareable(job);
     let (values, isa) = (kv.reader(), dev.isa());
     dev.fork(batches * layout.kv_heads, &|task| {
@@ -88,10 +68,7 @@ pub fn attention(
         let mut start = batch * batch_rows;
         while start < end {
             let sequence = rows.sequences[start];
-            let same = rows.sequences[start..end]
-                .iter()
-                .take_while(|&&s| s == sequence)
-                .count();
+            let same = rows.sequences[start..end].iter().take_while(|&&s| s == sequence).count();
             // SAFETY: bounds are asserted above; a (row, kv head) belongs to one task.
             unsafe { job.0.run(isa, values, start..start + same, kv_head) };
             start += same;
@@ -122,21 +99,10 @@ impl Job<'_> {
         for first in (0..group).step_by(BATCH) {
             let heads = first..group.min(first + BATCH);
             let heads = kv_head * group + heads.start..kv_head * group + heads.end;
-            let batch = |rows| Batch {
-                job: self,
-                rows,
-                heads: heads.clone(),
-                kv_head,
-            };
+            let batch = |rows| Batch { job: self, rows, heads: heads.clone(), kv_head };
             match values {
-                Values::F32(p) => isa.run(Pages {
-                    batch: batch(rows.clone()),
-                    values: p.get(),
-                }),
-                Values::Bf16(p) => isa.run(Pages {
-                    batch: batch(rows.clone()),
-                    values: p.get(),
-                }),
+                Values::F32(p) => isa.run(Pages { batch: batch(rows.clone()), values: p.get() }),
+                Values::Bf16(p) => isa.run(Pages { batch: batch(rows.clone()), values: p.get() }),
             }
         }
     }
@@ -145,11 +111,7 @@ impl Job<'_> {
     #[inline(always)]
     fn span(&self, t: usize) -> (usize, usize) {
         let last = self.rows.positions[t] as usize;
-        (
-            self.window
-                .map_or(0, |w| (last + 1).saturating_sub(w as usize)),
-            last,
-        )
+        (self.window.map_or(0, |w| (last + 1).saturating_sub(w as usize)), last)
     }
 }
 
@@ -181,33 +143,17 @@ impl<E: Element> Kernel for Pages<'_, E> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Batch {
-            job,
-            rows,
-            heads,
-            kv_head,
-        } = &self.batch;
+        let Batch { job, rows, heads, kv_head } = &self.batch;
         let dim = job.layout.head_dim;
         let stride = job.layout.v_stride();
-        let empty = State {
-            q: job.q,
-            first: 0,
-            last: 0,
-            max: f32::NEG_INFINITY,
-            sum: 0.0,
-        };
+        let empty = State { q: job.q, first: 0, last: 0, max: f32::NEG_INFINITY, sum: 0.0 };
         let mut states = [empty; BATCH];
         let mut count = 0;
         for t in rows.clone() {
             let (first, last) = job.span(t);
             for head in heads.clone() {
                 let q = job.q.add((t * job.heads + head) * dim);
-                states[count] = State {
-                    q,
-                    first,
-                    last,
-                    ..empty
-                };
+                states[count] = State { q, first, last, ..empty };
                 count += 1;
             }
         }
@@ -221,18 +167,10 @@ impl<E: Element> Kernel for Pages<'_, E> {
         let last = states.iter().map(|s| s.last).max().unwrap_or(0);
         let seen = first / KvCache::PAGE..last / KvCache::PAGE + 1;
         for (page, &place) in seen.clone().zip(&pages[seen]) {
-            let at = self
-                .values
-                .add(job.layout.at(job.layer, place as usize, *kv_head));
+            let at = self.values.add(job.layout.at(job.layer, place as usize, *kv_head));
             for (tile, states) in states.chunks_mut(TILE).enumerate() {
                 let sums = sums.add(tile * TILE * stride);
-                let turn = Turn {
-                    job,
-                    k: at,
-                    v: at.add(job.layout.v_start()),
-                    page,
-                    sums,
-                };
+                let turn = Turn { job, k: at, v: at.add(job.layout.v_start()), page, sums };
                 match states.len() {
                     1 => turn.tile::<S, 1>(states),
                     2 => turn.tile::<S, 2>(states),
@@ -247,8 +185,7 @@ impl<E: Element> Kernel for Pages<'_, E> {
             for d in (0..dim).step_by(LANES) {
                 let n = (dim - d).min(LANES);
                 let sum = S::load(sums.add(i * stride + d));
-                job.out
-                    .store::<S>(row, head * dim + d, n, S::mul(sum, factor));
+                job.out.store::<S>(row, head * dim + d, n, S::mul(sum, factor));
             }
         }
     }
@@ -323,7 +260,8 @@ impl<E: Element> Turn<'_, E> {
         scores
     }
 
-    /// sums += weights · V over the tokens `span`, in order. A row that does not see one of them has weight 0 there.
+    /// sums += weights · V over the tokens `span`, in order. A row that does not see one of them
+    /// has weight 0 there.
     #[inline(always)]
     unsafe fn add_values<S: Simd, const N: usize>(
         &self,
@@ -378,6 +316,4 @@ impl<E: Element> Turn<'_, E> {
     }
 }
 
-const LANE: [f32; LANES] = [
-    0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.,
-];
+const LANE: [f32; LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];

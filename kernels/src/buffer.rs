@@ -30,18 +30,10 @@ impl<T: Zeroed> Buffer<T> {
     /// A buffer of `len` zeros.
     pub(crate) fn zeroed(len: usize) -> Buffer<T> {
         if len == 0 {
-            return Buffer {
-                start: NonNull::dangling(),
-                len,
-            };
+            return Buffer { start: NonNull::dangling(), len };
         }
-        let bytes = len
-            .checked_mul(size_of::<T>())
-            .expect("buffer fits the address space");
-        Buffer {
-            start: arena::take(bytes).cast(),
-            len,
-        }
+        let bytes = len.checked_mul(size_of::<T>()).expect("buffer fits the address space");
+        Buffer { start: arena::take(bytes).cast(), len }
     }
 
     /// Bytes held.
@@ -83,7 +75,8 @@ impl<T> Clone for Shared<T> {
     }
 }
 impl<T> Copy for Shared<T> {}
-// SAFETY: only a number; every dereference is an unsafe act of its user, who states why it is disjoint.
+// SAFETY: only a number; every dereference is an unsafe act of its user, who states why it is
+// disjoint.
 unsafe impl<T> Send for Shared<T> {}
 // SAFETY: as above.
 unsafe impl<T> Sync for Shared<T> {}

@@ -1,4 +1,5 @@
-//! Where ops run: a team of threads, and the instruction set they use. Owns no memory and no weights.
+//! Where ops run: a team of threads, and the instruction set they use. Owns no memory and no
+//! weights.
 
 use std::cell::Cell;
 
@@ -13,17 +14,14 @@ pub struct Device {
 }
 
 impl Device {
-    /// A device of `threads` (the calling thread and `threads - 1` spawned ones) with the best instruction set there is.
+    /// A device of `threads` (the calling thread and `threads - 1` spawned ones) with the best
+    /// instruction set there is.
     ///
     /// # Panics
     /// If `threads` is 0 or the system refuses a thread.
     pub fn cpu(threads: usize) -> Device {
         let isa = *Isa::available().last().expect("portable is always there");
-        Device {
-            team: Team::new(threads),
-            isa,
-            op_calls: Cell::new(0),
-        }
+        Device { team: Team::new(threads), isa, op_calls: Cell::new(0) }
     }
 
     /// The same restricted to `isa`, or `None` where this CPU lacks it. For tests and comparisons.
@@ -67,15 +65,12 @@ impl Device {
     }
 
     /// How many equal pieces to cut `items` of `cost` (lane operations, roughly 1 ns each) into:
-    /// one where a fork costs more than it brings, else a few per thread, so that a late thread hurts little.
+    /// one where a fork costs more than it brings, else a few per thread, so that a late thread
+    /// hurts little.
     pub(crate) fn pieces(&self, items: usize, cost: usize) -> usize {
         const COST_MIN: usize = 4000;
         let worth = (items.saturating_mul(cost) / COST_MIN).max(1);
-        if self.threads() == 1 {
-            1
-        } else {
-            worth.min(4 * self.threads()).min(items).max(1)
-        }
+        if self.threads() == 1 { 1 } else { worth.min(4 * self.threads()).min(items).max(1) }
     }
 }
 

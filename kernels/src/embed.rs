@@ -1,6 +1,6 @@
 //! h[t] = scale · W[token[t]]  (+ At[token[t]]·Bᵀ of the row's segment).
 //!
-//! W [V, H] packed   tokens [T]   h [T, H]   At [V, R]   B [H, R] (scale folded in, kept as [R, H]).
+//! W `[V, H]` packed   tokens `[T]`   h `[T, H]`   At `[V, R]`   B `[H, R]` (scale folded in, kept as `[R, H]`).
 //! Numerics: the delta is added to the scaled row rank by rank, in f32.
 
 use half::bf16;
@@ -26,19 +26,16 @@ enum Factors {
 }
 
 struct Pair<E: Zeroed> {
-    /// [V, R]
+    /// `[V, R]`
     a: Buffer<E>,
-    /// [R, H padded to 16]
+    /// `[R, H padded to 16]`
     b: Buffer<E>,
 }
 
 impl<E: Element + Zeroed> Pair<E> {
     fn pack(rank: usize, vocab: usize, hidden: usize, a: &[f32], b: &[f32], scale: f32) -> Pair<E> {
         let stride = hidden.next_multiple_of(LANES);
-        let mut pair = Pair {
-            a: Buffer::zeroed(vocab * rank),
-            b: Buffer::zeroed(rank * stride),
-        };
+        let mut pair = Pair { a: Buffer::zeroed(vocab * rank), b: Buffer::zeroed(rank * stride) };
         for r in 0..rank {
             for v in 0..vocab {
                 pair.a[v * rank + r] = E::from_f32(a[r * vocab + v]);
@@ -52,7 +49,7 @@ impl<E: Element + Zeroed> Pair<E> {
 }
 
 impl EmbedDelta {
-    /// `a` [R, V] and `b` [H, R], row-major as in PEFT files. The scale multiplies B.
+    /// `a` `[R, V]` and `b` `[H, R]`, row-major as in PEFT files. The scale multiplies B.
     ///
     /// # Panics
     /// On lengths that do not fit the shape.
@@ -71,12 +68,7 @@ impl EmbedDelta {
             Dtype::F32 => Factors::F32(Pair::pack(rank, vocab, hidden, a, b, scale)),
             Dtype::Bf16 => Factors::Bf16(Pair::pack(rank, vocab, hidden, a, b, scale)),
         };
-        EmbedDelta {
-            factors,
-            rank,
-            vocab,
-            hidden,
-        }
+        EmbedDelta { factors, rank, vocab, hidden }
     }
 
     /// Bytes held.
@@ -119,12 +111,7 @@ pub fn embed<'d>(
                 continue;
             };
             assert_eq!(delta.hidden, hidden, "an embedding delta of the same width");
-            assert!(
-                (tokens[t] as usize) < delta.vocab,
-                "token {} of {}",
-                tokens[t],
-                delta.vocab
-            );
+            assert!((tokens[t] as usize) < delta.vocab, "token {} of {}", tokens[t], delta.vocab);
             // SAFETY: factor rows lie within the pair by the two asserts.
             unsafe { delta.add(isa, tokens[t] as usize, row) };
         }
@@ -145,11 +132,7 @@ impl EmbedDelta {
         token: usize,
         h: &'a mut [f32],
     ) -> AddRow<'a, E> {
-        AddRow {
-            a: &pair.a[token * self.rank..][..self.rank],
-            b: &pair.b,
-            h,
-        }
+        AddRow { a: &pair.a[token * self.rank..][..self.rank], b: &pair.b, h }
     }
 }
 

@@ -1,6 +1,7 @@
-//! out = gate(g) ∘ u:   g, u [T, I]   out [T, I].
+//! out = gate(g) ∘ u:   g, u `[T, I]`   out `[T, I]`.
 //!
-//! silu(x) = x·σ(x); gelu_tanh(x) = x·σ(2·√(2/π)·(x + 0.044715·x³)), which is ½x(1 + tanh(…)) rewritten.
+//! silu(x) = x·σ(x); gelu_tanh(x) = x·σ(2·√(2/π)·(x + 0.044715·x³)), which is ½x(1 + tanh(…))
+//! rewritten.
 
 use crate::act::{Act, ActWriter};
 use crate::device::{Device, part};
@@ -24,11 +25,7 @@ pub fn glu(dev: &Device, gate: Gate, g: &[f32], u: &[f32], rows: usize, out: &mu
         g.len() >= rows * width && u.len() >= rows * width,
         "g and u hold {rows} rows of {width}"
     );
-    assert!(
-        rows <= out.rows_max(),
-        "{rows} rows into an Act of {}",
-        out.rows_max()
-    );
+    assert!(rows <= out.rows_max(), "{rows} rows into an Act of {}", out.rows_max());
     let (out, isa) = (out.writer(), dev.isa());
     // Pieces over (row, vector) pairs, so that one wide row is shared too.
     let vectors = width.div_ceil(LANES);
@@ -37,15 +34,7 @@ pub fn glu(dev: &Device, gate: Gate, g: &[f32], u: &[f32], rows: usize, out: &mu
         let span = part(rows * vectors, pieces, piece);
         // SAFETY: in bounds as asserted; a vector belongs to one piece.
         unsafe {
-            isa.run(Span {
-                gate,
-                g: g.as_ptr(),
-                u: u.as_ptr(),
-                width,
-                vectors,
-                span,
-                out,
-            });
+            isa.run(Span { gate, g: g.as_ptr(), u: u.as_ptr(), width, vectors, span, out });
         }
     });
 }

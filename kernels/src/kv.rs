@@ -1,7 +1,8 @@
-//! KV memory: P pages of L = 16 tokens for every layer, taken once. Knows no sequences; the page book is the caller's.
+//! KV memory: P pages of L = 16 tokens for every layer, taken once. Knows no sequences; the page
+//! book is the caller's.
 //!
-//! One head's page is K [D, L] (lanes over tokens, so a query's 16 scores come from D broadcast multiplications) followed by V [L, D]
-//! (lanes over D, padded to 16). Order: layer, page, head.
+//! One head's page is K `[D, L]` (lanes over tokens, so a query's 16 scores come from D broadcast
+//! multiplications) followed by V `[L, D]` (lanes over D, padded to 16). Order: layer, page, head.
 
 use half::bf16;
 
@@ -73,12 +74,7 @@ impl KvCache {
         kv_heads: usize,
         head_dim: usize,
     ) -> KvCache {
-        let layout = Layout {
-            layers,
-            pages,
-            kv_heads,
-            head_dim,
-        };
+        let layout = Layout { layers, pages, kv_heads, head_dim };
         let values = layers * pages * kv_heads * layout.head();
         let store = match dtype {
             Dtype::F32 => Store::F32(Buffer::zeroed(values)),
@@ -89,12 +85,7 @@ impl KvCache {
 
     /// Bytes of one page through all layers.
     pub fn page_bytes(dtype: Dtype, layers: usize, kv_heads: usize, head_dim: usize) -> usize {
-        let layout = Layout {
-            layers,
-            pages: 1,
-            kv_heads,
-            head_dim,
-        };
+        let layout = Layout { layers, pages: 1, kv_heads, head_dim };
         layers * kv_heads * layout.head() * dtype.bytes()
     }
 
@@ -131,7 +122,7 @@ impl KvCache {
     }
 }
 
-/// Whose rows these are: `positions` and `sequences` [T]; the pages of sequence `s` are
+/// Whose rows these are: `positions` and `sequences` `[T]`; the pages of sequence `s` are
 /// `pages[page_indptr[s]..page_indptr[s + 1]]`, in order of position.
 #[derive(Debug, Clone, Copy)]
 pub struct Rows<'a> {
@@ -155,13 +146,10 @@ impl<'a> Rows<'a> {
     }
 
     /// # Panics
-    /// Unless every row's position lies within its sequence's pages and every page within the cache.
+    /// Unless every row's position lies within its sequence's pages and every page within the
+    /// cache.
     pub(crate) fn check(&self, layout: Layout) {
-        assert_eq!(
-            self.positions.len(),
-            self.sequences.len(),
-            "a position and a sequence a row"
-        );
+        assert_eq!(self.positions.len(), self.sequences.len(), "a position and a sequence a row");
         for t in 0..self.count() {
             let (pages, position) = (self.pages_of(t), self.positions[t] as usize);
             assert!(
@@ -171,11 +159,7 @@ impl<'a> Rows<'a> {
             );
         }
         for &page in self.pages {
-            assert!(
-                (page as usize) < layout.pages,
-                "page {page} of {}",
-                layout.pages
-            );
+            assert!((page as usize) < layout.pages, "page {page} of {}", layout.pages);
         }
     }
 }

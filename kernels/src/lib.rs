@@ -5,27 +5,28 @@
 //!
 //! # Letters
 //!
-//! `T` rows (tokens of one step, of all sequences) · `S` sequences · `H` hidden · `N` query heads · `K` kv heads ·
-//! `D` head dim · `V` vocabulary · `P` pages · `L` page length · `R` rank · `I`/`O` inputs/outputs of a site ·
-//! `G` segments.
+//! `T` rows (tokens of one step, of all sequences) · `S` sequences · `H` hidden · `N` query heads ·
+//! `K` kv heads · `D` head dim · `V` vocabulary · `P` pages · `L` page length · `R` rank · `I`/`O`
+//! inputs/outputs of a site · `G` segments.
 //!
 //! # Ragged rows
 //!
-//! A step is a flat list of `T` rows; there is no batch dimension and no padding. Side tables say whose row is
-//! whose: `positions [T]`, `sequences [T]`, and page tables in CSR form: the pages of sequence `s` are
-//! `pages[page_indptr[s]..page_indptr[s + 1]]`.
+//! A step is a flat list of `T` rows; there is no batch dimension and no padding. Side tables say
+//! whose row is whose: `positions [T]`, `sequences [T]`, and page tables in CSR form: the pages of
+//! sequence `s` are `pages[page_indptr[s]..page_indptr[s + 1]]`.
 //!
 //! # Segments
 //!
-//! Rows are ordered so that rows of one adapter are neighbours and base rows come last. Segment `g` is the rows
-//! `indptr[g]..indptr[g + 1]`, with `indptr[0] = 0`, strictly increasing. Rows from `indptr[G]` on belong to no adapter
-//! and cost nothing beyond the base model.
+//! Rows are ordered so that rows of one adapter are neighbours and base rows come last. Segment `g`
+//! is the rows `indptr[g]..indptr[g + 1]`, with `indptr[0] = 0`, strictly increasing. Rows from
+//! `indptr[G]` on belong to no adapter and cost nothing beyond the base model.
 //!
 //! # Numerics
 //!
-//! Sums are f32 and run over the reduction in one fixed order that depends neither on `T` nor on the
-//! number of threads: a row's bits do not depend on its neighbours. With [`Dtype::Bf16`] weights the activation is
-//! rounded once to bf16 before a base matmul; adapters always see the f32 activation.
+//! Sums are f32 and run over the reduction in one fixed order that depends neither on `T` nor on
+//! the number of threads: a row's bits do not depend on its neighbours. With [`Dtype::Bf16`]
+//! weights the activation is rounded once to bf16 before a base matmul; adapters always see the f32
+//! activation.
 
 // Inner loops are unsafe as a whole: a block around each intrinsic would say nothing.
 #![allow(unsafe_op_in_unsafe_fn)]

@@ -1,9 +1,10 @@
 //! A weight `[O, I]`, packed once at load for lanes over outputs. Never changes afterwards.
 //!
-//! Outputs are cut into panels of 16 and four panels make a block. A block is `[steps][panels][16]` words of 32 bits: an f32, or
-//! two bf16 of consecutive inputs (the lower input in the low half), so one step of a panel is 64 bytes, one register,
-//! and a block is read as one sequential stream whatever `T` is. Outputs are padded with zeros to 16, and an
-//! odd `I` to a pair; the last block has as many panels as are left.
+//! Outputs are cut into panels of 16 and four panels make a block. A block is `[steps][panels][16]`
+//! words of 32 bits: an f32, or two bf16 of consecutive inputs (the lower input in the low half),
+//! so one step of a panel is 64 bytes, one register, and a block is read as one sequential stream
+//! whatever `T` is. Outputs are padded with zeros to 16, and an odd `I` to a pair; the last block
+//! has as many panels as are left.
 
 use half::bf16;
 
@@ -25,23 +26,15 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// Packs row-major `rows` [O, I], rounding to `dtype`.
+    /// Packs row-major `rows` `[O, I]`, rounding to `dtype`.
     pub fn from_f32(dtype: Dtype, outputs: usize, inputs: usize, rows: &[f32]) -> Matrix {
-        assert_eq!(
-            rows.len(),
-            outputs * inputs,
-            "rows of a [{outputs}, {inputs}] matrix"
-        );
+        assert_eq!(rows.len(), outputs * inputs, "rows of a [{outputs}, {inputs}] matrix");
         Self::pack(dtype, outputs, inputs, |o, i| rows[o * inputs + i])
     }
 
-    /// Packs row-major `rows` [O, I]; exact in either dtype.
+    /// Packs row-major `rows` `[O, I]`; exact in either dtype.
     pub fn from_bf16(dtype: Dtype, outputs: usize, inputs: usize, rows: &[bf16]) -> Matrix {
-        assert_eq!(
-            rows.len(),
-            outputs * inputs,
-            "rows of a [{outputs}, {inputs}] matrix"
-        );
+        assert_eq!(rows.len(), outputs * inputs, "rows of a [{outputs}, {inputs}] matrix");
         Self::pack(dtype, outputs, inputs, |o, i| rows[o * inputs + i].to_f32())
     }
 
@@ -54,12 +47,7 @@ impl Matrix {
         assert!(outputs > 0 && inputs > 0, "a matrix has outputs and inputs");
         let steps = steps(dtype, inputs);
         let words = Buffer::zeroed(outputs.next_multiple_of(LANES) * steps);
-        let mut matrix = Matrix {
-            words,
-            dtype,
-            outputs,
-            inputs,
-        };
+        let mut matrix = Matrix { words, dtype, outputs, inputs };
         for output in 0..outputs {
             let (start, stride) = matrix.column(output);
             for step in 0..steps {
@@ -98,7 +86,8 @@ impl Matrix {
         self.words.bytes()
     }
 
-    /// The weights of one output, unpacked: `out` [I]. For embedding look-up, DoRA norms and verification.
+    /// The weights of one output, unpacked: `out` `[I]`. For embedding look-up, DoRA norms and
+    /// verification.
     pub fn read_row(&self, output: usize, out: &mut [f32]) {
         assert!(output < self.outputs, "output {output} of {}", self.outputs);
         assert_eq!(out.len(), self.inputs, "a row has {} values", self.inputs);
@@ -132,9 +121,7 @@ impl Matrix {
 
     /// Panels of `block`: 4, or fewer in the last.
     pub(crate) fn panels(&self, block: usize) -> usize {
-        (self.outputs - block * BLOCK)
-            .div_ceil(LANES)
-            .min(BLOCK_PANELS)
+        (self.outputs - block * BLOCK).div_ceil(LANES).min(BLOCK_PANELS)
     }
 
     /// First word of `block`.

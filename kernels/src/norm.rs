@@ -1,8 +1,9 @@
 //! out = rmsnorm(h + post(y)) · w:   x / sqrt(mean(x²) + eps) · w.
 //!
-//! h [T, H]   y [T, H]   w [H]   out [T, H]. `post` is the norm Gemma puts behind a block; else y is added as it is.
-//! (Gemma's 1 + w is folded into the weights at load.) A segment whose adapter replaced the norm brings its own w.
-//! Numerics: the sum of squares is 16 chains (columns c, c+16, …) joined in one order, in f32; the root in f64.
+//! h `[T, H]`   y `[T, H]`   w `[H]`   out `[T, H]`. `post` is the norm Gemma puts behind a block; else y is added as it is.
+//! (Gemma's 1 + w is folded into the weights at load.) A segment whose adapter replaced the norm
+//! brings its own w. Numerics: the sum of squares is 16 chains (columns c, c+16, …) joined in one
+//! order, in f32; the root in f64.
 
 use crate::act::{Act, ActWriter};
 use crate::buffer::Shared;
@@ -60,22 +61,15 @@ pub fn add_norm(
             // SAFETY: rows are in bounds as asserted and belong to one piece.
             unsafe {
                 let h = h.get().add(t * width);
-                let row = Row {
-                    h,
-                    sum: h,
-                    out,
-                    row: t,
-                    width,
-                    eps,
-                };
+                let row = Row { h, sum: h, out, row: t, width, eps };
                 row.run(isa, t, residual, weight, segments);
             }
         }
     });
 }
 
-/// The same for the rows that are sampled only: out[i] = norm(h[rows[i]] + residual[rows[i]]); h is not written.
-/// `segments` and the residual are those of the full batch.
+/// The same for the rows that are sampled only: out[i] = norm(h[rows[i]] + residual[rows[i]]); h is
+/// not written. `segments` and the residual are those of the full batch.
 ///
 /// # Panics
 /// On shapes that do not fit.
@@ -93,11 +87,7 @@ pub fn add_norm_rows(
     dev.count_op();
     let width = out.width();
     let end = rows.iter().map(|&t| t as usize + 1).max().unwrap_or(0);
-    assert!(
-        h.len() >= end * width,
-        "h holds row {} of {width}",
-        end.saturating_sub(1)
-    );
+    assert!(h.len() >= end * width, "h holds row {} of {width}", end.saturating_sub(1));
     check(rows.len(), end, residual, out);
     let (out, isa) = (out.writer(), dev.isa());
     let pieces = dev.pieces(rows.len(), width / 2);
@@ -107,14 +97,7 @@ pub fn add_norm_rows(
             // SAFETY: rows are in bounds as asserted; output row `i` belongs to one piece.
             unsafe {
                 let h = h.as_ptr().add(t * width);
-                let row = Row {
-                    h,
-                    sum: out.row(i).cast_mut(),
-                    out,
-                    row: i,
-                    width,
-                    eps,
-                };
+                let row = Row { h, sum: out.row(i).cast_mut(), out, row: i, width, eps };
                 row.run(isa, t, residual, weight, segments);
             }
         }
@@ -122,17 +105,10 @@ pub fn add_norm_rows(
 }
 
 fn check(rows: usize, end: usize, residual: Option<Residual<'_>>, out: &Act) {
-    assert!(
-        rows <= out.rows_max(),
-        "{rows} rows into an Act of {}",
-        out.rows_max()
-    );
+    assert!(rows <= out.rows_max(), "{rows} rows into an Act of {}", out.rows_max());
     if let Some(residual) = residual {
         let width = out.width();
-        assert!(
-            residual.y.len() >= end * width,
-            "the residual holds {end} rows of {width}"
-        );
+        assert!(residual.y.len() >= end * width, "the residual holds {end} rows of {width}");
     }
 }
 
@@ -161,9 +137,7 @@ impl Row {
         isa.run(NormRow {
             row: self,
             y: residual.map(|r| r.y[t * width..][..width].as_ptr()),
-            post: residual
-                .and_then(|r| r.post)
-                .map(|post| post.of(segment, width).as_ptr()),
+            post: residual.and_then(|r| r.post).map(|post| post.of(segment, width).as_ptr()),
             weight: weight.of(segment, width).as_ptr(),
         });
     }
@@ -193,45 +167,23 @@ impl Kernel for NormRow {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Row {
-            h,
-            sum,
-            out,
-            row,
-            width,
-            eps,
-        } = self.row;
+        let Row { h, sum, out, row, width, eps } = self.row;
         let lanes = |c: usize| (width - c).min(LANES);
         if let Some(y) = self.y {
-            let factor = self
-                .post
-                .map(|w| (w, S::splat(inverse_rms::<S>(y, width, eps))));
+            let factor = self.post.map(|w| (w, S::splat(inverse_rms::<S>(y, width, eps))));
             for c in (0..width).step_by(LANES) {
                 let mut y = S::load_n(y.add(c), lanes(c));
                 if let Some((w, factor)) = factor {
                     y = S::mul(S::mul(y, factor), S::load_n(w.add(c), lanes(c)));
                 }
-                S::store_n(
-                    sum.add(c),
-                    lanes(c),
-                    S::add(S::load_n(h.add(c), lanes(c)), y),
-                );
+                S::store_n(sum.add(c), lanes(c), S::add(S::load_n(h.add(c), lanes(c)), y));
             }
         }
-        let x = if self.y.is_some() {
-            sum.cast_const()
-        } else {
-            h
-        };
+        let x = if self.y.is_some() { sum.cast_const() } else { h };
         let factor = S::splat(inverse_rms::<S>(x, width, eps));
         for c in (0..width).step_by(LANES) {
             let x = S::mul(S::load_n(x.add(c), lanes(c)), factor);
-            out.store::<S>(
-                row,
-                c,
-                lanes(c),
-                S::mul(x, S::load_n(self.weight.add(c), lanes(c))),
-            );
+            out.store::<S>(row, c, lanes(c), S::mul(x, S::load_n(self.weight.add(c), lanes(c))));
         }
     }
 }

@@ -1,8 +1,9 @@
-//! The ops as plain loops in f64: what the fast paths are tested against. Slow, allocating, with no layout of its own.
+//! The ops as plain loops in f64: what the fast paths are tested against. Slow, allocating, with no
+//! layout of its own.
 
 use crate::{Gate, Segments};
 
-/// One adapter's change of one site as in a PEFT file: `a` [R, I], `b` [O, R].
+/// One adapter's change of one site as in a PEFT file: `a` `[R, I]`, `b` `[O, R]`.
 #[derive(Clone, Copy)]
 pub struct Factors<'a> {
     pub rank: usize,
@@ -13,7 +14,8 @@ pub struct Factors<'a> {
     pub bias: Option<&'a [f32]>,
 }
 
-/// One row of a linear: `w` [O, I] on `x_base` [I], the delta on `x` [I] (they differ by bf16 rounding).
+/// One row of a linear: `w` `[O, I]` on `x_base` `[I]`, the delta on `x` `[I]` (they differ by bf16
+/// rounding).
 pub fn linear_row(
     x_base: &[f32],
     x: &[f32],
@@ -22,9 +24,8 @@ pub fn linear_row(
     delta: Option<Factors<'_>>,
 ) -> Vec<f64> {
     let inputs = x.len();
-    let u: Vec<f64> = delta.map_or(Vec::new(), |d| {
-        d.a.chunks(inputs).take(d.rank).map(|a| dot(a, x)).collect()
-    });
+    let u: Vec<f64> =
+        delta.map_or(Vec::new(), |d| d.a.chunks(inputs).take(d.rank).map(|a| dot(a, x)).collect());
     let row = |(o, w): (usize, &[f32])| {
         let mut y = dot(w, x_base);
         if let Some(d) = delta {
@@ -40,20 +41,14 @@ pub fn linear_row(
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter()
-        .zip(b)
-        .map(|(&a, &b)| f64::from(a) * f64::from(b))
-        .sum()
+    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
 }
 
 /// x / sqrt(mean(x²) + eps) · w.
 pub fn rms_norm(x: &[f64], w: &[f32], eps: f64) -> Vec<f64> {
     let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
     let factor = 1.0 / (mean + eps).sqrt();
-    x.iter()
-        .zip(w)
-        .map(|(x, &w)| x * factor * f64::from(w))
-        .collect()
+    x.iter().zip(w).map(|(x, &w)| x * factor * f64::from(w)).collect()
 }
 
 /// One head rotated at `position`; dimension d is paired with d + D/2.
@@ -77,13 +72,7 @@ pub fn attend(q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>], scale: f64) -> 
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
     let sum: f64 = weights.iter().sum();
-    let column = |d: usize| {
-        values
-            .iter()
-            .zip(&weights)
-            .map(|(v, w)| v[d] * w / sum)
-            .sum()
-    };
+    let column = |d: usize| values.iter().zip(&weights).map(|(v, w)| v[d] * w / sum).sum();
     (0..q.len()).map(column).collect()
 }
 

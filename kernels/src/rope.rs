@@ -1,9 +1,10 @@
 //! q, k = rotate(norm(q)), rotate(norm(k)) at their positions; k and v go to the pages.
 //!
-//! q [T, N, D]   k, v [T, K, D]   "rotate half": with c, s of the position,
+//! q `[T, N, D]`   k, v `[T, K, D]`   "rotate half": with c, s of the position,
 //! out[d] = x[d]·c[d] − x[d + D/2]·s[d];   out[d + D/2] = x[d + D/2]·c[d] + x[d]·s[d].
-//! Per-head norms (Qwen3, Gemma 3) run before, over D. Numerics: angles are position · inv_freq in f32, as in the models'
-//! reference code, their cosine in f64 rounded to f32; k and v are rounded once to the cache's type.
+//! Per-head norms (Qwen3, Gemma 3) run before, over D. Numerics: angles are position · inv_freq in
+//! f32, as in the models' reference code, their cosine in f64 rounded to f32; k and v are rounded
+//! once to the cache's type.
 
 use crate::buffer::{Buffer, Shared};
 use crate::device::{Device, part};
@@ -32,10 +33,7 @@ impl RopeTable {
         attention_scale: f32,
     ) -> RopeTable {
         let half = head_dim / 2;
-        assert!(
-            head_dim.is_multiple_of(2),
-            "an even head dim, not {head_dim}"
-        );
+        assert!(head_dim.is_multiple_of(2), "an even head dim, not {head_dim}");
         assert_eq!(inv_freq.len(), half, "inv_freq has D/2 values");
         let mut values = Buffer::zeroed(2 * positions_max * half);
         let (cos, sin) = values.split_at_mut(positions_max * half);
@@ -46,11 +44,7 @@ impl RopeTable {
                 sin[position * half + d] = angle.sin() as f32 * attention_scale;
             }
         }
-        RopeTable {
-            values,
-            positions_max,
-            half,
-        }
+        RopeTable { values, positions_max, half }
     }
 
     /// Positions there are angles for.
@@ -65,14 +59,11 @@ impl RopeTable {
 
     fn at(&self, position: usize) -> (&[f32], &[f32]) {
         let (cos, sin) = self.values.split_at(self.positions_max * self.half);
-        (
-            &cos[position * self.half..][..self.half],
-            &sin[position * self.half..][..self.half],
-        )
+        (&cos[position * self.half..][..self.half], &sin[position * self.half..][..self.half])
     }
 }
 
-/// Operands of [`rope_store`]: q [T, N, D], k and v [T, K, D].
+/// Operands of [`rope_store`]: q `[T, N, D]`, k and v `[T, K, D]`.
 pub struct RopeStore<'a> {
     pub q: &'a mut [f32],
     pub k: &'a mut [f32],
@@ -103,29 +94,12 @@ pub fn rope_store(
     let (q_width, kv_width) = (args.heads * dim, args.kv_heads * dim);
     rows.check(layout);
     segments.check(count);
-    assert!(
-        args.q.len() >= count * q_width,
-        "q holds {count} rows of {q_width}"
-    );
-    assert!(
-        args.k.len() >= count * kv_width,
-        "k holds {count} rows of {kv_width}"
-    );
-    assert!(
-        args.v.len() >= count * kv_width,
-        "v holds {count} rows of {kv_width}"
-    );
+    assert!(args.q.len() >= count * q_width, "q holds {count} rows of {q_width}");
+    assert!(args.k.len() >= count * kv_width, "k holds {count} rows of {kv_width}");
+    assert!(args.v.len() >= count * kv_width, "v holds {count} rows of {kv_width}");
     assert_eq!(args.rope.half * 2, dim, "a rope table of the head dim");
-    assert!(
-        layout.kv_heads == args.kv_heads && layout.head_dim == dim,
-        "the cache's heads"
-    );
-    assert!(
-        args.layer < layout.layers,
-        "layer {} of {}",
-        args.layer,
-        layout.layers
-    );
+    assert!(layout.kv_heads == args.kv_heads && layout.head_dim == dim, "the cache's heads");
+    assert!(args.layer < layout.layers, "layer {} of {}", args.layer, layout.layers);
     let (q, k, values) = (Shared::of(args.q), Shared::of(args.k), kv.writer());
     let (v, rope, eps, isa) = (args.v, args.rope, args.eps, dev.isa());
 
@@ -133,37 +107,23 @@ pub fn rope_store(
     dev.fork(pieces, &|piece| {
         for t in part(count, pieces, piece) {
             let position = rows.positions[t] as usize;
-            assert!(
-                position < rope.positions_max,
-                "position {position} beyond the rope table"
-            );
+            assert!(position < rope.positions_max, "position {position} beyond the rope table");
             let segment = segments.of_row(t);
             let norm = |weight: Option<NormWeight<'_>>| {
                 weight.map_or(std::ptr::null(), |w| w.of(segment, dim).as_ptr())
             };
             let page = rows.pages_of(t)[position / KvCache::PAGE] as usize;
-            // SAFETY: bounds are asserted above; a row, and its slot of the page, belong to one piece.
+            // SAFETY: bounds are asserted above; a row, and its slot of the page, belong to one
+            // piece.
             unsafe {
                 let (cos, sin) = rope.at(position);
-                let rotate = |x, heads, norm| Rotate {
-                    x,
-                    heads,
-                    dim,
-                    norm,
-                    eps,
-                    cos,
-                    sin,
-                };
+                let rotate = |x, heads, norm| Rotate { x, heads, dim, norm, eps, cos, sin };
                 let k = k.get().add(t * kv_width);
                 let q = q.get().add(t * q_width);
                 isa.run(rotate(q, args.heads, norm(args.q_norm)));
                 isa.run(rotate(k, args.kv_heads, norm(args.k_norm)));
-                let slot = Slot {
-                    layout,
-                    layer: args.layer,
-                    page,
-                    token: position % KvCache::PAGE,
-                };
+                let slot =
+                    Slot { layout, layer: args.layer, page, token: position % KvCache::PAGE };
                 let v = v.as_ptr().add(t * kv_width);
                 match values {
                     Values::F32(pages) => slot.write(isa, k, v, pages),
@@ -179,7 +139,7 @@ struct Rotate<'a> {
     x: *mut f32,
     heads: usize,
     dim: usize,
-    /// [D], or null.
+    /// `[D]`, or null.
     norm: *const f32,
     eps: f32,
     cos: &'a [f32],
@@ -214,11 +174,7 @@ impl Kernel for Rotate<'_> {
                 let sin = S::load_n(self.sin.as_ptr().add(d), n);
                 let minus = S::sub(S::mul(low, cos), S::mul(high, sin));
                 S::store_n(x.add(d), n, minus);
-                S::store_n(
-                    x.add(d + half),
-                    n,
-                    S::add(S::mul(high, cos), S::mul(low, sin)),
-                );
+                S::store_n(x.add(d + half), n, S::add(S::mul(high, cos), S::mul(low, sin)));
             }
         }
     }
@@ -235,12 +191,7 @@ struct Slot {
 
 impl Slot {
     unsafe fn write<E: Element>(self, isa: Isa, k: *const f32, v: *const f32, pages: Shared<E>) {
-        isa.run(WriteSlot {
-            slot: self,
-            k,
-            v,
-            pages: pages.get(),
-        });
+        isa.run(WriteSlot { slot: self, k, v, pages: pages.get() });
     }
 }
 
@@ -256,12 +207,7 @@ impl<E: Element> Kernel for WriteSlot<E> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Slot {
-            layout,
-            layer,
-            page,
-            token,
-        } = self.slot;
+        let Slot { layout, layer, page, token } = self.slot;
         let dim = layout.head_dim;
         for head in 0..layout.kv_heads {
             let start = self.pages.add(layout.at(layer, page, head));

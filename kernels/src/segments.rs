@@ -4,8 +4,9 @@ use std::ops::Range;
 
 /// Rows of one adapter are neighbours; base rows come last.
 ///
-/// `indptr` [G + 1] starts with 0 and strictly increases; segment `g` is the rows `indptr[g]..indptr[g + 1]`.
-/// Rows from `indptr[G]` on belong to no adapter. No segments at all is `[0]`.
+/// `indptr` `[G + 1]` starts with 0 and strictly increases; segment `g` is the rows
+/// `indptr[g]..indptr[g + 1]`. Rows from `indptr[G]` on belong to no adapter. No segments at all is
+/// `[0]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Segments<'a> {
     pub indptr: &'a [u32],
@@ -32,10 +33,7 @@ impl Segments<'_> {
     /// Unless the table is as described, for `rows` rows.
     pub(crate) fn check(&self, rows: usize) {
         assert_eq!(self.indptr.first(), Some(&0), "indptr starts with 0");
-        assert!(
-            self.indptr.is_sorted_by(|a, b| a < b),
-            "indptr strictly increases"
-        );
+        assert!(self.indptr.is_sorted_by(|a, b| a < b), "indptr strictly increases");
         let end = self.indptr[self.count()] as usize;
         assert!(end <= rows, "segments reach row {end} of {rows}");
     }

@@ -1,12 +1,15 @@
-//! A team of threads that share the tasks of one op. Owns the threads; never allocates in a run; knows nothing of the work.
+//! A team of threads that share the tasks of one op. Owns the threads; never allocates in a run;
+//! knows nothing of the work.
 //!
-//! The caller is worker 0. Tasks are claimed one by one from one atomic word, `(run, tasks left)`, so a worker that was
-//! descheduled costs nothing but its own help: the caller returns when every task is done, not when every worker has
-//! looked in. Which worker ran a task must not matter to the result; ops write disjoint outputs per task.
+//! The caller is worker 0. Tasks are claimed one by one from one atomic word, `(run, tasks left)`,
+//! so a worker that was descheduled costs nothing but its own help: the caller returns when every
+//! task is done, not when every worker has looked in. Which worker ran a task must not matter to
+//! the result; ops write disjoint outputs per task.
 //!
-//! Idle workers spin for a bounded time (the gap between two ops of a step is a few µs), then park: an idle
-//! server burns no CPU. A task that panics is counted as done and the tasks not yet started are dropped; when the run is
-//! over the first payload goes on in the caller, so a failed step fails and the team lives.
+//! Idle workers spin for a bounded time (the gap between two ops of a step is a few µs), then park:
+//! an idle server burns no CPU. A task that panics is counted as done and the tasks not yet started
+//! are dropped; when the run is over the first payload goes on in the caller, so a failed step
+//! fails and the team lives.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -14,7 +17,8 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, f
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread::{self, JoinHandle, Thread};
 
-/// Polls before a waiting thread parks: 20 to 50 µs, about the longest serial stretch within a step.
+/// Polls before a waiting thread parks: 20 to 50 µs, about the longest serial stretch within a
+/// step.
 const POLLS_MAX: u32 = 1500;
 
 /// What one run calls: task and worker number.
@@ -74,10 +78,7 @@ impl Team {
                         post.serve(index, &flag);
                     })
                     .expect("the system starts a thread");
-                Worker {
-                    parked,
-                    join: Some(join),
-                }
+                Worker { parked, join: Some(join) }
             })
             .collect();
         started.wait();
@@ -102,29 +103,18 @@ impl Team {
         let count = u32::try_from(tasks).expect("tasks fit in 32 bits");
         let run = (post.ticket.load(Ordering::Relaxed) >> 32).wrapping_add(1);
         post.unfinished.store(count, Ordering::Relaxed);
-        post.body
-            .store((&raw const body).cast_mut().cast(), Ordering::Release);
-        post.ticket
-            .store(run << 32 | u64::from(count), Ordering::SeqCst);
+        post.body.store((&raw const body).cast_mut().cast(), Ordering::Release);
+        post.ticket.store(run << 32 | u64::from(count), Ordering::SeqCst);
         fence(Ordering::SeqCst);
         for worker in self.workers.iter().take(tasks - 1) {
             if worker.parked.load(Ordering::SeqCst) {
-                worker
-                    .join
-                    .as_ref()
-                    .expect("the team lives")
-                    .thread()
-                    .unpark();
+                worker.join.as_ref().expect("the team lives").thread().unpark();
             }
         }
         post.claim_all(0);
         post.wait_done();
         if post.failed.swap(false, Ordering::AcqRel) {
-            let payload = post
-                .panic
-                .lock()
-                .expect("no code panics under this lock")
-                .take();
+            let payload = post.panic.lock().expect("no code panics under this lock").take();
             resume_unwind(payload.expect("a failed task left its payload"));
         }
     }
@@ -152,7 +142,8 @@ impl Post {
             if left == 0 {
                 return;
             }
-            // Acquire: had a later run already written `body`, the exchange below would see that run's ticket and fail.
+            // Acquire: had a later run already written `body`, the exchange below would see that
+            // run's ticket and fail.
             let body = self.body.load(Ordering::Acquire).cast::<Body<'_>>();
             let claimed = self.ticket.compare_exchange(
                 ticket,
@@ -164,16 +155,15 @@ impl Post {
                 continue;
             }
             let tasks_left = left as usize - 1;
-            // SAFETY: the task just claimed is unfinished, so the caller still waits in `run` and its `body` is alive.
+            // SAFETY: the task just claimed is unfinished, so the caller still waits in `run` and
+            // its `body` is alive.
             let body = unsafe { *body };
-            // Tasks are numbered downwards by the claim; ops put their longest first, at the high numbers.
+            // Tasks are numbered downwards by the claim; ops put their longest first, at the high
+            // numbers.
             if !self.failed.load(Ordering::Acquire)
                 && let Err(payload) = catch_unwind(AssertUnwindSafe(|| body(tasks_left, worker)))
             {
-                self.panic
-                    .lock()
-                    .expect("no code panics under this lock")
-                    .get_or_insert(payload);
+                self.panic.lock().expect("no code panics under this lock").get_or_insert(payload);
                 self.failed.store(true, Ordering::Release);
             }
             if self.unfinished.fetch_sub(1, Ordering::SeqCst) == 1 && worker != 0 {
@@ -248,11 +238,7 @@ mod tests {
             });
             for (task, count) in counts.iter().enumerate() {
                 let want = usize::from(task < tasks);
-                assert_eq!(
-                    count.swap(0, Ordering::Relaxed),
-                    want,
-                    "run {run}, task {task}"
-                );
+                assert_eq!(count.swap(0, Ordering::Relaxed), want, "run {run}, task {task}");
             }
             if run % 500 == 0 {
                 // Long enough for the workers to park.

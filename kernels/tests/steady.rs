@@ -1,5 +1,6 @@
-//! A step in its steady state: nothing allocated on any thread, op calls that do not count adapters, and panics that fail
-//! the step and not the device. One test function, because the allocation counter is the process's.
+//! A step in its steady state: nothing allocated on any thread, op calls that do not count
+//! adapters, and panics that fail the step and not the device. One test function, because the
+//! allocation counter is the process's.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -42,17 +43,7 @@ fn values(n: usize) -> Vec<f32> {
 fn delta_of(rank: usize) -> Delta {
     let factor = values(rank * HIDDEN);
     let gain = Some(values(HIDDEN));
-    Delta::new(
-        Dtype::Bf16,
-        rank,
-        HIDDEN,
-        HIDDEN,
-        &factor,
-        &factor,
-        0.1,
-        gain,
-        None,
-    )
+    Delta::new(Dtype::Bf16, rank, HIDDEN, HIDDEN, &factor, &factor, 0.1, gain, None)
 }
 
 struct Step {
@@ -93,52 +84,15 @@ impl Step {
         let index: [u32; ROWS] = std::array::from_fn(|i| i as u32);
         let indptr: [u32; ROWS + 1] = std::array::from_fn(|i| i as u32);
         let (positions, pages) = (&[3; ROWS], &index);
-        let rows = Rows {
-            positions,
-            sequences: &index,
-            pages,
-            page_indptr: &indptr,
-        };
+        let rows = Rows { positions, sequences: &index, pages, page_indptr: &indptr };
         let keep = |_| None;
-        let norm = NormWeight {
-            base: &self.norm,
-            replaced: &keep,
-        };
-        embed(
-            dev,
-            &self.table,
-            &index,
-            1.0,
-            segments,
-            &|_| None,
-            &mut self.h,
-        );
-        add_norm(
-            dev,
-            &mut self.h,
-            ROWS,
-            None,
-            norm,
-            1e-5,
-            segments,
-            &mut self.x,
-        );
+        let norm = NormWeight { base: &self.norm, replaced: &keep };
+        embed(dev, &self.table, &index, 1.0, segments, &|_| None, &mut self.h);
+        add_norm(dev, &mut self.h, ROWS, None, norm, 1e-5, segments, &mut self.x);
         let [q, k, v] = &mut self.y;
         let bias = Some(self.norm.as_slice());
-        let mut outs = [&mut *q, k, v].map(|y| Linear {
-            weight: &self.weight,
-            bias,
-            y,
-        });
-        linear(
-            dev,
-            &self.x,
-            ROWS,
-            &mut outs,
-            segments,
-            delta,
-            &mut self.scratch,
-        );
+        let mut outs = [&mut *q, k, v].map(|y| Linear { weight: &self.weight, bias, y });
+        linear(dev, &self.x, ROWS, &mut outs, segments, delta, &mut self.scratch);
         let args = RopeStore {
             q,
             k,
@@ -155,16 +109,7 @@ impl Step {
         rope_store(dev, args, rows, segments, &mut self.kv);
         attention(dev, q, HEADS, &self.kv, 0, rows, 0.25, None, &mut self.x);
         glu(dev, Gate::Silu, k, v, ROWS, &mut self.x);
-        add_norm_rows(
-            dev,
-            &self.h,
-            &index[3..],
-            None,
-            norm,
-            1e-5,
-            segments,
-            &mut self.x,
-        );
+        add_norm_rows(dev, &self.h, &index[3..], None, norm, 1e-5, segments, &mut self.x);
         argmax(self.x.row(0));
     }
 }
@@ -184,7 +129,8 @@ fn a_warm_step_allocates_nothing_counts_the_same_ops_and_survives_a_panic() {
             step.run(&dev, all, &|_, g| Some(&deltas[g]));
         }
     };
-    // The test harness has a thread of its own that allocates now and then; an op's allocation would be in every round.
+    // The test harness has a thread of its own that allocates now and then; an op's allocation
+    // would be in every round.
     let rounds: Vec<usize> = (0..5)
         .map(|_| {
             let before = ALLOCATIONS.load(Ordering::Relaxed);
@@ -192,20 +138,13 @@ fn a_warm_step_allocates_nothing_counts_the_same_ops_and_survives_a_panic() {
             ALLOCATIONS.load(Ordering::Relaxed) - before
         })
         .collect();
-    assert!(
-        rounds.contains(&0),
-        "allocations in rounds of 100 steps: {rounds:?}"
-    );
+    assert!(rounds.contains(&0), "allocations in rounds of 100 steps: {rounds:?}");
 
     let ops = dev.op_calls();
     step.run(&dev, none, &|_, _| None);
     let base_only = dev.op_calls() - ops;
     step.run(&dev, all, &|_, g| Some(&deltas[g]));
-    assert_eq!(
-        dev.op_calls() - ops - base_only,
-        base_only,
-        "ops do not depend on adapters"
-    );
+    assert_eq!(dev.op_calls() - ops - base_only, base_only, "ops do not depend on adapters");
     assert_eq!(base_only, 7);
 
     a_panic_fails_the_step_only(&dev, &mut step, all, &deltas);
@@ -214,7 +153,8 @@ fn a_warm_step_allocates_nothing_counts_the_same_ops_and_survives_a_panic() {
 fn a_panic_fails_the_step_only(dev: &Device, step: &mut Step, all: Segments<'_>, deltas: &[Delta]) {
     step.run(dev, all, &|_, g| Some(&deltas[g]));
     let before = step.y[0].clone();
-    // The first look-ups are the plan's, on the caller; the later ones are within tasks, on any worker.
+    // The first look-ups are the plan's, on the caller; the later ones are within tasks, on any
+    // worker.
     for nth in [1, 100, 200] {
         let calls = AtomicUsize::new(0);
         let delta = |_: usize, g: usize| {

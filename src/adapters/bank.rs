@@ -40,11 +40,7 @@ pub enum BankCommand {
     },
     /// Frees a slot. The registry sends it only when no lease is left; the engine replies when no
     /// sequence uses it.
-    Remove {
-        slot: Slot,
-        digest: Digest,
-        reply: tokio::sync::oneshot::Sender<Result<()>>,
-    },
+    Remove { slot: Slot, digest: Digest, reply: tokio::sync::oneshot::Sender<Result<()>> },
 }
 
 /// How the registry reaches the engine thread. Fails when the engine is gone.
@@ -59,9 +55,7 @@ pub struct Bank {
 impl Bank {
     /// A bank with room for `slots_max` adapters.
     pub fn new(slots_max: usize) -> Self {
-        Self {
-            slots: (0..slots_max).map(|_| None).collect(),
-        }
+        Self { slots: (0..slots_max).map(|_| None).collect() }
     }
     /// Puts an adapter into a free slot; gives it back when every slot is taken.
     pub fn install(&mut self, prepared: Prepared) -> Result<Slot, Box<Prepared>> {

@@ -93,13 +93,7 @@ impl Lease {
     }
     /// A lease outside any registry, for tests of the engine.
     pub fn detached(version: Version, slot: Slot) -> Self {
-        Self {
-            inner: Arc::new(LeaseInner {
-                version: Arc::new(version),
-                slot,
-                _holds: None,
-            }),
-        }
+        Self { inner: Arc::new(LeaseInner { version: Arc::new(version), slot, _holds: None }) }
     }
 }
 
@@ -227,10 +221,7 @@ impl Registry {
     /// `invalid_name`.
     pub fn stage(&self, name: &str) -> Result<Staging> {
         self.inner.check_name(name)?;
-        Ok(Staging {
-            name: name.to_owned(),
-            dir: self.inner.store.stage()?,
-        })
+        Ok(Staging { name: name.to_owned(), dir: self.inner.store.stage()? })
     }
 
     /// Checks, hashes, stores, loads, probes and then moves the name to the new version; all or
@@ -321,16 +312,9 @@ impl Inner {
         } else {
             return Ok(());
         };
-        let shown: String = name
-            .chars()
-            .take(40)
-            .flat_map(char::escape_default)
-            .collect();
-        Err(Error::invalid(
-            "invalid_name",
-            format!("`{shown}` cannot name an adapter: {why}"),
-        )
-        .param("name"))
+        let shown: String = name.chars().take(40).flat_map(char::escape_default).collect();
+        Err(Error::invalid("invalid_name", format!("`{shown}` cannot name an adapter: {why}"))
+            .param("name"))
     }
 }
 

@@ -55,10 +55,7 @@ impl Store {
             TryLockError::WouldBlock => Error::new(
                 Kind::Conflict,
                 "data_dir_locked",
-                format!(
-                    "data directory {} is in use by another server",
-                    dir.display()
-                ),
+                format!("data directory {} is in use by another server", dir.display()),
             ),
         })?;
         if staging.exists() {
@@ -66,13 +63,7 @@ impl Store {
         }
         fs::create_dir_all(&staging).map_err(io)?;
         let catalogue = open_catalogue(&dir.join("polylora.db")).await?;
-        let store = Self {
-            blobs,
-            staging,
-            catalogue,
-            staged: AtomicU64::new(0),
-            _lock: lock,
-        };
+        let store = Self { blobs, staging, catalogue, staged: AtomicU64::new(0), _lock: lock };
         let catalogue = store.read().await?;
         store.remove_orphans(&catalogue).map_err(io)?;
         Ok((store, catalogue))
@@ -205,11 +196,7 @@ impl Store {
             "DELETE FROM versions WHERE name = ?",
             "UPDATE names SET current = NULL WHERE name = ?",
         ] {
-            sqlx::query(statement)
-                .bind(name)
-                .execute(&mut *t)
-                .await
-                .map_err(catalogue_error)?;
+            sqlx::query(statement).bind(name).execute(&mut *t).await.map_err(catalogue_error)?;
         }
         t.commit().await.map_err(catalogue_error)
     }
@@ -230,11 +217,8 @@ impl Store {
     }
 
     fn remove_orphans(&self, catalogue: &Catalogue) -> std::io::Result<()> {
-        let named: HashSet<PathBuf> = catalogue
-            .versions
-            .iter()
-            .map(|v| self.blob(v.digest))
-            .collect();
+        let named: HashSet<PathBuf> =
+            catalogue.versions.iter().map(|v| self.blob(v.digest)).collect();
         for prefix in fs::read_dir(&self.blobs)? {
             for blob in fs::read_dir(prefix?.path())? {
                 let blob = blob?.path();
@@ -290,10 +274,7 @@ async fn open_catalogue(path: &Path) -> Result<SqlitePool> {
         .connect_with(options)
         .await
         .map_err(catalogue_error)?;
-    let row = sqlx::query("PRAGMA user_version")
-        .fetch_one(&pool)
-        .await
-        .map_err(catalogue_error)?;
+    let row = sqlx::query("PRAGMA user_version").fetch_one(&pool).await.map_err(catalogue_error)?;
     let found: i64 = row.try_get(0).map_err(catalogue_error)?;
     if found > CATALOGUE_VERSION {
         return Err(Error::new(
@@ -313,10 +294,7 @@ async fn open_catalogue(path: &Path) -> Result<SqlitePool> {
             PRIMARY KEY (name, number)) STRICT",
         "PRAGMA user_version = 1",
     ] {
-        sqlx::query(statement)
-            .execute(&pool)
-            .await
-            .map_err(catalogue_error)?;
+        sqlx::query(statement).execute(&pool).await.map_err(catalogue_error)?;
     }
     Ok(pool)
 }

@@ -68,10 +68,7 @@ async fn publish(
     request: Request,
 ) -> Result<Response> {
     let Query(query) = query.map_err(|_| {
-        errors::invalid_value(
-            "force",
-            "the query may only hold `force=true` or `force=false`",
-        )
+        errors::invalid_value("force", "the query may only hold `force=true` or `force=false`")
     })?;
     let _place = api.uploads.clone().try_acquire_owned().map_err(|_| {
         let most = api.app.config.uploads_max;
@@ -84,16 +81,11 @@ async fn publish(
     let staging = api.app.registry.stage(name)?;
     let files = upload::receive(request, staging, api.app.config.upload_bytes_max).await?;
     let before = api.app.registry.versions(name);
-    let how = Publish {
-        force: query.force.unwrap_or(false),
-    };
+    let how = Publish { force: query.force.unwrap_or(false) };
     let entry = api.app.registry.publish(files.staging, how).await?;
     let (status, result) = if before.is_empty() {
         (StatusCode::CREATED, "created")
-    } else if before
-        .iter()
-        .any(|e| e.version.number == entry.version.number)
-    {
+    } else if before.iter().any(|e| e.version.number == entry.version.number) {
         (StatusCode::OK, "unchanged")
     } else {
         (StatusCode::OK, "updated")
@@ -104,11 +96,7 @@ async fn publish(
         result,
         "adapter published"
     );
-    let body = AdapterPut {
-        adapter: version(&entry),
-        result,
-        ignored_files: files.ignored,
-    };
+    let body = AdapterPut { adapter: version(&entry), result, ignored_files: files.ignored };
     Ok((status, Json(body)).into_response())
 }
 
@@ -172,11 +160,7 @@ pub async fn remove(
 
 fn not_found(name: &str) -> Error {
     let shown: String = name.chars().take(160).collect();
-    Error::not_found(
-        "adapter_not_found",
-        format!("there is no adapter `{shown}`"),
-    )
-    .param("name")
+    Error::not_found("adapter_not_found", format!("there is no adapter `{shown}`")).param("name")
 }
 
 /// The state as the wire says it.
@@ -204,9 +188,7 @@ fn version(entry: &Entry) -> AdapterVersion {
         file_bytes: v.file_bytes,
         resident_bytes: v.resident_bytes,
         forced: v.forced,
-        probe: AdapterProbe {
-            logit_change_max: v.logit_change_max,
-        },
+        probe: AdapterProbe { logit_change_max: v.logit_change_max },
         summary: AdapterSummary {
             method: v.summary.method.clone(),
             rank_max: v.summary.rank_max,

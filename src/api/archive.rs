@@ -50,10 +50,7 @@ fn io(e: std::io::Error) -> Error {
 }
 
 fn invalid(reason: impl std::fmt::Display) -> Error {
-    Error::invalid(
-        "invalid_archive",
-        format!("the archive cannot be read: {reason}"),
-    )
+    Error::invalid("invalid_archive", format!("the archive cannot be read: {reason}"))
 }
 
 /// Writes a gzip's content to `place`; it does not stay, so the bytes are counted on a copy of the
@@ -74,10 +71,7 @@ struct Names {
 
 impl Names {
     fn new() -> Self {
-        Self {
-            home: None,
-            entries: 0,
-        }
+        Self { home: None, entries: 0 }
     }
 
     fn count(&mut self) -> Result<()> {

@@ -72,10 +72,7 @@ async fn read(request: Request, bytes_max: usize) -> Result<Bytes> {
     let mut all = bytes::BytesMut::new();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|e| {
-            Error::invalid(
-                "incomplete_body",
-                format!("the body could not be read: {e}"),
-            )
+            Error::invalid("incomplete_body", format!("the body could not be read: {e}"))
         })?;
         if all.len() + chunk.len() > bytes_max {
             discard(chunks).await;
@@ -136,10 +133,8 @@ pub fn rest<T: DeserializeOwned + PartialSchema>(mut map: Map<String, Value>) ->
     let fields = fields::<T>();
     if let Some(name) = map.keys().find(|name| !fields.contains(name)) {
         let shown: String = name.chars().take(64).collect();
-        return Err(
-            Error::invalid("unknown_parameter", format!("unknown parameter `{shown}`"))
-                .param(shown),
-        );
+        return Err(Error::invalid("unknown_parameter", format!("unknown parameter `{shown}`"))
+            .param(shown));
     }
     typed(map)
 }
@@ -156,10 +151,7 @@ pub fn typed<T: DeserializeOwned>(map: Map<String, Value>) -> Result<T> {
     serde_path_to_error::deserialize(Value::Object(map)).map_err(|e| {
         let path = e.path().to_string();
         let reason = e.inner().to_string();
-        match reason
-            .strip_prefix("missing field `")
-            .and_then(|r| r.split('`').next())
-        {
+        match reason.strip_prefix("missing field `").and_then(|r| r.split('`').next()) {
             Some(name) => missing(name),
             None => Error::invalid("invalid_type", format!("`{path}`: {reason}")).param(path),
         }
@@ -206,10 +198,7 @@ mod tests {
     #[test]
     fn a_wrong_type_names_the_path() {
         let e = refusal::<ChatFields>(r#"{"model":"m","temperature":"hot"}"#);
-        assert_eq!(
-            (e.code, e.param.as_deref()),
-            ("invalid_type", Some("temperature"))
-        );
+        assert_eq!((e.code, e.param.as_deref()), ("invalid_type", Some("temperature")));
         let e = refusal::<ChatFields>(r#"{"model":"m","messages":[],"stream_options":{"x":1}}"#);
         assert_eq!(e.param.as_deref(), Some("stream_options.x"));
     }
@@ -217,19 +206,13 @@ mod tests {
     #[test]
     fn an_unknown_parameter_is_refused_by_name() {
         let e = refusal::<ChatFields>(r#"{"model":"m","messages":[],"temprature":1}"#);
-        assert_eq!(
-            (e.code, e.param.as_deref()),
-            ("unknown_parameter", Some("temprature"))
-        );
+        assert_eq!((e.code, e.param.as_deref()), ("unknown_parameter", Some("temprature")));
     }
 
     #[test]
     fn a_missing_parameter_is_named() {
         let e = refusal::<ChatFields>(r#"{"model":"m"}"#);
-        assert_eq!(
-            (e.code, e.param.as_deref()),
-            ("missing_parameter", Some("messages"))
-        );
+        assert_eq!((e.code, e.param.as_deref()), ("missing_parameter", Some("messages")));
     }
 
     #[test]

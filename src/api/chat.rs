@@ -41,10 +41,7 @@ pub async fn post(
     Extension(deadline): Extension<Deadline>,
     JsonObject(mut body): JsonObject,
 ) -> Result<Response> {
-    let ChatRequest { shared, own } = ChatRequest {
-        shared: take(&mut body)?,
-        own: rest(body)?,
-    };
+    let ChatRequest { shared, own } = ChatRequest { shared: take(&mut body)?, own: rest(body)? };
     let (checked, conversation) = check(&api, shared.clone(), own)?;
     let target = api.lease(&shared.model).await?;
     let answer = async {
@@ -82,15 +79,12 @@ struct Conversation {
 
 impl Conversation {
     fn encode(&self, text: &Text) -> Result<Vec<u32>> {
-        text.encode_chat(
-            &self.messages,
-            self.tools.as_ref(),
-            self.add_generation_prompt,
+        text.encode_chat(&self.messages, self.tools.as_ref(), self.add_generation_prompt).map_err(
+            |e| match e.param {
+                Some(_) => e,
+                None => e.param("messages"),
+            },
         )
-        .map_err(|e| match e.param {
-            Some(_) => e,
-            None => e.param("messages"),
-        })
     }
 }
 
@@ -109,19 +103,13 @@ fn check(
         shared.max_tokens = Some(asked);
     }
     if shared.max_tokens == Some(0) {
-        return Err(errors::invalid_value(
-            "max_tokens",
-            "`max_tokens` must be at least 1",
-        ));
+        return Err(errors::invalid_value("max_tokens", "`max_tokens` must be at least 1"));
     }
     let mut checked = sampling::check(&shared, api)?;
     let top = sampling::alternatives("top_logprobs", own.top_logprobs)?;
     let wanted = own.logprobs.unwrap_or(false);
     if top.is_some_and(|n| n > 0) && !wanted {
-        return Err(errors::invalid_value(
-            "top_logprobs",
-            "`top_logprobs` needs `logprobs: true`",
-        ));
+        return Err(errors::invalid_value("top_logprobs", "`top_logprobs` needs `logprobs: true`"));
     }
     checked.sampling.logprobs = wanted.then_some(top.unwrap_or(0));
     let conversation = Conversation {
@@ -158,35 +146,23 @@ impl ChatShow {
     }
 
     fn one(&self, index: usize, delta: ChatDelta, end: Option<FinishReason>) -> String {
-        let choice = ChatChunkChoice {
-            index,
-            delta,
-            logprobs: None,
-            finish_reason: end.map(reason_word),
-        };
+        let choice =
+            ChatChunkChoice { index, delta, logprobs: None, finish_reason: end.map(reason_word) };
         self.chunk(vec![choice], None)
     }
 }
 
 impl Show for ChatShow {
     fn opening(&self, index: usize) -> Option<String> {
-        let delta = ChatDelta {
-            role: Some("assistant"),
-            content: Some(String::new()),
-        };
+        let delta = ChatDelta { role: Some("assistant"), content: Some(String::new()) };
         Some(self.one(index, delta, None))
     }
 
     fn piece(&self, index: usize, piece: &Piece) -> String {
         let choice = ChatChunkChoice {
             index,
-            delta: ChatDelta {
-                role: None,
-                content: Some(piece.text.clone()),
-            },
-            logprobs: self
-                .scores
-                .then(|| logprobs::chat(&self.text, &piece.scored)),
+            delta: ChatDelta { role: None, content: Some(piece.text.clone()) },
+            logprobs: self.scores.then(|| logprobs::chat(&self.text, &piece.scored)),
             finish_reason: None,
         };
         self.chunk(vec![choice], None)
@@ -201,21 +177,12 @@ impl Show for ChatShow {
     }
 
     fn whole(&self, choices: Vec<(Piece, FinishReason)>, usage: Usage) -> String {
-        let choices = choices
-            .into_iter()
-            .enumerate()
-            .map(|(index, (piece, reason))| ChatChoice {
-                index,
-                logprobs: self
-                    .scores
-                    .then(|| logprobs::chat(&self.text, &piece.scored)),
-                message: ChatMessage {
-                    role: "assistant",
-                    content: piece.text,
-                    refusal: None,
-                },
-                finish_reason: reason_word(reason),
-            });
+        let choices = choices.into_iter().enumerate().map(|(index, (piece, reason))| ChatChoice {
+            index,
+            logprobs: self.scores.then(|| logprobs::chat(&self.text, &piece.scored)),
+            message: ChatMessage { role: "assistant", content: piece.text, refusal: None },
+            finish_reason: reason_word(reason),
+        });
         let completion = ChatCompletion {
             id: self.id.clone(),
             object: "chat.completion",

@@ -110,12 +110,9 @@ impl Choice {
                 Ok((Piece::default(), None))
             }
             Event::Token(token) => Ok(self.token(&token)),
-            Event::Finished {
-                reason,
-                cached_tokens,
-                completion_tokens,
-                ..
-            } => Ok(self.finish(reason, cached_tokens, completion_tokens)),
+            Event::Finished { reason, cached_tokens, completion_tokens, .. } => {
+                Ok(self.finish(reason, cached_tokens, completion_tokens))
+            }
             Event::Failed(error) => Err(error),
         }
     }
@@ -193,10 +190,7 @@ impl Choice {
             None => Piece::default(),
             Some(echo) => {
                 self.characters = echo.text.chars().count();
-                Piece {
-                    text: echo.text,
-                    scored: echo.scored,
-                }
+                Piece { text: echo.text, scored: echo.scored }
             }
         }
     }

@@ -45,10 +45,8 @@ pub async fn post(
     Extension(deadline): Extension<Deadline>,
     JsonObject(mut body): JsonObject,
 ) -> Result<Response> {
-    let CompletionRequest { shared, own } = CompletionRequest {
-        shared: take(&mut body)?,
-        own: rest(body)?,
-    };
+    let CompletionRequest { shared, own } =
+        CompletionRequest { shared: take(&mut body)?, own: rest(body)? };
     let echo = own.echo.unwrap_or(false);
     let checked = check(&api, &shared, &own)?;
     let prompts = inputs(&api, own.prompt, checked.n)?;
@@ -115,10 +113,8 @@ fn inputs(api: &Api, prompt: wire::Prompt, n: usize) -> Result<Vec<(String, Inpu
         return Err(invalid_value("prompt", "`prompt` must not be empty"));
     }
     if inputs.len() * n > most {
-        let message = format!(
-            "{} prompts with {n} choices each are more than {most} choices",
-            inputs.len()
-        );
+        let message =
+            format!("{} prompts with {n} choices each are more than {most} choices", inputs.len());
         return Err(invalid_value("prompt", message));
     }
     for (path, input) in &inputs {
@@ -139,20 +135,11 @@ fn encode(text: &Text, inputs: Vec<(String, Input)>, echo: bool) -> Result<Vec<P
             let (tokens, shown) = match input {
                 Input::Text(prompt) => (text.encode(&prompt, true)?, prompt),
                 Input::Tokens(tokens) => {
-                    let shown = if echo {
-                        text.decode(&tokens, true)?
-                    } else {
-                        String::new()
-                    };
+                    let shown = if echo { text.decode(&tokens, true)? } else { String::new() };
                     (tokens, shown)
                 }
             };
-            Ok(Prompt {
-                param,
-                tokens,
-                continued: true,
-                echo: echo.then_some(shown),
-            })
+            Ok(Prompt { param, tokens, continued: true, echo: echo.then_some(shown) })
         })
         .collect()
 }
@@ -190,9 +177,7 @@ impl CompletionShow {
         CompletionChoice {
             index,
             text: piece.text.clone(),
-            logprobs: self
-                .scores
-                .then(|| logprobs::completion(&self.text, &piece.scored)),
+            logprobs: self.scores.then(|| logprobs::completion(&self.text, &piece.scored)),
             finish_reason: None,
         }
     }

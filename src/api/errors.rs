@@ -79,16 +79,12 @@ impl IntoResponse for Error {
         let mut response = (status(&self), Json(body(&self))).into_response();
         if self.kind == Kind::Unauthorized {
             let bearer = HeaderValue::from_static("Bearer");
-            response
-                .headers_mut()
-                .insert(http::header::WWW_AUTHENTICATE, bearer);
+            response.headers_mut().insert(http::header::WWW_AUTHENTICATE, bearer);
         }
         if self.code == REQUEST_TIMEOUT {
             // The SDKs repeat every 5xx by themselves; a request that was too long stays too long.
             let name = HeaderName::from_static("x-should-retry");
-            response
-                .headers_mut()
-                .insert(name, HeaderValue::from_static("false"));
+            response.headers_mut().insert(name, HeaderValue::from_static("false"));
         }
         response
     }

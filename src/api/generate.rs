@@ -118,9 +118,7 @@ impl Run {
     /// What a choice shows next, and its end; `None` when all are over.
     pub async fn next(&mut self) -> Result<Option<(usize, Piece, Option<FinishReason>)>> {
         let next = tokio::time::timeout_at(self.deadline.at, self.events.next());
-        let next = next
-            .await
-            .map_err(|_| timed_out(self.deadline.seconds_max))?;
+        let next = next.await.map_err(|_| timed_out(self.deadline.seconds_max))?;
         let Some((index, event)) = next else {
             return Ok(None);
         };
@@ -138,21 +136,13 @@ impl Run {
 
     /// What the choices used so far.
     pub fn usage(&self) -> Usage {
-        let completion_tokens = self
-            .ended
-            .iter()
-            .flatten()
-            .map(|e| e.completion_tokens)
-            .sum();
+        let completion_tokens = self.ended.iter().flatten().map(|e| e.completion_tokens).sum();
         // Later choices of a prompt find the pages of the first: the least is what the request
         // found.
-        let cached = self.ended.chunks(self.n).map(|prompt| {
-            prompt
-                .iter()
-                .flatten()
-                .filter_map(|e| e.cached_tokens)
-                .min()
-        });
+        let cached = self
+            .ended
+            .chunks(self.n)
+            .map(|prompt| prompt.iter().flatten().filter_map(|e| e.cached_tokens).min());
         let cached: Option<u64> = cached.sum();
         Usage {
             prompt_tokens: self.prompt_tokens,
@@ -181,9 +171,7 @@ fn events(stream: EventStream) -> BoxStream<'static, Event> {
     let next = |state: Option<EventStream>| async move {
         let mut stream = state?;
         let event = stream.next().await.unwrap_or_else(|| {
-            Event::Failed(Error::fault(
-                "the engine gave up the sequence without a word",
-            ))
+            Event::Failed(Error::fault("the engine gave up the sequence without a word"))
         });
         let over = matches!(event, Event::Finished { .. } | Event::Failed(_));
         Some((event, (!over).then_some(stream)))
@@ -215,9 +203,8 @@ fn room(
         return Err(Error::invalid("context_length_exceeded", message).param(&*prompt.param));
     }
     let left = u32::try_from(left).unwrap_or(u32::MAX);
-    let tokens_max = checked
-        .tokens_max
-        .unwrap_or_else(|| tokens_default.map_or(left, |n| n.min(left)));
+    let tokens_max =
+        checked.tokens_max.unwrap_or_else(|| tokens_default.map_or(left, |n| n.min(left)));
     if checked.tokens_min > tokens_max {
         let message = format!(
             "`min_tokens` = {} is more than the answer may have ({tokens_max})",

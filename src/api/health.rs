@@ -94,9 +94,7 @@ pub async fn metrics(State(api): State<Arc<Api>>) -> Response {
     let unseen = stats.loads.saturating_sub(metrics.adapter_loads.get());
     metrics.adapter_loads.inc_by(unseen);
     metrics.adapters_resident.set(stats.residents as i64);
-    metrics
-        .adapter_resident_bytes
-        .set(stats.resident_bytes as i64);
+    metrics.adapter_resident_bytes.set(stats.resident_bytes as i64);
     let text = "text/plain; version=0.0.4; charset=utf-8";
     ([(CONTENT_TYPE, text)], metrics.render()).into_response()
 }

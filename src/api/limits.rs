@@ -36,9 +36,7 @@ struct Count<'a> {
 impl Drop for Count<'_> {
     fn drop(&mut self) {
         let counter = &self.api.app.metrics.http_requests;
-        counter
-            .with_label_values(&[self.route.as_str(), self.status.as_str()])
-            .inc();
+        counter.with_label_values(&[self.route.as_str(), self.status.as_str()]).inc();
     }
 }
 

@@ -20,23 +20,11 @@ pub fn chat(text: &Text, scored: &[Scored]) -> ChatLogprobs {
         let (token, bytes) = text.token_text(s.token);
         let top = s.top.iter().map(|&(token, logprob)| {
             let (token, bytes) = text.token_text(token);
-            TopLogprob {
-                token,
-                logprob: finite(logprob),
-                bytes,
-            }
+            TopLogprob { token, logprob: finite(logprob), bytes }
         });
-        ChatLogprob {
-            token,
-            logprob: finite(s.logprob),
-            bytes,
-            top_logprobs: top.collect(),
-        }
+        ChatLogprob { token, logprob: finite(s.logprob), bytes, top_logprobs: top.collect() }
     });
-    ChatLogprobs {
-        content: content.collect(),
-        refusal: None,
-    }
+    ChatLogprobs { content: content.collect(), refusal: None }
 }
 
 /// `choices[].logprobs` of plain completions.
@@ -51,11 +39,9 @@ pub fn completion(text: &Text, scored: &[Scored]) -> CompletionLogprobs {
             for &(token, logprob) in &s.top {
                 let (token, _) = text.token_text(token);
                 // Two tokens may look alike; the likelier comes first and stays.
-                top.entry(token)
-                    .or_insert_with(|| Value::from(finite(logprob)));
+                top.entry(token).or_insert_with(|| Value::from(finite(logprob)));
             }
-            top.entry(token.clone())
-                .or_insert_with(|| Value::from(finite(s.logprob)));
+            top.entry(token.clone()).or_insert_with(|| Value::from(finite(s.logprob)));
             top
         }));
         out.tokens.push(token);

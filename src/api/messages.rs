@@ -10,14 +10,8 @@ use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 
 /// Fields of a message that a template may read.
-const FIELDS: &[&str] = &[
-    "role",
-    "content",
-    "name",
-    "tool_calls",
-    "tool_call_id",
-    "reasoning_content",
-];
+const FIELDS: &[&str] =
+    &["role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content"];
 
 /// Fields of an answer that clients send back; they are not part of the conversation.
 const ECHOED: &[&str] = &["annotations", "id", "object", "refusal", "status"];
@@ -30,17 +24,10 @@ pub fn check(messages: Vec<Value>, messages_max: usize) -> Result<Vec<Value>> {
     if messages.len() > messages_max {
         return Err(invalid_value(
             "messages",
-            format!(
-                "`messages` has {} entries; at most {messages_max}",
-                messages.len()
-            ),
+            format!("`messages` has {} entries; at most {messages_max}", messages.len()),
         ));
     }
-    messages
-        .into_iter()
-        .enumerate()
-        .map(|(i, m)| message(&format!("messages[{i}]"), m))
-        .collect()
+    messages.into_iter().enumerate().map(|(i, m)| message(&format!("messages[{i}]"), m)).collect()
 }
 
 fn message(path: &str, value: Value) -> Result<Value> {
@@ -64,7 +51,7 @@ fn message(path: &str, value: Value) -> Result<Value> {
     if content.is_none() && !(role == "assistant" && message.contains_key("tool_calls")) {
         let place = format!("{path}.content");
         return Err(
-            Error::invalid("missing_parameter", format!("`{place}` is required")).param(place),
+            Error::invalid("missing_parameter", format!("`{place}` is required")).param(place)
         );
     }
     let mut out = Map::new();
@@ -138,9 +125,7 @@ fn tool_calls(path: &str, mut calls: Value) -> Result<Value> {
         let Some(arguments) = call.pointer_mut("/function/arguments") else {
             continue;
         };
-        let parsed = arguments
-            .as_str()
-            .and_then(|s| serde_json::from_str(s).ok());
+        let parsed = arguments.as_str().and_then(|s| serde_json::from_str(s).ok());
         if let Some(object @ Value::Object(_)) = parsed {
             *arguments = object;
         }
@@ -154,10 +139,7 @@ pub fn tools(tools: Option<Vec<Value>>, choice: Option<&Value>) -> Result<Option
     for (i, tool) in tools.iter().enumerate() {
         if tool["type"] != "function" || !tool["function"]["name"].is_string() {
             let place = format!("tools[{i}]");
-            return Err(invalid_value(
-                &place,
-                format!("`{place}` must be a function with a name"),
-            ));
+            return Err(invalid_value(&place, format!("`{place}` must be a function with a name")));
         }
     }
     match choice.map(|c| c.as_str()) {
@@ -172,11 +154,8 @@ pub fn tools(tools: Option<Vec<Value>>, choice: Option<&Value>) -> Result<Option
 }
 
 fn wrong_type(path: &str, expected: &str, got: &Value) -> Error {
-    Error::invalid(
-        "invalid_type",
-        format!("`{path}` must be {expected}, not {}", kind(got)),
-    )
-    .param(path)
+    Error::invalid("invalid_type", format!("`{path}` must be {expected}, not {}", kind(got)))
+        .param(path)
 }
 
 #[cfg(test)]
@@ -194,10 +173,7 @@ mod tests {
         let user = json!({"role": "user", "content": "hi"});
         assert_eq!(blame(json!([])), "invalid_value messages");
         assert_eq!(blame(json!([user, 5])), "invalid_type messages[1]");
-        assert_eq!(
-            blame(json!([user, {"role": "user"}])),
-            "missing_parameter messages[1].content"
-        );
+        assert_eq!(blame(json!([user, {"role": "user"}])), "missing_parameter messages[1].content");
         assert_eq!(
             blame(json!([user, {"role": "user", "content": 5}])),
             "invalid_type messages[1].content"
@@ -231,10 +207,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(checked[0], json!({"role": "system", "content": "a\nb"}));
-        assert_eq!(
-            checked[1]["tool_calls"][0]["function"]["arguments"],
-            json!({"x": 1})
-        );
+        assert_eq!(checked[1]["tool_calls"][0]["function"]["arguments"], json!({"x": 1}));
     }
 
     #[test]
@@ -242,10 +215,7 @@ mod tests {
         let list = vec![json!({"type": "function", "function": {"name": "f"}})];
         assert!(tools(Some(list.clone()), Some(&json!("required"))).is_err());
         assert!(tools(Some(list.clone()), Some(&json!({"type": "function"}))).is_err());
-        assert_eq!(
-            tools(Some(list.clone()), Some(&json!("none"))).unwrap(),
-            None
-        );
+        assert_eq!(tools(Some(list.clone()), Some(&json!("none"))).unwrap(), None);
         assert!(tools(Some(list), None).unwrap().is_some());
     }
 }

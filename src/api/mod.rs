@@ -100,19 +100,13 @@ impl Api {
         work: impl FnOnce(&Text) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let closed = |_| Error::fault("the text threads are gone");
-        let permit = self
-            .encoders
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(closed)?;
+        let permit = self.encoders.clone().acquire_owned().await.map_err(closed)?;
         let text = self.app.text.clone();
         let work = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             work(&text)
         });
-        work.await
-            .map_err(|_| Error::fault("tokenizing the request failed"))?
+        work.await.map_err(|_| Error::fault("tokenizing the request failed"))?
     }
 
     /// The first digits of the base's digest, as OpenAI's `system_fingerprint`.
@@ -124,9 +118,7 @@ impl Api {
 
 /// Unix seconds.
 fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// A fresh id such as `chatcmpl-0f3c…`.

@@ -17,14 +17,9 @@ const OWNER: &str = "polylora";
 #[utoipa::path(get, path = "/v1/models", responses((status = 200, body = ModelList)))]
 pub async fn list(State(api): State<Arc<Api>>) -> Json<ModelList> {
     let entries = api.app.registry.list();
-    let ready = entries
-        .iter()
-        .filter(|e| e.current && e.state == AdapterState::Ready);
+    let ready = entries.iter().filter(|e| e.current && e.state == AdapterState::Ready);
     let adapters = ready.map(|e| adapter(&api, &e.version.name, e));
-    Json(ModelList {
-        object: "list",
-        data: std::iter::once(base(&api)).chain(adapters).collect(),
-    })
+    Json(ModelList { object: "list", data: std::iter::once(base(&api)).chain(adapters).collect() })
 }
 
 /// Shows one model.

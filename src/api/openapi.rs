@@ -11,10 +11,7 @@ use utoipa::OpenApi;
 
 #[derive(OpenApi)]
 #[openapi(
-    info(
-        title = "polylora",
-        description = "One base model, many adapters, one batch."
-    ),
+    info(title = "polylora", description = "One base model, many adapters, one batch."),
     paths(
         chat::post,
         completions::post,

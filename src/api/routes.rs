@@ -42,51 +42,30 @@ const fn row(
     scope: Scope,
     attach: fn() -> MethodRouter<Arc<Api>>,
 ) -> Route {
-    Route {
-        method,
-        path,
-        scope,
-        attach,
-    }
+    Route { method, path, scope, attach }
 }
 
 /// The table.
 pub const ROUTES: &[Route] = &[
-    row("post", "/v1/chat/completions", Scope::Inference, || {
-        post(chat::post)
-    }),
-    row("post", "/v1/completions", Scope::Inference, || {
-        post(completions::post)
-    }),
+    row("post", "/v1/chat/completions", Scope::Inference, || post(chat::post)),
+    row("post", "/v1/completions", Scope::Inference, || post(completions::post)),
     row("get", "/v1/models", Scope::Inference, || get(models::list)),
-    row("get", "/v1/models/{*id}", Scope::Inference, || {
-        get(models::show)
-    }),
+    row("get", "/v1/models/{*id}", Scope::Inference, || get(models::show)),
     row("get", "/v1/adapters", Scope::Admin, || get(adapters::list)),
-    row("get", "/v1/adapters/{name}", Scope::Admin, || {
-        get(adapters::show)
-    }),
+    row("get", "/v1/adapters/{name}", Scope::Admin, || get(adapters::show)),
     // The upload counts its own bytes while it writes them to disk.
     row("put", "/v1/adapters/{name}", Scope::Admin, || {
         put(adapters::put).layer(DefaultBodyLimit::disable())
     }),
-    row("delete", "/v1/adapters/{name}", Scope::Admin, || {
-        delete(adapters::remove)
-    }),
-    row("post", "/tokenize", Scope::Inference, || {
-        post(tokenize::tokenize)
-    }),
-    row("post", "/detokenize", Scope::Inference, || {
-        post(tokenize::detokenize)
-    }),
+    row("delete", "/v1/adapters/{name}", Scope::Admin, || delete(adapters::remove)),
+    row("post", "/tokenize", Scope::Inference, || post(tokenize::tokenize)),
+    row("post", "/detokenize", Scope::Inference, || post(tokenize::detokenize)),
     row("get", "/live", Scope::Public, || get(health::live)),
     row("get", "/ready", Scope::Public, || get(health::ready)),
     row("get", "/health", Scope::Public, || get(health::health)),
     row("get", "/version", Scope::Inference, || get(health::version)),
     row("get", "/metrics", Scope::Metrics, || get(health::metrics)),
-    row("get", "/openapi.json", Scope::Inference, || {
-        get(openapi::json)
-    }),
+    row("get", "/openapi.json", Scope::Inference, || get(openapi::json)),
     row("get", "/docs", Scope::Inference, || get(openapi::docs)),
 ];
 
@@ -116,10 +95,7 @@ fn layered(router: Router<Arc<Api>>, api: Arc<Api>) -> Router {
 
 async fn unknown(method: Method, uri: Uri) -> Error {
     let path: String = uri.path().chars().take(200).collect();
-    Error::not_found(
-        "unknown_route",
-        format!("there is no {method} {path}; see /docs"),
-    )
+    Error::not_found("unknown_route", format!("there is no {method} {path}; see /docs"))
 }
 
 async fn wrong_method(method: Method, path: MatchedPath) -> Response {
@@ -149,9 +125,7 @@ mod tests {
             .iter()
             .flat_map(|(path, methods)| {
                 let methods = methods.as_object().unwrap().keys();
-                methods
-                    .map(|m| (m.clone(), path.clone()))
-                    .collect::<Vec<_>>()
+                methods.map(|m| (m.clone(), path.clone())).collect::<Vec<_>>()
             })
             .collect();
         let listed: BTreeSet<(String, String)> = ROUTES
@@ -176,11 +150,7 @@ mod tests {
                 let text = std::fs::read_to_string(&path).unwrap_or_default();
                 let made = text.matches(concat!(".route", "(")).count();
                 let allowed = usize::from(path.ends_with("api/routes.rs"));
-                assert!(
-                    made <= allowed,
-                    "{} makes a route of its own",
-                    path.display()
-                );
+                assert!(made <= allowed, "{} makes a route of its own", path.display());
             }
         }
     }

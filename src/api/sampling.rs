@@ -38,10 +38,7 @@ pub fn check(fields: &SamplingFields, api: &Api) -> Result<Checked> {
     let stream = fields.stream.unwrap_or(false);
     let options = fields.stream_options.as_ref();
     if options.is_some() && !stream {
-        return Err(invalid_value(
-            "stream_options",
-            "`stream_options` needs `stream: true`",
-        ));
+        return Err(invalid_value("stream_options", "`stream_options` needs `stream: true`"));
     }
     if options.is_some_and(|o| o.include_obfuscation == Some(true)) {
         return Err(Error::invalid(
@@ -76,36 +73,19 @@ fn sampling(fields: &SamplingFields, api: &Api) -> Result<Sampling> {
             "`top_p` must be above 0; for greedy choice use `temperature: 0`",
         ));
     }
-    let repetition = number(
-        "repetition_penalty",
-        fields.repetition_penalty,
-        1.0,
-        0.0..=10.0,
-    )?;
+    let repetition = number("repetition_penalty", fields.repetition_penalty, 1.0, 0.0..=10.0)?;
     if repetition == 0.0 {
-        return Err(invalid_value(
-            "repetition_penalty",
-            "`repetition_penalty` must be above 0",
-        ));
+        return Err(invalid_value("repetition_penalty", "`repetition_penalty` must be above 0"));
     }
     let top_k = integer("top_k", fields.top_k, 0, -1..=i64::from(u32::MAX))?;
     Ok(Sampling {
-        temperature: if f64::from(temperature) < TEMPERATURE_MIN {
-            0.0
-        } else {
-            temperature
-        },
+        temperature: if f64::from(temperature) < TEMPERATURE_MIN { 0.0 } else { temperature },
         top_p,
         top_k: top_k.max(0) as u32,
         min_p: number("min_p", fields.min_p, 0.0, 0.0..=1.0)?,
         seed: fields.seed.map_or_else(rand::random, |s| s as u64),
         presence_penalty: number("presence_penalty", fields.presence_penalty, 0.0, -2.0..=2.0)?,
-        frequency_penalty: number(
-            "frequency_penalty",
-            fields.frequency_penalty,
-            0.0,
-            -2.0..=2.0,
-        )?,
+        frequency_penalty: number("frequency_penalty", fields.frequency_penalty, 0.0, -2.0..=2.0)?,
         repetition_penalty: repetition,
         logit_bias: logit_bias(fields.logit_bias.as_ref(), api)?,
         logprobs: None,
@@ -138,10 +118,7 @@ fn optional(name: &str, value: Option<i64>, range: RangeInclusive<i64>) -> Resul
 }
 
 fn out_of_range<T: std::fmt::Display>(name: &str, got: T, low: T, high: T) -> Error {
-    invalid_value(
-        name,
-        format!("`{name}` must be from {low} to {high}, not {got}"),
-    )
+    invalid_value(name, format!("`{name}` must be from {low} to {high}, not {got}"))
 }
 
 /// `top_logprobs` of chat, `logprobs` of plain completions.
@@ -162,10 +139,7 @@ fn stops(stop: Option<Stop>, stops_max: usize) -> Result<Vec<String>> {
         ));
     }
     if let Some(i) = stops.iter().position(String::is_empty) {
-        return Err(invalid_value(
-            &format!("stop[{i}]"),
-            "a stop string must not be empty",
-        ));
+        return Err(invalid_value(&format!("stop[{i}]"), "a stop string must not be empty"));
     }
     Ok(stops)
 }
@@ -176,10 +150,7 @@ fn stop_tokens(fields: &SamplingFields, api: &Api) -> Result<Vec<u32>> {
     if asked.len() > most {
         return Err(invalid_value(
             "stop_token_ids",
-            format!(
-                "`stop_token_ids` has {} tokens; at most {most}",
-                asked.len()
-            ),
+            format!("`stop_token_ids` has {} tokens; at most {most}", asked.len()),
         ));
     }
     let mut tokens = Vec::new();
@@ -210,12 +181,9 @@ fn logit_bias(map: Option<&Map<String, Value>>, api: &Api) -> Result<Vec<(u32, f
             let token = key
                 .parse()
                 .map_err(|_| invalid_value(&path, format!("`{shown}` is not a token id")))?;
-            let bias = bias
-                .as_f64()
-                .filter(|b| (-100.0..=100.0).contains(b))
-                .ok_or_else(|| {
-                    invalid_value(&path, format!("`{path}` must be a number from -100 to 100"))
-                })?;
+            let bias = bias.as_f64().filter(|b| (-100.0..=100.0).contains(b)).ok_or_else(|| {
+                invalid_value(&path, format!("`{path}` must be a number from -100 to 100"))
+            })?;
             Ok((in_vocabulary(&path, token, api)?, bias as f32))
         })
         .collect()
@@ -224,18 +192,12 @@ fn logit_bias(map: Option<&Map<String, Value>>, api: &Api) -> Result<Vec<(u32, f
 /// The token id, when the model has it.
 pub fn in_vocabulary(path: &str, token: i64, api: &Api) -> Result<u32> {
     let vocab = api.app.vocab;
-    u32::try_from(token)
-        .ok()
-        .filter(|&t| (t as usize) < vocab)
-        .ok_or_else(|| {
-            invalid_value(
-                path,
-                format!(
-                    "`{path}` = {token} is not a token id of the model (0 to {})",
-                    vocab - 1
-                ),
-            )
-        })
+    u32::try_from(token).ok().filter(|&t| (t as usize) < vocab).ok_or_else(|| {
+        invalid_value(
+            path,
+            format!("`{path}` = {token} is not a token id of the model (0 to {})", vocab - 1),
+        )
+    })
 }
 
 #[cfg(test)]
@@ -256,14 +218,8 @@ mod tests {
     #[test]
     fn an_empty_stop_string_is_refused_by_its_place() {
         let many = Stop::Many(vec!["a".into(), String::new()]);
-        assert_eq!(
-            stops(Some(many), 4).unwrap_err().param.as_deref(),
-            Some("stop[1]")
-        );
+        assert_eq!(stops(Some(many), 4).unwrap_err().param.as_deref(), Some("stop[1]"));
         let many = Stop::Many(vec!["a".into(); 5]);
-        assert_eq!(
-            stops(Some(many), 4).unwrap_err().param.as_deref(),
-            Some("stop")
-        );
+        assert_eq!(stops(Some(many), 4).unwrap_err().param.as_deref(), Some("stop"));
     }
 }

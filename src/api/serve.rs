@@ -32,9 +32,7 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
-    listener
-        .local_addr()
-        .map_err(|e| Error::fault(format!("the listener is unusable: {e}")))?;
+    listener.local_addr().map_err(|e| Error::fault(format!("the listener is unusable: {e}")))?;
     let api = Arc::new(Api::new(app));
     let router = routes::router(api.clone());
     let places = Arc::new(Semaphore::new(api.app.config.connections_max.max(1)));
@@ -91,8 +89,7 @@ async fn converse(
     // Tokens are small and should leave at once.
     let _ = stream.set_nodelay(true);
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIME_MAX);
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME_MAX);
     let service = TowerToHyperService::new(router);
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {

@@ -33,13 +33,7 @@ pub fn respond(run: Run, show: impl Show, include_usage: bool) -> Response {
         .filter_map(|index| show.opening(index))
         .map(|json| data(&json))
         .collect();
-    let live = Live {
-        run,
-        show,
-        include_usage,
-        frames,
-        over: false,
-    };
+    let live = Live { run, show, include_usage, frames, over: false };
     let stream = futures::stream::unfold(live, |mut live| async move {
         let frame = live.next().await?;
         Some((Ok::<_, Infallible>(frame), live))
@@ -84,8 +78,7 @@ impl<S: Show> Live<S> {
                     self.frames.push_back(data(&self.show.piece(index, &piece)));
                 }
                 if let Some(reason) = reason {
-                    self.frames
-                        .push_back(data(&self.show.ending(index, reason)));
+                    self.frames.push_back(data(&self.show.ending(index, reason)));
                 }
             }
             None => {
@@ -94,8 +87,7 @@ impl<S: Show> Live<S> {
                     let usage = self.show.usage(self.run.usage());
                     self.frames.push_back(data(&usage));
                 }
-                self.frames
-                    .push_back(Bytes::from_static(b"data: [DONE]\n\n"));
+                self.frames.push_back(Bytes::from_static(b"data: [DONE]\n\n"));
             }
         }
         Ok(())

@@ -31,10 +31,7 @@ fn read<'a>(model: &'a str, base: &str) -> Result<Name<'a>> {
         return Ok(Name::Base);
     }
     // The base's name may hold a colon itself, so it is taken off as a whole.
-    let name = model
-        .strip_prefix(base)
-        .and_then(|rest| rest.strip_prefix(':'))
-        .unwrap_or(model);
+    let name = model.strip_prefix(base).and_then(|rest| rest.strip_prefix(':')).unwrap_or(model);
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-@".contains(c);
     if name.is_empty() || name.len() > 160 || !name.chars().all(plain) {
         return Err(not_found(model));
@@ -45,11 +42,8 @@ fn read<'a>(model: &'a str, base: &str) -> Result<Name<'a>> {
 /// 404 for a name that nobody has.
 pub fn not_found(model: &str) -> Error {
     let shown: String = model.chars().take(160).collect();
-    Error::not_found(
-        "model_not_found",
-        format!("the model `{shown}` does not exist"),
-    )
-    .param("model")
+    Error::not_found("model_not_found", format!("the model `{shown}` does not exist"))
+        .param("model")
 }
 
 impl Api {
@@ -102,10 +96,8 @@ impl Target {
     pub fn sign(&self, answer: Result<Response>) -> Response {
         let mut response = answer.unwrap_or_else(IntoResponse::into_response);
         let headers = response.headers_mut();
-        for (name, value) in [
-            ("x-polylora-adapter", &self.id),
-            ("x-polylora-digest", &self.digest),
-        ] {
+        for (name, value) in [("x-polylora-adapter", &self.id), ("x-polylora-digest", &self.digest)]
+        {
             if let Ok(value) = HeaderValue::from_str(value) {
                 headers.insert(HeaderName::from_static(name), value);
             }
@@ -130,20 +122,9 @@ mod tests {
         assert!(matches!(read("org/base:7b", "org/base:7b"), Ok(Name::Base)));
         assert_eq!(adapter("org/base:7b:sql@2", "org/base:7b"), Some("sql@2"));
         assert_eq!(adapter("sql", "base"), Some("sql"));
-        for attack in [
-            "",
-            "other:sql",
-            "base:",
-            "../sql",
-            "sqⅼ",
-            "a b",
-            "base:base:sql",
-        ] {
+        for attack in ["", "other:sql", "base:", "../sql", "sqⅼ", "a b", "base:base:sql"] {
             let e = read(attack, "base").err().expect("refused");
-            assert_eq!(
-                (e.code, e.param.as_deref()),
-                ("model_not_found", Some("model"))
-            );
+            assert_eq!((e.code, e.param.as_deref()), ("model_not_found", Some("model")));
         }
         let long = "a".repeat(4096);
         assert!(read(&long, "base").err().unwrap().message.len() < 300);

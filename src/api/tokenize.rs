@@ -29,22 +29,15 @@ pub async fn tokenize(
     let special = asked.add_special_tokens.unwrap_or(true);
     let start = asked.add_generation_prompt.unwrap_or(true);
     let tokens = match (asked.prompt, asked.messages) {
-        (Some(prompt), None) => {
-            api.on_text(move |text| text.encode(&prompt, special))
-                .await?
-        }
+        (Some(prompt), None) => api.on_text(move |text| text.encode(&prompt, special)).await?,
         (None, Some(list)) => {
             let list = messages::check(list, api.app.config.messages_max)?;
             let tools = messages::tools(asked.tools, None)?;
-            api.on_text(move |text| text.encode_chat(&list, tools.as_ref(), start))
-                .await?
+            api.on_text(move |text| text.encode_chat(&list, tools.as_ref(), start)).await?
         }
         (None, None) => return Err(missing("prompt")),
         (Some(_), Some(_)) => {
-            return Err(invalid_value(
-                "messages",
-                "send either `prompt` or `messages`, not both",
-            ));
+            return Err(invalid_value("messages", "send either `prompt` or `messages`, not both"));
         }
     };
     let shown = asked.return_token_strs.unwrap_or(false);
@@ -78,8 +71,6 @@ pub async fn detokenize(
     if let Some(i) = asked.tokens.iter().position(|&t| t as usize >= vocab) {
         sampling::in_vocabulary(&format!("tokens[{i}]"), i64::from(asked.tokens[i]), &api)?;
     }
-    let prompt = api
-        .on_text(move |text| text.decode(&asked.tokens, false))
-        .await?;
+    let prompt = api.on_text(move |text| text.decode(&asked.tokens, false)).await?;
     Ok(Json(Detokenized { prompt }))
 }

@@ -57,10 +57,7 @@ impl Files {
             staging,
             taken: Vec::new(),
             ignored: Vec::new(),
-            budget: Budget {
-                left: bytes_max,
-                bytes_max,
-            },
+            budget: Budget { left: bytes_max, bytes_max },
         }
     }
 
@@ -99,9 +96,7 @@ pub async fn receive(request: Request, staging: Staging, bytes_max: u64) -> Resu
         return Err(too_large(bytes_max));
     }
     let content_type = request.headers().get(CONTENT_TYPE);
-    let content_type = content_type
-        .and_then(|v| v.to_str().ok())
-        .unwrap_or_default();
+    let content_type = content_type.and_then(|v| v.to_str().ok()).unwrap_or_default();
     let content_type = content_type.split(';').next().unwrap_or_default().trim();
     let files = Files::new(staging, bytes_max);
     match content_type.to_ascii_lowercase().as_str() {
@@ -121,16 +116,12 @@ pub async fn receive(request: Request, staging: Staging, bytes_max: u64) -> Resu
 }
 
 fn broken(reason: &str) -> Error {
-    Error::invalid(
-        "incomplete_body",
-        format!("the upload could not be read: {reason}"),
-    )
+    Error::invalid("incomplete_body", format!("the upload could not be read: {reason}"))
 }
 
 async fn parts(request: Request, mut files: Files) -> Result<Files> {
-    let mut form = Multipart::from_request(request, &())
-        .await
-        .map_err(|e| broken(&e.body_text()))?;
+    let mut form =
+        Multipart::from_request(request, &()).await.map_err(|e| broken(&e.body_text()))?;
     loop {
         let field = form.next_field().await;
         let Some(field) = field.map_err(|e| broken(&e.body_text()))? else {
@@ -150,9 +141,7 @@ async fn parts(request: Request, mut files: Files) -> Result<Files> {
 
 fn is_archive(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    [".zip", ".tar", ".tar.gz", ".tgz"]
-        .iter()
-        .any(|end| name.ends_with(end))
+    [".zip", ".tar", ".tar.gz", ".tgz"].iter().any(|end| name.ends_with(end))
 }
 
 fn contents(field: Field<'_>) -> impl futures::Stream<Item = Result<Bytes>> + Unpin {
@@ -201,7 +190,5 @@ async fn archive(
             .map_err(|e| Error::fault(format!("removing the spooled upload failed: {e}")))?;
         Ok(files)
     });
-    unpacked
-        .await
-        .map_err(|_| Error::fault("unpacking the upload failed"))?
+    unpacked.await.map_err(|_| Error::fault("unpacking the upload failed"))?
 }

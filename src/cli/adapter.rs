@@ -62,16 +62,12 @@ pub fn run(args: AdapterArgs) -> Result<()> {
             Verb::Push { name, from, force } => push(&client, &name, &from, force).await,
             Verb::List => list(&client).await,
             Verb::Show { name } => {
-                let shown = client
-                    .json(client.request(Method::GET, &path(&name)?))
-                    .await?;
+                let shown = client.json(client.request(Method::GET, &path(&name)?)).await?;
                 say(&format!("{shown:#}\n"));
                 Ok(())
             }
             Verb::Rm { name } => {
-                client
-                    .send(client.request(Method::DELETE, &path(&name)?))
-                    .await?;
+                client.send(client.request(Method::DELETE, &path(&name)?)).await?;
                 say(&format!("removed {name}\n"));
                 Ok(())
             }
@@ -93,10 +89,7 @@ fn path(name: &str) -> Result<String> {
 /// Files of an upload: the two of a PEFT directory, or the one file.
 fn files(from: &Path) -> Result<Vec<PathBuf>> {
     if from.is_file() {
-        let kind = from
-            .extension()
-            .and_then(|e| e.to_str())
-            .unwrap_or_default();
+        let kind = from.extension().and_then(|e| e.to_str()).unwrap_or_default();
         return match kind.to_ascii_lowercase().as_str() {
             "gguf" | "zip" | "tar" => Ok(vec![from.to_owned()]),
             _ => Err(bad_argument(format!(
@@ -105,10 +98,8 @@ fn files(from: &Path) -> Result<Vec<PathBuf>> {
             ))),
         };
     }
-    let both: Vec<PathBuf> = ["adapter_config.json", "adapter_model.safetensors"]
-        .iter()
-        .map(|f| from.join(f))
-        .collect();
+    let both: Vec<PathBuf> =
+        ["adapter_config.json", "adapter_model.safetensors"].iter().map(|f| from.join(f)).collect();
     match both.iter().find(|f| !f.is_file()) {
         None => Ok(both),
         Some(missing) => Err(bad_argument(format!("{} is missing", missing.display()))),
@@ -122,11 +113,7 @@ async fn push(client: &Client, name: &str, from: &Path, force: bool) -> Result<(
     for file in files(from)? {
         let unreadable = |e| bad_argument(format!("{} cannot be read: {e}", file.display()));
         let bytes = tokio::fs::read(&file).await.map_err(unreadable)?;
-        let part = file
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let part = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         form = form.part(part.clone(), multipart::Part::bytes(bytes).file_name(part));
     }
     let request = client.request(Method::PUT, &route).multipart(form);
@@ -136,9 +123,7 @@ async fn push(client: &Client, name: &str, from: &Path, force: bool) -> Result<(
 }
 
 async fn list(client: &Client) -> Result<()> {
-    let page = client
-        .json(client.request(Method::GET, "/v1/adapters"))
-        .await?;
+    let page = client.json(client.request(Method::GET, "/v1/adapters")).await?;
     let rows: Vec<&Value> = page["data"].as_array().into_iter().flatten().collect();
     if rows.is_empty() {
         say("no adapters; add one with 'polylora adapter push NAME DIR'\n");
@@ -152,15 +137,9 @@ async fn list(client: &Client) -> Result<()> {
 /// One version on one line: `pirate@1  ready, current  lora r8  1.8 MiB  sha256:…`.
 fn line(v: &Value) -> String {
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-    let current = if v["current"] == true {
-        ", current"
-    } else {
-        ""
-    };
+    let current = if v["current"] == true { ", current" } else { "" };
     let method = text(&v["method"]);
-    let rank = v["rank_max"]
-        .as_u64()
-        .map_or(String::new(), |r| format!(" r{r}"));
+    let rank = v["rank_max"].as_u64().map_or(String::new(), |r| format!(" r{r}"));
     let size = v["file_bytes"].as_u64().map_or(String::new(), human);
     [
         text(&v["id"]),

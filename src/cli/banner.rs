@@ -20,14 +20,7 @@ pub struct Banner<'a> {
 
 impl Banner<'_> {
     pub fn page(&self) -> String {
-        let Self {
-            url,
-            base,
-            device,
-            storage,
-            context,
-            ..
-        } = self;
+        let Self { url, base, device, storage, context, .. } = self;
         let version = env!("CARGO_PKG_VERSION");
         let asked = self.example();
         let (header, key, variable) = if self.locked {
@@ -78,10 +71,7 @@ Or chat:
 
     /// The model that the examples ask: the first adapter that answers, else the base.
     fn example(&self) -> &str {
-        let ready = self
-            .adapters
-            .iter()
-            .find(|e| e.current && e.state == State::Ready);
+        let ready = self.adapters.iter().find(|e| e.current && e.state == State::Ready);
         ready.map_or(self.base, |e| e.version.name.as_str())
     }
 
@@ -94,12 +84,7 @@ Or chat:
                     State::Ineffective => ", ineffective: changes nothing, not served",
                     _ => "",
                 };
-                format!(
-                    "{} ({}, rank {}{note})",
-                    v.id(),
-                    v.summary.method,
-                    v.summary.rank_max
-                )
+                format!("{} ({}, rank {}{note})", v.id(), v.summary.method, v.summary.rank_max)
             })
             .collect();
         match shown.is_empty() {

@@ -126,10 +126,7 @@ impl Conversation {
 
     async fn show_models(&self) -> Result<()> {
         for id in self.client.models().await? {
-            say(&format!(
-                "{} {id}\n",
-                if id == self.model { "*" } else { " " }
-            ));
+            say(&format!("{} {id}\n", if id == self.model { "*" } else { " " }));
         }
         Ok(())
     }
@@ -140,9 +137,7 @@ impl Conversation {
         }
         // Asked of the server, not of the list: `name@version` and `base:adapter` are names too.
         let route = format!("/v1/models/{name}");
-        self.client
-            .json(self.client.request(Method::GET, &route))
-            .await?;
+        self.client.json(self.client.request(Method::GET, &route)).await?;
         self.model = name.to_owned();
         Ok(())
     }
@@ -150,23 +145,17 @@ impl Conversation {
     /// Streams the answer to stdout. The question stays in the conversation only if it was
     /// answered.
     async fn ask(&mut self, question: &str) -> Result<()> {
-        self.messages
-            .push(json!({"role": "user", "content": question}));
+        self.messages.push(json!({"role": "user", "content": question}));
         let answer = self.answer().await;
         match &answer {
-            Ok(text) => self
-                .messages
-                .push(json!({"role": "assistant", "content": text})),
+            Ok(text) => self.messages.push(json!({"role": "assistant", "content": text})),
             Err(_) => drop(self.messages.pop()),
         }
         answer.map(drop)
     }
 
     async fn answer(&self) -> Result<String> {
-        let system = self
-            .system
-            .iter()
-            .map(|s| json!({"role": "system", "content": s}));
+        let system = self.system.iter().map(|s| json!({"role": "system", "content": s}));
         let messages: Vec<Value> = system.chain(self.messages.iter().cloned()).collect();
         let mut body = json!({
             "model": self.model, "messages": messages,
@@ -175,10 +164,7 @@ impl Conversation {
         if let Some(t) = self.temperature {
             body["temperature"] = json!(t);
         }
-        let request = self
-            .client
-            .request(Method::POST, "/v1/chat/completions")
-            .json(&body);
+        let request = self.client.request(Method::POST, "/v1/chat/completions").json(&body);
         let mut events = self.client.events(request).await?;
         let mut text = String::new();
         loop {
@@ -210,11 +196,7 @@ impl Conversation {
 fn typed_lines() -> mpsc::Receiver<String> {
     let (send, receive) = mpsc::channel(1);
     std::thread::spawn(move || {
-        for line in std::io::stdin()
-            .lock()
-            .lines()
-            .map_while(std::result::Result::ok)
-        {
+        for line in std::io::stdin().lock().lines().map_while(std::result::Result::ok) {
             if send.blocking_send(line).is_err() {
                 break;
             }

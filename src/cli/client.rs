@@ -45,10 +45,7 @@ pub struct Refusal {
 
 impl Refusal {
     fn new(label: impl Into<String>, message: impl Into<String>) -> Self {
-        Self {
-            label: label.into(),
-            message: message.into(),
-        }
+        Self { label: label.into(), message: message.into() }
     }
 }
 
@@ -71,28 +68,16 @@ pub struct Client {
 impl Client {
     /// `url` with or without a trailing slash or `/v1`. `timeout` bounds one whole request.
     pub fn new(server: &ServerArgs, timeout: Duration) -> Result<Self> {
-        let url = server
-            .url
-            .trim_end_matches('/')
-            .trim_end_matches("/v1")
-            .to_owned();
+        let url = server.url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
         let parsed = reqwest::Url::parse(&url)
             .ok()
             .filter(|u| u.scheme().starts_with("http") && u.has_host())
             .ok_or_else(|| {
-                bad_argument(format!(
-                    "--url '{}' is no address; expected e.g. {URL}",
-                    server.url
-                ))
+                bad_argument(format!("--url '{}' is no address; expected e.g. {URL}", server.url))
             })?;
-        let host = parsed
-            .host_str()
-            .unwrap_or_default()
-            .trim_matches(['[', ']']);
+        let host = parsed.host_str().unwrap_or_default().trim_matches(['[', ']']);
         let here = host == "localhost"
-            || host
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|ip| ip.is_loopback());
+            || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
         let mut builder = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(10))
             .timeout(timeout)
@@ -103,11 +88,7 @@ impl Client {
         let http = builder
             .build()
             .map_err(|e| Error::fault(format!("cannot make an HTTP client: {}", causes(&e))))?;
-        Ok(Self {
-            http,
-            url,
-            key: server.api_key.clone(),
-        })
+        Ok(Self { http, url, key: server.api_key.clone() })
     }
 
     /// A request to `path` with the key in it.
@@ -134,10 +115,8 @@ impl Client {
         let response = self.send(request).await?;
         let text = response.text().await.map_err(|e| self.unreachable(&e))?;
         serde_json::from_str(&text).map_err(|e| {
-            let message = format!(
-                "{} did not answer with JSON ({e}); is it the right --url?",
-                self.url
-            );
+            let message =
+                format!("{} did not answer with JSON ({e}); is it the right --url?", self.url);
             Refusal::new("not json", message)
         })
     }
@@ -156,10 +135,7 @@ impl Client {
     pub async fn models(&self) -> Answer<Vec<String>> {
         let list = self.json(self.request(Method::GET, "/v1/models")).await?;
         let ids = list["data"].as_array().into_iter().flatten();
-        Ok(ids
-            .filter_map(|m| m["id"].as_str())
-            .map(str::to_owned)
-            .collect())
+        Ok(ids.filter_map(|m| m["id"].as_str()).map(str::to_owned).collect())
     }
 
     fn unreachable(&self, e: &reqwest::Error) -> Refusal {
@@ -203,11 +179,7 @@ impl Events {
             match self.body.next().await {
                 Some(Ok(bytes)) => self.ready.extend(self.reader.push(&bytes)),
                 Some(Err(e)) => {
-                    let label = if e.is_timeout() {
-                        "timeout"
-                    } else {
-                        "stream: broken off"
-                    };
+                    let label = if e.is_timeout() { "timeout" } else { "stream: broken off" };
                     return Err(Refusal::new(label, format!("{label}: {}", causes(&e))));
                 }
                 None => return Ok(None),

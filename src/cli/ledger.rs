@@ -31,23 +31,12 @@ impl Ledger {
         let ring = (config.stream_events_max * size_of::<Event>()) as u64;
         let lines = vec![
             ("weights", weights.0, weights.1),
-            (
-                "KV cache",
-                count * bytes,
-                format!("{} tokens in {count} pages", count * tokens),
-            ),
+            ("KV cache", count * bytes, format!("{} tokens in {count} pages", count * tokens)),
             ("step buffers", buffers, format!("{} rows", config.rows_max)),
             ("adapters", config.adapter_bytes_max, "at most".to_owned()),
-            (
-                "streams",
-                streams * ring,
-                format!("at most, {streams} of them"),
-            ),
+            ("streams", streams * ring, format!("at most, {streams} of them")),
         ];
-        Self {
-            weights: weights.0,
-            lines,
-        }
+        Self { weights: weights.0, lines }
     }
 
     fn total(&self) -> u64 {
@@ -77,11 +66,7 @@ impl Ledger {
             format!("  {what:<13}{:>10}  {remark}", human(bytes))
         };
         let mut page = vec!["memory".to_owned()];
-        page.extend(
-            self.lines
-                .iter()
-                .map(|(what, bytes, remark)| line(what, *bytes, remark)),
-        );
+        page.extend(self.lines.iter().map(|(what, bytes, remark)| line(what, *bytes, remark)));
         let remark = format!("of {} available", human(available + self.weights));
         page.push(line("sum", self.total(), &remark));
         page.iter().map(|l| format!("{}\n", l.trim_end())).collect()
@@ -94,10 +79,7 @@ pub fn weights_at_least(shape: &ModelShape, dtype: Option<Dtype>) -> u64 {
         let (inputs, outputs) = shape.site_dims(site);
         (inputs * outputs) as u64
     };
-    let layer: u64 = Projection::ALL
-        .iter()
-        .map(|p| product(Site::Layer(0, *p)))
-        .sum();
+    let layer: u64 = Projection::ALL.iter().map(|p| product(Site::Layer(0, *p))).sum();
     let tables = if shape.tied_head { 1 } else { 2 };
     let parameters = layer * shape.layers as u64 + tables * product(Site::Head);
     parameters * if dtype == Some(Dtype::F32) { 4 } else { 2 }
@@ -108,11 +90,8 @@ pub fn check_weights(least: u64, available: u64) -> Result<()> {
     if least <= available {
         return Ok(());
     }
-    let message = format!(
-        "the weights alone need {}, but {} are available",
-        human(least),
-        human(available)
-    );
+    let message =
+        format!("the weights alone need {}, but {} are available", human(least), human(available));
     Err(Error::new(Kind::Capacity, "insufficient_memory", message))
 }
 
@@ -122,20 +101,11 @@ mod tests {
     use crate::config::RawConfig;
 
     fn ledger(available: u64) -> (Result<()>, String) {
-        let given = RawConfig {
-            kv_bytes: Some(crate::config::Size(1 << 30)),
-            ..RawConfig::default()
-        };
-        let config = Config {
-            adapter_bytes_max: 1 << 30,
-            ..Config::load(None, given).expect("defaults")
-        };
-        let ledger = Ledger::new(
-            &config,
-            (3 << 30, "bf16".into()),
-            (1024, 1 << 20, 16),
-            1 << 20,
-        );
+        let given =
+            RawConfig { kv_bytes: Some(crate::config::Size(1 << 30)), ..RawConfig::default() };
+        let config =
+            Config { adapter_bytes_max: 1 << 30, ..Config::load(None, given).expect("defaults") };
+        let ledger = Ledger::new(&config, (3 << 30, "bf16".into()), (1024, 1 << 20, 16), 1 << 20);
         (ledger.check(available, &config), ledger.table(available))
     }
 
@@ -145,13 +115,8 @@ mod tests {
         assert!(fits.is_ok());
         assert!(table.contains("16384 tokens in 1024 pages"), "{table}");
         assert!(table.contains("of 6.0 GiB available"), "{table}");
-        let refused = ledger(2 << 30)
-            .0
-            .expect_err("2 GiB hold no 2 GiB and buffers");
+        let refused = ledger(2 << 30).0.expect_err("2 GiB hold no 2 GiB and buffers");
         assert_eq!(refused.code, "insufficient_memory");
-        assert!(
-            refused.message.contains("kv_bytes (now 1.0 GiB)"),
-            "{refused}"
-        );
+        assert!(refused.message.contains("kv_bytes (now 1.0 GiB)"), "{refused}");
     }
 }

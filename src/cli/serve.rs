@@ -121,11 +121,7 @@ impl Prepared {
         let ledger = Ledger::new(
             config,
             (weights.bytes() as u64, checkpoint.storage.clone()),
-            (
-                options.kv_pages as u64,
-                page_bytes as u64,
-                KvCache::PAGE as u64,
-            ),
+            (options.kv_pages as u64, page_bytes as u64, KvCache::PAGE as u64),
             Model::buffer_bytes(&weights.shape, &options) as u64,
         );
         let available = memory_available();
@@ -184,9 +180,7 @@ impl Prepared {
             storage: &self.storage,
             context: self.context,
             adapters: &registry.list(),
-            program: &std::env::args()
-                .next()
-                .unwrap_or_else(|| "polylora".to_owned()),
+            program: &std::env::args().next().unwrap_or_else(|| "polylora".to_owned()),
             locked: config.api_key.is_some(),
         };
         say(&banner.page());
@@ -230,11 +224,7 @@ fn load_weights(checkpoint: &Checkpoint, dtype: Option<Dtype>) -> Result<Weights
 /// Most tokens of one sequence: the model's, the operator's, and what all pages together hold.
 fn context(config: &Config, of_model: usize, kv_pages: usize) -> Result<usize> {
     let held = kv_pages * KvCache::PAGE;
-    let asked = if config.context > 0 {
-        config.context
-    } else {
-        of_model
-    };
+    let asked = if config.context > 0 { config.context } else { of_model };
     if config.context > of_model {
         let message = format!(
             "context is {}, but the model was made for {of_model} tokens; expected at most that",
@@ -253,14 +243,15 @@ fn context(config: &Config, of_model: usize, kv_pages: usize) -> Result<usize> {
     Ok(asked.min(held))
 }
 
-/// What the probe of a new adapter asks. Prose and code: what an adapter changes shows on one of them.
+/// What the probe of a new adapter asks. Prose and code: what an adapter changes shows on one of
+/// them.
 const PROBES: [&str; 2] = [
     "The old lighthouse keeper climbed the winding stairs every evening to",
     "def total(items):\n    return sum(item.price for item in",
 ];
 
-/// Rows of a step that may have logits: one for each running sequence, and some more so that echoed prompts, which want
-/// them for every row, go on in chunks.
+/// Rows of a step that may have logits: one for each running sequence, and some more so that echoed
+/// prompts, which want them for every row, go on in chunks.
 fn logit_rows_max(config: &Config) -> usize {
     config.rows_max.min(2 * config.sequences_max)
 }
@@ -294,37 +285,25 @@ fn engine_options(
 /// Brings an adapter in by the door that uploads use. A refusal stops the start and names the
 /// adapter.
 async fn load_adapter(registry: &Registry, name: &str, from: &Path) -> Result<Entry> {
-    let blame = |e: Error| Error {
-        message: format!("adapter {name} ({}): {e}", from.display()),
-        ..e
-    };
+    let blame =
+        |e: Error| Error { message: format!("adapter {name} ({}): {e}", from.display()), ..e };
     let staging = registry.stage(name).map_err(blame)?;
     copy_files(from, &staging.dir).map_err(|e| blame(Error::invalid("invalid_config", e)))?;
-    registry
-        .publish(staging, Publish::default())
-        .await
-        .map_err(blame)
+    registry.publish(staging, Publish::default()).await.map_err(blame)
 }
 
 /// Copies what belongs to an adapter and nothing else. Weights in other formats come along to be
 /// refused by name.
 fn copy_files(from: &Path, to: &Path) -> Result<(), String> {
     let ours = |path: &Path| {
-        let name = path
-            .file_name()
-            .and_then(|n| n.to_str())
-            .unwrap_or_default();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         name == "adapter_config.json"
             || (name.starts_with("adapter_model.") && !name.ends_with(".json"))
             || name.ends_with(".gguf")
     };
     let files: Vec<PathBuf> = if from.is_dir() {
         let entries = std::fs::read_dir(from).map_err(|e| format!("cannot be read: {e}"))?;
-        entries
-            .flatten()
-            .map(|e| e.path())
-            .filter(|p| p.is_file() && ours(p))
-            .collect()
+        entries.flatten().map(|e| e.path()).filter(|p| p.is_file() && ours(p)).collect()
     } else {
         vec![from.to_owned()]
     };

@@ -38,15 +38,8 @@ impl SseReader {
         if line.is_empty() {
             let name = std::mem::take(&mut self.name);
             let data = std::mem::take(&mut self.data);
-            let name = if name.is_empty() {
-                "message".to_owned()
-            } else {
-                name
-            };
-            return (!data.is_empty()).then(|| SseEvent {
-                name,
-                data: data.join("\n"),
-            });
+            let name = if name.is_empty() { "message".to_owned() } else { name };
+            return (!data.is_empty()).then(|| SseEvent { name, data: data.join("\n") });
         }
         let (field, value) = line.split_once(':').unwrap_or((line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
@@ -68,18 +61,9 @@ mod tests {
         let page = "data: {\"a\":\"ü\"}\n\n: ping\n\nevent: error\r\ndata: x\r\ndata: y\r\n\r\n\
                     data:[DONE]\n\n";
         let whole = SseReader::default().push(page.as_bytes());
-        let said: Vec<(&str, &str)> = whole
-            .iter()
-            .map(|e| (e.name.as_str(), e.data.as_str()))
-            .collect();
-        assert_eq!(
-            said,
-            [
-                ("message", "{\"a\":\"ü\"}"),
-                ("error", "x\ny"),
-                ("message", "[DONE]")
-            ]
-        );
+        let said: Vec<(&str, &str)> =
+            whole.iter().map(|e| (e.name.as_str(), e.data.as_str())).collect();
+        assert_eq!(said, [("message", "{\"a\":\"ü\"}"), ("error", "x\ny"), ("message", "[DONE]")]);
         for cut in 1..page.len() {
             let mut reader = SseReader::default();
             let mut events = reader.push(&page.as_bytes()[..cut]);

@@ -122,12 +122,7 @@ fn compare_prompt(
     ours: &mut Ours,
     reference: &mut Reference,
 ) -> Result<Row> {
-    let mut row = Row {
-        prompt: prompt.to_owned(),
-        positions: 0,
-        difference_max: 0.0,
-        agreed: 0,
-    };
+    let mut row = Row { prompt: prompt.to_owned(), positions: 0, difference_max: 0.0, agreed: 0 };
     reference.reset()?;
     let mut position = 0;
     for _ in 0..STEPS {
@@ -136,9 +131,8 @@ fn compare_prompt(
         let likely = ours.iter().zip(&theirs).filter(|(_, t)| **t > LOGPROB_MIN);
         let difference = likely.map(|(o, t)| (o - t).abs());
         // NaN must not pass for small.
-        row.difference_max = difference.fold(row.difference_max, |a, b| {
-            if b.is_nan() { f32::INFINITY } else { a.max(b) }
-        });
+        row.difference_max = difference
+            .fold(row.difference_max, |a, b| if b.is_nan() { f32::INFINITY } else { a.max(b) });
         let best = argmax(&theirs);
         row.positions += 1;
         row.agreed += usize::from(argmax(&ours) == best);
@@ -194,7 +188,7 @@ impl Ours {
         Ok(Self { model, bank, slot })
     }
 
-    /// Logits [V] of the last of `tokens`, which start at `position`.
+    /// Logits `[V]` of the last of `tokens`, which start at `position`.
     fn logits(&mut self, tokens: &[u32], position: usize) -> &[f32] {
         let (rows, end) = (tokens.len() as u32, position + tokens.len());
         let pages = end.div_ceil(KvCache::PAGE) as u32;

@@ -34,11 +34,7 @@ pub(super) fn data_dir(model: &str) -> PathBuf {
         .or_else(|| set("HOME").map(|h| PathBuf::from(h).join(".local/share")))
         .unwrap_or_else(|| PathBuf::from("."));
     let plain = |c: char| {
-        if c.is_ascii_alphanumeric() || ".-_".contains(c) {
-            c
-        } else {
-            '-'
-        }
+        if c.is_ascii_alphanumeric() || ".-_".contains(c) { c } else { '-' }
     };
     let name: String = model.trim_matches(['/', '.']).chars().map(plain).collect();
     home.join("polylora").join(name)

@@ -20,7 +20,8 @@ pub const MODEL: &str = "smollm2-135m-instruct";
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RawConfig {
-    /// Base model: a directory, a .gguf file, a Hub id (org/name or org/name@revision) or the demo's name
+    /// Base model: a directory, a .gguf file, a Hub id (org/name or org/name@revision) or the
+    /// demo's name
     #[arg(long, env = "POLYLORA_MODEL", value_name = "MODEL")]
     pub model: Option<String>,
     /// Name of the base model in the API; default: the demo's name, the Hub id, or the file's stem
@@ -40,12 +41,7 @@ pub struct RawConfig {
     pub data_dir: Option<PathBuf>,
     /// Key that clients must send as "Authorization: Bearer KEY"; prefer the variable, others can
     /// read flags
-    #[arg(
-        long,
-        env = "POLYLORA_API_KEY",
-        value_name = "KEY",
-        hide_env_values = true
-    )]
+    #[arg(long, env = "POLYLORA_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub api_key: Option<String>,
     /// Listen on an address that others can reach without a key
     #[arg(long, env = "POLYLORA_ALLOW_OPEN", value_name = "BOOL")]
@@ -272,10 +268,7 @@ pub const RANGES: &[Range] = ranges! {
 
 /// The number that holds for `key`: said, or its default.
 pub(super) fn number(raw: &RawConfig, key: &str) -> u64 {
-    let range = RANGES
-        .iter()
-        .find(|r| r.key == key)
-        .expect("a key of RANGES");
+    let range = RANGES.iter().find(|r| r.key == key).expect("a key of RANGES");
     (range.given)(raw).unwrap_or_else(range.default)
 }
 
@@ -306,13 +299,9 @@ pub(super) fn read_file(path: &Path) -> Result<RawConfig> {
     in_range(&raw).map_err(|(key, why)| {
         let line = text.lines().position(|l| {
             let l = l.trim_start();
-            l.strip_prefix(key)
-                .is_some_and(|rest| rest.trim_start().starts_with('='))
+            l.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='))
         });
-        wrong(format!(
-            "{shown}:{}: {key} {why}",
-            line.map_or(1, |l| l + 1)
-        ))
+        wrong(format!("{shown}:{}: {key} {why}", line.map_or(1, |l| l + 1)))
     })?;
     Ok(raw)
 }
@@ -322,14 +311,10 @@ fn named_dir(text: &str) -> Result<(String, PathBuf), String> {
         Some((name, dir)) if !name.is_empty() && !dir.is_empty() => {
             Ok((name.to_owned(), PathBuf::from(dir)))
         }
-        _ => Err(format!(
-            "'{text}' is not NAME=DIR, e.g. pirate=adapters/pirate"
-        )),
+        _ => Err(format!("'{text}' is not NAME=DIR, e.g. pirate=adapters/pirate")),
     }
 }
 
 fn table<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<(String, PathBuf)>, D::Error> {
-    Ok(BTreeMap::<String, PathBuf>::deserialize(d)?
-        .into_iter()
-        .collect())
+    Ok(BTreeMap::<String, PathBuf>::deserialize(d)?.into_iter().collect())
 }

@@ -33,13 +33,7 @@ impl FromStr for Size {
         let (number, unit) = (&t[..digits], t[digits..].trim());
         let factor = match unit {
             "" => 1,
-            u => {
-                UNITS
-                    .iter()
-                    .find(|(name, _)| name.eq_ignore_ascii_case(u))
-                    .ok_or_else(wrong)?
-                    .1
-            }
+            u => UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(u)).ok_or_else(wrong)?.1,
         };
         let n: u64 = number.parse().map_err(|_| wrong())?;
         n.checked_mul(factor).map(Size).ok_or_else(wrong)

@@ -1,7 +1,8 @@
 //! From a plan to the flat arrays of one step.
 //!
-//! Owns the order of rows: sequences of one adapter are neighbours, base rows come last. Never decides who runs. The thing
-//! to know: a sequence's lease is checked against the bank here, once a step: wrong weights are a loud bug, never an answer.
+//! Owns the order of rows: sequences of one adapter are neighbours, base rows come last. Never
+//! decides who runs. The thing to know: a sequence's lease is checked against the bank here, once a
+//! step: wrong weights are a loud bug, never an answer.
 
 use super::scheduler::{Plan, Planned};
 use super::sequence::Sequence;
@@ -50,7 +51,8 @@ impl Builder {
         }
     }
 
-    /// Fills `batch` and `logit_rows` for the plan. Panics when a sequence's slot holds another digest than it leased.
+    /// Fills `batch` and `logit_rows` for the plan. Panics when a sequence's slot holds another
+    /// digest than it leased.
     pub fn build(&mut self, plan: &Plan, running: &[Sequence], bank: &Bank) {
         self.clear();
         let slot_of = |i: u32| running[plan.entries()[i as usize].sequence].slot();

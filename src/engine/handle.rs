@@ -35,7 +35,8 @@ pub struct Shared {
     unfinished: AtomicUsize,
     next_id: AtomicU64,
     started: Instant,
-    /// Milliseconds after `started` when the engine was last seen between steps; `u64::MAX` while it sleeps.
+    /// Milliseconds after `started` when the engine was last seen between steps; `u64::MAX` while
+    /// it sleeps.
     heartbeat: AtomicU64,
 }
 
@@ -94,8 +95,8 @@ impl EngineHandle {
         Ok(Self { commands, shared, options: Arc::new(options), base })
     }
 
-    /// Queues a sequence. Errors at once: `queue_full` (429) when the queue is full by requests or by tokens,
-    /// `shutting_down` (503), `request_too_long` when its pages could never fit.
+    /// Queues a sequence. Errors at once: `queue_full` (429) when the queue is full by requests or
+    /// by tokens, `shutting_down` (503), `request_too_long` when its pages could never fit.
     pub fn submit(&self, request: Request) -> Result<EventStream> {
         Ok(self.submit_n(request, 1)?.remove(0))
     }
@@ -143,7 +144,8 @@ impl EngineHandle {
         Ok(())
     }
 
-    /// Takes places in the queue for `n` sequences of `tokens` prompt tokens each; the engine gives them back.
+    /// Takes places in the queue for `n` sequences of `tokens` prompt tokens each; the engine gives
+    /// them back.
     fn reserve(&self, n: usize, tokens: usize) -> Result<()> {
         if !self.shared.accepting.load(Ordering::Acquire) {
             return Err(shutting_down());
@@ -185,7 +187,8 @@ impl EngineHandle {
         Arc::new(move |command| handle.send(Command::Bank(command)))
     }
 
-    /// No new requests; resolves when the last sequence is done. What is left at the deadline fails with `shutting_down`.
+    /// No new requests; resolves when the last sequence is done. What is left at the deadline fails
+    /// with `shutting_down`.
     pub async fn drain(&self, deadline: Duration) {
         self.shared.accepting.store(false, Ordering::Release);
         let end = Instant::now() + deadline;
@@ -196,7 +199,8 @@ impl EngineHandle {
         let _ = self.send(Command::AbortAll);
     }
 
-    /// How long the engine has been inside one step; zero while it sleeps. The truth behind `/live`.
+    /// How long the engine has been inside one step; zero while it sleeps. The truth behind
+    /// `/live`.
     pub fn stalled_for(&self) -> Duration {
         match self.shared.heartbeat.load(Ordering::Acquire) {
             u64::MAX => Duration::ZERO,

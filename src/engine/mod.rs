@@ -1,7 +1,8 @@
 //! The engine: one thread that turns tokens into tokens. Plan, run, commit.
 //!
-//! Owns the model, the KV cache, the bank and every sequence. Never waits on a client, a file or a lock held elsewhere, and
-//! knows no text. The thing to know: others hold an `EngineHandle` and an `EventStream`; all else is this thread's alone.
+//! Owns the model, the KV cache, the bank and every sequence. Never waits on a client, a file or a
+//! lock held elsewhere, and knows no text. The thing to know: others hold an `EngineHandle` and an
+//! `EventStream`; all else is this thread's alone.
 
 pub mod batch;
 pub mod handle;

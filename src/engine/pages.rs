@@ -36,7 +36,7 @@ pub fn seed(base: &Digest, adapter: Option<&Digest>, scale: f32, tenant: &str) -
     truncated(sha)
 }
 
-/// The hash of the full page that follows `before` and holds `tokens` [PAGE].
+/// The hash of the full page that follows `before` and holds `tokens` `[PAGE]`.
 pub fn page_hash(before: PageHash, tokens: &[u32]) -> PageHash {
     assert_eq!(tokens.len(), PAGE, "only full pages have a hash");
     let mut bytes = [0; PAGE * 4];
@@ -81,12 +81,7 @@ impl Pages {
     /// A book of `pages` free pages; without `prefix_cache` nothing is ever found again.
     pub fn new(pages: usize, prefix_cache: bool) -> Self {
         assert!(pages < NONE as usize, "page numbers are u32");
-        let page = Page {
-            holders: 0,
-            hash: None,
-            before: NONE,
-            after: NONE,
-        };
+        let page = Page { holders: 0, hash: None, before: NONE, after: NONE };
         let mut book = Self {
             book: vec![page; pages],
             first: NONE,
@@ -157,17 +152,10 @@ impl Pages {
     pub fn release(&mut self, pages: &mut Vec<u32>) {
         while let Some(page) = pages.pop() {
             let entry = &mut self.book[page as usize];
-            assert!(
-                entry.holders > 0,
-                "page {page} released more often than held"
-            );
+            assert!(entry.holders > 0, "page {page} released more often than held");
             entry.holders -= 1;
             if entry.holders == 0 {
-                if entry.hash.is_some() {
-                    self.link_last(page)
-                } else {
-                    self.link_first(page)
-                }
+                if entry.hash.is_some() { self.link_last(page) } else { self.link_first(page) }
             }
         }
     }
@@ -177,10 +165,7 @@ impl Pages {
     /// page stays the one to find.
     pub fn register(&mut self, page: u32, hash: PageHash) {
         let entry = &mut self.book[page as usize];
-        assert!(
-            entry.holders > 0,
-            "page {page} registered while nobody holds it"
-        );
+        assert!(entry.holders > 0, "page {page} registered while nobody holds it");
         let Some(prefixes) = &mut self.prefixes else {
             return;
         };
@@ -211,19 +196,11 @@ impl Pages {
         for (page, (entry, counted)) in self.book.iter().zip(counted).enumerate() {
             assert_eq!(entry.holders, counted, "holders of page {page}");
             if let Some(hash) = entry.hash {
-                assert_eq!(
-                    self.find(hash),
-                    Some(page as u32),
-                    "page {page} is cached but lost"
-                );
+                assert_eq!(self.find(hash), Some(page as u32), "page {page} is cached but lost");
             }
         }
         let cached = self.book.iter().filter(|p| p.hash.is_some()).count();
-        assert_eq!(
-            cached,
-            self.prefixes.as_ref().map_or(0, HashMap::len),
-            "prefix map"
-        );
+        assert_eq!(cached, self.prefixes.as_ref().map_or(0, HashMap::len), "prefix map");
 
         let (mut free, mut before, mut page) = (0, NONE, self.first);
         while page != NONE {

@@ -1,14 +1,16 @@
 //! The probe: does an adapter change anything at all?
 //!
-//! Owns a few pages beyond the page book's. Runs fixed prompts once without and once with the adapter in one step and reports the
-//! largest change of a logit. Never touches a sequence. An adapter that loads and does nothing is the field's commonest silent fault.
+//! Owns a few pages beyond the page book's. Runs fixed prompts once without and once with the
+//! adapter in one step and reports the largest change of a logit. Never touches a sequence. An
+//! adapter that loads and does nothing is the field's commonest silent fault.
 
 use crate::adapters::bank::{Bank, Probe, Slot};
 use crate::error::{Error, Result};
 use crate::model::{Batch, Model};
 use polylora_kernels::KvCache;
 
-/// Pages the probe needs for `prompts` prompts of at most one page each, with and without the adapter.
+/// Pages the probe needs for `prompts` prompts of at most one page each, with and without the
+/// adapter.
 pub fn pages_needed(prompts: usize) -> usize {
     prompts * 2
 }

@@ -1,7 +1,7 @@
 //! What comes to the engine and what leaves it: requests, events, and the bounded stream between.
 //!
-//! Owns the types both sides share. Never interprets text. The thing to know: the stream is a fixed ring; the engine never waits for
-//! its reader, and dropping the reader is the cancellation.
+//! Owns the types both sides share. Never interprets text. The thing to know: the stream is a fixed
+//! ring; the engine never waits for its reader, and dropping the reader is the cancellation.
 
 use crate::adapters::registry::Lease;
 use crate::error::Error;
@@ -52,11 +52,13 @@ pub struct Request {
     /// At least one token.
     pub prompt: Vec<u32>,
     pub sampling: Sampling,
-    /// Most tokens to generate, at least 1. prompt + tokens_max fits the context (checked at the edge).
+    /// Most tokens to generate, at least 1. prompt + tokens_max fits the context (checked at the
+    /// edge).
     pub tokens_max: u32,
     /// No stop token may be sampled before this many.
     pub tokens_min: u32,
-    /// Tokens that end the sequence (eos and the client's stop ids); the token itself is not shown as text.
+    /// Tokens that end the sequence (eos and the client's stop ids); the token itself is not shown
+    /// as text.
     pub stop_tokens: Vec<u32>,
     /// `None` is the base model.
     pub lease: Option<Lease>,
@@ -71,7 +73,8 @@ pub const TOP_LOGPROBS_MAX: usize = 20;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenEvent {
     pub token: u32,
-    /// Natural log of its probability before temperature and filters; NaN where not asked for (or the first prompt token).
+    /// Natural log of its probability before temperature and filters; NaN where not asked for (or
+    /// the first prompt token).
     pub logprob: f32,
     pub top: [(u32, f32); TOP_LOGPROBS_MAX],
     pub top_len: u8,

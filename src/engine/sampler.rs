@@ -17,12 +17,7 @@ pub use numerics::uniform;
 impl TokenEvent {
     /// A token without logprobs.
     pub fn unscored(token: u32) -> Self {
-        Self {
-            token,
-            logprob: f32::NAN,
-            top: [(0, 0.0); TOP_LOGPROBS_MAX],
-            top_len: 0,
-        }
+        Self { token, logprob: f32::NAN, top: [(0, 0.0); TOP_LOGPROBS_MAX], top_len: 0 }
     }
 }
 
@@ -71,11 +66,7 @@ impl Sampler {
         sampling: &Sampling,
         history: History<'_>,
     ) -> Result<TokenEvent> {
-        assert_eq!(
-            logits.len(),
-            self.counts.len(),
-            "a row of another vocabulary"
-        );
+        assert_eq!(logits.len(), self.counts.len(), "a row of another vocabulary");
         let mut event = TokenEvent::unscored(0);
         let mut log_total = 0.0;
         if let Some(top) = sampling.logprobs {
@@ -94,11 +85,7 @@ impl Sampler {
     /// What `logits` `[V]` say of a `token` that is already known, with `top` alternatives. Errors
     /// as [`sample`](Self::sample).
     pub fn score(&mut self, logits: &[f32], token: u32, top: u8) -> Result<TokenEvent> {
-        assert_eq!(
-            logits.len(),
-            self.counts.len(),
-            "a row of another vocabulary"
-        );
+        assert_eq!(logits.len(), self.counts.len(), "a row of another vocabulary");
         let mut event = TokenEvent::unscored(token);
         let log_total = self.top_logprobs(logits, top, &mut event)?;
         event.logprob = (f64::from(logits[token as usize]) - log_total) as f32;
@@ -111,9 +98,7 @@ impl Sampler {
         let peak = numerics::peak(logits).ok_or_else(not_finite)?;
         numerics::exp_each(logits, peak, 1.0, &mut self.weights);
         let log_total = f64::from(peak) + numerics::total(&self.weights).ln();
-        let best = self
-            .ranking
-            .best(logits, usize::from(top).min(TOP_LOGPROBS_MAX));
+        let best = self.ranking.best(logits, usize::from(top).min(TOP_LOGPROBS_MAX));
         best.sort_unstable();
         for (entry, token) in event.top.iter_mut().zip(best.iter().map(|c| c.token())) {
             *entry = (token as u32, (f64::from(logits[token]) - log_total) as f32);
@@ -191,16 +176,11 @@ impl Sampler {
             numerics::exp_each(logits, peak, sampling.temperature, &mut self.weights);
         }
         if sampling.top_p < 1.0 {
-            self.ranking
-                .keep_nucleus(logits, &mut self.weights, sampling.top_p);
+            self.ranking.keep_nucleus(logits, &mut self.weights, sampling.top_p);
         }
         if sampling.min_p > 0.0 {
             // The most likely token weighs exactly 1.
-            for weight in self
-                .weights
-                .iter_mut()
-                .filter(|weight| **weight < sampling.min_p)
-            {
+            for weight in self.weights.iter_mut().filter(|weight| **weight < sampling.min_p) {
                 *weight = 0.0;
             }
         }

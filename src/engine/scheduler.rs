@@ -50,12 +50,7 @@ pub enum Notice {
     /// `since` submission for the first token, since the token before for the others.
     Token { first: bool, since: Duration },
     /// Gone. One that was never admitted leaves its place in the queue now.
-    Ended {
-        reason: EndReason,
-        admitted: bool,
-        prompt_tokens: usize,
-        completion_tokens: usize,
-    },
+    Ended { reason: EndReason, admitted: bool, prompt_tokens: usize, completion_tokens: usize },
 }
 
 /// All sequences that have not ended.
@@ -76,10 +71,7 @@ impl Scheduler {
     pub fn new(budgets: Budgets) -> Self {
         let b = &budgets;
         let running_max = b.sequences_max.min(b.rows_max).min(b.logit_rows_max);
-        assert!(
-            running_max > 0 && b.pages > 0,
-            "budgets allow no sequence: {b:?}"
-        );
+        assert!(running_max > 0 && b.pages > 0, "budgets allow no sequence: {b:?}");
         Self {
             running_max,
             waiting: VecDeque::with_capacity(b.waiting_max + running_max),
@@ -98,19 +90,10 @@ impl Scheduler {
     pub fn submit(&mut self, sequence: Sequence) {
         self.queued += 1;
         self.queued_tokens += sequence.prompt_len;
-        assert!(
-            self.queued <= self.budgets.waiting_max,
-            "queue overflow by sequences"
-        );
-        assert!(
-            self.queued_tokens <= self.budgets.waiting_tokens_max,
-            "queue overflow by tokens"
-        );
+        assert!(self.queued <= self.budgets.waiting_max, "queue overflow by sequences");
+        assert!(self.queued_tokens <= self.budgets.waiting_tokens_max, "queue overflow by tokens");
         let pages_max = sequence.pages_max();
-        assert!(
-            pages_max <= self.budgets.pages,
-            "{pages_max} pages can never be had"
-        );
+        assert!(pages_max <= self.budgets.pages, "{pages_max} pages can never be had");
         self.waiting.push_back(sequence);
     }
 
@@ -156,19 +139,11 @@ impl Scheduler {
         pages: &mut Pages,
         now: Instant,
     ) {
-        assert_eq!(
-            sampled.len(),
-            plan.entries().len(),
-            "one sample per planned sequence"
-        );
+        assert_eq!(sampled.len(), plan.entries().len(), "one sample per planned sequence");
         let mut ended = 0;
         for (planned, sample) in plan.entries().iter().zip(sampled.drain(..)) {
             self.advance(planned, pages);
-            assert_eq!(
-                sample.is_some(),
-                planned.samples,
-                "samples where the plan says so"
-            );
+            assert_eq!(sample.is_some(), planned.samples, "samples where the plan says so");
             let end = sample.and_then(|sample| self.append(planned.sequence, sample, now));
             let sequence = &mut self.running[planned.sequence];
             sequence.end = end.or_else(|| sequence.is_abandoned().then_some(End::Abandoned));
@@ -184,10 +159,7 @@ impl Scheduler {
         let sequence = &mut self.running[planned.sequence];
         assert_eq!(sequence.computed, planned.start, "a plan is committed once");
         sequence.computed += planned.len;
-        assert!(
-            sequence.computed <= sequence.tokens.len(),
-            "computed <= known"
-        );
+        assert!(sequence.computed <= sequence.tokens.len(), "computed <= known");
         if pages.caches() {
             for index in planned.start / PAGE..sequence.computed / PAGE {
                 let hash = sequence.hash(index);
@@ -205,11 +177,7 @@ impl Scheduler {
     /// last.
     fn append(&mut self, index: usize, sample: Result<TokenEvent>, now: Instant) -> Option<End> {
         let sequence = &mut self.running[index];
-        assert_eq!(
-            sequence.pending(),
-            0,
-            "a sample follows the last known token"
-        );
+        assert_eq!(sequence.pending(), 0, "a sample follows the last known token");
         let event = match sample {
             Ok(event) => event,
             Err(error) => return Some(End::Failed(error)),
@@ -271,19 +239,11 @@ impl Scheduler {
         }
         let (prompt_tokens, completion_tokens) = (sequence.prompt_len, sequence.output_len());
         let reason = sequence.finish(end);
-        self.notices.push(Notice::Ended {
-            reason,
-            admitted,
-            prompt_tokens,
-            completion_tokens,
-        });
+        self.notices.push(Notice::Ended { reason, admitted, prompt_tokens, completion_tokens });
     }
 
     fn leave_queue(&mut self, prompt_tokens: usize) {
-        assert!(
-            self.queued > 0 && self.queued_tokens >= prompt_tokens,
-            "left the queue twice"
-        );
+        assert!(self.queued > 0 && self.queued_tokens >= prompt_tokens, "left the queue twice");
         self.queued -= 1;
         self.queued_tokens -= prompt_tokens;
     }

@@ -96,14 +96,8 @@ impl Sequence {
     ) -> Self {
         let adapter = request.lease.as_ref().map(|lease| lease.version().digest);
         let prompt_len = request.prompt.len();
-        assert!(
-            prompt_len > 0 && request.tokens_max > 0,
-            "checked at the edge"
-        );
-        assert!(
-            prompt_len < context,
-            "a prompt leaves room for one token: checked at the edge"
-        );
+        assert!(prompt_len > 0 && request.tokens_max > 0, "checked at the edge");
+        assert!(prompt_len < context, "a prompt leaves room for one token: checked at the edge");
         Self {
             id,
             prompt_len,
@@ -154,19 +148,11 @@ impl Sequence {
     }
     /// Tokens that must not be sampled next: its stop tokens, until there are `tokens_min`.
     pub fn banned(&self) -> &[u32] {
-        if self.output_len() < self.tokens_min {
-            &self.stop_tokens
-        } else {
-            &[]
-        }
+        if self.output_len() < self.tokens_min { &self.stop_tokens } else { &[] }
     }
     /// What the sampler must know of it.
     pub fn history(&self) -> History<'_> {
-        History {
-            tokens: &self.tokens,
-            prompt_len: self.prompt_len,
-            banned: self.banned(),
-        }
+        History { tokens: &self.tokens, prompt_len: self.prompt_len, banned: self.banned() }
     }
     /// Whether prompt rows computed now still owe their reader logprobs.
     pub fn wants_prompt_logits(&self) -> bool {
@@ -182,8 +168,7 @@ impl Sequence {
     pub(super) fn prepare(&mut self, hashes: bool) {
         self.tokens.reserve_exact(self.len_max - self.tokens.len());
         self.pages.reserve_exact(self.pages_max());
-        self.hashes
-            .reserve_exact(self.pages_max() - self.hashes.len());
+        self.hashes.reserve_exact(self.pages_max() - self.hashes.len());
         if hashes && self.tokens.len() >= PAGE {
             self.hash(self.tokens.len() / PAGE - 1);
         }
@@ -194,8 +179,7 @@ impl Sequence {
         while self.hashes.len() <= index {
             let start = self.hashes.len() * PAGE;
             let before = self.hashes.last().copied().unwrap_or(self.seed);
-            self.hashes
-                .push(page_hash(before, &self.tokens[start..start + PAGE]));
+            self.hashes.push(page_hash(before, &self.tokens[start..start + PAGE]));
         }
         self.hashes[index]
     }
@@ -220,18 +204,12 @@ impl Sequence {
         }
         let Some(event) = scored else { return };
         let token = row + 1;
-        assert!(
-            token < self.prompt_len,
-            "row {row} predicts no prompt token"
-        );
+        assert!(token < self.prompt_len, "row {row} predicts no prompt token");
         if token < self.prompt_sent {
             return; // told before a preemption
         }
         assert_eq!(token, self.prompt_sent, "prompt events go out in order");
-        assert_eq!(
-            event.token, self.tokens[token],
-            "the event of another token"
-        );
+        assert_eq!(event.token, self.tokens[token], "the event of another token");
         self.prompt_sent += 1;
         self.send(Event::Prompt(event));
     }
@@ -263,11 +241,7 @@ impl Sequence {
             End::Abandoned if self.sender.is_cancelled() => EndReason::Cancelled,
             End::Abandoned => {
                 let message = "the stream was given up: its reader did not keep up with its tokens";
-                self.finish(End::Failed(Error::new(
-                    Kind::Unavailable,
-                    "stream_too_slow",
-                    message,
-                )))
+                self.finish(End::Failed(Error::new(Kind::Unavailable, "stream_too_slow", message)))
             }
             End::Failed(error) => {
                 self.sender.finish(Event::Failed(error));

@@ -1,15 +1,16 @@
 //! The engine's thread: the loop, and the step that is its whole life.
 //!
-//! Owns the model, the bank, the pages and the scheduler as plain fields. Never waits on a client, a file or another lock: it sleeps
-//! only when there is nothing to do. The thing to know: a step that fails fails its own sequences, and the thread lives.
+//! Owns the model, the bank, the pages and the scheduler as plain fields. Never waits on a client,
+//! a file or another lock: it sleeps only when there is nothing to do. The thing to know: a step
+//! that fails fails its own sequences, and the thread lives.
 
 use super::batch::Builder;
 use super::handle::{Command, Shared, shutting_down};
 use super::pages::{PAGE, Pages};
 use super::probe;
 use super::request::TokenEvent;
-use super::scheduler::{Budgets, Notice, Plan, Scheduler};
 use super::sampler::{History, Sampler};
+use super::scheduler::{Budgets, Notice, Plan, Scheduler};
 use crate::adapters::Digest;
 use crate::adapters::bank::{Bank, BankCommand, Prepared, Probe, Slot};
 use crate::error::{Error, Kind, Result};
@@ -174,7 +175,8 @@ impl Engine {
                 self.sampled[at.planned as usize] = Some(token);
             } else if let Some(&next) = sequence.tokens.get(at.position as usize + 1) {
                 let top = sequence.sampling.prompt_logprobs.unwrap_or(0);
-                // A row without a distribution has no logprob to tell; the row that samples fails the sequence.
+                // A row without a distribution has no logprob to tell; the row that samples fails
+                // the sequence.
                 let score = self.sampler.score(row, next, top);
                 let event = score.unwrap_or_else(|_| TokenEvent::unscored(next));
                 self.scheduler.prompt_scored(&planned, at.position as usize, event);
@@ -278,7 +280,8 @@ impl Engine {
                 Notice::Preempted => m.preemptions.inc(),
                 Notice::Token { first, since } => {
                     m.generation_tokens.inc();
-                    let series = if first { &m.time_to_first_token } else { &m.inter_token_latency };
+                    let series =
+                        if first { &m.time_to_first_token } else { &m.inter_token_latency };
                     series.observe(since.as_secs_f64());
                 }
                 Notice::Ended { reason, admitted, prompt_tokens, .. } => {

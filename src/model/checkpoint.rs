@@ -93,7 +93,7 @@ impl Checkpoint {
     }
 
     /// Reads a tensor by its Hugging Face name (`model.layers.0.self_attn.q_proj.weight`),
-    /// row-major [O, I], q/k rows of GGUF llama files un-permuted, Gemma norms without their +1;
+    /// row-major `[O, I]`, q/k rows of GGUF llama files un-permuted, Gemma norms without their +1;
     /// `None` when the file has no such tensor.
     pub fn tensor(&self, name: &str, dims: &[usize]) -> Result<Option<TensorData>> {
         match &self.store {

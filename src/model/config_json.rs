@@ -40,17 +40,13 @@ impl<'a> Keys<'a> {
         };
         match read(value) {
             Some(v) => Ok(Some(v)),
-            None => Err(invalid(format!(
-                "config.json: `{key}` is {value}, expected {what}"
-            ))),
+            None => Err(invalid(format!("config.json: `{key}` is {value}, expected {what}"))),
         }
     }
 
     fn count(self, key: &str) -> Result<Option<usize>> {
         let read = |v: &Value| v.as_u64().filter(|&n| n > 0 && n < 1 << 32);
-        Ok(self
-            .expect(key, "a positive integer", read)?
-            .map(|n| n as usize))
+        Ok(self.expect(key, "a positive integer", read)?.map(|n| n as usize))
     }
 
     fn number(self, key: &str) -> Result<Option<f64>> {
@@ -98,16 +94,10 @@ fn defaults(family: &str) -> Defaults {
             theta: 1e6,
             tied: true,
         },
-        "qwen3" => Defaults {
-            count: |key| (key == "head_dim").then_some(128),
-            theta: 1e4,
-            tied: false,
-        },
-        _ => Defaults {
-            count: |_| None,
-            theta: 1e4,
-            tied: false,
-        },
+        "qwen3" => {
+            Defaults { count: |key| (key == "head_dim").then_some(128), theta: 1e4, tied: false }
+        }
+        _ => Defaults { count: |_| None, theta: 1e4, tied: false },
     }
 }
 
@@ -210,9 +200,8 @@ pub(super) fn check(shape: &ModelShape) -> Result<()> {
 }
 
 fn family(root: Keys) -> Result<&'static str> {
-    let model_type = root
-        .text("model_type")?
-        .ok_or_else(|| invalid("config.json: `model_type` is missing"))?;
+    let model_type =
+        root.text("model_type")?.ok_or_else(|| invalid("config.json: `model_type` is missing"))?;
     Ok(match model_type {
         "llama" => "llama",
         "mistral" => "mistral",
@@ -231,9 +220,7 @@ fn family(root: Keys) -> Result<&'static str> {
 /// Keys that change the arithmetic in ways this decoder has not.
 fn refuse_features(family: &str, keys: Keys) -> Result<()> {
     let refuse = |key: &str, value: &dyn std::fmt::Display| {
-        Err(unsupported(format!(
-            "config.json: {key} = {value} is not supported"
-        )))
+        Err(unsupported(format!("config.json: {key} = {value} is not supported")))
     };
     if let Some(q) = keys.get("quantization_config") {
         let method = q.get("quant_method").unwrap_or(q);
@@ -291,17 +278,13 @@ fn windows(family: &str, keys: Keys, layers: usize) -> Result<Vec<Option<u32>>> 
         return layer_types(types, sliding, layers);
     }
     let pattern = keys.count("sliding_window_pattern")?.unwrap_or(6);
-    let first = keys
-        .expect("max_window_layers", "an integer", Value::as_u64)?
-        .unwrap_or(28);
+    let first = keys.expect("max_window_layers", "an integer", Value::as_u64)?.unwrap_or(28);
     let has_window = |l: usize| match family {
         "mistral" => true,
         "gemma3" => !(l + 1).is_multiple_of(pattern),
         _ => l as u64 >= first,
     };
-    Ok((0..layers)
-        .map(|l| sliding.filter(|_| has_window(l)))
-        .collect())
+    Ok((0..layers).map(|l| sliding.filter(|_| has_window(l))).collect())
 }
 
 fn layer_types(types: &Value, sliding: Option<u32>, layers: usize) -> Result<Vec<Option<u32>>> {
@@ -377,9 +360,7 @@ fn rope(section: Option<&Value>, config: Keys, theta: f64, context: usize) -> Re
     };
     let scaling = match kind {
         "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear {
-            factor: needed("factor")?,
-        },
+        "linear" => RopeScaling::Linear { factor: needed("factor")? },
         "llama3" => RopeScaling::Llama3 {
             factor: needed("factor")?,
             low_freq_factor: needed("low_freq_factor")?,
@@ -398,9 +379,7 @@ fn rope(section: Option<&Value>, config: Keys, theta: f64, context: usize) -> Re
 }
 
 fn yarn(keys: Keys, original_context: usize, context: usize) -> Result<RopeScaling> {
-    let factor = keys
-        .positive("factor")?
-        .unwrap_or(context as f64 / original_context as f64);
+    let factor = keys.positive("factor")?.unwrap_or(context as f64 / original_context as f64);
     // Zero means absent here, as in transformers.
     let given = |key: &str| -> Result<Option<f64>> { Ok(keys.number(key)?.filter(|&v| v != 0.0)) };
     let mscale = given("mscale")?.zip(given("mscale_all_dim")?);

@@ -18,16 +18,16 @@ const RANK_MAX: usize = 512;
 
 /// Memory of one step, taken at start. T = rows_max, S' = logit_rows_max.
 pub(super) struct Buffers {
-    /// The residual stream. [T, H]
+    /// The residual stream. `[T, H]`
     h: Vec<f32>,
-    /// What a block reads: `h`, normed. [T, H]
+    /// What a block reads: `h`, normed. `[T, H]`
     x: Act,
     q: Vec<f32>, // [T, N, D]
     k: Vec<f32>, // [T, K, D]
     v: Vec<f32>, // [T, K, D]
-    /// What attention found. [T, N·D]
+    /// What attention found. `[T, N·D]`
     found: Act,
-    /// What a block made, not yet added to `h`. [T, H]
+    /// What a block made, not yet added to `h`. `[T, H]`
     y: Vec<f32>,
     gate: Vec<f32>,   // [T, F]
     up: Vec<f32>,     // [T, F]
@@ -137,10 +137,7 @@ impl<'a> Step<'a> {
             self.add_norm(b, before.map(|l| self.after_mlp(l)), Norm::Input(layer));
             self.attend(b, kv, layer);
             let (post, next) = match shape.post_norms {
-                true => (
-                    Some(Norm::PostAttention(layer)),
-                    Norm::PreFeedforward(layer),
-                ),
+                true => (Some(Norm::PostAttention(layer)), Norm::PreFeedforward(layer)),
                 false => (None, Norm::PostAttention(layer)),
             };
             self.add_norm(b, Some(post), next);
@@ -158,11 +155,7 @@ impl<'a> Step<'a> {
     }
 
     fn adapters(&self) -> Adapters<'a> {
-        Adapters {
-            batch: self.batch,
-            bank: self.bank,
-            shape: self.shape(),
-        }
+        Adapters { batch: self.batch, bank: self.bank, shape: self.shape() }
     }
 
     fn segments(&self) -> Segments<'a> {
@@ -194,15 +187,10 @@ impl<'a> Step<'a> {
         let replaced = |g: usize| adapters.norm(g, norm);
         let residual = made.map(|inner| Residual {
             y: &b.y[..self.rows() * hidden],
-            post: inner.map(|n| NormWeight {
-                base: self.weights.norm(n),
-                replaced: &post_replaced,
-            }),
+            post: inner
+                .map(|n| NormWeight { base: self.weights.norm(n), replaced: &post_replaced }),
         });
-        let weight = NormWeight {
-            base: self.weights.norm(norm),
-            replaced: &replaced,
-        };
+        let weight = NormWeight { base: self.weights.norm(norm), replaced: &replaced };
         add_norm(
             self.device,
             &mut b.h[..self.rows() * hidden],
@@ -231,24 +219,13 @@ impl<'a> Step<'a> {
         let read = [Projection::Q, Projection::K, Projection::V].map(site);
         let delta = |i: usize, g: usize| adapters.delta(g, read[i]);
         let segments = self.segments();
-        linear(
-            self.device,
-            &b.x,
-            rows,
-            &mut outs,
-            segments,
-            &delta,
-            &mut b.scratch,
-        );
+        linear(self.device, &b.x, rows, &mut outs, segments, &delta, &mut b.scratch);
 
         let window = shape.windows[layer];
         let local = self.rope_local.filter(|_| window.is_some());
         let q_replaced = |g: usize| adapters.norm(g, Norm::Query(layer));
         let k_replaced = |g: usize| adapters.norm(g, Norm::Key(layer));
-        let head_norm = |norm, replaced| NormWeight {
-            base: self.weights.norm(norm),
-            replaced,
-        };
+        let head_norm = |norm, replaced| NormWeight { base: self.weights.norm(norm), replaced };
         let store = RopeStore {
             q,
             k,
@@ -256,12 +233,8 @@ impl<'a> Step<'a> {
             heads: shape.heads,
             kv_heads: shape.kv_heads,
             head_dim: shape.head_dim,
-            q_norm: shape
-                .qk_norm
-                .then(|| head_norm(Norm::Query(layer), &q_replaced)),
-            k_norm: shape
-                .qk_norm
-                .then(|| head_norm(Norm::Key(layer), &k_replaced)),
+            q_norm: shape.qk_norm.then(|| head_norm(Norm::Query(layer), &q_replaced)),
+            k_norm: shape.qk_norm.then(|| head_norm(Norm::Key(layer), &k_replaced)),
             eps: shape.norm_eps,
             rope: local.unwrap_or(self.rope),
             layer,
@@ -288,22 +261,12 @@ impl<'a> Step<'a> {
         let site = |p| Site::Layer(layer, p);
         let gate = &mut b.gate[..rows * shape.ffn];
         let up = &mut b.up[..rows * shape.ffn];
-        let mut outs = [
-            self.linear(site(Projection::Gate), gate),
-            self.linear(site(Projection::Up), up),
-        ];
+        let mut outs =
+            [self.linear(site(Projection::Gate), gate), self.linear(site(Projection::Up), up)];
         let read = [Projection::Gate, Projection::Up].map(site);
         let delta = |i: usize, g: usize| adapters.delta(g, read[i]);
         let segments = self.segments();
-        linear(
-            self.device,
-            &b.x,
-            rows,
-            &mut outs,
-            segments,
-            &delta,
-            &mut b.scratch,
-        );
+        linear(self.device, &b.x, rows, &mut outs, segments, &delta, &mut b.scratch);
         let kind = match shape.activation {
             Activation::Silu => Gate::Silu,
             Activation::GeluTanh => Gate::GeluTanh,
@@ -317,11 +280,7 @@ impl<'a> Step<'a> {
     where
         'a: 'y,
     {
-        Linear {
-            weight: self.weights.site(site),
-            bias: self.weights.bias(site),
-            y,
-        }
+        Linear { weight: self.weights.site(site), bias: self.weights.bias(site), y }
     }
 
     fn one_linear(
@@ -335,18 +294,10 @@ impl<'a> Step<'a> {
         let adapters = self.adapters();
         let delta = |_: usize, g: usize| adapters.delta(g, site);
         let mut outs = [self.linear(site, y)];
-        linear(
-            self.device,
-            x,
-            rows,
-            &mut outs,
-            self.segments(),
-            &delta,
-            scratch,
-        );
+        linear(self.device, x, rows, &mut outs, self.segments(), &delta, scratch);
     }
 
-    /// The head on the rows that are sampled. [S', V]
+    /// The head on the rows that are sampled. `[S', V]`
     fn logits<'b>(&self, b: &'b mut Buffers) -> &'b mut [f32] {
         let shape = self.shape();
         let rows = self.batch.logit_rows.len();
@@ -360,15 +311,10 @@ impl<'a> Step<'a> {
         let replaced = |g: usize| adapters.norm(g, Norm::Final);
         let residual = Residual {
             y: &b.y[..self.rows() * shape.hidden],
-            post: inner.map(|n| NormWeight {
-                base: self.weights.norm(n),
-                replaced: &post_replaced,
-            }),
+            post: inner
+                .map(|n| NormWeight { base: self.weights.norm(n), replaced: &post_replaced }),
         };
-        let weight = NormWeight {
-            base: self.weights.norm(Norm::Final),
-            replaced: &replaced,
-        };
+        let weight = NormWeight { base: self.weights.norm(Norm::Final), replaced: &replaced };
         add_norm_rows(
             self.device,
             &b.h[..self.rows() * shape.hidden],
@@ -380,19 +326,9 @@ impl<'a> Step<'a> {
             &mut b.last,
         );
         let delta = |_: usize, g: usize| adapters.head(g);
-        let segments = Segments {
-            indptr: &self.batch.logit_indptr,
-        };
+        let segments = Segments { indptr: &self.batch.logit_indptr };
         let mut outs = [self.linear(Site::Head, logits)];
-        linear(
-            self.device,
-            &b.last,
-            rows,
-            &mut outs,
-            segments,
-            &delta,
-            &mut b.scratch,
-        );
+        linear(self.device, &b.last, rows, &mut outs, segments, &delta, &mut b.scratch);
         logits
     }
 }

@@ -43,10 +43,7 @@ impl Gguf {
         let file = File::open(path).map_err(|e| invalid(format!("{name}: {e}")))?;
         let mut file = BufReader::new(file);
         let content = Content::read(&mut file).map_err(|e| invalid(format!("{name}: {e}")))?;
-        let quantised = content
-            .tensor_infos
-            .values()
-            .any(|t| t.ggml_dtype.block_size() > 1);
+        let quantised = content.tensor_infos.values().any(|t| t.ggml_dtype.block_size() > 1);
         let mut gguf = Self {
             path: path.to_owned(),
             file: Mutex::new(file),
@@ -193,15 +190,11 @@ impl Gguf {
     fn shape(&self) -> Result<ModelShape> {
         let meta = Metadata::new(&self.content.metadata)?;
         let family = meta.family()?;
-        let (hidden, heads) = (
-            meta.count("embedding_length")?,
-            meta.count("attention.head_count")?,
-        );
+        let (hidden, heads) =
+            (meta.count("embedding_length")?, meta.count("attention.head_count")?);
         let gemma = family == "gemma3";
         let layers = meta.count("block_count")?;
-        let head_dim = meta
-            .count_or("attention.key_length")?
-            .unwrap_or(hidden / heads);
+        let head_dim = meta.count_or("attention.key_length")?.unwrap_or(hidden / heads);
         let vocab = match self.content.tensor_infos.get("token_embd.weight") {
             Some(info) => info.shape.dims()[0],
             None => return Err(invalid("gguf: tensor token_embd.weight is missing")),
@@ -279,9 +272,7 @@ fn pieces(rows: usize, width: usize) -> impl Iterator<Item = (usize, usize)> {
         1 => rows,
         _ => (PIECE_ELEMENTS / width).max(1),
     };
-    (0..rows)
-        .step_by(step)
-        .map(move |start| (start, step.min(rows - start)))
+    (0..rows).step_by(step).map(move |start| (start, step.min(rows - start)))
 }
 
 fn reorder<T: Copy>(rows: Vec<T>, width: usize, order: Option<Vec<usize>>) -> Vec<T> {

@@ -56,11 +56,7 @@ impl<'a> Metadata<'a> {
                 )));
             }
         };
-        for key in [
-            "expert_count",
-            "attn_logit_softcapping",
-            "final_logit_softcapping",
-        ] {
+        for key in ["expert_count", "attn_logit_softcapping", "final_logit_softcapping"] {
             if let Some(v) = self.number_or(key)?.filter(|&v| v != 0.0) {
                 return Err(unsupported(format!(
                     "gguf: {}.{key} = {v} is not supported",
@@ -97,8 +93,7 @@ impl<'a> Metadata<'a> {
     }
 
     pub fn number(&self, key: &str) -> Result<f64> {
-        self.number_or(key)?
-            .ok_or_else(|| invalid(format!("gguf: {}.{key} is missing", self.arch)))
+        self.number_or(key)?.ok_or_else(|| invalid(format!("gguf: {}.{key} is missing", self.arch)))
     }
 
     pub fn count_or(&self, key: &str) -> Result<Option<usize>> {
@@ -115,8 +110,7 @@ impl<'a> Metadata<'a> {
     }
 
     pub fn count(&self, key: &str) -> Result<usize> {
-        self.count_or(key)?
-            .ok_or_else(|| invalid(format!("gguf: {}.{key} is missing", self.arch)))
+        self.count_or(key)?.ok_or_else(|| invalid(format!("gguf: {}.{key} is missing", self.arch)))
     }
 
     /// Gemma 3 has a full-attention layer every sixth; the other arches have a window everywhere or
@@ -154,10 +148,7 @@ pub(super) fn rope(meta: &Metadata, factors: Option<Vec<f32>>) -> Result<Rope> {
     };
     let needed = || {
         factor.ok_or_else(|| {
-            invalid(format!(
-                "gguf: rope scaling {kind} needs {}.rope.scaling.factor",
-                meta.arch
-            ))
+            invalid(format!("gguf: rope scaling {kind} needs {}.rope.scaling.factor", meta.arch))
         })
     };
     let scaling = match kind {

@@ -25,13 +25,8 @@ const CASED_WORDS: &str = concat!(
 );
 
 /// Control tokens that end a turn, for files that name only one end token.
-const TURN_ENDS: [&str; 5] = [
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_turn|>",
-    "<end_of_turn>",
-];
+const TURN_ENDS: [&str; 5] =
+    ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_turn|>", "<end_of_turn>"];
 
 const CONTROL: u32 = 3;
 const USER_DEFINED: u32 = 4;
@@ -46,9 +41,8 @@ struct Pieces<'a> {
 /// supported.
 pub(super) fn text_source(metadata: &HashMap<String, Value>) -> Result<TextSource> {
     let pieces = Pieces::new(metadata)?;
-    let model = pieces
-        .text("model")
-        .ok_or_else(|| invalid("gguf: tokenizer.ggml.model is missing"))?;
+    let model =
+        pieces.text("model").ok_or_else(|| invalid("gguf: tokenizer.ggml.model is missing"))?;
     let tokenizer = match model {
         "gpt2" => pieces.byte_level()?,
         "llama" => pieces.sentence_piece()?,
@@ -58,10 +52,7 @@ pub(super) fn text_source(metadata: &HashMap<String, Value>) -> Result<TextSourc
             )));
         }
     };
-    let llama3 = matches!(
-        pieces.text("pre"),
-        Some("llama-bpe" | "llama3" | "llama-v3")
-    );
+    let llama3 = matches!(pieces.text("pre"), Some("llama-bpe" | "llama3" | "llama-v3"));
     let chat_template = match metadata.get("tokenizer.chat_template") {
         Some(Value::String(template)) => Some(template.clone()),
         _ => None,
@@ -70,9 +61,7 @@ pub(super) fn text_source(metadata: &HashMap<String, Value>) -> Result<TextSourc
         chat_template,
         bos: pieces.id("bos_token_id"),
         eos: pieces.ends(),
-        add_bos: pieces
-            .flag("add_bos_token")
-            .unwrap_or(model == "llama" || llama3),
+        add_bos: pieces.flag("add_bos_token").unwrap_or(model == "llama" || llama3),
         tokenizer,
     })
 }
@@ -81,22 +70,15 @@ impl<'a> Pieces<'a> {
     fn new(metadata: &'a HashMap<String, Value>) -> Result<Self> {
         let tokens = strings(metadata, "tokenizer.ggml.tokens")?;
         let types = match metadata.get("tokenizer.ggml.token_type") {
-            Some(Value::Array(list)) if list.len() == tokens.len() => list
-                .iter()
-                .map(|v| number(v).unwrap_or(1.0) as u32)
-                .collect(),
+            Some(Value::Array(list)) if list.len() == tokens.len() => {
+                list.iter().map(|v| number(v).unwrap_or(1.0) as u32).collect()
+            }
             Some(_) => {
-                return Err(invalid(
-                    "gguf: tokenizer.ggml.token_type has not one entry per token",
-                ));
+                return Err(invalid("gguf: tokenizer.ggml.token_type has not one entry per token"));
             }
             None => vec![1; tokens.len()],
         };
-        Ok(Self {
-            metadata,
-            tokens,
-            types,
-        })
+        Ok(Self { metadata, tokens, types })
     }
 
     fn get(&self, key: &str) -> Option<&'a Value> {
@@ -139,9 +121,7 @@ impl<'a> Pieces<'a> {
     }
 
     fn byte_level(&self) -> Result<Tokenizer> {
-        let pre = self
-            .text("pre")
-            .ok_or_else(|| invalid("gguf: tokenizer.ggml.pre is missing"))?;
+        let pre = self.text("pre").ok_or_else(|| invalid("gguf: tokenizer.ggml.pre is missing"))?;
         let split = |regex: String| {
             let split = json!({
                 "type": "Split", "pattern": {"Regex": regex}, "invert": false,
@@ -151,19 +131,14 @@ impl<'a> Pieces<'a> {
         };
         let digits = json!({"type": "Digits", "individual_digits": true});
         let (pre_tokenizer, ignore_merges) = match pre {
-            "smollm" => (
-                json!({"type": "Sequence", "pretokenizers": [digits, bytes(true)]}),
-                false,
-            ),
+            "smollm" => {
+                (json!({"type": "Sequence", "pretokenizers": [digits, bytes(true)]}), false)
+            }
             "gpt-2" => (bytes(true), false),
-            "llama-bpe" | "llama3" | "llama-v3" => (
-                split(format!(r"{CONTRACTIONS}|{WORDS}|\p{{N}}{{1,3}}|{TAIL}")),
-                true,
-            ),
-            "qwen2" => (
-                split(format!(r"{CONTRACTIONS}|{WORDS}|\p{{N}}|{TAIL}")),
-                false,
-            ),
+            "llama-bpe" | "llama3" | "llama-v3" => {
+                (split(format!(r"{CONTRACTIONS}|{WORDS}|\p{{N}}{{1,3}}|{TAIL}")), true)
+            }
+            "qwen2" => (split(format!(r"{CONTRACTIONS}|{WORDS}|\p{{N}}|{TAIL}")), false),
             "tekken" => (split(CASED_WORDS.to_owned()), true),
             other => {
                 return Err(unsupported(format!(
@@ -179,9 +154,8 @@ impl<'a> Pieces<'a> {
                 None => Err(invalid(format!("gguf: tokenizer.ggml.merges has {m:?}"))),
             })
             .collect::<Result<Vec<_>>>()?;
-        let model = BPE::builder()
-            .vocab_and_merges(self.vocabulary(), merges)
-            .ignore_merges(ignore_merges);
+        let model =
+            BPE::builder().vocab_and_merges(self.vocabulary(), merges).ignore_merges(ignore_merges);
         let mut tokenizer = self.finish(model.build(), bytes(true))?;
         tokenizer.with_pre_tokenizer(Some(part::<PreTokenizerWrapper>(pre_tokenizer)));
         if pre == "qwen2" {
@@ -193,11 +167,8 @@ impl<'a> Pieces<'a> {
     fn sentence_piece(&self) -> Result<Tokenizer> {
         let prefix = self.flag("add_space_prefix").unwrap_or(true);
         let mut normalizers = vec![spaces(" ", "▁")];
-        let mut decoders = vec![
-            spaces("▁", " "),
-            json!({"type": "ByteFallback"}),
-            json!({"type": "Fuse"}),
-        ];
+        let mut decoders =
+            vec![spaces("▁", " "), json!({"type": "ByteFallback"}), json!({"type": "Fuse"})];
         if prefix {
             normalizers.insert(0, json!({"type": "Prepend", "prepend": "▁"}));
             decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
@@ -222,9 +193,7 @@ impl<'a> Pieces<'a> {
         let scores = match self.get("scores") {
             Some(Value::Array(list)) if list.len() == self.tokens.len() => list,
             _ => {
-                return Err(invalid(
-                    "gguf: tokenizer.ggml.scores has not one entry per token",
-                ));
+                return Err(invalid("gguf: tokenizer.ggml.scores has not one entry per token"));
             }
         };
         let ids: HashMap<&str, u32> = self.tokens.iter().copied().zip(0u32..).collect();
@@ -240,9 +209,7 @@ impl<'a> Pieces<'a> {
         }
         merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
         let pairs = merges.into_iter();
-        Ok(pairs
-            .map(|(_, _, _, l, r)| (l.to_owned(), r.to_owned()))
-            .collect())
+        Ok(pairs.map(|(_, _, _, l, r)| (l.to_owned(), r.to_owned())).collect())
     }
 
     /// Adds the decoder and the tokens that text is searched for before the model sees it.
@@ -256,15 +223,11 @@ impl<'a> Pieces<'a> {
         tokenizer.with_decoder(Some(part::<DecoderWrapper>(decoder)));
         let of_type = |wanted: u32| {
             let typed = self.tokens.iter().zip(&self.types);
-            typed
-                .filter(move |(_, t)| **t == wanted)
-                .map(move |(token, _)| {
-                    AddedToken::from(*token, wanted == CONTROL).normalized(false)
-                })
+            typed.filter(move |(_, t)| **t == wanted).map(move |(token, _)| {
+                AddedToken::from(*token, wanted == CONTROL).normalized(false)
+            })
         };
-        tokenizer
-            .add_special_tokens(of_type(CONTROL))
-            .map_err(fail)?;
+        tokenizer.add_special_tokens(of_type(CONTROL)).map_err(fail)?;
         tokenizer.add_tokens(of_type(USER_DEFINED)).map_err(fail)?;
         Ok(tokenizer)
     }
@@ -300,9 +263,7 @@ fn strings<'a>(metadata: &'a HashMap<String, Value>, key: &str) -> Result<Vec<&'
     };
     let read = |v: &'a Value| match v {
         Value::String(s) => Ok(s.as_str()),
-        other => Err(invalid(format!(
-            "gguf: {key} holds {other:?}, expected text"
-        ))),
+        other => Err(invalid(format!("gguf: {key} holds {other:?}, expected text"))),
     };
     list.iter().map(read).collect()
 }

@@ -62,11 +62,7 @@ impl Directory {
             }
             shards.push(shard);
         }
-        let directory = Self {
-            config: config_path,
-            shards,
-            tensors,
-        };
+        let directory = Self { config: config_path, shards, tensors };
         Ok((directory, shape, text))
     }
 
@@ -142,8 +138,7 @@ impl Shard {
         let mut file = File::open(&path).map_err(|e| fail(&e))?;
         let size = file.metadata().map_err(|e| fail(&e))?.len();
         let mut length = [0; 8];
-        file.read_exact(&mut length)
-            .map_err(|_| fail(&"too short for a safetensors file"))?;
+        file.read_exact(&mut length).map_err(|_| fail(&"too short for a safetensors file"))?;
         let header_bytes = u64::from_le_bytes(length);
         if header_bytes > HEADER_BYTES_MAX || header_bytes + 8 > size {
             return Err(fail(&"not a safetensors file, or cut off in its header"));
@@ -154,16 +149,10 @@ impl Shard {
         let data_start = header_bytes + 8;
         let wanted = data_start + metadata.data_len() as u64;
         if size != wanted {
-            return Err(fail(&format!(
-                "has {size} bytes, its header speaks of {wanted}"
-            )));
+            return Err(fail(&format!("has {size} bytes, its header speaks of {wanted}")));
         }
         let file = Mutex::new(file);
-        let shard = Self {
-            path,
-            file,
-            data_start,
-        };
+        let shard = Self { path, file, data_start };
         Ok((shard, metadata))
     }
 
@@ -176,8 +165,7 @@ impl Shard {
         let (start, end) = info.data_offsets;
         let fail = |e: std::io::Error| invalid(format!("{}: {e}", self.path.display()));
         let mut file = self.file.lock().expect("no panic while reading");
-        file.seek(SeekFrom::Start(self.data_start + start as u64))
-            .map_err(fail)?;
+        file.seek(SeekFrom::Start(self.data_start + start as u64)).map_err(fail)?;
         let mut values = Vec::with_capacity(count);
         let mut piece = vec![0; PIECE_BYTES.min(end - start)];
         let mut left = end - start;
@@ -215,10 +203,7 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
         // A shard is a file beside the index, never a path elsewhere.
         let strange = |n: &&str| Path::new(n).file_name().is_none_or(|f| f != *n);
         if let Some(name) = names.iter().copied().find(strange) {
-            return Err(invalid(format!(
-                "{}: {name:?} is not a file name",
-                index_path.display()
-            )));
+            return Err(invalid(format!("{}: {name:?} is not a file name", index_path.display())));
         }
         return Ok(names.into_iter().map(|n| dir.join(n)).collect());
     }
@@ -249,10 +234,7 @@ fn read_json(path: &Path) -> Result<Option<Value>> {
 fn text_source(dir: &Path, config: &Value) -> Result<TextSource> {
     let path = dir.join("tokenizer.json");
     if !path.is_file() {
-        return Err(invalid(format!(
-            "tokenizer.json is missing in {}",
-            dir.display()
-        )));
+        return Err(invalid(format!("tokenizer.json is missing in {}", dir.display())));
     }
     let tokenizer = tokenizers::Tokenizer::from_file(&path)
         .map_err(|e| invalid(format!("{}: {e}", path.display())))?;
@@ -278,13 +260,7 @@ fn text_source(dir: &Path, config: &Value) -> Result<TextSource> {
         Some(add) => add,
         None => adds_bos(&tokenizer, bos),
     };
-    Ok(TextSource {
-        chat_template: chat_template(dir, &own)?,
-        bos,
-        eos,
-        add_bos,
-        tokenizer,
-    })
+    Ok(TextSource { chat_template: chat_template(dir, &own)?, bos, eos, add_bos, tokenizer })
 }
 
 /// One id or a list of them.
@@ -314,9 +290,7 @@ fn chat_template(dir: &Path, own: &Value) -> Result<Option<String>> {
         };
     }
     let beside = read_json(&dir.join("chat_template.json"))?.unwrap_or_default();
-    let template = beside
-        .get("chat_template")
-        .or_else(|| own.get("chat_template"));
+    let template = beside.get("chat_template").or_else(|| own.get("chat_template"));
     Ok(match template {
         Some(Value::String(text)) => Some(text.clone()),
         Some(list @ Value::Array(_)) => Some(list.to_string()),

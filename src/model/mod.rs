@@ -28,23 +28,23 @@ use weights::Weights;
 /// from step to step.
 #[derive(Debug, Default, Clone)]
 pub struct Batch {
-    /// [T]
+    /// `[T]`
     pub tokens: Vec<u32>,
-    /// [T]
+    /// `[T]`
     pub positions: Vec<u32>,
-    /// [T] index of the row's sequence in the page table below
+    /// `[T]` index of the row's sequence in the page table below
     pub sequences: Vec<u32>,
     /// Page ids of all sequences, one after the other.
     pub pages: Vec<u32>,
-    /// [S + 1]
+    /// `[S + 1]`
     pub page_indptr: Vec<u32>,
-    /// [G + 1] row borders
+    /// `[G + 1]` row borders
     pub segment_indptr: Vec<u32>,
-    /// [G] the adapter of each segment
+    /// `[G]` the adapter of each segment
     pub segment_slots: Vec<Slot>,
-    /// Rows whose logits are wanted, ascending. [S']
+    /// Rows whose logits are wanted, ascending. `[S']`
     pub logit_rows: Vec<u32>,
-    /// [G' + 1] borders over `logit_rows` of the segments that have any, and their slots
+    /// `[G' + 1]` borders over `logit_rows` of the segments that have any, and their slots
     pub logit_indptr: Vec<u32>,
     pub logit_slots: Vec<Slot>,
 }
@@ -126,15 +126,12 @@ impl Model {
         Buffers::bytes(shape, o) + tables * o.context * shape.head_dim * size_of::<f32>()
     }
 
-    /// One step: writes K and V of every row to its page, returns logits [S', V] f32 of
+    /// One step: writes K and V of every row to its page, returns logits `[S', V]` f32 of
     /// `batch.logit_rows`. Allocates nothing. A batch that breaks its own rules (too many rows, an
     /// empty slot) is our bug and panics.
     pub fn forward(&mut self, batch: &Batch, bank: &Bank) -> &mut [f32] {
         assert!(batch.tokens.len() <= self.rows_max, "too many rows");
-        assert!(
-            batch.logit_rows.len() <= self.logit_rows_max,
-            "too many logit rows"
-        );
+        assert!(batch.logit_rows.len() <= self.logit_rows_max, "too many logit rows");
         let step = Step {
             batch,
             bank,

@@ -17,11 +17,9 @@ impl Rope {
         let scaled: Vec<f64> = match &self.scaling {
             RopeScaling::None => plain,
             RopeScaling::Linear { factor } => plain.iter().map(|f| f / factor).collect(),
-            RopeScaling::Factors(factors) => plain
-                .iter()
-                .zip(factors)
-                .map(|(f, d)| f / f64::from(*d))
-                .collect(),
+            RopeScaling::Factors(factors) => {
+                plain.iter().zip(factors).map(|(f, d)| f / f64::from(*d)).collect()
+            }
             &RopeScaling::Llama3 {
                 factor,
                 low_freq_factor,
@@ -82,11 +80,7 @@ impl Rope {
 /// The factor on cos and sin that yarn implies where a file names none.
 pub(super) fn yarn_attention_factor(factor: f64, mscale: Option<(f64, f64)>) -> f64 {
     let grow = |by: f64| {
-        if factor <= 1.0 {
-            1.0
-        } else {
-            0.1 * by * factor.ln() + 1.0
-        }
+        if factor <= 1.0 { 1.0 } else { 0.1 * by * factor.ln() + 1.0 }
     };
     match mscale {
         Some((m, all)) => grow(m) / grow(all),

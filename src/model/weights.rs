@@ -18,11 +18,11 @@ pub struct Weights {
     pub shape: ModelShape,
     pub dtype: Dtype,
     pub digest: Digest,
-    /// [V, H]
+    /// `[V, H]`
     embedding: Matrix,
     /// By site index; the head is `None` where it is tied.
     sites: Vec<Option<Matrix>>,
-    /// By site index. [O]
+    /// By site index. `[O]`
     biases: Vec<Option<Box<[f32]>>>,
     /// By norm index, +1 folded in; empty where the family has no such norm.
     norms: Vec<Box<[f32]>>,
@@ -86,15 +86,7 @@ impl Weights {
             norms[shape.norm_index(norm)] = weight;
         }
         loader.refuse_unused(shape)?;
-        Ok(Self {
-            shape: shape.clone(),
-            dtype,
-            digest: c.digest,
-            embedding,
-            sites,
-            biases,
-            norms,
-        })
+        Ok(Self { shape: shape.clone(), dtype, digest: c.digest, embedding, sites, biases, norms })
     }
 
     /// Bytes of everything here.
@@ -105,12 +97,12 @@ impl Weights {
             + vectors.map(|v| size_of_val::<[f32]>(v)).sum::<usize>()
     }
 
-    /// The embedding table [V, H].
+    /// The embedding table `[V, H]`.
     pub fn embedding(&self) -> &Matrix {
         &self.embedding
     }
 
-    /// The matrix [O, I] of a site; the embedding table where the head is tied.
+    /// The matrix `[O, I]` of a site; the embedding table where the head is tied.
     pub fn site(&self, site: Site) -> &Matrix {
         let own = &self.sites[self.shape.site_index(site)];
         own.as_ref().unwrap_or(&self.embedding)
@@ -121,12 +113,12 @@ impl Weights {
         &self.norms[self.shape.norm_index(norm)]
     }
 
-    /// Row `row` of a site's matrix as f32. out [I]
+    /// Row `row` of a site's matrix as f32. out `[I]`
     pub fn read_row(&self, site: Site, row: usize, out: &mut [f32]) {
         self.site(site).read_row(row, out);
     }
 
-    /// The bias of a site, where it has one. [O]
+    /// The bias of a site, where it has one. `[O]`
     pub fn bias(&self, site: Site) -> Option<&[f32]> {
         self.biases[self.shape.site_index(site)].as_deref()
     }

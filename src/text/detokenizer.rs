@@ -32,13 +32,7 @@ impl Detokenizer {
     /// SentencePiece model's leading space is dropped, as `decode` does. For the answer to a chat.
     pub fn new(text: Text, skip_special: bool) -> Self {
         let strip_left = text.pieces.stripped().map_or(0, |(_, count)| count);
-        Self {
-            text,
-            skip_special,
-            first: true,
-            strip_left,
-            pending: Vec::new(),
-        }
+        Self { text, skip_special, first: true, strip_left, pending: Vec::new() }
     }
 
     /// The text continues `prompt`: a leading space is kept, and a character begun by the prompt's
@@ -68,9 +62,7 @@ impl Detokenizer {
         if self.text.pieces.spaced() && !self.first {
             self.pending.push(b' ');
         }
-        self.text
-            .pieces
-            .append(&piece, self.first, &mut self.pending);
+        self.text.pieces.append(&piece, self.first, &mut self.pending);
         self.first = false;
         let whole = self.take_whole();
         self.strip(whole)

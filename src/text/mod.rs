@@ -63,15 +63,9 @@ impl Text {
     /// Tokens of a plain prompt; bos in front when the model wants one and `special` is set.
     /// Special tokens written out in the text are recognised in either case.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, special)
-            .map_err(unencodable)?;
+        let encoding = self.tokenizer.encode_fast(text, special).map_err(unencodable)?;
         let front = self.prepended.filter(|_| special);
-        Ok(front
-            .into_iter()
-            .chain(encoding.get_ids().iter().copied())
-            .collect())
+        Ok(front.into_iter().chain(encoding.get_ids().iter().copied()).collect())
     }
 
     /// Text of the tokens, special tokens skipped or not; what a [`Detokenizer`] gives piece by
@@ -135,8 +129,5 @@ impl Text {
 }
 
 fn unencodable(e: tokenizers::Error) -> Error {
-    Error::invalid(
-        "tokenizer_error",
-        format!("the tokenizer refused the text: {e}"),
-    )
+    Error::invalid("tokenizer_error", format!("the tokenizer refused the text: {e}"))
 }

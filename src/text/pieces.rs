@@ -78,10 +78,8 @@ impl Pieces {
                 self.replaced.push((from.into(), to.into()));
             }
             ("Metaspace", false) => {
-                let mark = step["replacement"]
-                    .as_str()
-                    .and_then(|s| s.chars().next())
-                    .unwrap_or('▁');
+                let mark =
+                    step["replacement"].as_str().and_then(|s| s.chars().next()).unwrap_or('▁');
                 self.metaspace = Some((mark, step["prepend_scheme"] != "never"));
             }
             ("Strip", true) if step["stop"].as_u64() == Some(0) => {
@@ -118,9 +116,8 @@ impl Pieces {
         match self.replaced.as_slice() {
             [] => out.extend_from_slice(piece.as_bytes()),
             pairs => {
-                let text = pairs
-                    .iter()
-                    .fold(piece.to_owned(), |text, (from, to)| text.replace(from, to));
+                let text =
+                    pairs.iter().fold(piece.to_owned(), |text, (from, to)| text.replace(from, to));
                 out.extend_from_slice(text.as_bytes());
             }
         }
@@ -200,10 +197,8 @@ mod tests {
 
     #[test]
     fn byte_alphabet_covers_every_byte_once() {
-        let mut bytes: Vec<u8> = (0..0x200)
-            .filter_map(char::from_u32)
-            .filter_map(byte_of)
-            .collect();
+        let mut bytes: Vec<u8> =
+            (0..0x200).filter_map(char::from_u32).filter_map(byte_of).collect();
         bytes.sort_unstable();
         assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
         assert_eq!(byte_of('Ġ'), Some(b' '));

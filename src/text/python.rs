@@ -222,15 +222,8 @@ const MONTHS: [&str; 12] = [
     "November",
     "December",
 ];
-const WEEKDAYS: [&str; 7] = [
-    "Sunday",
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-    "Thursday",
-    "Friday",
-    "Saturday",
-];
+const WEEKDAYS: [&str; 7] =
+    ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 const DAY_SECONDS: u64 = 86_400;
 
 /// `now.strftime(format)` in UTC and English: the same prompt on every server. Errors: a directive
@@ -241,11 +234,7 @@ pub(super) fn strftime(now: SystemTime, format: &str) -> Result<String, Error> {
     let (year, month, day, day_of_year) = civil(day_of_era);
     let month_name = MONTHS[month as usize - 1];
     let weekday = WEEKDAYS[(day_of_era as usize + 4) % 7];
-    let [hour, minute, second] = [
-        seconds % DAY_SECONDS / 3600,
-        seconds % 3600 / 60,
-        seconds % 60,
-    ];
+    let [hour, minute, second] = [seconds % DAY_SECONDS / 3600, seconds % 3600 / 60, seconds % 60];
     let hour12 = (hour + 11) % 12 + 1;
     let mut out = String::new();
     let mut chars = format.chars();

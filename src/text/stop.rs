@@ -75,9 +75,7 @@ impl StopStrings {
             .iter()
             .filter_map(|stop| {
                 let stop = stop.as_bytes();
-                (1..=held.len().min(stop.len() - 1))
-                    .rev()
-                    .find(|&n| held.ends_with(&stop[..n]))
+                (1..=held.len().min(stop.len() - 1)).rev().find(|&n| held.ends_with(&stop[..n]))
             })
             .max()
             .unwrap_or(0)

@@ -54,12 +54,8 @@ impl ChatTemplate {
     /// one named `tool_use` is taken for requests with tools. Errors: `unsupported_chat_template`
     /// with the line.
     pub fn new(source: &str, bos_token: Option<String>, eos_token: Option<String>) -> Result<Self> {
-        let mut template = Self {
-            environment: environment(),
-            part_readers: Vec::new(),
-            bos_token,
-            eos_token,
-        };
+        let mut template =
+            Self { environment: environment(), part_readers: Vec::new(), bos_token, eos_token };
         for (name, source) in named(source)? {
             let source = without_generation_blocks(&source)?;
             if reads_parts(&source)? {
@@ -104,9 +100,7 @@ impl ChatTemplate {
             strftime_now => Value::from_function(move |format: &str| python::strftime(now, format)),
         };
         let mut output = Bounded(Vec::new());
-        template
-            .render_captured_to(variables, &mut output)
-            .map_err(|e| refused(&e))?;
+        template.render_captured_to(variables, &mut output).map_err(|e| refused(&e))?;
         String::from_utf8(output.0).map_err(|e| Error::fault(format!("the chat template: {e}")))
     }
 }
@@ -125,14 +119,11 @@ fn environment() -> Environment<'static> {
     });
     environment.add_function("raise_exception", raise_exception);
     environment.add_filter("tojson", tojson);
-    environment.add_filter(
-        "string",
-        |value: &Value| -> Result<String, minijinja::Error> {
-            let mut text = String::new();
-            python::write_str(&mut text, value)?;
-            Ok(text)
-        },
-    );
+    environment.add_filter("string", |value: &Value| -> Result<String, minijinja::Error> {
+        let mut text = String::new();
+        python::write_str(&mut text, value)?;
+        Ok(text)
+    });
     environment
 }
 
@@ -217,9 +208,7 @@ fn without_generation_blocks(source: &str) -> Result<String> {
     let opening = regex(r"\{%([-+]?)\s*generation\s*([-+]?)%\}")?;
     let closing = regex(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}")?;
     let source = opening.replace_all(source, "{%${1} if true ${2}%}");
-    Ok(closing
-        .replace_all(&source, "{%${1} endif ${2}%}")
-        .into_owned())
+    Ok(closing.replace_all(&source, "{%${1} endif ${2}%}").into_owned())
 }
 
 /// Whether the template goes through content parts itself.
@@ -277,9 +266,7 @@ fn text_of_parts(index: usize, parts: &[Json]) -> Result<String> {
 }
 
 fn defined(token: &Option<String>) -> Value {
-    token
-        .as_ref()
-        .map_or(Value::UNDEFINED, |t| Value::from(t.as_str()))
+    token.as_ref().map_or(Value::UNDEFINED, |t| Value::from(t.as_str()))
 }
 
 fn unsupported(message: String) -> Error {

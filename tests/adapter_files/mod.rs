@@ -20,10 +20,7 @@ pub fn tiny() -> ModelShape {
         vocab: 10,
         context: 64,
         norm_eps: 1e-5,
-        rope: Rope {
-            theta: 10_000.0,
-            scaling: RopeScaling::None,
-        },
+        rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
         rope_local: None,
         windows: vec![None; 2],
         activation: Activation::Silu,
@@ -74,9 +71,7 @@ pub fn base_bias(shape: &ModelShape) -> BaseBias {
     let shape = shape.clone();
     Arc::new(move |site| {
         let (_, outputs) = shape.site_dims(site);
-        shape
-            .qkv_bias
-            .then(|| values(site_seed(site) + 500, outputs))
+        shape.qkv_bias.then(|| values(site_seed(site) + 500, outputs))
     })
 }
 
@@ -116,11 +111,7 @@ impl Files {
             for (name, n) in [("q_proj", 8), ("v_proj", 4)] {
                 let module = format!("model.layers.{l}.self_attn.{name}");
                 let positive = values(40 + l, n).iter().map(|v| v.abs() + 0.5).collect();
-                files.push(
-                    &format!("{module}.lora_magnitude_vector{suffix}"),
-                    &[n],
-                    positive,
-                );
+                files.push(&format!("{module}.lora_magnitude_vector{suffix}"), &[n], positive);
             }
         }
         files
@@ -134,16 +125,8 @@ impl Files {
     }
 
     pub fn factors(&mut self, module: &str, r: usize, i: usize, o: usize, seed: u64) -> &mut Self {
-        self.push(
-            &format!("{module}.lora_A.weight"),
-            &[r, i],
-            values(seed, r * i),
-        );
-        self.push(
-            &format!("{module}.lora_B.weight"),
-            &[o, r],
-            values(seed + 1, o * r),
-        )
+        self.push(&format!("{module}.lora_A.weight"), &[r, i], values(seed, r * i));
+        self.push(&format!("{module}.lora_B.weight"), &[o, r], values(seed + 1, o * r))
     }
 
     pub fn drop_tensor(&mut self, part: &str) -> &mut Self {
@@ -163,12 +146,11 @@ impl Files {
             .iter()
             .map(|t| t.2.iter().flat_map(|v| v.to_le_bytes()).collect())
             .collect();
-        let views = self.tensors.iter().zip(&bytes).map(|(t, b)| {
-            (
-                t.0.clone(),
-                TensorView::new(Dtype::F32, t.1.clone(), b).unwrap(),
-            )
-        });
+        let views = self
+            .tensors
+            .iter()
+            .zip(&bytes)
+            .map(|(t, b)| (t.0.clone(), TensorView::new(Dtype::F32, t.1.clone(), b).unwrap()));
         serialize(views, None).unwrap()
     }
 }

@@ -22,18 +22,12 @@ use std::path::{Path, PathBuf};
 
 impl Files {
     pub fn set(&mut self, key: &str, value: Value) -> &mut Self {
-        self.config
-            .as_object_mut()
-            .unwrap()
-            .insert(key.into(), value);
+        self.config.as_object_mut().unwrap().insert(key.into(), value);
         self
     }
 
     pub fn get(&mut self, part: &str) -> &mut (String, Vec<usize>, Vec<f32>) {
-        self.tensors
-            .iter_mut()
-            .find(|t| t.0.contains(part))
-            .unwrap()
+        self.tensors.iter_mut().find(|t| t.0.contains(part)).unwrap()
     }
 }
 
@@ -55,10 +49,7 @@ fn smollm2() -> ModelShape {
         head_dim: 64,
         vocab: 49152,
         context: 8192,
-        rope: Rope {
-            theta: 100_000.0,
-            scaling: RopeScaling::None,
-        },
+        rope: Rope { theta: 100_000.0, scaling: RopeScaling::None },
         windows: vec![None; 30],
         attention_scale: 0.125,
         ..tiny()
@@ -90,11 +81,7 @@ fn load(files: &Files, shape: &ModelShape) -> Result<(Summary, Prepared), Error>
 fn refusal(files: &Files, needle: &str) -> &'static str {
     let error = load(files, &tiny()).map(|(s, _)| s).expect_err(needle);
     assert_eq!(error.kind, Kind::Unprocessable, "{error}");
-    assert!(
-        error.message.contains(needle),
-        "{needle:?} is not in {:?}",
-        error.message
-    );
+    assert!(error.message.contains(needle), "{needle:?} is not in {:?}", error.message);
     error.code
 }
 
@@ -103,7 +90,7 @@ fn site(prepared: &Prepared, shape: &ModelShape, l: usize, p: Projection) -> Opt
     prepared.deltas[index].as_ref().map(Delta::rank)
 }
 
-/// What the delta makes of x over a base weight [O, I].
+/// What the delta makes of x over a base weight `[O, I]`.
 fn applied(delta: &Delta, weight: &[f32], x: &[f32]) -> Vec<f32> {
     let (inputs, outputs) = (delta.inputs(), delta.outputs());
     let device = Device::cpu(1);
@@ -111,22 +98,10 @@ fn applied(delta: &Delta, weight: &[f32], x: &[f32]) -> Vec<f32> {
     let mut act = Act::new(Dtype::F32, 1, inputs);
     act.set_row(0, x);
     let mut y = vec![0.0; outputs];
-    let mut outs = [Linear {
-        weight: &matrix,
-        bias: None,
-        y: &mut y,
-    }];
+    let mut outs = [Linear { weight: &matrix, bias: None, y: &mut y }];
     let segments = Segments { indptr: &[0, 1] };
     let mut scratch = LoraScratch::new(1, 512);
-    linear(
-        &device,
-        &act,
-        1,
-        &mut outs,
-        segments,
-        &|_, _| Some(delta),
-        &mut scratch,
-    );
+    linear(&device, &act, 1, &mut outs, segments, &|_, _| Some(delta), &mut scratch);
     y
 }
 
@@ -158,13 +133,7 @@ impl Dense<'_> {
                 .collect();
             let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
             let gain = self.magnitude.map_or(1.0, |m| f64::from(m[o]) / norm);
-            y.push(
-                gain * row
-                    .iter()
-                    .zip(x)
-                    .map(|(w, x)| w * f64::from(*x))
-                    .sum::<f64>(),
-            );
+            y.push(gain * row.iter().zip(x).map(|(w, x)| w * f64::from(*x)).sum::<f64>());
         }
         y
     }
@@ -173,10 +142,7 @@ impl Dense<'_> {
 fn assert_near(got: &[f32], wanted: &[f64], tolerance: f64) {
     assert_eq!(got.len(), wanted.len());
     for (i, (g, w)) in got.iter().zip(wanted).enumerate() {
-        assert!(
-            (f64::from(*g) - w).abs() <= tolerance,
-            "index {i}: {g} is not {w}"
-        );
+        assert!((f64::from(*g) - w).abs() <= tolerance, "index {i}: {g} is not {w}");
     }
 }
 
@@ -191,48 +157,16 @@ const Q0: Site = Site::Layer(0, Projection::Q);
 #[test]
 fn golden_adapters_are_read_whole() {
     let shape = smollm2();
-    let all = [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    ];
+    let all = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
     let adapters = root().join("adapters");
     let cases: [(PathBuf, &str, usize, usize, Vec<&str>); 8] = [
         (adapters.join("pirate"), "lora", 8, 120, all[..4].to_vec()),
         (adapters.join("ticket-json"), "lora", 8, 210, all.to_vec()),
         (adapters.join("sql"), "dora", 4, 210, all.to_vec()),
-        (
-            golden("blurb"),
-            "lora",
-            16,
-            90,
-            vec!["q_proj", "v_proj", "down_proj"],
-        ),
-        (
-            golden("lora-regex"),
-            "lora",
-            4,
-            33,
-            vec!["q_proj", "o_proj", "up_proj"],
-        ),
-        (
-            golden("lora-layers"),
-            "lora",
-            4,
-            9,
-            vec!["q_proj", "v_proj", "down_proj"],
-        ),
-        (
-            golden("lora-embed"),
-            "lora",
-            2,
-            31,
-            vec!["q_proj", "embed_tokens"],
-        ),
+        (golden("blurb"), "lora", 16, 90, vec!["q_proj", "v_proj", "down_proj"]),
+        (golden("lora-regex"), "lora", 4, 33, vec!["q_proj", "o_proj", "up_proj"]),
+        (golden("lora-layers"), "lora", 4, 9, vec!["q_proj", "v_proj", "down_proj"]),
+        (golden("lora-embed"), "lora", 2, 31, vec!["q_proj", "embed_tokens"]),
         (golden("lora-bias"), "lora", 4, 20, vec!["q_proj", "v_proj"]),
     ];
     for (dir, method, rank_max, sites, targets) in cases {
@@ -252,18 +186,12 @@ fn a_gguf_adapter_means_the_same_as_the_peft_adapter_it_was_made_from() {
     let file = golden("pirate-2-layers.gguf");
     std::fs::copy(file, dir.path().join("anything.gguf")).unwrap();
     let (summary, from_gguf) = prepared(dir.path(), &shape).unwrap();
-    assert_eq!(
-        (summary.method.as_str(), summary.sites, summary.rank_max),
-        ("gguf-lora", 8, 8)
-    );
+    assert_eq!((summary.method.as_str(), summary.sites, summary.rank_max), ("gguf-lora", 8, 8));
     let (_, from_peft) = prepared(&root().join("adapters/pirate"), &shape).unwrap();
     for l in [0, 29] {
         for p in [Projection::Q, Projection::K, Projection::V, Projection::O] {
             let at = Site::Layer(l, p);
-            let (a, b) = (
-                delta_of(&from_gguf, &shape, at),
-                delta_of(&from_peft, &shape, at),
-            );
+            let (a, b) = (delta_of(&from_gguf, &shape, at), delta_of(&from_peft, &shape, at));
             let x = values(7, a.inputs());
             let zero = vec![0.0; a.inputs() * a.outputs()];
             let y = applied(a, &zero, &x);
@@ -303,9 +231,7 @@ fn dora_gains_are_the_magnitude_over_the_norm_of_the_whole_row() {
     let (summary, prepared) = load(&files, &shape).unwrap();
     assert_eq!(summary.method, "dora");
     for at in [Q0, Site::Layer(1, Projection::V)] {
-        let Site::Layer(l, p) = at else {
-            unreachable!()
-        };
+        let Site::Layer(l, p) = at else { unreachable!() };
         let (inputs, outputs) = shape.site_dims(at);
         let module = format!("layers.{l}.{}", p.module());
         let weight = values(site_seed(at), inputs * outputs);
@@ -324,34 +250,21 @@ fn dora_gains_are_the_magnitude_over_the_norm_of_the_whole_row() {
 
 #[test]
 fn biases_of_the_factors_are_scaled_and_trained_ones_replace_the_bases() {
-    let shape = ModelShape {
-        qkv_bias: true,
-        ..tiny()
-    };
+    let shape = ModelShape { qkv_bias: true, ..tiny() };
     let mut files = Files::plain(3);
-    files
-        .set("bias", json!("all"))
-        .set("lora_bias", json!(true));
+    files.set("bias", json!("all")).set("lora_bias", json!(true));
     for l in 0..2 {
         for (name, n) in [("q_proj", 8), ("v_proj", 4)] {
             let module = format!("model.layers.{l}.self_attn.{name}");
             files.push(&format!("{module}.lora_B.bias"), &[n], vec![0.25; n]);
         }
     }
-    files.push(
-        "model.layers.0.self_attn.q_proj.base_layer.bias",
-        &[8],
-        vec![3.0; 8],
-    );
+    files.push("model.layers.0.self_attn.q_proj.base_layer.bias", &[8], vec![3.0; 8]);
     files.push("model.layers.1.self_attn.k_proj.bias", &[4], vec![5.0; 4]);
     let (_, prepared) = load(&files, &shape).unwrap();
     let at_zero = |at: Site| {
         let delta = delta_of(&prepared, &shape, at);
-        applied(
-            delta,
-            &vec![0.0; delta.inputs() * delta.outputs()],
-            &[0.0; 8],
-        )
+        applied(delta, &vec![0.0; delta.inputs() * delta.outputs()], &[0.0; 8])
     };
     let base = base_bias(&shape);
     let wanted = |at, new: f64, scaled: f64| -> Vec<f64> {
@@ -369,19 +282,13 @@ fn biases_of_the_factors_are_scaled_and_trained_ones_replace_the_bases() {
 #[test]
 fn norms_in_modules_to_save_replace_and_fold_gemmas_one() {
     for (norm_plus_one, wanted) in [(false, 0.75), (true, 1.75)] {
-        let shape = ModelShape {
-            norm_plus_one,
-            ..tiny()
-        };
+        let shape = ModelShape { norm_plus_one, ..tiny() };
         let mut files = Files::plain(3);
         files.set("modules_to_save", json!(["model.norm", "input_layernorm"]));
         files.push("model.norm.weight", &[8], vec![0.75; 8]);
         files.push("model.layers.0.input_layernorm.weight", &[8], vec![0.5; 8]);
         let (summary, prepared) = load(&files, &shape).unwrap();
-        assert_eq!(
-            summary.targets,
-            ["q_proj", "v_proj", "input_layernorm", "norm"]
-        );
+        assert_eq!(summary.targets, ["q_proj", "v_proj", "input_layernorm", "norm"]);
         let norm = |n| prepared.norms[shape.norm_index(n)].as_deref();
         assert_eq!(norm(Norm::Final), Some([wanted; 8].as_slice()));
         assert_eq!(norm(Norm::Input(0)), Some([wanted - 0.25; 8].as_slice()));
@@ -395,29 +302,15 @@ fn embedded(prepared: &Prepared, shape: &ModelShape, token: u32) -> Vec<f32> {
     let mut h = vec![0.0; shape.hidden];
     let segments = Segments { indptr: &[0, 1] };
     let delta = prepared.embedding.as_ref();
-    embed(
-        &Device::cpu(1),
-        &table,
-        &[token],
-        1.0,
-        segments,
-        &|_| delta,
-        &mut h,
-    );
+    embed(&Device::cpu(1), &table, &[token], 1.0, segments, &|_| delta, &mut h);
     h
 }
 
 #[test]
 fn embedding_factors_pick_a_column_and_take_the_embedding_scale() {
-    let shape = ModelShape {
-        embedding_scale: 3.0,
-        ..tiny()
-    };
+    let shape = ModelShape { embedding_scale: 3.0, ..tiny() };
     let mut files = Files::plain(3);
-    files.set(
-        "target_modules",
-        json!(["q_proj", "v_proj", "embed_tokens"]),
-    );
+    files.set("target_modules", json!(["q_proj", "v_proj", "embed_tokens"]));
     let (a, b) = (values(70, 20), values(71, 16));
     files.push("model.embed_tokens.lora_embedding_A", &[2, 10], a.clone());
     files.push("model.embed_tokens.lora_embedding_B", &[8, 2], b.clone());
@@ -457,10 +350,7 @@ fn a_head_adapter_may_bring_the_bases_own_table_but_no_other() {
     files.push("lm_head.base_layer.weight", &[10, 8], head.clone());
     let (summary, prepared) = load(&files, &shape).unwrap();
     assert_eq!(summary.targets, ["q_proj", "v_proj", "lm_head"]);
-    assert!(
-        prepared.embedding.is_none(),
-        "a tied head's factors act on the head only"
-    );
+    assert!(prepared.embedding.is_none(), "a tied head's factors act on the head only");
     assert_eq!(delta_of(&prepared, &shape, Site::Head).rank(), 2);
 
     // One changed value in the last row.

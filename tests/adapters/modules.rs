@@ -25,33 +25,18 @@ fn python_patterns_choose_modules_as_re_fullmatch_does() {
             Err(e) => assert!(!fits && e.code == "unknown_tensor", "{pattern}: {e}"),
         }
     }
-    for pattern in [
-        r"(?(1)a|b)",
-        r"(?x)a b",
-        r"\Kabc",
-        r"\p{L}",
-        "(",
-        r"a\",
-        r"[a--b]",
-        r"(?<n>a)",
-    ] {
+    for pattern in [r"(?(1)a|b)", r"(?x)a b", r"\Kabc", r"\p{L}", "(", r"a\", r"[a--b]", r"(?<n>a)"]
+    {
         let mut files = Files::plain(3);
         files.set("target_modules", json!(pattern));
-        assert_eq!(
-            refusal(&files, "target_modules"),
-            "invalid_adapter_config",
-            "{pattern}"
-        );
+        assert_eq!(refusal(&files, "target_modules"), "invalid_adapter_config", "{pattern}");
     }
 }
 
 #[test]
 fn a_pattern_that_backtracks_without_end_is_an_error() {
     let mut files = Files::plain(3);
-    files.set(
-        "target_modules",
-        json!(r"(?=(.+)+\1$)(.*.*.*.*.*.*)*(?!.)x\1"),
-    );
+    files.set("target_modules", json!(r"(?=(.+)+\1$)(.*.*.*.*.*.*)*(?!.)x\1"));
     let start = std::time::Instant::now();
     assert!(load(&files, &tiny()).is_err());
     assert!(start.elapsed().as_secs() < 20);
@@ -62,18 +47,9 @@ fn exclusions_and_layer_restrictions_leave_modules_out() {
     let cases: [(Value, bool); 8] = [
         (json!({"layers_to_transform": [0, 1]}), true),
         (json!({"layers_to_transform": 1}), false),
-        (
-            json!({"layers_to_transform": [0, 1], "layers_pattern": "layers"}),
-            true,
-        ),
-        (
-            json!({"layers_to_transform": [0, 1], "layers_pattern": ["h", "layers"]}),
-            true,
-        ),
-        (
-            json!({"layers_to_transform": [0, 1], "layers_pattern": ["h"]}),
-            false,
-        ),
+        (json!({"layers_to_transform": [0, 1], "layers_pattern": "layers"}), true),
+        (json!({"layers_to_transform": [0, 1], "layers_pattern": ["h", "layers"]}), true),
+        (json!({"layers_to_transform": [0, 1], "layers_pattern": ["h"]}), false),
         (json!({"exclude_modules": ["k_proj"]}), true),
         (json!({"exclude_modules": r".*layers\.1\..*"}), false),
         (json!({"target_modules": "all-linear"}), true),
@@ -93,29 +69,16 @@ fn known_prefixes_lead_to_the_same_modules_and_mixing_them_is_refused() {
     for (from, to) in [
         ("base_model.model.model.", "model."),
         ("base_model.model.model.", "base_model.model."),
-        (
-            "base_model.model.model.",
-            "base_model.model.model.language_model.",
-        ),
-        (
-            "base_model.model.model.",
-            "base_model.model.language_model.model.",
-        ),
+        ("base_model.model.model.", "base_model.model.model.language_model."),
+        ("base_model.model.model.", "base_model.model.language_model.model."),
     ] {
         let mut files = Files::plain(3);
-        files
-            .tensors
-            .iter_mut()
-            .for_each(|t| t.0 = t.0.replacen(from, to, 1));
+        files.tensors.iter_mut().for_each(|t| t.0 = t.0.replacen(from, to, 1));
         let (summary, _) = load(&files, &tiny()).unwrap_or_else(|e| panic!("{to}: {e}"));
         assert_eq!(summary.sites, 4);
     }
     let mut files = Files::plain(3);
     let again = files.tensors[0].clone();
-    files.tensors.push((
-        again.0.replacen("base_model.model.", "", 1),
-        again.1,
-        again.2,
-    ));
+    files.tensors.push((again.0.replacen("base_model.model.", "", 1), again.1, again.2));
     assert_eq!(refusal(&files, "q_proj"), "duplicate_tensor");
 }

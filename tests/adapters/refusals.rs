@@ -23,40 +23,16 @@ fn config_fields_that_change_the_arithmetic_are_refused_by_name() {
     for (field, value, code) in [
         ("peft_type", json!("VERA"), "unsupported_peft_type"),
         ("peft_type", Value::Null, "invalid_adapter_config"),
-        (
-            "target_parameters",
-            json!(["experts"]),
-            "unsupported_config_field",
-        ),
-        (
-            "trainable_token_indices",
-            json!([1]),
-            "unsupported_config_field",
-        ),
-        (
-            "layer_replication",
-            json!([[0, 1]]),
-            "unsupported_config_field",
-        ),
-        (
-            "alora_invocation_tokens",
-            json!([1]),
-            "unsupported_config_field",
-        ),
+        ("target_parameters", json!(["experts"]), "unsupported_config_field"),
+        ("trainable_token_indices", json!([1]), "unsupported_config_field"),
+        ("layer_replication", json!([[0, 1]]), "unsupported_config_field"),
+        ("alora_invocation_tokens", json!([1]), "unsupported_config_field"),
         ("use_qalora", json!(true), "unsupported_config_field"),
         ("kasa_config", json!({"a": 1}), "unsupported_config_field"),
-        (
-            "loftq_config",
-            json!({"bits": 4}),
-            "unsupported_config_field",
-        ),
+        ("loftq_config", json!({"bits": 4}), "unsupported_config_field"),
         ("fan_in_fan_out", json!(true), "unsupported_config_field"),
         ("invented_next_year", json!(0), "unsupported_config_field"),
-        (
-            "init_lora_weights",
-            json!("pissa_niter_4"),
-            "base_weights_changed",
-        ),
+        ("init_lora_weights", json!("pissa_niter_4"), "base_weights_changed"),
         ("init_lora_weights", json!("olora"), "base_weights_changed"),
         ("r", json!(513), "rank_out_of_range"),
         ("r", json!(0), "rank_out_of_range"),
@@ -65,41 +41,20 @@ fn config_fields_that_change_the_arithmetic_are_refused_by_name() {
         ("use_dora", json!("yes"), "invalid_adapter_config"),
         ("bias", json!("some"), "invalid_adapter_config"),
         ("target_modules", Value::Null, "invalid_adapter_config"),
-        (
-            "target_modules",
-            json!(["q_proj", "v_proj", "w_proj"]),
-            "target_not_found",
-        ),
-        (
-            "modules_to_save",
-            json!(["lm_head"]),
-            "unsupported_modules_to_save",
-        ),
-        (
-            "modules_to_save",
-            json!(["score"]),
-            "unsupported_modules_to_save",
-        ),
+        ("target_modules", json!(["q_proj", "v_proj", "w_proj"]), "target_not_found"),
+        ("modules_to_save", json!(["lm_head"]), "unsupported_modules_to_save"),
+        ("modules_to_save", json!(["score"]), "unsupported_modules_to_save"),
     ] {
         let mut files = Files::plain(3);
         files.set(field, value.clone());
         assert_eq!(refusal(&files, field), code, "{field} = {value}");
     }
     let mut files = Files::plain(3);
-    for neutral in [
-        "eva_config",
-        "invented_next_year",
-        "use_bdlora",
-        "layer_replication",
-    ] {
+    for neutral in ["eva_config", "invented_next_year", "use_bdlora", "layer_replication"] {
         files.set(neutral, Value::Null);
     }
-    files
-        .set("init_lora_weights", json!("eva"))
-        .set("loftq_config", json!({}));
-    files
-        .set("lora_dropout", json!(0.1))
-        .set("megatron_core", json!("megatron.core"));
+    files.set("init_lora_weights", json!("eva")).set("loftq_config", json!({}));
+    files.set("lora_dropout", json!(0.1)).set("megatron_core", json!("megatron.core"));
     load(&files, &tiny()).unwrap();
 }
 
@@ -172,31 +127,19 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
         ),
         (
             |f| {
-                f.push(
-                    "model.layers.0.self_attn.q_proj.base_layer.weight",
-                    &[8, 8],
-                    vec![1.0; 64],
-                );
+                f.push("model.layers.0.self_attn.q_proj.base_layer.weight", &[8, 8], vec![1.0; 64]);
             },
             "unknown_tensor",
             "base_layer",
         ),
         (
             |f| {
-                f.push(
-                    "model.layers.0.self_attn.q_proj.lora_magnitude_vector",
-                    &[8],
-                    vec![1.0; 8],
-                );
+                f.push("model.layers.0.self_attn.q_proj.lora_magnitude_vector", &[8], vec![1.0; 8]);
             },
             "unknown_tensor",
             "use_dora",
         ),
-        (
-            |f| f.get("q_proj.lora_A").1 = vec![8, 2],
-            "shape_mismatch",
-            "expected [2, 8]",
-        ),
+        (|f| f.get("q_proj.lora_A").1 = vec![8, 2], "shape_mismatch", "expected [2, 8]"),
         (
             |f| {
                 f.set("r", json!(4));
@@ -204,16 +147,8 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
             "shape_mismatch",
             "expected [4, 8]",
         ),
-        (
-            |f| f.get("q_proj.lora_B").2[5] = f32::NAN,
-            "non_finite_values",
-            "index 5",
-        ),
-        (
-            |f| f.get("v_proj.lora_A").2[3] = f32::INFINITY,
-            "non_finite_values",
-            "v_proj.lora_A",
-        ),
+        (|f| f.get("q_proj.lora_B").2[5] = f32::NAN, "non_finite_values", "index 5"),
+        (|f| f.get("v_proj.lora_A").2[3] = f32::INFINITY, "non_finite_values", "v_proj.lora_A"),
         (|f| f.tensors.clear(), "target_not_found", "q_proj"),
     ];
     for (change, code, needle) in cases {
@@ -226,15 +161,9 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
 #[test]
 fn a_dora_row_without_a_norm_is_refused() {
     let mut files = Files::plain(3);
-    files
-        .set("use_dora", json!(true))
-        .set("target_modules", json!(["q_proj"]));
+    files.set("use_dora", json!(true)).set("target_modules", json!(["q_proj"]));
     files.drop_tensor("v_proj").drop_tensor("layers.1");
-    files.push(
-        "model.layers.0.self_attn.q_proj.lora_magnitude_vector",
-        &[8],
-        vec![1.0; 8],
-    );
+    files.push("model.layers.0.self_attn.q_proj.lora_magnitude_vector", &[8], vec![1.0; 8]);
     files.get("lora_B").2.fill(0.0);
     let dir = tempfile::tempdir().unwrap();
     files.write(dir.path());
@@ -270,18 +199,12 @@ fn damaged_safetensors_are_refused() {
         (good[..good.len() - 1].to_vec(), "invalid_safetensors"),
         ([good.clone(), vec![0]].concat(), "invalid_safetensors"),
         (raw_safetensors("[]", &[]), "invalid_safetensors"),
-        (
-            raw_safetensors(&one("F32", "[1]", "[0,8]"), &[0; 8]),
-            "invalid_safetensors",
-        ),
+        (raw_safetensors(&one("F32", "[1]", "[0,8]"), &[0; 8]), "invalid_safetensors"),
         (
             raw_safetensors(&one("F32", "[4611686018427387904,4]", "[0,0]"), &[]),
             "invalid_safetensors",
         ),
-        (
-            raw_safetensors(&one("F32", "[1]", "[4,0]"), &[0; 4]),
-            "invalid_safetensors",
-        ),
+        (raw_safetensors(&one("F32", "[1]", "[4,0]"), &[0; 4]), "invalid_safetensors"),
         (
             raw_safetensors(
                 &one("F32", "[1]", "[18446744073709551612,18446744073709551615]"),
@@ -289,22 +212,10 @@ fn damaged_safetensors_are_refused() {
             ),
             "invalid_safetensors",
         ),
-        (
-            raw_safetensors(&one("I64", "[1]", "[0,8]"), &[0; 8]),
-            "unsupported_dtype",
-        ),
-        (
-            raw_safetensors(&two("[0,4]", "[2,6]", "y"), &[0; 6]),
-            "invalid_safetensors",
-        ),
-        (
-            raw_safetensors(&two("[0,4]", "[4,8]", "x"), &[0; 8]),
-            "duplicate_tensor",
-        ),
-        (
-            raw_safetensors(&two("[0,4]", "[8,12]", "y"), &[0; 12]),
-            "invalid_safetensors",
-        ),
+        (raw_safetensors(&one("I64", "[1]", "[0,8]"), &[0; 8]), "unsupported_dtype"),
+        (raw_safetensors(&two("[0,4]", "[2,6]", "y"), &[0; 6]), "invalid_safetensors"),
+        (raw_safetensors(&two("[0,4]", "[4,8]", "x"), &[0; 8]), "duplicate_tensor"),
+        (raw_safetensors(&two("[0,4]", "[8,12]", "y"), &[0; 12]), "invalid_safetensors"),
     ];
     for (i, (bytes, code)) in cases.iter().enumerate() {
         let error = check_bytes("adapter_model.safetensors", bytes);
@@ -332,39 +243,20 @@ fn gguf_adapters_that_do_not_fit_are_refused() {
     let mut alora = head("llama");
     alora.push(("adapter.alora.invocation_tokens", Meta::U32s(vec![1, 2])));
     assert_eq!(file(alora, &both), "unsupported_config_field");
-    assert_eq!(
-        file(head("llama")[1..].iter().map(copy).collect(), &both),
-        "invalid_gguf"
-    );
-    assert_eq!(
-        file(head("llama")[..3].iter().map(copy).collect(), &both),
-        "invalid_gguf"
-    );
-    assert_eq!(
-        file(head("llama"), std::slice::from_ref(&a)),
-        "missing_factor"
-    );
+    assert_eq!(file(head("llama")[1..].iter().map(copy).collect(), &both), "invalid_gguf");
+    assert_eq!(file(head("llama")[..3].iter().map(copy).collect(), &both), "invalid_gguf");
+    assert_eq!(file(head("llama"), std::slice::from_ref(&a)), "missing_factor");
     let renamed = |t: &(&'static str, Vec<u64>, Vec<f32>), name| (name, t.1.clone(), t.2.clone());
     let unknown = renamed(&a, "blk.0.attn_norm.weight");
-    assert_eq!(
-        file(head("llama"), &[a.clone(), b.clone(), unknown]),
-        "unknown_tensor"
-    );
+    assert_eq!(file(head("llama"), &[a.clone(), b.clone(), unknown]), "unknown_tensor");
     let beyond = renamed(&a, "blk.2.attn_v.weight.lora_a");
     assert_eq!(file(head("llama"), &[beyond]), "layer_out_of_range");
     let turned = (a.0, vec![2, 8], a.2.clone());
     assert_eq!(file(head("llama"), &[turned, b.clone()]), "shape_mismatch");
-    assert_eq!(
-        file(head("llama"), &[a.clone(), a.clone(), b.clone()]),
-        "duplicate_tensor"
-    );
+    assert_eq!(file(head("llama"), &[a.clone(), a.clone(), b.clone()]), "duplicate_tensor");
     let whole = gguf(&head("llama"), &both);
     for end in [0, 4, 20, 100, whole.len() - 40] {
-        assert_eq!(
-            check_bytes("adapter.gguf", &whole[..end]).code,
-            "invalid_gguf",
-            "{end}"
-        );
+        assert_eq!(check_bytes("adapter.gguf", &whole[..end]).code, "invalid_gguf", "{end}");
     }
 }
 
@@ -383,11 +275,7 @@ fn pickles_links_and_mixtures_are_refused() {
     let code = || check(dir.path(), &tiny()).map(|_| ()).unwrap_err().code;
     assert_eq!(code(), "missing_file");
     let files = Files::plain(3);
-    std::fs::write(
-        dir.path().join("adapter_config.json"),
-        files.config.to_string(),
-    )
-    .unwrap();
+    std::fs::write(dir.path().join("adapter_config.json"), files.config.to_string()).unwrap();
     assert_eq!(code(), "missing_file");
     std::fs::write(dir.path().join("adapter_model.bin"), b"\x80\x02").unwrap();
     assert_eq!(code(), "pickle_not_allowed");

@@ -16,16 +16,10 @@ fn blurb_has_the_scales_of_its_patterns_in_file_order() {
     let scale = |path: String| config.scale(&path).unwrap();
     for l in 0..30 {
         let at = |module: &str| format!("model.layers.{l}.{module}");
-        assert_eq!(
-            scale(at("self_attn.v_proj")),
-            if l == 29 { 0.5 } else { 1.0 }
-        );
+        assert_eq!(scale(at("self_attn.v_proj")), if l == 29 { 0.5 } else { 1.0 });
         assert_eq!(scale(at("self_attn.q_proj")), 4.0);
         assert_eq!(scale(at("mlp.down_proj")), if l < 3 { 8.0 } else { 2.0 });
-        assert_eq!(
-            config.rank_of(&at("mlp.down_proj")).unwrap(),
-            if l < 3 { 2 } else { 8 }
-        );
+        assert_eq!(config.rank_of(&at("mlp.down_proj")).unwrap(), if l < 3 { 2 } else { 8 });
     }
 }
 
@@ -48,13 +42,7 @@ fn the_first_pattern_in_file_order_wins() {
 #[test]
 fn rslora_divides_by_the_root_of_the_rank() {
     let mut files = Files::plain(1);
-    files
-        .set("use_rslora", json!(true))
-        .set("r", json!(16))
-        .set("lora_alpha", json!(8));
+    files.set("use_rslora", json!(true)).set("r", json!(16)).set("lora_alpha", json!(8));
     let config = PeftConfig::parse(files.config.to_string().as_bytes()).unwrap();
-    assert_eq!(
-        config.scale("model.layers.0.self_attn.q_proj").unwrap(),
-        2.0
-    );
+    assert_eq!(config.scale("model.layers.0.self_attn.q_proj").unwrap(), 2.0);
 }

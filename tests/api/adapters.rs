@@ -11,12 +11,7 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 
 async fn put(live: &Live, name: &str, body: Vec<u8>) -> Answer {
     let request = live.request(Method::PUT, &format!("/v1/adapters/{name}"));
-    whole(
-        request
-            .header("content-type", "application/octet-stream")
-            .body(body),
-    )
-    .await
+    whole(request.header("content-type", "application/octet-stream").body(body)).await
 }
 
 fn read(dir: &Path, name: &str) -> Vec<u8> {
@@ -65,32 +60,20 @@ async fn every_wrapping_gives_the_same_adapter() {
             ("sql/adapter_config.json", read(&dir, CONFIG)),
             ("sql/adapter_model.safetensors", read(&dir, WEIGHTS)),
             ("sql/README.md", b"# sql".to_vec()),
-            (
-                "sql/checkpoint-5/adapter_model.safetensors",
-                b"older".to_vec(),
-            ),
+            ("sql/checkpoint-5/adapter_model.safetensors", b"older".to_vec()),
         ]
     };
     let first = live.upload("sql", 1).await;
     assert_eq!(first.status, 201, "{}", first.text);
     assert_eq!(first.json()["result"], "created");
     let digest = first.json()["digest"].clone();
-    let wrappings = [
-        tar(&files()),
-        zip(&files()),
-        gzip(&tar(&files())),
-        tar(&nested()),
-        zip(&nested()),
-    ];
+    let wrappings =
+        [tar(&files()), zip(&files()), gzip(&tar(&files())), tar(&nested()), zip(&nested())];
     for (i, body) in wrappings.into_iter().enumerate() {
         let again = put(&live, "sql", body).await;
         assert_eq!(again.status, 200, "wrapping {i}: {}", again.text);
         let body = again.json();
-        assert_eq!(
-            (&body["result"], &body["digest"]),
-            (&"unchanged".into(), &digest),
-            "{i}"
-        );
+        assert_eq!((&body["result"], &body["digest"]), (&"unchanged".into(), &digest), "{i}");
         let ignored = body["ignored_files"].as_array().unwrap().len();
         assert_eq!(ignored, if i < 3 { 0 } else { 2 }, "{body}");
     }
@@ -105,16 +88,10 @@ async fn a_name_moves_to_its_new_version_and_old_ones_stay_for_who_asks() {
     let live = Live::start(&[]);
     assert_eq!(live.upload("sql", 1).await.status, 201);
     let second = live.upload("sql", 2).await;
-    assert_eq!(
-        (second.status, &second.json()["result"]),
-        (200, &"updated".into())
-    );
+    assert_eq!((second.status, &second.json()["result"]), (200, &"updated".into()));
     assert_eq!(second.json()["version"], 2);
     let by = async |model: &str| {
-        live.chat(hello(model, 4))
-            .await
-            .header("x-polylora-adapter")
-            .to_owned()
+        live.chat(hello(model, 4)).await.header("x-polylora-adapter").to_owned()
     };
     assert_eq!(by("sql").await, "sql@2");
     assert_eq!(by("sql@1").await, "sql@1");
@@ -138,45 +115,26 @@ async fn a_deleted_name_is_gone_at_once() {
     assert_eq!((gone.status, &gone.json()["deleted"]), (200, &true.into()));
     assert_eq!(gone.json()["versions"][0]["id"], "sql@1");
     for model in ["sql", "sql@1", "tiny:sql"] {
-        assert_eq!(
-            live.chat(hello(model, 1)).await.error(),
-            "404 model_not_found model"
-        );
+        assert_eq!(live.chat(hello(model, 1)).await.error(), "404 model_not_found model");
     }
     let again = whole(live.request(Method::DELETE, "/v1/adapters/sql")).await;
     assert_eq!(again.error(), "404 adapter_not_found name");
-    assert_eq!(
-        live.get("/v1/adapters/sql").await.error(),
-        "404 adapter_not_found name"
-    );
+    assert_eq!(live.get("/v1/adapters/sql").await.error(), "404 adapter_not_found name");
 }
 
 #[tokio::test]
 async fn an_adapter_without_effect_is_kept_and_not_served_unless_forced() {
     let live = Live::start(&[]);
     let dir = live.adapter_files(1, 0.0);
-    let request = live
-        .request(Method::PUT, "/v1/adapters/idle")
-        .multipart(form(&dir));
+    let request = live.request(Method::PUT, "/v1/adapters/idle").multipart(form(&dir));
     let put = whole(request).await;
-    assert_eq!(
-        (put.status, &put.json()["state"]),
-        (201, &"ineffective".into()),
-        "{}",
-        put.text
-    );
+    assert_eq!((put.status, &put.json()["state"]), (201, &"ineffective".into()), "{}", put.text);
     assert_eq!(put.json()["probe"]["logit_change_max"], 0.0);
     let refused = live.chat(hello("idle", 1)).await.error();
     assert!(refused.contains("adapter_ineffective"), "{refused}");
     let models = live.get("/v1/models").await.json();
-    assert_eq!(
-        models["data"].as_array().unwrap().len(),
-        1,
-        "not listed as a model"
-    );
-    let request = live
-        .request(Method::PUT, "/v1/adapters/idle?force=true")
-        .multipart(form(&dir));
+    assert_eq!(models["data"].as_array().unwrap().len(), 1, "not listed as a model");
+    let request = live.request(Method::PUT, "/v1/adapters/idle?force=true").multipart(form(&dir));
     let forced = whole(request).await;
     assert_eq!(forced.json()["state"], "ready", "{}", forced.text);
     assert_eq!(live.chat(hello("idle", 1)).await.status, 200);
@@ -186,16 +144,9 @@ async fn an_adapter_without_effect_is_kept_and_not_served_unless_forced() {
 async fn check(live: &Live, cases: Vec<(&str, Vec<u8>, &str)>) {
     for (what, body, expected) in cases {
         let answer = put(live, "bad", body).await;
-        assert!(
-            answer.error().starts_with(expected),
-            "{what}: {}",
-            answer.text
-        );
+        assert!(answer.error().starts_with(expected), "{what}: {}", answer.text);
     }
-    assert_eq!(
-        live.get("/v1/adapters").await.json()["data"],
-        serde_json::json!([])
-    );
+    assert_eq!(live.get("/v1/adapters").await.json()["data"], serde_json::json!([]));
 }
 
 #[tokio::test]
@@ -208,16 +159,8 @@ async fn uploads_that_are_not_an_adapter_are_refused_by_what_is_wrong() {
     let cut_zip = zip(&[config()])[..60].to_vec();
     let cases = vec![
         ("config alone", tar(&[config()]), "422 missing_file"),
-        (
-            "weights alone",
-            zip(&[(WEIGHTS, read(&dir, WEIGHTS))]),
-            "422 missing_file",
-        ),
-        (
-            "a pickle",
-            tar(&[config(), pickle]),
-            "422 pickle_not_allowed",
-        ),
+        ("weights alone", zip(&[(WEIGHTS, read(&dir, WEIGHTS))]), "422 missing_file"),
+        ("a pickle", tar(&[config(), pickle]), "422 pickle_not_allowed"),
         ("noise", b"hello".to_vec(), "400 invalid_archive"),
         ("nothing", Vec::new(), "400 invalid_archive"),
         ("a cut tar", cut_tar, "400 invalid_archive"),
@@ -239,31 +182,16 @@ async fn archives_that_mean_harm_are_refused_and_counted() {
     let (config, weights) = (read(&dir, CONFIG), read(&dir, WEIGHTS));
     let zeros = vec![0u8; 8 << 20];
     let at = |path: &'static str| (path, config.clone());
-    let two = [
-        at("a/adapter_config.json"),
-        ("b/adapter_model.safetensors", weights),
-    ];
+    let two = [at("a/adapter_config.json"), ("b/adapter_model.safetensors", weights)];
     let bomb = zip(&[at(CONFIG), (WEIGHTS, zeros.clone())]);
     let outside = "400 archive_path_not_allowed";
     let cases = vec![
-        (
-            "out of a tar",
-            tar(&[at("../adapter_config.json")]),
-            outside,
-        ),
+        ("out of a tar", tar(&[at("../adapter_config.json")]), outside),
         ("from the root", tar(&[at("/adapter_config.json")]), outside),
-        (
-            "out of a zip",
-            zip(&[at("a/../../adapter_config.json")]),
-            outside,
-        ),
+        ("out of a zip", zip(&[at("a/../../adapter_config.json")]), outside),
         ("two directories", tar(&two), "400 ambiguous_upload"),
         ("a zip bomb", bomb, "413 upload_too_large"),
-        (
-            "a gzip bomb",
-            gzip(&tar(&[(WEIGHTS, zeros)])),
-            "413 upload_too_large",
-        ),
+        ("a gzip bomb", gzip(&tar(&[(WEIGHTS, zeros)])), "413 upload_too_large"),
         ("too large", vec![0; 2 << 20], "413 upload_too_large"),
     ];
     check(&live, cases).await;
@@ -278,14 +206,12 @@ async fn links_in_archives_are_refused() {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(tar::EntryType::Symlink);
     header.set_size(0);
-    link.append_link(&mut header, CONFIG, "/etc/passwd")
-        .expect("a link");
+    link.append_link(&mut header, CONFIG, "/etc/passwd").expect("a link");
     let answer = put(&live, "bad", link.into_inner().unwrap()).await;
     assert_eq!(answer.error(), "400 archive_link_not_allowed -");
     let mut link = zip::ZipWriter::new(Cursor::new(Vec::new()));
     let options = zip::write::SimpleFileOptions::default();
-    link.add_symlink(CONFIG, "/etc/passwd", options)
-        .expect("a link");
+    link.add_symlink(CONFIG, "/etc/passwd", options).expect("a link");
     let answer = put(&live, "bad", link.finish().unwrap().into_inner()).await;
     assert_eq!(answer.error(), "400 archive_link_not_allowed -");
 }
@@ -294,9 +220,7 @@ async fn links_in_archives_are_refused() {
 async fn names_that_mean_something_else_are_refused() {
     let live = Live::start(&[]);
     let long = "a".repeat(129);
-    for name in [
-        BASE, "base", "a%2Fb", "..%2Fx", "a:b", "a@1", "%20", "s%C3%A4l", &long,
-    ] {
+    for name in [BASE, "base", "a%2Fb", "..%2Fx", "a:b", "a@1", "%20", "s%C3%A4l", &long] {
         let answer = live.upload(name, 1).await;
         assert_eq!(answer.error(), "400 invalid_name name", "{name}");
     }

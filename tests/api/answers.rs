@@ -4,9 +4,7 @@ use crate::live::{BASE, Live, hello, with};
 use serde_json::{Value, json};
 
 fn content(answer: &Value) -> &str {
-    answer["choices"][0]["message"]["content"]
-        .as_str()
-        .expect("content")
+    answer["choices"][0]["message"]["content"].as_str().expect("content")
 }
 
 #[tokio::test]
@@ -16,15 +14,7 @@ async fn a_chat_answer_has_openais_shape_and_names_who_answered() {
     assert_eq!(answer.status, 200, "{}", answer.text);
     let body = answer.json();
     let keys: Vec<&String> = body.as_object().unwrap().keys().collect();
-    let expected = [
-        "id",
-        "object",
-        "created",
-        "model",
-        "system_fingerprint",
-        "choices",
-        "usage",
-    ];
+    let expected = ["id", "object", "created", "model", "system_fingerprint", "choices", "usage"];
     assert_eq!(keys, expected);
     assert!(body["id"].as_str().unwrap().starts_with("chatcmpl-"));
     assert_eq!(body["object"], "chat.completion");
@@ -44,10 +34,7 @@ async fn a_chat_answer_has_openais_shape_and_names_who_answered() {
     let again = live.chat(hello(BASE, 8)).await.json();
     assert_eq!(content(&again), content(&body));
     let cached = again["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
-    assert!(
-        cached.is_some_and(|n| n > 0),
-        "the prompt is found again: {again}"
-    );
+    assert!(cached.is_some_and(|n| n > 0), "the prompt is found again: {again}");
 }
 
 #[tokio::test]
@@ -61,10 +48,7 @@ async fn an_adapter_answers_under_each_of_its_names_and_says_which_version() {
         let answer = live.chat(hello(model, 16)).await;
         assert_eq!(answer.status, 200, "{}", answer.text);
         assert_eq!(answer.header("x-polylora-adapter"), "sql@1");
-        assert_eq!(
-            answer.header("x-polylora-digest"),
-            put.json()["digest"].as_str().unwrap()
-        );
+        assert_eq!(answer.header("x-polylora-digest"), put.json()["digest"].as_str().unwrap());
         assert_eq!(answer.json()["model"], model);
         answers.push(content(&answer.json()).to_owned());
     }
@@ -87,27 +71,17 @@ async fn the_same_seed_gives_the_same_answer_and_no_seed_a_new_one() {
 #[tokio::test]
 async fn several_choices_are_numbered_and_counted_together() {
     let live = Live::start(&[]);
-    let many = with(
-        hello(BASE, 12),
-        json!({"n": 3, "temperature": 1.5, "seed": 5}),
-    );
+    let many = with(hello(BASE, 12), json!({"n": 3, "temperature": 1.5, "seed": 5}));
     let body = live.chat(many).await.json();
     let choices = body["choices"].as_array().unwrap();
-    let indices: Vec<_> = choices
-        .iter()
-        .map(|c| c["index"].as_u64().unwrap())
-        .collect();
+    let indices: Vec<_> = choices.iter().map(|c| c["index"].as_u64().unwrap()).collect();
     assert_eq!(indices, [0, 1, 2]);
     assert_eq!(body["usage"]["prompt_tokens"], 23);
     assert_eq!(body["usage"]["completion_tokens"], 36);
     for (i, choice) in choices.iter().enumerate() {
         let one = with(hello(BASE, 12), json!({"temperature": 1.5, "seed": 5 + i}));
         let alone = live.chat(one).await.json();
-        assert_eq!(
-            choice["message"]["content"],
-            content(&alone),
-            "choice {i} is seed 5 + {i}"
-        );
+        assert_eq!(choice["message"]["content"], content(&alone), "choice {i} is seed 5 + {i}");
     }
 }
 
@@ -157,11 +131,7 @@ async fn a_stop_string_within_the_least_length_does_not_end_the_answer() {
             Some(at) => text[..least + at].iter().collect(),
             None => text.iter().collect(),
         };
-        assert_eq!(
-            content(&live.chat(ask).await.json()),
-            expected,
-            "at least {least}"
-        );
+        assert_eq!(content(&live.chat(ask).await.json()), expected, "at least {least}");
     }
 }
 
@@ -176,20 +146,12 @@ async fn stop_tokens_eos_and_least_lengths_are_obeyed() {
     let ignored = live.chat(ignored).await.json();
     assert_eq!(ignored["choices"][0]["finish_reason"], "length");
     assert_eq!(content(&ignored), "", "special tokens make no text");
-    let shown = with(
-        hello(BASE, 2),
-        json!({"logit_bias": {"2": 100}, "skip_special_tokens": false}),
-    );
+    let shown =
+        with(hello(BASE, 2), json!({"logit_bias": {"2": 100}, "skip_special_tokens": false}));
     assert_eq!(content(&live.chat(shown).await.json()), "<eos><eos>");
-    let token = with(
-        hello(BASE, 8),
-        json!({"logit_bias": {"65": 100}, "stop_token_ids": [65]}),
-    );
+    let token = with(hello(BASE, 8), json!({"logit_bias": {"65": 100}, "stop_token_ids": [65]}));
     let token = live.chat(token).await.json();
-    assert_eq!(
-        (content(&token), &token["choices"][0]["finish_reason"]),
-        ("", &json!("stop"))
-    );
+    assert_eq!((content(&token), &token["choices"][0]["finish_reason"]), ("", &json!("stop")));
     let least = with(with(hello(BASE, 8), force(2)), json!({"min_tokens": 3}));
     let least = live.chat(least).await.json();
     assert_eq!(least["choices"][0]["finish_reason"], "stop");
@@ -206,15 +168,9 @@ async fn prompts_come_as_text_as_tokens_and_several_at_once() {
     let texts = async |prompt: Value| -> Vec<String> {
         let body = live.complete(ask(prompt)).await.json();
         let choices = body["choices"].as_array().expect("choices").clone();
-        choices
-            .iter()
-            .map(|c| c["text"].as_str().unwrap().to_owned())
-            .collect()
+        choices.iter().map(|c| c["text"].as_str().unwrap().to_owned()).collect()
     };
-    let tokenized = live
-        .post("/tokenize", json!({"prompt": "abc"}))
-        .await
-        .json();
+    let tokenized = live.post("/tokenize", json!({"prompt": "abc"})).await.json();
     let tokens = &tokenized["tokens"];
     let one = texts(json!("abc")).await;
     assert_eq!(texts(json!(["abc"])).await, one);
@@ -222,9 +178,7 @@ async fn prompts_come_as_text_as_tokens_and_several_at_once() {
     assert_eq!(texts(json!([tokens])).await, one);
     let both = texts(json!(["abc", "xyz"])).await;
     assert_eq!(both, [one[0].clone(), texts(json!("xyz")).await[0].clone()]);
-    let default = live
-        .complete(json!({"model": BASE, "prompt": "abc", "ignore_eos": true}))
-        .await;
+    let default = live.complete(json!({"model": BASE, "prompt": "abc", "ignore_eos": true})).await;
     assert_eq!(default.json()["usage"]["completion_tokens"], 16);
     assert!(default.json()["id"].as_str().unwrap().starts_with("cmpl-"));
     assert_eq!(default.json()["object"], "text_completion");
@@ -241,8 +195,5 @@ async fn the_tokens_of_text_and_chat_come_back_as_text() {
     let back = json!({"tokens": tokenized["tokens"]});
     assert_eq!(live.post("/detokenize", back).await.json()["prompt"], text);
     let strings = json!({"prompt": "ab", "return_token_strs": true});
-    assert_eq!(
-        live.post("/tokenize", strings).await.json()["token_strs"],
-        json!(["a", "b"])
-    );
+    assert_eq!(live.post("/tokenize", strings).await.json()["token_strs"], json!(["a", "b"]));
 }

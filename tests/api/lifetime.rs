@@ -11,10 +11,7 @@ fn endless(more: Value) -> String {
 }
 
 async fn running(live: &Live, count: f64) {
-    live.until("it runs", async || {
-        live.metric("polylora_requests_running").await == count
-    })
-    .await;
+    live.until("it runs", async || live.metric("polylora_requests_running").await == count).await;
 }
 
 #[tokio::test]
@@ -44,10 +41,7 @@ async fn hanging_up_while_queued_leaves_the_queue() {
     running(&live, 1.0).await;
     let second = live.socket("POST /v1/chat/completions", &endless(json!({})));
     let waiting = async |n: f64| {
-        live.until("waiting", async || {
-            live.metric("polylora_requests_waiting").await == n
-        })
-        .await;
+        live.until("waiting", async || live.metric("polylora_requests_waiting").await == n).await;
     };
     waiting(1.0).await;
     drop(second);
@@ -62,20 +56,13 @@ async fn a_full_queue_answers_429_with_retry_after() {
     let first = live.socket("POST /v1/chat/completions", &endless(json!({})));
     running(&live, 1.0).await;
     let second = live.socket("POST /v1/chat/completions", &endless(json!({})));
-    live.until("one waits", async || {
-        live.metric("polylora_requests_waiting").await == 1.0
-    })
-    .await;
+    live.until("one waits", async || live.metric("polylora_requests_waiting").await == 1.0).await;
     let refused = live.chat(hello(BASE, 1)).await;
     assert_eq!(refused.error(), "429 queue_full -");
     assert_eq!(refused.json()["error"]["type"], "rate_limit_error");
     let seconds: u64 = refused.header("retry-after").parse().expect("seconds");
     assert!((1..=30).contains(&seconds));
-    assert_eq!(
-        refused.header("x-polylora-adapter"),
-        "base",
-        "refused after it was resolved"
-    );
+    assert_eq!(refused.header("x-polylora-adapter"), "base", "refused after it was resolved");
     assert_eq!(live.get("/ready").await.status, 200, "busy is not ill");
     drop((first, second));
     live.idle().await;
@@ -86,20 +73,12 @@ async fn a_full_queue_answers_429_with_retry_after() {
 async fn a_deadline_ends_a_stream_with_an_error_event_and_an_answer_with_503() {
     let live = Live::start(&["--request-seconds-max", "1"]);
     let whole = live.socket("POST /v1/chat/completions", &endless(json!({})));
-    let stream = live.socket(
-        "POST /v1/chat/completions",
-        &endless(json!({"stream": true})),
-    );
+    let stream = live.socket("POST /v1/chat/completions", &endless(json!({"stream": true})));
     let (head, body) = rest(stream);
     assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
-    assert!(
-        !body.contains("[DONE]"),
-        "a failure must not look like success"
-    );
+    assert!(!body.contains("[DONE]"), "a failure must not look like success");
     let last = body.split_terminator("\n\n").last().unwrap();
-    let data = last
-        .strip_prefix("event: error\ndata: ")
-        .expect("an error event");
+    let data = last.strip_prefix("event: error\ndata: ").expect("an error event");
     let error: Value = serde_json::from_str(data).unwrap();
     assert_eq!(error["error"]["code"], "request_timeout");
     assert_eq!(error["error"]["type"], "service_unavailable_error");
@@ -118,9 +97,7 @@ async fn a_slow_upload_of_a_body_ends_at_the_deadline() {
     let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
                 content-length: 1000\r\n\r\n{";
     std::io::Write::write_all(&mut socket, head.as_bytes()).unwrap();
-    socket
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut answer = [0; 12];
     socket.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"HTTP/1.1 503");
@@ -140,10 +117,7 @@ async fn told_to_stop_the_server_finishes_what_runs_and_takes_nothing_new() {
         std::thread::sleep(Duration::from_millis(10));
     }
     let (_, body) = rest(stream);
-    assert!(
-        body.ends_with("data: [DONE]\n\n"),
-        "the stream was finished"
-    );
+    assert!(body.ends_with("data: [DONE]\n\n"), "the stream was finished");
     assert!(body.contains("\"finish_reason\":\"length\""));
     assert!(ending.join().unwrap().success(), "exit code 0");
 }
@@ -151,16 +125,10 @@ async fn told_to_stop_the_server_finishes_what_runs_and_takes_nothing_new() {
 #[tokio::test]
 async fn what_outlasts_the_drain_is_told_so() {
     let live = Live::start(&["--drain-seconds", "1"]);
-    let stream = live.socket(
-        "POST /v1/chat/completions",
-        &endless(json!({"stream": true})),
-    );
+    let stream = live.socket("POST /v1/chat/completions", &endless(json!({"stream": true})));
     running(&live, 1.0).await;
     assert!(live.server.terminate().success());
     let (_, body) = rest(stream);
     assert!(!body.contains("[DONE]"));
-    assert!(
-        body.contains("event: error\ndata: ") && body.contains("shutting_down"),
-        "{body}"
-    );
+    assert!(body.contains("event: error\ndata: ") && body.contains("shutting_down"), "{body}");
 }

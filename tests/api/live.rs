@@ -36,9 +36,7 @@ impl Answer {
         serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
     }
     pub fn header(&self, name: &str) -> &str {
-        self.headers
-            .get(name)
-            .map_or("", |v| v.to_str().expect("ASCII"))
+        self.headers.get(name).map_or("", |v| v.to_str().expect("ASCII"))
     }
     /// `status code param`, after checking that all four keys are there.
     pub fn error(&self) -> String {
@@ -78,16 +76,11 @@ impl Live {
         flags.extend_from_slice(more);
         let server = Server::start(&model, &dir.path().join("data"), &flags);
         let client = Client::builder().no_proxy().build().expect("a client");
-        Self {
-            server,
-            dir,
-            client,
-        }
+        Self { server, dir, client }
     }
 
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.client
-            .request(method, format!("{}{path}", self.server.url))
+        self.client.request(method, format!("{}{path}", self.server.url))
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -126,9 +119,7 @@ impl Live {
     /// One figure of `/metrics`.
     pub async fn metric(&self, series: &str) -> f64 {
         let page = self.get("/metrics").await.text;
-        let line = page
-            .lines()
-            .find_map(|l| l.strip_prefix(series)?.strip_prefix(' '));
+        let line = page.lines().find_map(|l| l.strip_prefix(series)?.strip_prefix(' '));
         line.map_or(0.0, |v| v.parse().expect("a number"))
     }
 
@@ -144,10 +135,7 @@ impl Live {
     pub async fn until(&self, what: &str, is: impl AsyncFn() -> bool) {
         let begun = Instant::now();
         while !is().await {
-            assert!(
-                begun.elapsed() < Duration::from_secs(20),
-                "never so: {what}"
-            );
+            assert!(begun.elapsed() < Duration::from_secs(20), "never so: {what}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -194,10 +182,7 @@ pub fn rest(mut socket: TcpStream) -> (String, String) {
     socket.read_to_end(&mut bytes).expect("read to the end");
     let text = String::from_utf8(bytes).expect("UTF-8");
     let (head, mut chunks) = text.split_once("\r\n\r\n").expect("a head");
-    if !head
-        .to_ascii_lowercase()
-        .contains("transfer-encoding: chunked")
-    {
+    if !head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
         return (head.to_owned(), chunks.to_owned());
     }
     let mut body = String::new();

@@ -6,18 +6,12 @@ use serde_json::{Value, json};
 #[tokio::test]
 async fn chat_scores_follow_the_answer_and_its_alternatives_descend() {
     let live = Live::start(&[]);
-    let ask = with(
-        hello(BASE, 10),
-        json!({"logprobs": true, "top_logprobs": 4}),
-    );
+    let ask = with(hello(BASE, 10), json!({"logprobs": true, "top_logprobs": 4}));
     let body = live.chat(ask).await.json();
     let choice = &body["choices"][0];
     let scored = choice["logprobs"]["content"].as_array().unwrap();
     assert_eq!(scored.len(), 10);
-    let text: String = scored
-        .iter()
-        .map(|s| s["token"].as_str().unwrap())
-        .collect();
+    let text: String = scored.iter().map(|s| s["token"].as_str().unwrap()).collect();
     assert_eq!(text, choice["message"]["content"].as_str().unwrap());
     for s in scored {
         let top = s["top_logprobs"].as_array().unwrap();
@@ -32,10 +26,7 @@ async fn chat_scores_follow_the_answer_and_its_alternatives_descend() {
     }
     let none = with(hello(BASE, 3), json!({"logprobs": true}));
     let none = live.chat(none).await.json();
-    assert_eq!(
-        none["choices"][0]["logprobs"]["content"][0]["top_logprobs"],
-        json!([])
-    );
+    assert_eq!(none["choices"][0]["logprobs"]["content"][0]["top_logprobs"], json!([]));
 }
 
 #[tokio::test]
@@ -54,22 +45,9 @@ async fn every_token_of_the_vocabulary_shares_one_probability() {
 
 fn lists(choice: &Value) -> (Vec<Value>, Vec<Value>, Vec<Value>, Vec<u64>) {
     let l = &choice["logprobs"];
-    let list = |key: &str| {
-        l[key]
-            .as_array()
-            .unwrap_or_else(|| panic!("{choice}"))
-            .clone()
-    };
-    let offsets = list("text_offset")
-        .iter()
-        .map(|o| o.as_u64().unwrap())
-        .collect();
-    (
-        list("tokens"),
-        list("token_logprobs"),
-        list("top_logprobs"),
-        offsets,
-    )
+    let list = |key: &str| l[key].as_array().unwrap_or_else(|| panic!("{choice}")).clone();
+    let offsets = list("text_offset").iter().map(|o| o.as_u64().unwrap()).collect();
+    (list("tokens"), list("token_logprobs"), list("top_logprobs"), offsets)
 }
 
 #[tokio::test]
@@ -108,18 +86,11 @@ async fn an_echoed_prompt_is_scored_as_if_it_had_been_sampled() {
         tops.iter().map(names).collect::<Vec<_>>()
     );
 
-    let more = ask(
-        "hello",
-        json!({"max_tokens": 5, "echo": true, "logprobs": 0}),
-    );
+    let more = ask("hello", json!({"max_tokens": 5, "echo": true, "logprobs": 0}));
     let more = live.complete(more).await.json()["choices"][0].clone();
     assert_eq!(more["text"], both);
     let (tokens, logprobs, top, offsets) = lists(&more);
     assert_eq!((tokens.len(), offsets), (10, (0..10).collect()));
-    assert_eq!(
-        top[9].as_object().unwrap().len(),
-        1,
-        "only the token itself"
-    );
+    assert_eq!(top[9].as_object().unwrap().len(), 1, "only the token itself");
     assert_eq!(logprobs[5..], expected);
 }

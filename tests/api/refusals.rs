@@ -11,11 +11,7 @@ async fn check(cases: &[(Value, &str)]) {
         let answer = live.chat(with(hello(BASE, 4), change.clone())).await;
         assert_eq!(answer.error(), *expected, "{change}: {}", answer.text);
     }
-    assert_eq!(
-        live.chat(hello(BASE, 4)).await.status,
-        200,
-        "the server goes on"
-    );
+    assert_eq!(live.chat(hello(BASE, 4)).await.status, 200, "the server goes on");
 }
 
 #[tokio::test]
@@ -28,18 +24,9 @@ async fn a_bad_message_or_model_is_blamed_by_its_path() {
         (json!({"messages": null}), "400 missing_parameter messages"),
         (json!({"messages": []}), "400 invalid_value messages"),
         (json!({"messages": "hi"}), "400 invalid_type messages"),
-        (
-            second(json!({"role": "user"})),
-            "400 missing_parameter messages[1].content",
-        ),
-        (
-            second(json!({"role": "user", "content": 1})),
-            "400 invalid_type messages[1].content",
-        ),
-        (
-            second(json!({"role": "x", "content": ""})),
-            "400 invalid_value messages[1].role",
-        ),
+        (second(json!({"role": "user"})), "400 missing_parameter messages[1].content"),
+        (second(json!({"role": "user", "content": 1})), "400 invalid_type messages[1].content"),
+        (second(json!({"role": "x", "content": ""})), "400 invalid_value messages[1].role"),
     ])
     .await;
 }
@@ -49,39 +36,18 @@ async fn a_sampling_parameter_out_of_range_is_blamed_by_name() {
     check(&[
         (json!({"temperature": -1}), "400 invalid_value temperature"),
         (json!({"temperature": 2.1}), "400 invalid_value temperature"),
-        (
-            json!({"temperature": "hot"}),
-            "400 invalid_type temperature",
-        ),
+        (json!({"temperature": "hot"}), "400 invalid_type temperature"),
         (json!({"top_p": 0}), "400 invalid_value top_p"),
         (json!({"top_p": 1.1}), "400 invalid_value top_p"),
         (json!({"top_k": -2}), "400 invalid_value top_k"),
         (json!({"min_p": 2}), "400 invalid_value min_p"),
         (json!({"seed": 1.5}), "400 invalid_type seed"),
-        (
-            json!({"presence_penalty": 3}),
-            "400 invalid_value presence_penalty",
-        ),
-        (
-            json!({"frequency_penalty": -3}),
-            "400 invalid_value frequency_penalty",
-        ),
-        (
-            json!({"repetition_penalty": 0}),
-            "400 invalid_value repetition_penalty",
-        ),
-        (
-            json!({"logit_bias": {"128": 1}}),
-            "400 invalid_value logit_bias.128",
-        ),
-        (
-            json!({"logit_bias": {"a": 1}}),
-            "400 invalid_value logit_bias.a",
-        ),
-        (
-            json!({"logit_bias": {"1": 101}}),
-            "400 invalid_value logit_bias.1",
-        ),
+        (json!({"presence_penalty": 3}), "400 invalid_value presence_penalty"),
+        (json!({"frequency_penalty": -3}), "400 invalid_value frequency_penalty"),
+        (json!({"repetition_penalty": 0}), "400 invalid_value repetition_penalty"),
+        (json!({"logit_bias": {"128": 1}}), "400 invalid_value logit_bias.128"),
+        (json!({"logit_bias": {"a": 1}}), "400 invalid_value logit_bias.a"),
+        (json!({"logit_bias": {"1": 101}}), "400 invalid_value logit_bias.1"),
     ])
     .await;
 }
@@ -92,32 +58,17 @@ async fn a_length_stop_or_count_out_of_range_is_blamed_by_name() {
         (json!({"stop": ["a", ""]}), "400 invalid_value stop[1]"),
         (json!({"stop": vec!["a"; 65]}), "400 invalid_value stop"),
         (json!({"stop": 5}), "400 invalid_type stop"),
-        (
-            json!({"stop_token_ids": [-1]}),
-            "400 invalid_value stop_token_ids[0]",
-        ),
-        (
-            json!({"stop_token_ids": [128]}),
-            "400 invalid_value stop_token_ids[0]",
-        ),
+        (json!({"stop_token_ids": [-1]}), "400 invalid_value stop_token_ids[0]"),
+        (json!({"stop_token_ids": [128]}), "400 invalid_value stop_token_ids[0]"),
         (json!({"n": 0}), "400 invalid_value n"),
         (json!({"n": 5_000_000}), "400 invalid_value n"),
         (json!({"max_tokens": 0}), "400 invalid_value max_tokens"),
         (json!({"max_tokens": -1}), "400 invalid_value max_tokens"),
-        (
-            json!({"max_tokens": CONTEXT}),
-            "400 context_length_exceeded messages",
-        ),
-        (
-            json!({"max_completion_tokens": 6}),
-            "400 invalid_value max_completion_tokens",
-        ),
+        (json!({"max_tokens": CONTEXT}), "400 context_length_exceeded messages"),
+        (json!({"max_completion_tokens": 6}), "400 invalid_value max_completion_tokens"),
         (json!({"min_tokens": 9}), "400 invalid_value min_tokens"),
         (json!({"top_logprobs": 2}), "400 invalid_value top_logprobs"),
-        (
-            json!({"logprobs": true, "top_logprobs": 21}),
-            "400 invalid_value top_logprobs",
-        ),
+        (json!({"logprobs": true, "top_logprobs": 21}), "400 invalid_value top_logprobs"),
         (json!({"logprobs": 2}), "400 invalid_type logprobs"),
     ])
     .await;
@@ -127,22 +78,10 @@ async fn a_length_stop_or_count_out_of_range_is_blamed_by_name() {
 async fn what_is_unknown_or_unsupported_is_refused_by_name() {
     let json_only = json!({"response_format": {"type": "json_object"}});
     check(&[
-        (
-            json!({"stream_options": {}}),
-            "400 invalid_value stream_options",
-        ),
-        (
-            json!({"stream": true, "stream_options": {"x": 1}}),
-            "400 invalid_type stream_options.x",
-        ),
-        (
-            json!({"tool_choice": "required"}),
-            "400 unsupported_parameter tool_choice",
-        ),
-        (
-            json!({"tools": [{"type": "web"}]}),
-            "400 invalid_value tools[0]",
-        ),
+        (json!({"stream_options": {}}), "400 invalid_value stream_options"),
+        (json!({"stream": true, "stream_options": {"x": 1}}), "400 invalid_type stream_options.x"),
+        (json!({"tool_choice": "required"}), "400 unsupported_parameter tool_choice"),
+        (json!({"tools": [{"type": "web"}]}), "400 invalid_value tools[0]"),
         (json_only, "400 unsupported_parameter response_format"),
         (json!({"best_of": 4}), "400 unsupported_parameter best_of"),
         (json!({"temprature": 1}), "400 unknown_parameter temprature"),
@@ -161,22 +100,10 @@ async fn a_bad_plain_body_is_blamed_on_its_parameter() {
         (json!({"prompt": [1, "a"]}), "400 invalid_type prompt"),
         (json!({"prompt": ""}), "400 empty_prompt prompt"),
         (json!({"prompt": ["a", ""]}), "400 empty_prompt prompt[1]"),
-        (
-            json!({"prompt": [1, 2, 128]}),
-            "400 invalid_value prompt[2]",
-        ),
-        (
-            json!({"prompt": [[1], [2, 999]]}),
-            "400 invalid_value prompt[1][1]",
-        ),
-        (
-            json!({"prompt": vec!["a"; 9], "n": 2}),
-            "400 invalid_value prompt",
-        ),
-        (
-            json!({"prompt": "a".repeat(CONTEXT)}),
-            "400 context_length_exceeded prompt",
-        ),
+        (json!({"prompt": [1, 2, 128]}), "400 invalid_value prompt[2]"),
+        (json!({"prompt": [[1], [2, 999]]}), "400 invalid_value prompt[1][1]"),
+        (json!({"prompt": vec!["a"; 9], "n": 2}), "400 invalid_value prompt"),
+        (json!({"prompt": "a".repeat(CONTEXT)}), "400 context_length_exceeded prompt"),
         (json!({"max_tokens": 0}), "400 invalid_value max_tokens"),
         (json!({"logprobs": 21}), "400 invalid_value logprobs"),
         (json!({"logprobs": true}), "400 invalid_type logprobs"),
@@ -184,9 +111,8 @@ async fn a_bad_plain_body_is_blamed_on_its_parameter() {
         (json!({"messages": []}), "400 unknown_parameter messages"),
     ];
     for (change, expected) in cases {
-        let answer = live
-            .complete(with(json!({"model": BASE, "prompt": "a"}), change.clone()))
-            .await;
+        let answer =
+            live.complete(with(json!({"model": BASE, "prompt": "a"}), change.clone())).await;
         assert_eq!(answer.error(), expected, "{}", answer.text);
     }
 }
@@ -243,23 +169,15 @@ async fn bodies_that_are_not_json_are_refused_in_the_same_shape() {
     assert_eq!(broken.error(), "400 invalid_json -");
     assert!(broken.text.contains("line 2 column"), "{}", broken.text);
     assert_eq!(post(json, "[1]".into()).await.error(), "400 invalid_json -");
-    assert_eq!(
-        post(json, "[".repeat(60_000)).await.error(),
-        "400 invalid_json -"
-    );
-    assert_eq!(
-        post("text/plain", "{}".into()).await.error(),
-        "415 unsupported_media_type -"
-    );
+    assert_eq!(post(json, "[".repeat(60_000)).await.error(), "400 invalid_json -");
+    assert_eq!(post("text/plain", "{}".into()).await.error(), "415 unsupported_media_type -");
     let form = post("application/x-www-form-urlencoded", "a=b".into()).await;
     assert_eq!(form.error(), "415 unsupported_media_type -");
     let large = format!("{{\"model\": \"{}\"}}", "a".repeat(100_000));
     assert_eq!(post(json, large).await.error(), "413 body_too_large -");
     // Without a declared length, counted while reading.
     let chunks = futures::stream::iter((0..64).map(|_| Ok::<_, std::io::Error>("a".repeat(4096))));
-    let request = live
-        .request(Method::POST, path)
-        .header("content-type", json);
+    let request = live.request(Method::POST, path).header("content-type", json);
     let streamed = whole(request.body(reqwest::Body::wrap_stream(chunks))).await;
     assert_eq!(streamed.error(), "413 body_too_large -");
     assert_eq!(live.chat(hello(BASE, 2)).await.status, 200);
@@ -272,8 +190,5 @@ async fn unknown_routes_and_wrong_methods_answer_in_the_same_shape() {
     let wrong = live.get("/v1/chat/completions").await;
     assert_eq!(wrong.error(), "405 method_not_allowed -");
     assert_eq!(wrong.header("allow"), "POST");
-    assert_eq!(
-        live.get("/v1/models/nobody").await.error(),
-        "404 model_not_found model"
-    );
+    assert_eq!(live.get("/v1/models/nobody").await.error(), "404 model_not_found model");
 }

@@ -14,9 +14,7 @@ async fn a_key_guards_every_route_but_liveness() {
         }
         whole(request).await
     };
-    let document = ask(Method::GET, "/openapi.json", Some("Bearer secret"))
-        .await
-        .json();
+    let document = ask(Method::GET, "/openapi.json", Some("Bearer secret")).await.json();
     let mut routes = 0;
     for (path, methods) in document["paths"].as_object().unwrap() {
         for method in methods.as_object().unwrap().keys() {
@@ -24,21 +22,12 @@ async fn a_key_guards_every_route_but_liveness() {
             let method: Method = method.to_ascii_uppercase().parse().unwrap();
             let path = path.replace("{name}", "x").replace("{id}", "x");
             let public = ["/live", "/ready", "/health"].contains(&path.as_str());
-            for key in [
-                None,
-                Some("Bearer wrong"),
-                Some("Basic secret"),
-                Some("Bearer "),
-            ] {
+            for key in [None, Some("Bearer wrong"), Some("Basic secret"), Some("Bearer ")] {
                 let answer = ask(method.clone(), &path, key).await;
                 if public {
                     assert_eq!(answer.status, 200, "{path}");
                 } else {
-                    assert_eq!(
-                        answer.error(),
-                        "401 invalid_api_key -",
-                        "{method} {path} {key:?}"
-                    );
+                    assert_eq!(answer.error(), "401 invalid_api_key -", "{method} {path} {key:?}");
                     assert_eq!(answer.json()["error"]["type"], "authentication_error");
                     assert_eq!(answer.header("www-authenticate"), "Bearer");
                 }
@@ -57,21 +46,14 @@ async fn a_key_guards_every_route_but_liveness() {
 async fn every_answer_carries_a_request_id_and_a_sane_one_is_kept() {
     let live = Live::start(&[]);
     let with_id = async |id: &str| {
-        let request = live
-            .request(Method::GET, "/health")
-            .header("x-request-id", id);
+        let request = live.request(Method::GET, "/health").header("x-request-id", id);
         whole(request).await.header("x-request-id").to_owned()
     };
     assert_eq!(with_id("abc-1:2.3_4").await, "abc-1:2.3_4");
     for odd in ["a b", "<script>", &"a".repeat(129)] {
         assert!(with_id(odd).await.starts_with("req-"), "{odd}");
     }
-    assert!(
-        live.get("/nothing")
-            .await
-            .header("x-request-id")
-            .starts_with("req-")
-    );
+    assert!(live.get("/nothing").await.header("x-request-id").starts_with("req-"));
 }
 
 #[tokio::test]
@@ -91,18 +73,9 @@ async fn models_are_the_base_and_the_adapters_that_can_be_asked_for() {
         assert!(model["created"].as_u64().is_some_and(|t| t > 1_700_000_000));
     }
     let one = live.get("/v1/models/sql@1").await.json();
-    assert_eq!(
-        (one["id"].as_str(), &one["polylora"]["version"]),
-        (Some("sql@1"), &Value::from(1))
-    );
-    assert_eq!(
-        live.get("/v1/models/tiny").await.json()["polylora"]["kind"],
-        "base"
-    );
-    assert_eq!(
-        live.get("/v1/models/tiny%3Asql").await.json()["id"],
-        "tiny:sql"
-    );
+    assert_eq!((one["id"].as_str(), &one["polylora"]["version"]), (Some("sql@1"), &Value::from(1)));
+    assert_eq!(live.get("/v1/models/tiny").await.json()["polylora"]["kind"], "base");
+    assert_eq!(live.get("/v1/models/tiny%3Asql").await.json()["id"], "tiny:sql");
 }
 
 #[tokio::test]
@@ -115,16 +88,8 @@ async fn health_version_metrics_and_docs_answer() {
     }
     let version = live.get("/version").await.json();
     assert_eq!(version["base"], BASE);
-    assert!(
-        version["base_digest"]
-            .as_str()
-            .unwrap()
-            .starts_with("sha256:")
-    );
-    assert!(
-        version["device"].as_str().unwrap().starts_with("cpu"),
-        "{version}"
-    );
+    assert!(version["base_digest"].as_str().unwrap().starts_with("sha256:"));
+    assert!(version["device"].as_str().unwrap().starts_with("cpu"), "{version}");
     let route = "polylora_http_requests_total{route=\"/v1/chat/completions\",status=";
     assert_eq!(live.metric(&format!("{route}\"200\"}}")).await, 1.0);
     assert_eq!(live.metric(&format!("{route}\"404\"}}")).await, 1.0);

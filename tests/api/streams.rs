@@ -19,10 +19,8 @@ fn frames(body: &str) -> Vec<Value> {
 #[tokio::test]
 async fn a_chat_stream_is_framed_as_openai_frames_it() {
     let live = Live::start(&[]);
-    let ask = with(
-        hello(BASE, 6),
-        json!({"stream": true, "stream_options": {"include_usage": true}}),
-    );
+    let ask =
+        with(hello(BASE, 6), json!({"stream": true, "stream_options": {"include_usage": true}}));
     let (head, body) = rest(live.socket("POST /v1/chat/completions", &ask.to_string()));
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
     let head = head.to_ascii_lowercase();
@@ -56,17 +54,10 @@ async fn a_chat_stream_is_framed_as_openai_frames_it() {
     }
     let streamed: String = frames[1..frames.len() - 2]
         .iter()
-        .map(|f| {
-            f["choices"][0]["delta"]["content"]
-                .as_str()
-                .expect("content")
-        })
+        .map(|f| f["choices"][0]["delta"]["content"].as_str().expect("content"))
         .collect();
     let whole = live.chat(hello(BASE, 6)).await.json();
-    assert_eq!(
-        streamed,
-        whole["choices"][0]["message"]["content"].as_str().unwrap()
-    );
+    assert_eq!(streamed, whole["choices"][0]["message"]["content"].as_str().unwrap());
 }
 
 #[tokio::test]
@@ -83,10 +74,8 @@ async fn without_include_usage_no_chunk_speaks_of_usage() {
 #[tokio::test]
 async fn choices_of_a_stream_are_each_whole() {
     let live = Live::start(&[]);
-    let ask = with(
-        hello(BASE, 20),
-        json!({"n": 4, "temperature": 1.5, "seed": 3, "logprobs": true}),
-    );
+    let ask =
+        with(hello(BASE, 20), json!({"n": 4, "temperature": 1.5, "seed": 3, "logprobs": true}));
     let whole = live.chat(ask.clone()).await.json();
     let body = live.chat(with(ask, json!({"stream": true}))).await.text;
     let mut texts = vec![String::new(); 4];
@@ -109,26 +98,16 @@ async fn choices_of_a_stream_are_each_whole() {
 async fn a_stop_string_never_shows_in_a_stream_not_even_its_start() {
     let live = Live::start(&[]);
     let whole = live.chat(hello(BASE, 40)).await.json();
-    let whole = whole["choices"][0]["message"]["content"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let whole = whole["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
     let stop: String = whole.chars().skip(12).take(4).collect();
     let ask = with(hello(BASE, 40), json!({"stream": true, "stop": stop}));
     let frames = frames(&live.chat(ask).await.text);
     let shown: String = frames
         .iter()
-        .map(|f| {
-            f["choices"][0]["delta"]["content"]
-                .as_str()
-                .unwrap_or_default()
-        })
+        .map(|f| f["choices"][0]["delta"]["content"].as_str().unwrap_or_default())
         .collect();
     assert_eq!(shown, whole[..whole.find(&stop).unwrap()]);
-    assert_eq!(
-        frames.last().unwrap()["choices"][0]["finish_reason"],
-        "stop"
-    );
+    assert_eq!(frames.last().unwrap()["choices"][0]["finish_reason"], "stop");
     live.idle().await;
 }
 
@@ -142,18 +121,11 @@ async fn a_plain_stream_echoes_the_prompt_first() {
     let text = |f: &Value| f["choices"][0]["text"].as_str().unwrap().to_owned();
     assert!(text(&frames[0]).starts_with("hello"));
     let streamed: String = frames.iter().map(text).collect();
-    let whole = live
-        .complete(with(ask, json!({"stream": false})))
-        .await
-        .json();
+    let whole = live.complete(with(ask, json!({"stream": false}))).await.json();
     assert_eq!(streamed, whole["choices"][0]["text"].as_str().unwrap());
     let offsets: Vec<u64> = frames
         .iter()
-        .flat_map(|f| {
-            f["choices"][0]["logprobs"]["text_offset"]
-                .as_array()
-                .cloned()
-        })
+        .flat_map(|f| f["choices"][0]["logprobs"]["text_offset"].as_array().cloned())
         .flatten()
         .map(|o| o.as_u64().unwrap())
         .collect();

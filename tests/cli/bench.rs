@@ -19,50 +19,25 @@ fn bench(url: &str, args: &[&str]) -> (Value, String) {
 #[test]
 fn bench_times_what_the_server_did_and_counts_what_it_counted() {
     let (url, seen) = server();
-    let counts = [
-        "--requests",
-        "8",
-        "--concurrency",
-        "4",
-        "--warmup",
-        "3",
-        "--seed",
-        "5",
-    ];
+    let counts = ["--requests", "8", "--concurrency", "4", "--warmup", "3", "--seed", "5"];
     let args = [&["--models", "auto"], &counts[..]].concat();
     let (report, table) = bench(&url, &args);
     let round = &report["contenders"][0]["rounds"][0];
     assert_eq!(round["answered"], 8);
-    assert_eq!(
-        round["output_tokens"], 40,
-        "five each by usage, not four pieces"
-    );
+    assert_eq!(round["output_tokens"], 40, "five each by usage, not four pieces");
     assert_eq!(round["prompt_tokens_mean"], 9.0);
     assert_eq!(round["asked"], json!({"base": 4, "pirate": 4}));
     let p50 = |key: &str| round[key]["p50"].as_f64().expect("a figure");
     // A sleep is hardly shorter than asked; how much longer depends on the machine.
-    assert!(
-        (0.119..0.5).contains(&p50("time_to_first_token_seconds")),
-        "{round:#}"
-    );
-    assert!(
-        (0.030..0.2).contains(&p50("inter_token_seconds")),
-        "{round:#}"
-    );
+    assert!((0.119..0.5).contains(&p50("time_to_first_token_seconds")), "{round:#}");
+    assert!((0.030..0.2).contains(&p50("inter_token_seconds")), "{round:#}");
     assert!((0.230..1.2).contains(&p50("latency_seconds")), "{round:#}");
     assert!(table.contains("8/8"), "{table}");
-    assert_eq!(
-        seen.lock().expect("lock").len(),
-        11,
-        "three of them to warm up"
-    );
+    assert_eq!(seen.lock().expect("lock").len(), 11, "three of them to warm up");
 
     let prompts = |seen: &Seen| -> Vec<String> {
         let seen = seen.lock().expect("lock");
-        let mut all: Vec<String> = seen
-            .iter()
-            .map(|(_, b)| b["messages"].to_string())
-            .collect();
+        let mut all: Vec<String> = seen.iter().map(|(_, b)| b["messages"].to_string()).collect();
         all.sort();
         all
     };
@@ -75,36 +50,14 @@ fn bench_times_what_the_server_did_and_counts_what_it_counted() {
 #[test]
 fn bench_counts_errors_by_kind() {
     let (url, _) = server();
-    let args = [
-        "--models",
-        "busy,breaks,vanishes,base",
-        "--requests",
-        "8",
-        "--warmup",
-        "0",
-    ];
+    let args = ["--models", "busy,breaks,vanishes,base", "--requests", "8", "--warmup", "0"];
     let (report, table) = bench(&url, &args);
     let round = &report["contenders"][0]["rounds"][0];
-    let kinds = [
-        "429 queue_full",
-        "stream: ended early",
-        "stream: internal_error",
-    ];
-    assert_eq!(
-        round["errors"],
-        json!({kinds[0]: 2, kinds[1]: 2, kinds[2]: 2})
-    );
+    let kinds = ["429 queue_full", "stream: ended early", "stream: internal_error"];
+    assert_eq!(round["errors"], json!({kinds[0]: 2, kinds[1]: 2, kinds[2]: 2}));
     assert_eq!(round["answered"], 2);
     assert!(table.contains("bench: 2 x 429 queue_full"), "{table}");
-    let o = polylora(&[
-        "bench",
-        "--url",
-        &url,
-        "--models",
-        "busy",
-        "--requests",
-        "2",
-    ]);
+    let o = polylora(&["bench", "--url", &url, "--models", "busy", "--requests", "2"]);
     assert_eq!(o.status.code(), Some(1), "nothing was answered");
     assert!(out(&o).contains("0/2"), "{}", out(&o));
 }
@@ -112,21 +65,14 @@ fn bench_counts_errors_by_kind() {
 #[test]
 fn contenders_take_turns_and_are_compared_round_by_round() {
     let (url, seen) = server();
-    let (one, two) = (
-        format!("one={url},model=base"),
-        format!("two={url},model=pirate,model=base"),
-    );
+    let (one, two) =
+        (format!("one={url},model=base"), format!("two={url},model=pirate,model=base"));
     let counts = ["--rounds", "2", "--requests", "2", "--warmup", "0"];
     let args = [&["--contender", &one, "--contender", &two], &counts[..]].concat();
     let (report, table) = bench(&url, &args);
     assert_eq!(report["contenders"][1]["models"], json!(["pirate", "base"]));
-    assert_eq!(
-        report["contenders"][1]["rounds"].as_array().map(Vec::len),
-        Some(2)
-    );
-    let ratio = report["contenders"][1]["ratio_to_first"]["median"]
-        .as_f64()
-        .expect("a ratio");
+    assert_eq!(report["contenders"][1]["rounds"].as_array().map(Vec::len), Some(2));
+    let ratio = report["contenders"][1]["ratio_to_first"]["median"].as_f64().expect("a ratio");
     assert!((0.3..3.0).contains(&ratio), "{report:#}");
     assert!(table.contains("one") && table.contains("two"), "{table}");
     // Round 1: one, two; round 2: two, one. Only two asks `pirate`.
@@ -152,31 +98,14 @@ fn with_a_rate_a_stalled_server_is_charged_for_what_had_to_wait() {
                 "{\"choices\":[{\"delta\":{\"content\":\"x\"},\"finish_reason\":\"stop\"}]}";
             let page = format!("data: {choice}\n\ndata: [DONE]\n\n");
             let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close";
-            write!(
-                stream,
-                "{head}\r\ncontent-length: {}\r\n\r\n{page}",
-                page.len()
-            )
-            .expect("sent");
+            write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{page}", page.len()).expect("sent");
         }
     });
-    let args = [
-        "--models",
-        "m",
-        "--rate",
-        "1000",
-        "--requests",
-        "10",
-        "--warmup",
-        "0",
-    ];
+    let args = ["--models", "m", "--rate", "1000", "--requests", "10", "--warmup", "0"];
     let (report, _) = bench(&url, &args);
     let round = &report["contenders"][0]["rounds"][0];
     assert_eq!(round["answered"], 10, "{round:#}");
     let at = |p: &str| round["latency_seconds"][p].as_f64().expect("a figure");
-    assert!(
-        at("p50") > 0.4,
-        "the fifth waited for four others: {round:#}"
-    );
+    assert!(at("p50") > 0.4, "the fifth waited for four others: {round:#}");
     assert!(at("max") > 0.9, "the last waited for all others: {round:#}");
 }

@@ -71,9 +71,7 @@ async fn upload(
     if name == "refused" {
         return refusal(StatusCode::UNPROCESSABLE_ENTITY, "shape_mismatch");
     }
-    seen.lock()
-        .expect("lock")
-        .push((name.clone(), json!(parts)));
+    seen.lock().expect("lock").push((name.clone(), json!(parts)));
     Json(json!({"id": format!("{name}@1"), "name": name, "state": "ready"})).into_response()
 }
 
@@ -90,16 +88,10 @@ pub fn server() -> (String, Seen) {
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         runtime.block_on(async {
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
-                .await
-                .expect("a port");
-            send.send(listener.local_addr().expect("an address"))
-                .expect("sent");
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            send.send(listener.local_addr().expect("an address")).expect("sent");
             axum::serve(listener, app).await.expect("serving");
         });
     });
-    (
-        format!("http://{}", receive.recv().expect("the address")),
-        seen,
-    )
+    (format!("http://{}", receive.recv().expect("the address")), seen)
 }

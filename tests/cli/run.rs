@@ -13,11 +13,7 @@ pub fn polylora_with(args: &[&str], variables: &[(&str, &str)]) -> Output {
         command.env_remove(name);
     }
     let given = variables.iter().copied();
-    command
-        .args(args)
-        .envs(given)
-        .output()
-        .expect("the binary runs")
+    command.args(args).envs(given).output().expect("the binary runs")
 }
 
 pub fn out(o: &Output) -> String {

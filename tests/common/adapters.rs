@@ -16,12 +16,7 @@ pub struct Recipe {
 
 impl Recipe {
     pub fn new(rank: usize, targets: &[Projection], seed: u64) -> Self {
-        Self {
-            rank,
-            targets: targets.to_vec(),
-            seed,
-            strength: 0.3,
-        }
+        Self { rank, targets: targets.to_vec(), seed, strength: 0.3 }
     }
 }
 

@@ -34,7 +34,7 @@ pub fn model(checkpoint: &Checkpoint, dtype: Dtype, tokens: usize) -> Model {
     Model::new(Arc::new(weights), device, &options).expect("a model")
 }
 
-/// Logits of every row of every part, in order: [rows][V].
+/// Logits of every row of every part, in order: [rows]`[V]`.
 pub fn step(model: &mut Model, parts: &[Part]) -> Vec<Vec<f32>> {
     let mut batch = Batch {
         page_indptr: vec![0],
@@ -60,14 +60,7 @@ pub fn step(model: &mut Model, parts: &[Part]) -> Vec<Vec<f32>> {
 /// One sequence from its first token, in one step.
 pub fn prefill(model: &mut Model, tokens: &[u32]) -> Vec<Vec<f32>> {
     let pages: Vec<u32> = (0..tokens.len().div_ceil(KvCache::PAGE) as u32).collect();
-    step(
-        model,
-        &[Part {
-            tokens,
-            position: 0,
-            pages: &pages,
-        }],
-    )
+    step(model, &[Part { tokens, position: 0, pages: &pages }])
 }
 
 pub fn tiny_checkpoint(case: &Value, storage: super::tiny::Storage, shards: usize) -> Checkpoint {
@@ -90,8 +83,5 @@ pub fn ids(value: &Value) -> Vec<u32> {
 pub fn difference_max(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let differences = a.iter().zip(b).map(|(a, b)| (a - b).abs());
-    differences.fold(
-        0.0,
-        |m, d| if d.is_nan() { f32::INFINITY } else { m.max(d) },
-    )
+    differences.fold(0.0, |m, d| if d.is_nan() { f32::INFINITY } else { m.max(d) })
 }

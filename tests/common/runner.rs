@@ -38,31 +38,17 @@ impl Runner {
             context: 2048.min(weights.shape.context),
         };
         let model = Model::new(weights, Device::cpu(2), &options).expect("model");
-        Self {
-            model,
-            bank: Bank::new(64),
-            pages_next: 0,
-            pages_total: pages as u32,
-            rows_max,
-        }
+        Self { model, bank: Bank::new(64), pages_next: 0, pages_total: pages as u32, rows_max }
     }
 
     /// A new sequence with room for `tokens_max` tokens.
     pub fn stream(&mut self, tokens: &[u32], slot: Option<Slot>, tokens_max: usize) -> Stream {
         let count = tokens_max.div_ceil(KvCache::PAGE) as u32;
-        assert!(
-            self.pages_next + count <= self.pages_total,
-            "runner is out of pages"
-        );
+        assert!(self.pages_next + count <= self.pages_total, "runner is out of pages");
         // Highest first: pages of one sequence are never in ascending order.
         let pages = (self.pages_next..self.pages_next + count).rev().collect();
         self.pages_next += count;
-        Stream {
-            tokens: tokens.to_vec(),
-            computed: 0,
-            slot,
-            pages,
-        }
+        Stream { tokens: tokens.to_vec(), computed: 0, slot, pages }
     }
 
     /// Forgets every sequence's pages.
@@ -70,8 +56,9 @@ impl Runner {
         self.pages_next = 0;
     }
 
-    /// Computes every token not computed yet, in steps of up to `rows_max` rows that mix all streams. `seen` gets
-    /// (stream, position, logits of the next token) for every computed position.
+    /// Computes every token not computed yet, in steps of up to `rows_max` rows that mix all
+    /// streams. `seen` gets (stream, position, logits of the next token) for every computed
+    /// position.
     pub fn advance(&mut self, streams: &mut [Stream], mut seen: impl FnMut(usize, usize, &[f32])) {
         loop {
             let mut parts: Vec<(usize, usize, usize)> = Vec::new();
@@ -149,17 +136,11 @@ pub fn best(logits: &[f32]) -> (u32, f32) {
 pub fn logprobs_at(logits: &[f32], ids: &[u32]) -> Vec<f64> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
     let sum: f64 = logits.iter().map(|&x| (x as f64 - max).exp()).sum();
-    ids.iter()
-        .map(|&i| logits[i as usize] as f64 - max - sum.ln())
-        .collect()
+    ids.iter().map(|&i| logits[i as usize] as f64 - max - sum.ln()).collect()
 }
 
 fn batch_of(parts: &[(usize, usize, usize)], streams: &[Stream]) -> Batch {
-    let mut b = Batch {
-        page_indptr: vec![0],
-        segment_indptr: vec![0],
-        ..Batch::default()
-    };
+    let mut b = Batch { page_indptr: vec![0], segment_indptr: vec![0], ..Batch::default() };
     for (sequence, &(i, start, len)) in parts.iter().enumerate() {
         let s = &streams[i];
         for position in start..start + len {

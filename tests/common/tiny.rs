@@ -40,9 +40,9 @@ pub fn config(case: &Value) -> Value {
 
 /// Numbers in [-0.5, 0.5) with 24 bits each, from the name (FNV-1a) and the index (SplitMix64).
 fn uniform(name: &str, count: usize) -> impl Iterator<Item = f32> {
-    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
-        (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let seed = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     (1..=count as u64).map(move |i| {
         let mut x = seed.wrapping_add(i.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -65,10 +65,7 @@ pub fn tensors(shape: &ModelShape) -> Vec<Tensor> {
         let values = uniform(&name, count).map(|u| u * scale + offset).collect();
         out.push(Tensor { name, dims, values });
     };
-    add(
-        "model.embed_tokens.weight".into(),
-        vec![shape.vocab, shape.hidden],
-    );
+    add("model.embed_tokens.weight".into(), vec![shape.vocab, shape.hidden]);
     for l in 0..shape.layers {
         for p in Projection::ALL {
             let (inputs, outputs) = shape.site_dims(Site::Layer(l, p));
@@ -98,16 +95,8 @@ fn layer_norms(shape: &ModelShape, layer: usize) -> Vec<(&'static str, usize)> {
     let all = [
         (Norm::Input(layer), "input_layernorm", true),
         (Norm::PostAttention(layer), "post_attention_layernorm", true),
-        (
-            Norm::PreFeedforward(layer),
-            "pre_feedforward_layernorm",
-            shape.post_norms,
-        ),
-        (
-            Norm::PostFeedforward(layer),
-            "post_feedforward_layernorm",
-            shape.post_norms,
-        ),
+        (Norm::PreFeedforward(layer), "pre_feedforward_layernorm", shape.post_norms),
+        (Norm::PostFeedforward(layer), "post_feedforward_layernorm", shape.post_norms),
         (Norm::Query(layer), "self_attn.q_norm", shape.qk_norm),
         (Norm::Key(layer), "self_attn.k_norm", shape.qk_norm),
     ];
@@ -157,9 +146,7 @@ fn write_shard(path: &Path, tensors: &[Tensor], storage: Storage) {
         let values = t.values.iter();
         match storage {
             Storage::F32 => values.flat_map(|v| v.to_le_bytes()).collect(),
-            Storage::Bf16 => values
-                .flat_map(|v| bf16::from_f32(*v).to_le_bytes())
-                .collect(),
+            Storage::Bf16 => values.flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
         }
     };
     let dtype = match storage {

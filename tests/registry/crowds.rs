@@ -52,15 +52,7 @@ async fn fifty_publishes_of_one_name_are_fifty_versions_or_one() {
         numbers.sort();
         numbers.dedup();
         assert_eq!(numbers.len(), if distinct { 50 } else { 1 });
-        assert_eq!(
-            house
-                .registry
-                .versions(name)
-                .iter()
-                .filter(|e| e.current)
-                .count(),
-            1
-        );
+        assert_eq!(house.registry.versions(name).iter().filter(|e| e.current).count(), 1);
     }
 }
 
@@ -98,10 +90,7 @@ async fn a_storm_of_everything_ends_with_clean_books() {
         })
         .collect();
     for task in tasks {
-        tokio::time::timeout(Duration::from_secs(120), task)
-            .await
-            .expect("no deadlock")
-            .unwrap();
+        tokio::time::timeout(Duration::from_secs(120), task).await.expect("no deadlock").unwrap();
     }
     assert!(house.registry.list().iter().all(|e| e.leases == 0));
     for n in 0..7 {
@@ -134,14 +123,9 @@ async fn a_bank_full_by_slots_evicts_as_well() {
         house.put(name, i as u64).await;
     }
     assert_eq!(house.counts().2, 2);
-    let held = [
-        house.registry.acquire("a").await.unwrap(),
-        house.registry.acquire("b").await.unwrap(),
-    ];
-    assert_eq!(
-        code_of(&house.registry, "c").await,
-        ("insufficient_capacity", Kind::Capacity)
-    );
+    let held =
+        [house.registry.acquire("a").await.unwrap(), house.registry.acquire("b").await.unwrap()];
+    assert_eq!(code_of(&house.registry, "c").await, ("insufficient_capacity", Kind::Capacity));
     drop(held);
     house.registry.acquire("c").await.unwrap();
 }

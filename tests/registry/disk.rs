@@ -46,59 +46,27 @@ async fn everything_published_survives_a_restart_and_nothing_else() {
     let staging = house.registry.stage("c").unwrap();
     Files::plain(5).write(&staging.dir);
     std::mem::forget(staging);
-    let orphan = house
-        .dir
-        .path()
-        .join("adapters/sha256/ab")
-        .join("ab".repeat(32));
+    let orphan = house.dir.path().join("adapters/sha256/ab").join("ab".repeat(32));
     std::fs::create_dir_all(&orphan).unwrap();
     Files::plain(6).write(&orphan);
     let house = house.restarted().await;
     let after = house.registry.list();
     assert_eq!(before.len(), 3);
     for (x, y) in before.iter().zip(&after) {
-        assert_eq!(
-            (&x.version, x.state, x.current),
-            (&y.version, y.state, y.current)
-        );
+        assert_eq!((&x.version, x.state, x.current), (&y.version, y.state, y.current));
         assert!(!y.resident);
     }
-    assert_eq!(
-        (house.blobs(), house.staged(), house.registry.residency().0),
-        (3, 0, 0)
-    );
-    assert_eq!(
-        house.registry.acquire("a").await.unwrap().version().number,
-        2
-    );
-    assert_eq!(
-        house
-            .registry
-            .acquire("a@1")
-            .await
-            .unwrap()
-            .version()
-            .number,
-        1
-    );
-    assert_eq!(
-        house.seen.probes.load(Ordering::SeqCst),
-        0,
-        "the catalogue knows the probe"
-    );
+    assert_eq!((house.blobs(), house.staged(), house.registry.residency().0), (3, 0, 0));
+    assert_eq!(house.registry.acquire("a").await.unwrap().version().number, 2);
+    assert_eq!(house.registry.acquire("a@1").await.unwrap().version().number, 1);
+    assert_eq!(house.seen.probes.load(Ordering::SeqCst), 0, "the catalogue knows the probe");
 }
 
 #[tokio::test]
 async fn two_servers_do_not_share_a_data_directory() {
     let house = House::new().await;
-    let error = open(options(house.dir.path()), 10)
-        .await
-        .map(|_| ())
-        .unwrap_err();
-    assert_eq!(
-        (error.code, error.kind),
-        ("data_dir_locked", Kind::Conflict)
-    );
+    let error = open(options(house.dir.path()), 10).await.map(|_| ()).unwrap_err();
+    assert_eq!((error.code, error.kind), ("data_dir_locked", Kind::Conflict));
     house.put("still", 1).await;
 }
 
@@ -108,21 +76,13 @@ async fn files_that_changed_on_disk_are_not_served() {
     let entry = house.put("sql", 1).await;
     let house = house.restarted().await;
     let hex = hex::encode(entry.version.digest.0);
-    let blob = house
-        .dir
-        .path()
-        .join("adapters/sha256")
-        .join(&hex[..2])
-        .join(&hex);
+    let blob = house.dir.path().join("adapters/sha256").join(&hex[..2]).join(&hex);
     let file = blob.join("adapter_model.safetensors");
     let mut bytes = std::fs::read(&file).unwrap();
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     std::fs::write(&file, &bytes).unwrap();
-    assert_eq!(
-        code_of(&house.registry, "sql").await,
-        ("corrupt_adapter", Kind::Fault)
-    );
+    assert_eq!(code_of(&house.registry, "sql").await, ("corrupt_adapter", Kind::Fault));
     assert_eq!(house.counts().0, 0);
     std::fs::remove_file(&file).unwrap();
     assert_eq!(code_of(&house.registry, "sql").await.0, "corrupt_adapter");
@@ -143,11 +103,7 @@ async fn a_failed_publish_leaves_no_trace() {
     let mut files = Files::plain(9);
     files.drop_tensor("lora_B");
     files.write(&staging.dir);
-    let error = house
-        .registry
-        .publish(staging, Publish::default())
-        .await
-        .unwrap_err();
+    let error = house.registry.publish(staging, Publish::default()).await.unwrap_err();
     assert_eq!(error.code, "missing_factor");
     drop(house.registry.stage("unused").unwrap());
     assert_eq!(house.registry.list().len(), 1);
@@ -203,15 +159,8 @@ async fn names_that_could_mean_something_else_are_refused() {
     ];
     for name in attacks {
         let error = house.registry.stage(name).map(drop).unwrap_err();
-        assert_eq!(
-            (error.code, error.kind),
-            ("invalid_name", Kind::Invalid),
-            "{name:?}"
-        );
-        assert!(
-            error.message.is_ascii() && error.message.len() < 600,
-            "{error}"
-        );
+        assert_eq!((error.code, error.kind), ("invalid_name", Kind::Invalid), "{name:?}");
+        assert!(error.message.is_ascii() && error.message.len() < 600, "{error}");
     }
     let longest = "a".repeat(128);
     for name in ["a", "7b", "A.b-c_d", "bases", longest.as_str()] {
@@ -225,35 +174,16 @@ async fn only_the_files_of_an_adapter_are_staged() {
     let house = House::new().await;
     let staging = house.registry.stage("sql").unwrap();
     let kept = |name: &str| {
-        staging
-            .file_path(name)
-            .map(|p| p.strip_prefix(&staging.dir).unwrap().to_owned())
+        staging.file_path(name).map(|p| p.strip_prefix(&staging.dir).unwrap().to_owned())
     };
-    assert_eq!(
-        kept("adapter_config.json").unwrap(),
-        Path::new("adapter_config.json")
-    );
-    assert_eq!(
-        kept("adapter_model.safetensors").unwrap(),
-        Path::new("adapter_model.safetensors")
-    );
+    assert_eq!(kept("adapter_config.json").unwrap(), Path::new("adapter_config.json"));
+    assert_eq!(kept("adapter_model.safetensors").unwrap(), Path::new("adapter_model.safetensors"));
     assert_eq!(kept("my lora.gguf").unwrap(), Path::new("adapter.gguf"));
-    for other in [
-        "README.md",
-        "tokenizer.json",
-        "../x.gguf",
-        "a/adapter_config.json",
-        "..",
-        "",
-    ] {
+    for other in ["README.md", "tokenizer.json", "../x.gguf", "a/adapter_config.json", "..", ""] {
         assert!(kept(other).is_none(), "{other}");
     }
     assert!(kept("adapter_model.bin").is_none());
-    let error = house
-        .registry
-        .publish(staging, Publish::default())
-        .await
-        .unwrap_err();
+    let error = house.registry.publish(staging, Publish::default()).await.unwrap_err();
     assert_eq!(error.code, "pickle_not_allowed");
 }
 
@@ -263,15 +193,9 @@ async fn limits_on_bytes_and_names_are_kept() {
     house.put("a", 1).await;
     house.put("b", 2).await;
     let error = publish(&house.registry, "c", 3, false).await.unwrap_err();
-    assert_eq!(
-        (error.code, error.kind),
-        ("adapter_limit_reached", Kind::Capacity)
-    );
+    assert_eq!((error.code, error.kind), ("adapter_limit_reached", Kind::Capacity));
     house.put("b", 3).await;
     let house = House::with(1000, |o| o.upload_bytes_max = 100).await;
     let error = publish(&house.registry, "c", 3, false).await.unwrap_err();
-    assert_eq!(
-        (error.code, error.kind),
-        ("upload_too_large", Kind::TooLarge)
-    );
+    assert_eq!((error.code, error.kind), ("upload_too_large", Kind::TooLarge));
 }

@@ -54,28 +54,14 @@ impl FakeEngine {
 
     fn bank(&self) -> BankSender {
         let sender = self.sender.clone();
-        Arc::new(move |command| {
-            sender
-                .send(command)
-                .map_err(|_| Error::fault("engine gone"))
-        })
+        Arc::new(move |command| sender.send(command).map_err(|_| Error::fault("engine gone")))
     }
 }
 
 fn answer(command: BankCommand, bank: &mut Bank, seen: &Seen) {
-    let full = || {
-        Error::new(
-            Kind::Capacity,
-            "insufficient_capacity",
-            "every slot is taken",
-        )
-    };
+    let full = || Error::new(Kind::Capacity, "insufficient_capacity", "every slot is taken");
     match command {
-        BankCommand::Install {
-            prepared,
-            probe,
-            reply,
-        } => {
+        BankCommand::Install { prepared, probe, reply } => {
             if seen.refuse_installs.load(Ordering::SeqCst) {
                 let _ = reply.send(Err(Error::fault("refused by the test")));
                 return;
@@ -88,22 +74,14 @@ fn answer(command: BankCommand, bank: &mut Bank, seen: &Seen) {
                 let change = probe.then(|| {
                     seen.probes.fetch_add(1, Ordering::SeqCst);
                     let mut changes = seen.changes.lock().unwrap();
-                    let logit_change_max = if changes.is_empty() {
-                        1.0
-                    } else {
-                        changes.remove(0)
-                    };
+                    let logit_change_max = if changes.is_empty() { 1.0 } else { changes.remove(0) };
                     Probe { logit_change_max }
                 });
                 (slot, change)
             });
             let _ = reply.send(outcome);
         }
-        BankCommand::Remove {
-            slot,
-            digest,
-            reply,
-        } => {
+        BankCommand::Remove { slot, digest, reply } => {
             assert_eq!(bank.digest(slot), Some(digest), "removed what is not there");
             bank.remove(slot);
             seen.slots.lock().unwrap().remove(&slot);
@@ -156,11 +134,7 @@ impl House {
         let mut o = options(dir.path());
         change(&mut o);
         let (registry, seen) = open(o, slots).await.unwrap();
-        Self {
-            registry,
-            seen,
-            dir,
-        }
+        Self { registry, seen, dir }
     }
 
     async fn put(&self, name: &str, seed: u64) -> Entry {
@@ -172,11 +146,7 @@ impl House {
         let Self { registry, dir, .. } = self;
         drop(registry);
         let (registry, seen) = reopened(dir.path()).await;
-        Self {
-            registry,
-            seen,
-            dir,
-        }
+        Self { registry, seen, dir }
     }
 
     fn counts(&self) -> (usize, usize, usize) {
@@ -190,23 +160,16 @@ impl House {
 
     fn blobs(&self) -> usize {
         let prefixes = std::fs::read_dir(self.dir.path().join("adapters/sha256")).unwrap();
-        prefixes
-            .map(|p| std::fs::read_dir(p.unwrap().path()).unwrap().count())
-            .sum()
+        prefixes.map(|p| std::fs::read_dir(p.unwrap().path()).unwrap().count()).sum()
     }
 
     fn staged(&self) -> usize {
-        std::fs::read_dir(self.dir.path().join("staging"))
-            .unwrap()
-            .count()
+        std::fs::read_dir(self.dir.path().join("staging")).unwrap().count()
     }
 
     fn state(&self, name: &str) -> Vec<(u64, State, bool, usize)> {
         let entries = self.registry.versions(name);
-        entries
-            .iter()
-            .map(|e| (e.version.number, e.state, e.current, e.leases))
-            .collect()
+        entries.iter().map(|e| (e.version.number, e.state, e.current, e.leases)).collect()
     }
 }
 
@@ -268,21 +231,8 @@ async fn a_published_adapter_is_stored_probed_and_leased() {
     assert_eq!(house.state("sql")[0].3, 2);
     drop((again, clone, lease));
     assert_eq!(house.state("sql")[0].3, 0);
-    for unknown in [
-        "sql@2",
-        "sql@0",
-        "sql@01",
-        "sql@+1",
-        "sql@",
-        "sq",
-        "",
-        "@1",
-        "tiny-base",
-    ] {
-        assert_eq!(
-            code_of(&house.registry, unknown).await,
-            ("model_not_found", Kind::NotFound)
-        );
+    for unknown in ["sql@2", "sql@0", "sql@01", "sql@+1", "sql@", "sq", "", "@1", "tiny-base"] {
+        assert_eq!(code_of(&house.registry, unknown).await, ("model_not_found", Kind::NotFound));
     }
 }
 
@@ -298,15 +248,8 @@ async fn replaced_adapter_keeps_serving_until_its_last_lease() {
     let states = [(1, State::Draining, false, 1), (2, State::Ready, true, 1)];
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(house.state("sql"), states);
-    assert_eq!(
-        house.counts(),
-        (2, 0, 2),
-        "a leased version stays in its slot"
-    );
-    assert_eq!(
-        house.registry.residency().0,
-        2 * first.version.resident_bytes
-    );
+    assert_eq!(house.counts(), (2, 0, 2), "a leased version stays in its slot");
+    assert_eq!(house.registry.residency().0, 2 * first.version.resident_bytes);
     drop(lease);
     until("the old version left", || house.counts() == (2, 1, 1)).await;
     let settled = [(1, State::Ready, false, 0), (2, State::Ready, true, 1)];
@@ -336,15 +279,9 @@ async fn only_the_newest_versions_are_kept() {
     }
     let numbers = || house.state("sql").iter().map(|s| s.0).collect::<Vec<_>>();
     // 1 is leased, so it outlives 2 and 3.
-    until("old ones went", || {
-        numbers() == [1, 4, 5] && house.blobs() == 3
-    })
-    .await;
+    until("old ones went", || numbers() == [1, 4, 5] && house.blobs() == 3).await;
     drop(lease);
-    until("the leased one went", || {
-        numbers() == [4, 5] && house.blobs() == 2
-    })
-    .await;
+    until("the leased one went", || numbers() == [4, 5] && house.blobs() == 2).await;
     let house = house.restarted().await;
     assert_eq!(house.state("sql").len(), 2);
 }
@@ -389,34 +326,13 @@ async fn an_adapter_without_effect_never_takes_the_name_from_one_that_works() {
     house.put("sql", 1).await;
     house.seen.changes.lock().unwrap().push(0.0);
     let flat = house.put("sql", 2).await;
-    assert_eq!(
-        (flat.version.number, flat.state, flat.current),
-        (2, State::Ineffective, false)
-    );
-    assert_eq!(
-        house
-            .registry
-            .acquire("sql")
-            .await
-            .unwrap()
-            .version()
-            .number,
-        1
-    );
+    assert_eq!((flat.version.number, flat.state, flat.current), (2, State::Ineffective, false));
+    assert_eq!(house.registry.acquire("sql").await.unwrap().version().number, 1);
     // Uploading it again changes nothing; forcing it moves the name.
     assert_eq!(house.put("sql", 2).await.version.number, 2);
     let forced = publish(&house.registry, "sql", 2, true).await.unwrap();
     assert_eq!((forced.version.number, forced.current), (2, true));
-    assert_eq!(
-        house
-            .registry
-            .acquire("sql")
-            .await
-            .unwrap()
-            .version()
-            .number,
-        2
-    );
+    assert_eq!(house.registry.acquire("sql").await.unwrap().version().number, 2);
 }
 
 #[tokio::test]
@@ -463,19 +379,13 @@ async fn the_least_recently_used_adapter_makes_room() {
     drop(house.registry.acquire("a").await.unwrap());
     house.put("c", 3).await;
     let resident = |name: &str| house.registry.versions(name)[0].resident;
-    assert_eq!(
-        (resident("a"), resident("b"), resident("c")),
-        (true, false, true)
-    );
+    assert_eq!((resident("a"), resident("b"), resident("c")), (true, false, true));
     let b = house.registry.acquire("b").await.unwrap();
     assert!(house.registry.residency().0 <= 2 * one + one / 2);
     // What is leased is not evicted: with two leased there is no room, and the error says how much.
     let c = house.registry.acquire("c").await.unwrap();
     let error = house.registry.acquire("a").await.map(drop).unwrap_err();
-    assert_eq!(
-        (error.code, error.kind),
-        ("insufficient_capacity", Kind::Capacity)
-    );
+    assert_eq!((error.code, error.kind), ("insufficient_capacity", Kind::Capacity));
     assert!(error.message.contains(&one.to_string()), "{error}");
     assert!(error.message.contains(&(one / 2).to_string()), "{error}");
     let error = publish(&house.registry, "d", 4, false).await.unwrap_err();

@@ -61,11 +61,7 @@ impl Case {
         }
     }
     fn history(&self) -> History<'_> {
-        History {
-            tokens: &self.history,
-            prompt_len: 10,
-            banned: &[],
-        }
+        History { tokens: &self.history, prompt_len: 10, banned: &[] }
     }
 }
 
@@ -76,10 +72,7 @@ fn probabilities_are_those_that_hugging_face_leaves() {
         let (probabilities, close) = reference(&case.logits, &s, history);
         assert!(!close, "case {i}");
         for (token, (ours, theirs)) in probabilities.iter().zip(&case.probabilities).enumerate() {
-            assert!(
-                (ours - theirs).abs() < 2e-6,
-                "case {i} token {token}: {ours} for {theirs}"
-            );
+            assert!((ours - theirs).abs() < 2e-6, "case {i} token {token}: {ours} for {theirs}");
         }
         let counts = distribution(&case.logits, &s, history, 20_000);
         assert_distributed(&counts, &case.probabilities, &format!("case {i}"));
@@ -91,11 +84,7 @@ fn logprobs_are_those_of_the_untouched_logits() {
     for case in golden() {
         let mut sampler = Sampler::new(case.logits.len());
         for (seed, top) in [(1, 0), (2, 1), (3, 5), (4, 20)] {
-            let mut s = Sampling {
-                logprobs: Some(top),
-                seed,
-                ..case.sampling()
-            };
+            let mut s = Sampling { logprobs: Some(top), seed, ..case.sampling() };
             s.logit_bias = vec![(3, 5.0), (4, -100.0)];
             let event = sample(&mut sampler, &case.logits, &s, case.history());
             check_logprobs(&event, &case.logprobs, top);
@@ -123,9 +112,7 @@ fn check_logprobs(event: &TokenEvent, logprobs: &[f64], top: u8) {
 fn draws_are_those_of_the_naive_reference() {
     let mut dice = Dice(0);
     let mut close_calls = 0;
-    let mut small = (1..=3)
-        .map(|i| Sampler::new(10_usize.pow(i)))
-        .collect::<Vec<_>>();
+    let mut small = (1..=3).map(|i| Sampler::new(10_usize.pow(i))).collect::<Vec<_>>();
     for case in 0..3000 {
         let power = dice.below(3);
         let vocab = 10_usize.pow(power as u32 + 1);
@@ -140,19 +127,12 @@ fn draws_are_those_of_the_naive_reference() {
             repetition_penalty: dice.pick(&[1.0, 1.3, 0.7]),
             presence_penalty: dice.pick(&[0.0, 0.7, -1.0]),
             frequency_penalty: dice.pick(&[0.0, 0.3, -0.2]),
-            logit_bias: vec![
-                (dice.below(vocab) as u32, 2.5),
-                (dice.below(vocab) as u32, -100.0),
-            ],
+            logit_bias: vec![(dice.below(vocab) as u32, 2.5), (dice.below(vocab) as u32, -100.0)],
             seed: case,
             ..Sampling::default()
         };
         let banned = [dice.below(vocab) as u32];
-        let history = History {
-            tokens: &tokens,
-            prompt_len: 1 + dice.below(19),
-            banned: &banned,
-        };
+        let history = History { tokens: &tokens, prompt_len: 1 + dice.below(19), banned: &banned };
         let (probabilities, close) = reference(&logits, &s, history);
         if close {
             close_calls += 1;
@@ -163,14 +143,8 @@ fn draws_are_those_of_the_naive_reference() {
         let below: f64 = probabilities[..token].iter().sum();
         let above = below + probabilities[token];
         let u = uniform(case, index);
-        assert!(
-            probabilities[token] > 0.0,
-            "case {case}: token {token} was cut off"
-        );
-        assert!(
-            below - 1e-5 <= u && u <= above + 1e-5,
-            "case {case}: {u} in {below}..{above}"
-        );
+        assert!(probabilities[token] > 0.0, "case {case}: token {token} was cut off");
+        assert!(below - 1e-5 <= u && u <= above + 1e-5, "case {case}: {u} in {below}..{above}");
     }
     assert!(close_calls < 900, "{close_calls}");
 }
@@ -192,68 +166,34 @@ fn a_large_vocabulary_is_filtered_and_drawn_right() {
     .enumerate()
     {
         let logits = dice.logits(VOCAB, scale);
-        let s = Sampling {
-            top_k,
-            top_p,
-            seed: seed as u64,
-            ..Sampling::default()
-        };
+        let s = Sampling { top_k, top_p, seed: seed as u64, ..Sampling::default() };
         let (probabilities, _) = reference(&logits, &s, no_history());
         let token = sample(&mut sampler, &logits, &s, no_history()).token as usize;
         let below: f64 = probabilities[..token].iter().sum();
         // A cut may fall one token off in f32: the tolerance is some tokens wide.
         let u = uniform(s.seed, 0);
-        assert!(
-            below - 1e-4 <= u && u <= below + probabilities[token] + 1e-4,
-            "{seed}"
-        );
+        assert!(below - 1e-4 <= u && u <= below + probabilities[token] + 1e-4, "{seed}");
     }
 }
 
 #[test]
 fn greedy_takes_the_first_maximum_after_penalties_bias_and_ban() {
     let mut sampler = Sampler::new(5);
-    let greedy = Sampling {
-        temperature: 0.0,
-        ..Sampling::default()
-    };
+    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
     let logits = [1.0, 4.0, 4.0, 3.0, -1.0];
     let mut token = |s: &Sampling, history| sample(&mut sampler, &logits, s, history).token;
     assert_eq!(token(&greedy, no_history()), 1);
-    let said = History {
-        tokens: &[1, 3, 3],
-        prompt_len: 1,
-        banned: &[],
-    };
+    let said = History { tokens: &[1, 3, 3], prompt_len: 1, banned: &[] };
     assert_eq!(token(&greedy, said), 1, "history alone changes nothing");
-    let s = Sampling {
-        repetition_penalty: 1.1,
-        ..greedy.clone()
-    };
+    let s = Sampling { repetition_penalty: 1.1, ..greedy.clone() };
     assert_eq!(token(&s, said), 2, "the prompt counts for repetition");
-    let s = Sampling {
-        frequency_penalty: -0.6,
-        ..greedy.clone()
-    };
+    let s = Sampling { frequency_penalty: -0.6, ..greedy.clone() };
     assert_eq!(token(&s, said), 3, "the output counts, twice");
-    let s = Sampling {
-        presence_penalty: -0.6,
-        ..greedy.clone()
-    };
-    assert_eq!(
-        token(&s, said),
-        1,
-        "the output counts, once; the prompt does not"
-    );
-    let s = Sampling {
-        logit_bias: vec![(4, 5.5), (99, 50.0)],
-        ..greedy.clone()
-    };
+    let s = Sampling { presence_penalty: -0.6, ..greedy.clone() };
+    assert_eq!(token(&s, said), 1, "the output counts, once; the prompt does not");
+    let s = Sampling { logit_bias: vec![(4, 5.5), (99, 50.0)], ..greedy.clone() };
     assert_eq!(token(&s, said), 4);
-    let banned = History {
-        banned: &[1, 2, 99],
-        ..no_history()
-    };
+    let banned = History { banned: &[1, 2, 99], ..no_history() };
     assert_eq!(token(&greedy, banned), 3);
 }
 
@@ -262,24 +202,10 @@ fn a_row_of_nonsense_is_an_error_and_harms_no_other() {
     let mut sampler = Sampler::new(40);
     let fresh = Dice(3).logits(40, 4.0);
     let (nan, inf) = (f32::NAN, f32::INFINITY);
-    let greedy = Sampling {
-        temperature: 0.0,
-        ..Sampling::default()
-    };
-    let loud = Sampling {
-        logprobs: Some(3),
-        top_k: 3,
-        ..Sampling::default()
-    };
+    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+    let loud = Sampling { logprobs: Some(3), top_k: 3, ..Sampling::default() };
     let before = sample(&mut sampler, &fresh, &loud, no_history());
-    for s in [
-        &greedy,
-        &loud,
-        &Sampling {
-            top_p: 0.5,
-            ..Sampling::default()
-        },
-    ] {
+    for s in [&greedy, &loud, &Sampling { top_p: 0.5, ..Sampling::default() }] {
         for bad in [nan, inf] {
             for place in [0, 17, 39] {
                 let mut logits = fresh.clone();
@@ -291,10 +217,7 @@ fn a_row_of_nonsense_is_an_error_and_harms_no_other() {
         let mut nothing = vec![-inf; 40];
         assert!(sampler.sample(&mut nothing, s, no_history()).is_err());
         let all: Vec<u32> = (0..40).collect();
-        let banned = History {
-            banned: &all,
-            ..no_history()
-        };
+        let banned = History { banned: &all, ..no_history() };
         assert!(sampler.sample(&mut fresh.clone(), s, banned).is_err());
     }
     assert!(sampler.score(&[nan; 40], 0, 1).is_err());
@@ -305,23 +228,10 @@ fn a_row_of_nonsense_is_an_error_and_harms_no_other() {
 fn impossible_tokens_are_neither_drawn_nor_listed() {
     let mut logits = vec![f32::NEG_INFINITY; 3000];
     (logits[5], logits[2999]) = (1.0, 1.0);
-    let s = Sampling {
-        logprobs: Some(20),
-        ..Sampling::default()
-    };
+    let s = Sampling { logprobs: Some(20), ..Sampling::default() };
     let event = sample(&mut Sampler::new(3000), &logits, &s, no_history());
-    assert_eq!(
-        (event.top_len, event.top[0].0, event.top[1].0),
-        (2, 5, 2999)
-    );
-    for s in [
-        s.clone(),
-        Sampling {
-            top_k: 2500,
-            ..s.clone()
-        },
-        Sampling { top_p: 0.99, ..s },
-    ] {
+    assert_eq!((event.top_len, event.top[0].0, event.top[1].0), (2, 5, 2999));
+    for s in [s.clone(), Sampling { top_k: 2500, ..s.clone() }, Sampling { top_p: 0.99, ..s }] {
         let counts = distribution(&logits, &s, no_history(), 2000);
         let mut probabilities = vec![0.0; 3000];
         (probabilities[5], probabilities[2999]) = (0.5, 0.5);
@@ -333,21 +243,12 @@ fn impossible_tokens_are_neither_drawn_nor_listed() {
 fn extreme_temperatures_draw_a_token() {
     let logits = Dice(1).logits(500, 10.0);
     let mut sampler = Sampler::new(500);
-    let greedy = Sampling {
-        temperature: 0.0,
-        ..Sampling::default()
-    };
+    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
     let best = sample(&mut sampler, &logits, &greedy, no_history()).token;
-    let freezing = Sampling {
-        temperature: f32::MIN_POSITIVE,
-        ..Sampling::default()
-    };
+    let freezing = Sampling { temperature: f32::MIN_POSITIVE, ..Sampling::default() };
     let token = sample(&mut sampler, &logits, &freezing, no_history()).token;
     assert_eq!(logits[token as usize], logits[best as usize]);
-    let hot = Sampling {
-        temperature: 1e30,
-        ..Sampling::default()
-    };
+    let hot = Sampling { temperature: 1e30, ..Sampling::default() };
     let counts = distribution(&logits, &hot, no_history(), 20_000);
     assert_distributed(&counts, &vec![1.0 / 500.0; 500], "infinitely hot");
 }
@@ -355,10 +256,7 @@ fn extreme_temperatures_draw_a_token() {
 #[test]
 fn a_min_p_of_one_keeps_the_most_likely_and_its_equals() {
     let logits = [1.0, 3.0, 2.9, 3.0];
-    let s = Sampling {
-        min_p: 1.0,
-        ..Sampling::default()
-    };
+    let s = Sampling { min_p: 1.0, ..Sampling::default() };
     let counts = distribution(&logits, &s, no_history(), 2000);
     assert_distributed(&counts, &[0.0, 0.5, 0.0, 0.5], "two equals");
 }
@@ -379,18 +277,10 @@ fn the_same_seed_and_index_draw_the_same_whatever_was_sampled_before() {
     let run = |sampler: &mut Sampler, tokens: &mut Vec<u32>, noise: bool| {
         for _ in 0..50 {
             if noise {
-                let other = Sampling {
-                    temperature: 2.0,
-                    top_k: 7,
-                    ..Sampling::default()
-                };
+                let other = Sampling { temperature: 2.0, top_k: 7, ..Sampling::default() };
                 sample(sampler, &vec![0.5; 1000], &other, no_history());
             }
-            let history = History {
-                tokens,
-                prompt_len: 50,
-                banned: &[],
-            };
+            let history = History { tokens, prompt_len: 50, banned: &[] };
             let event = sample(sampler, &logits, &s, history);
             tokens.push(event.token);
         }
@@ -415,11 +305,7 @@ fn random_numbers_are_uniform_and_unrelated_along_seeds_and_indices() {
         for index in 0..500 {
             let here = cell(uniform(seed, index));
             single[here] += 1;
-            let others = [
-                (seed, index + 1),
-                (seed + 1, index),
-                (index, seed + 1_000_000),
-            ];
+            let others = [(seed, index + 1), (seed + 1, index), (index, seed + 1_000_000)];
             for (pairs, (seed, index)) in pairs.iter_mut().zip(others) {
                 pairs[here * CELLS + cell(uniform(seed, index))] += 1;
             }
@@ -427,10 +313,6 @@ fn random_numbers_are_uniform_and_unrelated_along_seeds_and_indices() {
     }
     assert_distributed(&single, &[1.0 / CELLS as f64; CELLS], "single");
     for (which, pairs) in ["indices", "seeds", "swapped"].iter().zip(pairs) {
-        assert_distributed(
-            &pairs,
-            &vec![1.0 / (CELLS * CELLS) as f64; CELLS * CELLS],
-            which,
-        );
+        assert_distributed(&pairs, &vec![1.0 / (CELLS * CELLS) as f64; CELLS * CELLS], which);
     }
 }

@@ -24,18 +24,12 @@ impl Dice {
     pub fn logits(&mut self, vocab: usize, scale: f64) -> Vec<f32> {
         let grain = if self.below(2) == 0 { 4.0 } else { 65536.0 };
         let sum = |dice: &mut Self| (0..6).map(|_| dice.unit() - 0.5).sum::<f64>();
-        (0..vocab)
-            .map(|_| ((sum(self) * scale * grain).round() / grain) as f32)
-            .collect()
+        (0..vocab).map(|_| ((sum(self) * scale * grain).round() / grain) as f32).collect()
     }
 }
 
 pub fn no_history() -> History<'static> {
-    History {
-        tokens: &[0],
-        prompt_len: 1,
-        banned: &[],
-    }
+    History { tokens: &[0], prompt_len: 1, banned: &[] }
 }
 
 /// The logits after penalties, bias and ban: in f32, where two may be equal that are not in f64.
@@ -45,11 +39,7 @@ fn changed(logits: &[f32], s: &Sampling, history: History<'_>) -> Vec<f64> {
         let is = |t: &&u32| **t as usize == token;
         let mut x = logit;
         if history.tokens.iter().any(|t| is(&t)) {
-            x = if x > 0.0 {
-                x / s.repetition_penalty
-            } else {
-                x * s.repetition_penalty
-            };
+            x = if x > 0.0 { x / s.repetition_penalty } else { x * s.repetition_penalty };
         }
         let times = output.iter().filter(is).count();
         if times > 0 {
@@ -88,9 +78,7 @@ pub fn reference(logits: &[f32], s: &Sampling, history: History<'_>) -> (Vec<f64
     if s.top_p < 1.0 {
         kept.truncate(nucleus);
     }
-    close |= kept
-        .iter()
-        .any(|&t| (weight(t) / f64::from(s.min_p) - 1.0).abs() < 1e-5);
+    close |= kept.iter().any(|&t| (weight(t) / f64::from(s.min_p) - 1.0).abs() < 1e-5);
     kept.retain(|&t| weight(t) >= f64::from(s.min_p));
     let total: f64 = kept.iter().map(|&t| weight(t)).sum();
     let mut probabilities = vec![0.0; x.len()];
@@ -106,10 +94,7 @@ pub fn assert_distributed(counts: &[usize], probabilities: &[f64], of: &str) {
     let (mut sum, mut cells) = (0.0, -1.0);
     let mut rest = (0.0, 0.0);
     for (&count, &p) in counts.iter().zip(probabilities) {
-        assert!(
-            p > 0.0 || count == 0,
-            "{of}: a token without probability was drawn"
-        );
+        assert!(p > 0.0 || count == 0, "{of}: a token without probability was drawn");
         if p * draws < 8.0 {
             rest = (rest.0 + count as f64, rest.1 + p * draws);
         } else {
@@ -122,8 +107,5 @@ pub fn assert_distributed(counts: &[usize], probabilities: &[f64], of: &str) {
         cells += 1.0;
     }
     let limit = cells + 5.0 * (2.0_f64 * f64::max(cells, 1.0)).sqrt();
-    assert!(
-        sum <= limit,
-        "{of}: chi-square {sum} of {cells} degrees of freedom"
-    );
+    assert!(sum <= limit, "{of}: chi-square {sum} of {cells} degrees of freedom");
 }

@@ -17,27 +17,16 @@ impl World {
         let entries = self.plan.entries();
         let rows: usize = entries.iter().map(|p| p.len).sum();
         let logits = |p: &Planned| {
-            if p.prompt_logits {
-                p.len
-            } else {
-                usize::from(p.samples)
-            }
+            if p.prompt_logits { p.len } else { usize::from(p.samples) }
         };
         let logit_rows: usize = entries.iter().map(logits).sum();
-        assert_eq!(
-            (rows, logit_rows),
-            (self.plan.rows(), self.plan.logit_rows())
-        );
+        assert_eq!((rows, logit_rows), (self.plan.rows(), self.plan.logit_rows()));
         assert!(rows <= self.budgets.rows_max && logit_rows <= self.budgets.logit_rows_max);
         assert!(running.len() <= self.budgets.sequences_max);
         assert!(rows > 0 || self.scheduler.is_empty(), "work and no plan");
         let planned: BTreeSet<usize> = entries.iter().map(|p| p.sequence).collect();
         assert_eq!(planned.len(), entries.len(), "a sequence is planned once");
-        assert_eq!(
-            planned.len(),
-            running.len(),
-            "a running sequence is starved"
-        );
+        assert_eq!(planned.len(), running.len(), "a running sequence is starved");
         for p in entries {
             let sequence = &running[p.sequence];
             assert_eq!(p.start, sequence.computed);
@@ -50,10 +39,7 @@ impl World {
             client.place = Place::Admitted;
         }
         for (id, client) in self.clients.iter().filter(|(_, c)| c.alive()) {
-            assert!(
-                self.seen.steps <= client.deadline,
-                "sequence {id} waits for ever"
-            );
+            assert!(self.seen.steps <= client.deadline, "sequence {id} waits for ever");
         }
     }
 
@@ -63,44 +49,24 @@ impl World {
         // In exactly one place, and nobody overtakes: running, then waiting, in the order in which
         // they came.
         let ids: Vec<u64> = running.iter().chain(waiting).map(|s| s.id).collect();
-        let alive = self
-            .clients
-            .iter()
-            .filter(|(_, c)| c.alive())
-            .map(|(id, _)| *id);
+        let alive = self.clients.iter().filter(|(_, c)| c.alive()).map(|(id, _)| *id);
         assert_eq!(ids, alive.collect::<Vec<_>>(), "waiting, running or gone");
         let queued = || self.clients.values().filter(|c| c.place == Place::Queue);
         let queued_tokens = queued().map(|c| c.request.prompt.len()).sum();
         assert_eq!(self.scheduler.queued(), (queued().count(), queued_tokens));
         for sequence in waiting {
-            assert!(
-                sequence.pages.is_empty() && sequence.computed == 0,
-                "waiting holds nothing"
-            );
+            assert!(sequence.pages.is_empty() && sequence.computed == 0, "waiting holds nothing");
         }
         for sequence in running.iter().chain(waiting) {
             let client = &self.clients[&sequence.id];
-            assert!(
-                sequence.computed <= sequence.tokens.len(),
-                "computed <= known"
-            );
-            assert!(
-                client.tokens.starts_with(&sequence.tokens),
-                "tokens change with neighbours"
-            );
-            assert!(
-                sequence.tokens.len() < client.len_max,
-                "an ended sequence lives on"
-            );
+            assert!(sequence.computed <= sequence.tokens.len(), "computed <= known");
+            assert!(client.tokens.starts_with(&sequence.tokens), "tokens change with neighbours");
+            assert!(sequence.tokens.len() < client.len_max, "an ended sequence lives on");
             assert!(sequence.cached < sequence.prompt_len);
             assert!(sequence.cached == 0 || sequence.sampling.prompt_logprobs.is_none());
             for (position, kv) in client.kv[..sequence.computed].iter().enumerate() {
                 let page = sequence.pages[position / PAGE] as usize;
-                assert_eq!(
-                    self.kv[page][position % PAGE],
-                    *kv,
-                    "KV of another prefix or identity"
-                );
+                assert_eq!(self.kv[page][position % PAGE], *kv, "KV of another prefix or identity");
             }
         }
         self.check_pages();
@@ -116,16 +82,10 @@ impl World {
         for sequence in self.scheduler.running() {
             let (least, most) = (sequence.tokens.len() - 1, sequence.tokens.len());
             let fits = least.div_ceil(PAGE)..=most.div_ceil(PAGE);
-            assert!(
-                fits.contains(&sequence.pages.len()),
-                "a page too many or too few"
-            );
+            assert!(fits.contains(&sequence.pages.len()), "a page too many or too few");
             for (index, &page) in sequence.pages.iter().enumerate() {
                 holders[page as usize] += 1;
-                assert!(
-                    !sequence.pages[..index].contains(&page),
-                    "a page twice in a sequence"
-                );
+                assert!(!sequence.pages[..index].contains(&page), "a page twice in a sequence");
             }
         }
         for sequence in self.scheduler.running() {
@@ -138,13 +98,8 @@ impl World {
         assert_eq!(self.book.used(), held);
         assert_eq!(self.book.free() + held, self.book.total());
         for (page, &count) in holders.iter().enumerate() {
-            assert_eq!(
-                self.book.holders(page as u32),
-                count,
-                "holders of page {page}"
-            );
+            assert_eq!(self.book.holders(page as u32), count, "holders of page {page}");
         }
-        self.book
-            .check(self.scheduler.running().iter().map(|s| &s.pages[..]));
+        self.book.check(self.scheduler.running().iter().map(|s| &s.pages[..]));
     }
 }

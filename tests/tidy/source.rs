@@ -19,44 +19,28 @@ pub fn files(below: &str, ends: &[&str]) -> Vec<(String, String)> {
             return;
         };
         for path in entries.map(|e| e.expect("an entry").path()) {
-            let name = path
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if LEFT_BEHIND.contains(&name.as_str()) || name == "__pycache__" {
                 continue;
             }
-            if path.is_dir() {
-                walk(&path, found)
-            } else {
-                found.push(path)
-            }
+            if path.is_dir() { walk(&path, found) } else { found.push(path) }
         }
     }
     let mut found = Vec::new();
     walk(&root().join(below), &mut found);
     found.sort();
-    let named = found
-        .into_iter()
-        .filter(|p| ends.iter().any(|e| p.to_string_lossy().ends_with(e)));
+    let named = found.into_iter().filter(|p| ends.iter().any(|e| p.to_string_lossy().ends_with(e)));
     named
         .map(|p| {
-            let path = p
-                .strip_prefix(root())
-                .expect("below the root")
-                .to_string_lossy()
-                .into_owned();
+            let path =
+                p.strip_prefix(root()).expect("below the root").to_string_lossy().into_owned();
             (path, fs::read_to_string(&p).expect("text"))
         })
         .collect()
 }
 
 pub fn rust_files() -> Vec<(String, String)> {
-    ["src", "kernels", "tests", "benches"]
-        .iter()
-        .flat_map(|d| files(d, &[".rs"]))
-        .collect()
+    ["src", "kernels", "tests", "benches"].iter().flat_map(|d| files(d, &[".rs"])).collect()
 }
 
 /// Rust without its comments and the insides of its literals; every line stays where it is.
@@ -67,15 +51,9 @@ pub fn code_of(text: &str) -> String {
     );
     let pattern = Regex::new(literal).expect("a pattern");
     let (mut code, mut from) = (String::new(), 0);
-    for found in pattern
-        .find_iter(text)
-        .map(|m| m.expect("no backtrack limit"))
-    {
+    for found in pattern.find_iter(text).map(|m| m.expect("no backtrack limit")) {
         code += &text[from..found.start()];
-        let kept = found
-            .as_str()
-            .chars()
-            .map(|c| if c == '\n' { c } else { ' ' });
+        let kept = found.as_str().chars().map(|c| if c == '\n' { c } else { ' ' });
         code.extend(kept);
         from = found.end();
     }
@@ -87,14 +65,8 @@ pub fn functions(code: &str) -> Vec<(String, usize, usize)> {
     let pattern = Regex::new(r"\bfn\s+(\w+)").expect("a pattern");
     let line_of = |at: usize| code[..at].matches('\n').count() + 1;
     let mut found = Vec::new();
-    for captures in pattern
-        .captures_iter(code)
-        .map(|c| c.expect("no backtrack limit"))
-    {
-        let (whole, name) = (
-            captures.get(0).expect("match"),
-            captures.get(1).expect("name"),
-        );
+    for captures in pattern.captures_iter(code).map(|c| c.expect("no backtrack limit")) {
+        let (whole, name) = (captures.get(0).expect("match"), captures.get(1).expect("name"));
         let (mut parens, mut braces) = (0i32, 0i32);
         for (i, c) in code[whole.end()..].char_indices() {
             match c {
@@ -120,16 +92,10 @@ pub fn imports(code: &str) -> BTreeSet<String> {
     let path = Regex::new(r"\bcrate::(\w+)").expect("a pattern");
     let group = Regex::new(r"\bcrate::\{([^;]*)\}\s*;").expect("a pattern");
     let mut named = BTreeSet::new();
-    for c in path
-        .captures_iter(code)
-        .map(|c| c.expect("no backtrack limit"))
-    {
+    for c in path.captures_iter(code).map(|c| c.expect("no backtrack limit")) {
         named.insert(c[1].to_owned());
     }
-    for c in group
-        .captures_iter(code)
-        .map(|c| c.expect("no backtrack limit"))
-    {
+    for c in group.captures_iter(code).map(|c| c.expect("no backtrack limit")) {
         let mut depth = 0;
         let top: String = c[1]
             .chars()
@@ -138,9 +104,7 @@ pub fn imports(code: &str) -> BTreeSet<String> {
                 depth == 0 && *ch != '}'
             })
             .collect();
-        let heads = top
-            .split(',')
-            .map(|p| p.trim().split("::").next().unwrap_or_default());
+        let heads = top.split(',').map(|p| p.trim().split("::").next().unwrap_or_default());
         named.extend(heads.filter(|h| !h.is_empty()).map(str::to_owned));
     }
     named
@@ -150,13 +114,9 @@ pub fn imports(code: &str) -> BTreeSet<String> {
 pub fn banned_names(code: &str, banned_nouns: &[&str]) -> Vec<String> {
     let pattern = Regex::new(r"\b(?:struct|enum|trait|type|union)\s+(\w+)").expect("a pattern");
     let word = Regex::new(r"[A-Z][a-z0-9]*").expect("a pattern");
-    let names = pattern
-        .captures_iter(code)
-        .map(|c| c.expect("no backtrack limit")[1].to_owned());
+    let names = pattern.captures_iter(code).map(|c| c.expect("no backtrack limit")[1].to_owned());
     let banned = |name: &String| {
-        let mut words = word
-            .find_iter(name)
-            .map(|m| m.expect("no backtrack limit").as_str());
+        let mut words = word.find_iter(name).map(|m| m.expect("no backtrack limit").as_str());
         words.any(|w| banned_nouns.contains(&w))
     };
     names.filter(banned).collect()
@@ -165,9 +125,7 @@ pub fn banned_names(code: &str, banned_nouns: &[&str]) -> Vec<String> {
 /// Codes of errors that the text makes, and statuses of routes that it serves.
 pub fn captured(pattern: &str, text: &str) -> BTreeSet<String> {
     let pattern = Regex::new(pattern).expect("a pattern");
-    let all = pattern
-        .captures_iter(text)
-        .map(|c| c.expect("no backtrack limit"));
+    let all = pattern.captures_iter(text).map(|c| c.expect("no backtrack limit"));
     all.map(|c| c[1].to_owned()).collect()
 }
 

@@ -1,8 +1,9 @@
-//! y = x·Wᵀ (+ bias):   x [T, I]   W [O, I] packed   y [T, O].
+//! y = x·Wᵀ (+ bias):   x `[T, I]`   W `[O, I]` packed   y `[T, O]`.
 //!
-//! A tile of up to 6 rows by 4 panels lives in registers; each of its lanes is one chain over the inputs in order.
-//! Many rows are taken through 32 KiB of weights at a time, which stay in the first-level cache; the partial sums
-//! rest in y meanwhile, which changes no bit. One row reads the block as one stream.
+//! A tile of up to 6 rows by 4 panels lives in registers; each of its lanes is one chain over the
+//! inputs in order. Many rows are taken through 32 KiB of weights at a time, which stay in the
+//! first-level cache; the partial sums rest in y meanwhile, which changes no bit. One row reads the
+//! block as one stream.
 
 use std::ops::Range;
 
@@ -33,26 +34,18 @@ impl Cut {
     pub(super) fn new(dev: &Device, rows: usize, outs: &[Linear<'_>]) -> Cut {
         let blocks = std::array::from_fn(|i| outs.get(i).map_or(0, |out| out.weight.blocks()));
         let total: usize = blocks.iter().sum();
-        let target = if dev.threads() == 1 {
-            1
-        } else {
-            TASKS_PER_THREAD * dev.threads()
-        };
+        let target = if dev.threads() == 1 { 1 } else { TASKS_PER_THREAD * dev.threads() };
         let run = total.div_ceil(target);
         let row_parts = target.div_ceil(total).min(rows / SPLIT_ROWS).max(1);
-        Cut {
-            rows,
-            row_parts,
-            blocks,
-            runs: blocks.map(|count| count.div_ceil(run)),
-        }
+        Cut { rows, row_parts, blocks, runs: blocks.map(|count| count.div_ceil(run)) }
     }
 
     pub(super) fn tasks(&self) -> usize {
         self.runs.iter().sum::<usize>() * self.row_parts
     }
 
-    /// Site, rows and blocks of a task. Rows vary fastest, so tasks that run at the same time share weights.
+    /// Site, rows and blocks of a task. Rows vary fastest, so tasks that run at the same time share
+    /// weights.
     pub(super) fn task(&self, task: usize) -> (usize, Range<usize>, Range<usize>) {
         let rows = part(self.rows, self.row_parts, task % self.row_parts);
         let mut run = task / self.row_parts;
@@ -93,16 +86,8 @@ impl<'a> Site<'a> {
     /// Rows are within x and y, blocks within W; no other task writes these outputs of these rows.
     pub(super) unsafe fn run(&self, isa: Isa, rows: Range<usize>, blocks: Range<usize>) {
         match self.weight.dtype() {
-            Dtype::F32 => isa.run(Blocks::<false> {
-                site: self,
-                rows,
-                blocks,
-            }),
-            Dtype::Bf16 => isa.run(Blocks::<true> {
-                site: self,
-                rows,
-                blocks,
-            }),
+            Dtype::F32 => isa.run(Blocks::<false> { site: self, rows, blocks }),
+            Dtype::Bf16 => isa.run(Blocks::<true> { site: self, rows, blocks }),
         }
     }
 }
@@ -148,21 +133,14 @@ impl<const BF16: bool> Kernel for Blocks<'_, BF16> {
                 for group in 0..groups {
                     let r = part(rows.len(), groups, group);
                     let row = rows.start + r.start;
-                    let bias = if end == steps && !site.late_bias {
-                        site.bias
-                    } else {
-                        None
-                    };
+                    let bias = if end == steps && !site.late_bias { site.bias } else { None };
                     let tile = Tile {
                         x: site.x.get().add(row * site.x_stride + start),
                         x_stride: site.x_stride,
                         w: site.weight.block(block).add(start * panels * LANES),
                         w_stride: panels * LANES,
                         steps: end - start,
-                        y: site
-                            .y
-                            .get()
-                            .add(row * site.weight.outputs() + block * BLOCK),
+                        y: site.y.get().add(row * site.weight.outputs() + block * BLOCK),
                         y_stride: site.weight.outputs(),
                         outputs: (site.weight.outputs() - block * BLOCK).min(BLOCK),
                         bias: bias.map_or(std::ptr::null(), |b| b[block * BLOCK..].as_ptr()),

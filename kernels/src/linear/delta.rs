@@ -1,8 +1,10 @@
-//! One adapter's change of one site, and its two products: u = x·Aᵀ (shrink) and y += u·Bᵀ (expand).
+//! One adapter's change of one site, and its two products: u = x·Aᵀ (shrink) and y += u·Bᵀ
+//! (expand).
 //!
-//! A is kept [R, I], lanes over inputs, rows padded with zeros to 16 inputs. B is kept transposed in blocks of 64 outputs,
-//! each `[R][64]`, lanes over outputs, the last block padded to 16 outputs: a row's product reads both as one
-//! sequential stream. Ranks are exact. Factors have their own dtype; all arithmetic is f32.
+//! A is kept `[R, I]`, lanes over inputs, rows padded with zeros to 16 inputs. B is kept transposed
+//! in blocks of 64 outputs, each `[R][64]`, lanes over outputs, the last block padded to 16
+//! outputs: a row's product reads both as one sequential stream. Ranks are exact. Factors have
+//! their own dtype; all arithmetic is f32.
 
 use std::ops::Range;
 
@@ -29,13 +31,13 @@ enum Factors {
 }
 
 struct Pair<E: Copy + crate::buffer::Zeroed> {
-    /// [R, I padded to 16]
+    /// `[R, I padded to 16]`
     a: Buffer<E>,
-    /// Blocks of [R, 64].
+    /// Blocks of `[R, 64]`.
     b: Buffer<E>,
 }
 
-/// Shape and numbers of a delta to pack: `a` [R, I], `b` [O, R].
+/// Shape and numbers of a delta to pack: `a` `[R, I]`, `b` `[O, R]`.
 struct Source<'a> {
     rank: usize,
     inputs: usize,
@@ -47,14 +49,7 @@ struct Source<'a> {
 
 impl<E: Element + crate::buffer::Zeroed> Pair<E> {
     fn pack(source: &Source<'_>) -> Pair<E> {
-        let Source {
-            rank,
-            inputs,
-            outputs,
-            a,
-            b,
-            scale,
-        } = *source;
+        let Source { rank, inputs, outputs, a, b, scale } = *source;
         let stride = inputs.next_multiple_of(LANES);
         let mut pair = Pair {
             a: Buffer::zeroed(rank * stride),
@@ -105,8 +100,9 @@ pub(super) struct Expand<'a> {
 }
 
 impl Delta {
-    /// `a` [R, I] and `b` [O, R], row-major as in PEFT files. The scale multiplies B. `gain` [O] multiplies the sum of
-    /// base and delta (DoRA); `bias` [O] is added after it, already scaled. Rank 0 is a gain or a bias alone.
+    /// `a` `[R, I]` and `b` `[O, R]`, row-major as in PEFT files. The scale multiplies B. `gain` `[O]`
+    /// multiplies the sum of base and delta (DoRA); `bias` `[O]` is added after it, already scaled.
+    /// Rank 0 is a gain or a bias alone.
     ///
     /// # Panics
     /// On lengths that do not fit the shape.
@@ -130,26 +126,12 @@ impl Delta {
         for values in [&gain, &bias].into_iter().flatten() {
             assert_eq!(values.len(), outputs, "gain and bias have {outputs} values");
         }
-        let source = Source {
-            rank,
-            inputs,
-            outputs,
-            a,
-            b,
-            scale,
-        };
+        let source = Source { rank, inputs, outputs, a, b, scale };
         let factors = match dtype {
             Dtype::F32 => Factors::F32(Pair::pack(&source)),
             Dtype::Bf16 => Factors::Bf16(Pair::pack(&source)),
         };
-        Delta {
-            factors,
-            rank,
-            inputs,
-            outputs,
-            gain,
-            bias,
-        }
+        Delta { factors, rank, inputs, outputs, gain, bias }
     }
 
     /// R.
@@ -178,53 +160,33 @@ impl Delta {
     }
 
     /// # Safety
-    /// Rows lie within x and u, ranks within `0..rank`; rows of x are padded with zeros to 16; no other task writes these u.
+    /// Rows lie within x and u, ranks within `0..rank`; rows of x are padded with zeros to 16; no
+    /// other task writes these u.
     pub(super) unsafe fn shrink(&self, isa: Isa, at: Shrink) {
         let inputs = self.inputs.next_multiple_of(LANES);
         match &self.factors {
-            Factors::F32(pair) => isa.run(ShrinkRows {
-                at,
-                a: pair.a.as_ptr(),
-                inputs,
-            }),
-            Factors::Bf16(pair) => isa.run(ShrinkRows {
-                at,
-                a: pair.a.as_ptr(),
-                inputs,
-            }),
+            Factors::F32(pair) => isa.run(ShrinkRows { at, a: pair.a.as_ptr(), inputs }),
+            Factors::Bf16(pair) => isa.run(ShrinkRows { at, a: pair.a.as_ptr(), inputs }),
         }
     }
 
     /// y = gain ∘ (y + u·Bᵀ) + delta.bias + bias; without a delta only the bias.
     ///
     /// # Safety
-    /// Rows lie within u and y, blocks within the outputs; u is written; no other task touches these y.
+    /// Rows lie within u and y, blocks within the outputs; u is written; no other task touches
+    /// these y.
     pub(super) unsafe fn expand(delta: Option<&Delta>, isa: Isa, at: Expand<'_>) {
         let rank = delta.map_or(0, |d| d.rank);
         let gain = delta.and_then(|d| d.gain.as_deref());
         let own_bias = delta.and_then(|d| d.bias.as_deref());
         match delta.map(|d| &d.factors) {
-            Some(Factors::Bf16(pair)) => isa.run(ExpandRows {
-                at,
-                b: pair.b.as_ptr(),
-                rank,
-                gain,
-                own_bias,
-            }),
-            Some(Factors::F32(pair)) => isa.run(ExpandRows {
-                at,
-                b: pair.b.as_ptr(),
-                rank,
-                gain,
-                own_bias,
-            }),
-            None => isa.run(ExpandRows::<f32> {
-                at,
-                b: std::ptr::null(),
-                rank,
-                gain,
-                own_bias,
-            }),
+            Some(Factors::Bf16(pair)) => {
+                isa.run(ExpandRows { at, b: pair.b.as_ptr(), rank, gain, own_bias })
+            }
+            Some(Factors::F32(pair)) => {
+                isa.run(ExpandRows { at, b: pair.b.as_ptr(), rank, gain, own_bias })
+            }
+            None => isa.run(ExpandRows::<f32> { at, b: std::ptr::null(), rank, gain, own_bias }),
         }
     }
 }
@@ -270,7 +232,8 @@ impl<E: Element> ShrinkRows<E> {
             let mut lanes = [S::zero(); RANKS];
             for (r, lane) in lanes.iter_mut().enumerate() {
                 let p = a.add(r * self.inputs + i);
-                // The four ranks of this tile are one stretch of memory; the next tile's follows it.
+                // The four ranks of this tile are one stretch of memory; the next tile's follows
+                // it.
                 S::prefetch(p.wrapping_add(RANKS * self.inputs).cast());
                 *lane = E::load::<S>(p);
             }
@@ -342,9 +305,7 @@ impl<E: Element> ExpandRows<'_, E> {
             }
         }
         let width = block_width(at.outputs, block);
-        let b = self
-            .b
-            .wrapping_add(block * BLOCK * self.rank + panel * LANES);
+        let b = self.b.wrapping_add(block * BLOCK * self.rank + panel * LANES);
         for r in 0..self.rank {
             let b = b.add(r * width);
             let mut factors = [S::zero(); PANELS];

@@ -1,15 +1,17 @@
 //! y = gain ∘ (x·Wᵀ + (x·Aᵀ)·Bᵀ) + delta.bias + bias,   one to three sites that read the same x.
 //!
-//! x [T, I]   W [O, I]   y [T, O]   and for every segment g its own A [R, I], B [O, R] (scale folded in), gain [O], bias [O].
+//! x `[T, I]`   W `[O, I]`   y `[T, O]`   and for every segment g its own A `[R, I]`, B `[O, R]` (scale folded in), gain `[O]`, bias `[O]`.
 //! Rows without a delta are x·Wᵀ + bias and cost nothing beyond it.
 //!
-//! Two forks, whatever the number of adapters, ranks and sites (one when no row has a delta): first the base
-//! product of every site beside u = x·Aᵀ of every (site, segment), which both only read x; then y += u·Bᵀ, gains and
-//! biases. Work is cut into pieces over outputs, ranks and rows, never over a reduction, and claimed piece by piece.
+//! Two forks, whatever the number of adapters, ranks and sites (one when no row has a delta): first
+//! the base product of every site beside u = x·Aᵀ of every (site, segment), which both only read x;
+//! then y += u·Bᵀ, gains and biases. Work is cut into pieces over outputs, ranks and rows, never
+//! over a reduction, and claimed piece by piece.
 //!
-//! Numerics: sums in f32. W·x is one chain over the inputs in order (fused multiply-add; with `vdpbf16ps` a
-//! pair at a time). u is 16 chains (inputs i, i+16, …) joined in one order. The delta is added on top of x·Wᵀ
-//! rank by rank. With bf16 weights W multiplies x rounded once to bf16; A multiplies the f32 x; u stays f32.
+//! Numerics: sums in f32. W·x is one chain over the inputs in order (fused multiply-add; with
+//! `vdpbf16ps` a pair at a time). u is 16 chains (inputs i, i+16, …) joined in one order. The delta
+//! is added on top of x·Wᵀ rank by rank. With bf16 weights W multiplies x rounded once to bf16; A
+//! multiplies the f32 x; u stays f32.
 
 mod base;
 mod delta;
@@ -35,14 +37,15 @@ const PIECES_MAX: usize = 16;
 /// Tasks of the base product per thread: enough that a late thread delays the fork by little.
 const TASKS_PER_THREAD: usize = 8;
 
-/// One site: y = x·Wᵀ (+ segment deltas) (+ bias). `y` is [T, O].
+/// One site: y = x·Wᵀ (+ segment deltas) (+ bias). `y` is `[T, O]`.
 pub struct Linear<'a> {
     pub weight: &'a Matrix,
     pub bias: Option<&'a [f32]>,
     pub y: &'a mut [f32],
 }
 
-/// A piece of the segments' work: some rows of one segment at one site, and a range of ranks or output blocks.
+/// A piece of the segments' work: some rows of one segment at one site, and a range of ranks or
+/// output blocks.
 #[derive(Clone, Copy)]
 struct Piece {
     site: u32,
@@ -54,7 +57,7 @@ struct Piece {
 
 /// Memory of [`linear`] between its forks, taken once.
 pub struct LoraScratch {
-    /// [SITES_MAX, rows_max, rank_max]
+    /// `[SITES_MAX, rows_max, rank_max]`
     u: Buffer<f32>,
     shrink: Vec<Piece>,
     expand: Vec<Piece>,
@@ -87,11 +90,12 @@ impl LoraScratch {
     }
 }
 
-/// One to three linears that read the same x (q, k, v / gate, up / one). `delta(i, g)` is the delta of output `i` for the
-/// rows of segment `g`; `None` leaves them at the base.
+/// One to three linears that read the same x (q, k, v / gate, up / one). `delta(i, g)` is the delta
+/// of output `i` for the rows of segment `g`; `None` leaves them at the base.
 ///
 /// # Panics
-/// On shapes that do not fit: x and W, W and y, a delta and its site, more rows or ranks than the scratch has.
+/// On shapes that do not fit: x and W, W and y, a delta and its site, more rows or ranks than the
+/// scratch has.
 pub fn linear<'d>(
     dev: &Device,
     x: &Act,
@@ -114,10 +118,8 @@ pub fn linear<'d>(
     let isa = dev.isa();
 
     let cut = base::Cut::new(dev, rows, outs);
-    let sites: [Option<base::Site>; SITES_MAX] = std::array::from_fn(|i| {
-        outs.get_mut(i)
-            .map(|out| base::Site::new(x, out, late_bias[i]))
-    });
+    let sites: [Option<base::Site>; SITES_MAX] =
+        std::array::from_fn(|i| outs.get_mut(i).map(|out| base::Site::new(x, out, late_bias[i])));
     let site = |i: usize| sites[i].as_ref().expect("pieces name existing sites");
 
     // The base's pieces are the longer: they have the high numbers, which start first.
@@ -133,11 +135,7 @@ pub fn linear<'d>(
                 u_stride: rank_max,
             };
             // SAFETY: the checks above bound rows and ranks; pieces are disjoint in u.
-            unsafe {
-                delta
-                    .expect("shrink pieces have a delta")
-                    .shrink(isa, shrink)
-            };
+            unsafe { delta.expect("shrink pieces have a delta").shrink(isa, shrink) };
         } else {
             let (i, tile_rows, blocks) = cut.task(task - shrink.len());
             // SAFETY: shapes are checked, tasks are disjoint in y.
@@ -166,34 +164,20 @@ pub fn linear<'d>(
 
 fn check(x: &Act, rows: usize, outs: &[Linear<'_>], segments: Segments<'_>, scratch: &LoraScratch) {
     segments.check(rows);
-    assert!(
-        (1..=SITES_MAX).contains(&outs.len()),
-        "{} sites in one call",
-        outs.len()
-    );
+    assert!((1..=SITES_MAX).contains(&outs.len()), "{} sites in one call", outs.len());
     assert!(rows <= x.rows_max(), "{rows} rows of x's {}", x.rows_max());
-    assert!(
-        rows <= scratch.rows_max,
-        "{rows} rows, scratch for {}",
-        scratch.rows_max
-    );
+    assert!(rows <= scratch.rows_max, "{rows} rows, scratch for {}", scratch.rows_max);
     for (i, out) in outs.iter().enumerate() {
         let (outputs, inputs) = (out.weight.outputs(), out.weight.inputs());
         assert_eq!(inputs, x.width(), "site {i}: W is [{outputs}, {inputs}]");
-        assert!(
-            out.y.len() >= rows * outputs,
-            "site {i}: y holds {rows} rows of {outputs}"
-        );
-        assert!(
-            out.bias.is_none_or(|b| b.len() == outputs),
-            "site {i}: bias has {outputs} values"
-        );
+        assert!(out.y.len() >= rows * outputs, "site {i}: y holds {rows} rows of {outputs}");
+        assert!(out.bias.is_none_or(|b| b.len() == outputs), "site {i}: bias has {outputs} values");
     }
 }
 
 impl LoraScratch {
-    /// Lists the pieces of both forks, and says for which sites the second one adds the bias: where a gain may stand
-    /// between product and bias, so where any row has a delta.
+    /// Lists the pieces of both forks, and says for which sites the second one adds the bias: where
+    /// a gain may stand between product and bias, so where any row has a delta.
     fn plan<'d>(
         &mut self,
         rows: usize,
@@ -227,28 +211,23 @@ impl LoraScratch {
                     delta.inputs(),
                 );
                 let rank = delta.rank();
-                assert!(
-                    rank <= self.rank_max,
-                    "rank {rank}, scratch for {}",
-                    self.rank_max
-                );
-                self.shrink
-                    .extend(pieces(i, Some(g), rows.clone(), rank, PIECE_RANKS));
+                assert!(rank <= self.rank_max, "rank {rank}, scratch for {}", self.rank_max);
+                self.shrink.extend(pieces(i, Some(g), rows.clone(), rank, PIECE_RANKS));
                 let span = (PIECE_VALUES / (rank.max(1) * crate::matrix::BLOCK)).max(1);
                 let span = span.max(blocks.div_ceil(PIECES_MAX));
                 self.expand.extend(pieces(i, Some(g), rows, blocks, span));
             }
             let base_rows = segments.indptr[segments.count()] as usize..rows;
             if late_bias[i] && !base_rows.is_empty() {
-                self.expand
-                    .extend(pieces(i, None, base_rows, blocks, blocks));
+                self.expand.extend(pieces(i, None, base_rows, blocks, blocks));
             }
         }
         late_bias
     }
 }
 
-/// Cuts the rows of one segment at one site into pieces of `PIECE_ROWS` rows by `span` of `0..count`.
+/// Cuts the rows of one segment at one site into pieces of `PIECE_ROWS` rows by `span` of
+/// `0..count`.
 fn pieces(
     site: usize,
     segment: Option<usize>,

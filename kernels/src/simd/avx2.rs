@@ -114,10 +114,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-        [
-            _mm256_fmadd_ps(a[0], b[0], c[0]),
-            _mm256_fmadd_ps(a[1], b[1], c[1]),
-        ]
+        [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])]
     }
     #[inline(always)]
     unsafe fn select_lt(a: Self::F, b: Self::F, yes: Self::F, no: Self::F) -> Self::F {
@@ -128,10 +125,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn round(v: Self::F) -> Self::F {
         const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-        [
-            _mm256_round_ps::<NEAREST>(v[0]),
-            _mm256_round_ps::<NEAREST>(v[1]),
-        ]
+        [_mm256_round_ps::<NEAREST>(v[0]), _mm256_round_ps::<NEAREST>(v[1])]
     }
     #[inline(always)]
     unsafe fn pow2(n: Self::F) -> Self::F {
@@ -148,10 +142,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn max_lane(v: Self::F) -> f32 {
         let eight = _mm256_max_ps(v[0], v[1]);
-        let four = _mm_max_ps(
-            _mm256_castps256_ps128(eight),
-            _mm256_extractf128_ps::<1>(eight),
-        );
+        let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
         let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
         _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
     }

@@ -1,12 +1,12 @@
 //! Sixteen f32 lanes on every CPU: the vocabulary in which each inner loop is written once.
 //!
-//! [`Simd`] is implemented by AVX-512 (one register), AVX2 (two) and plain arrays (NEON and the rest,
-//! which the compiler vectorises). [`Isa::run`] picks at run time: a [`Kernel`] is inlined whole into a function
-//! compiled for that instruction set. Everything under `Kernel::run` must be `#[inline(always)]`,
-//! or it is compiled without the instructions.
+//! [`Simd`] is implemented by AVX-512 (one register), AVX2 (two) and plain arrays (NEON and the
+//! rest, which the compiler vectorises). [`Isa::run`] picks at run time: a [`Kernel`] is inlined
+//! whole into a function compiled for that instruction set. Everything under `Kernel::run` must be
+//! `#[inline(always)]`, or it is compiled without the instructions.
 //!
-//! Lane operations are the same everywhere and every sum has one order, so AVX2 and AVX-512 give the same bits;
-//! `vdpbf16ps` and CPUs without fused multiply-add round differently.
+//! Lane operations are the same everywhere and every sum has one order, so AVX2 and AVX-512 give
+//! the same bits; `vdpbf16ps` and CPUs without fused multiply-add round differently.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -85,11 +85,13 @@ impl Isa {
 pub(crate) trait Kernel {
     type Output;
     /// # Safety
-    /// The instruction set of `S` is there; pointers held by `self` are valid for what the kernel's page says.
+    /// The instruction set of `S` is there; pointers held by `self` are valid for what the kernel's
+    /// page says.
     unsafe fn run<S: Simd>(self) -> Self::Output;
 }
 
-/// Sixteen f32 lanes. All methods are unsafe because they need the instruction set; pointers need no alignment.
+/// Sixteen f32 lanes. All methods are unsafe because they need the instruction set; pointers need
+/// no alignment.
 pub(crate) trait Simd: Copy {
     /// One vector.
     type F: Copy;
@@ -131,7 +133,8 @@ pub(crate) trait Simd: Copy {
     unsafe fn step_f32(acc: Self::F, x: u32, w: *const u32) -> Self::F {
         Self::fma(Self::splat(f32::from_bits(x)), Self::load(w.cast()), acc)
     }
-    /// `acc + x0 · w0 + x1 · w1`: one bf16 step of a packed panel; `x` a pair, `w` 16 pairs, the first in the low half.
+    /// `acc + x0 · w0 + x1 · w1`: one bf16 step of a packed panel; `x` a pair, `w` 16 pairs, the
+    /// first in the low half.
     unsafe fn step_bf16(acc: Self::F, x: u32, w: *const u32) -> Self::F;
     unsafe fn prefetch(p: *const u8);
 
@@ -151,15 +154,7 @@ pub(crate) trait Simd: Copy {
         let r = Self::fma(n, Self::splat(2.121_944_4e-4), r);
         // Taylor to the 7th power: the rest is below 6e-9 for |r| <= ln 2 / 2.
         let mut p = Self::splat(1.0 / 5040.0);
-        for c in [
-            1.0 / 720.0,
-            1.0 / 120.0,
-            1.0 / 24.0,
-            1.0 / 6.0,
-            0.5,
-            1.0,
-            1.0,
-        ] {
+        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
             p = Self::fma(p, r, Self::splat(c));
         }
         let y = Self::mul(p, Self::pow2(n));

@@ -1,4 +1,5 @@
-//! Sixteen lanes as a plain array: loops of fixed length that the compiler vectorises for the target (NEON, SSE2).
+//! Sixteen lanes as a plain array: loops of fixed length that the compiler vectorises for the
+//! target (NEON, SSE2).
 
 use half::bf16;
 
@@ -9,7 +10,8 @@ pub(crate) struct Portable;
 
 type Array = [f32; LANES];
 
-/// A call into the C library where the CPU has no fused instruction: a plain product and sum is better then.
+/// A call into the C library where the CPU has no fused instruction: a plain product and sum is
+/// better then.
 const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
 
 #[inline(always)]
@@ -77,13 +79,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn fma(a: Array, b: Array, c: Array) -> Array {
-        std::array::from_fn(|i| {
-            if FUSED {
-                a[i].mul_add(b[i], c[i])
-            } else {
-                a[i] * b[i] + c[i]
-            }
-        })
+        std::array::from_fn(|i| if FUSED { a[i].mul_add(b[i], c[i]) } else { a[i] * b[i] + c[i] })
     }
     #[inline(always)]
     unsafe fn select_lt(a: Array, b: Array, yes: Array, no: Array) -> Array {

@@ -17,7 +17,7 @@ struct World {
     heads: usize,
     kv_heads: usize,
     dim: usize,
-    /// [S] lengths.
+    /// `[S]` lengths.
     lengths: Vec<usize>,
     /// Per sequence [length, N·D], [length, K·D], [length, K·D].
     q: Vec<Vec<f32>>,
@@ -58,11 +58,7 @@ impl World {
         let mut draw = |width: usize| -> Vec<Vec<f32>> {
             lengths.iter().map(|l| rng.values(l * width)).collect()
         };
-        let (q, k, v) = (
-            draw(heads * dim),
-            draw(kv_heads * dim),
-            draw(kv_heads * dim),
-        );
+        let (q, k, v) = (draw(heads * dim), draw(kv_heads * dim), draw(kv_heads * dim));
         let inv_freq = (0..dim / 2).map(|d| 0.5f32.powi(d as i32)).collect();
         let (norm, replaced) = (rng.values(dim), rng.values(dim));
         World {
@@ -84,16 +80,11 @@ impl World {
     }
 
     fn cache(&self) -> KvCache {
-        KvCache::new(
-            self.dtype,
-            LAYERS,
-            self.pages_total,
-            self.kv_heads,
-            self.dim,
-        )
+        KvCache::new(self.dtype, LAYERS, self.pages_total, self.kv_heads, self.dim)
     }
 
-    /// Runs the parts as one step; segment 0 is the first `replaced_rows` rows. Returns rotated q and the output.
+    /// Runs the parts as one step; segment 0 is the first `replaced_rows` rows. Returns rotated q
+    /// and the output.
     fn step(
         &self,
         dev: &Device,
@@ -119,16 +110,9 @@ impl World {
             pages: &self.pages,
             page_indptr: &self.page_indptr,
         };
-        let indptr: &[u32] = if replaced_rows > 0 {
-            &[0, replaced_rows]
-        } else {
-            &[0]
-        };
+        let indptr: &[u32] = if replaced_rows > 0 { &[0, replaced_rows] } else { &[0] };
         let replaced = |_| Some(self.replaced.as_slice());
-        let norm = NormWeight {
-            base: &self.norm,
-            replaced: &replaced,
-        };
+        let norm = NormWeight { base: &self.norm, replaced: &replaced };
         let args = RopeStore {
             q: &mut q,
             k: &mut k,
@@ -173,28 +157,17 @@ impl World {
             |x: &[f32], p: usize| wide(&x[(p * self.kv_heads + head) * self.dim..][..self.dim]);
         let key = |p| stored(&rotate(&row(&self.k[s], p), p as u32, &self.inv_freq, 1.25));
         let value = |p| stored(&row(&self.v[s], p));
-        (
-            (from..=to).map(key).collect(),
-            (from..=to).map(value).collect(),
-        )
+        ((from..=to).map(key).collect(), (from..=to).map(value).collect())
     }
 
     fn check(&self, dev: &Device, window: Option<u32>) {
         let mut kv = self.cache();
         let all: Vec<Part> = (0..self.lengths.len())
-            .map(|s| Part {
-                sequence: s,
-                from: 0,
-                to: self.lengths[s],
-            })
+            .map(|s| Part { sequence: s, from: 0, to: self.lengths[s] })
             .collect();
         let (q, out) = self.step(dev, &mut kv, &all, 17, window);
         // A key rotated in f32 may round to the other bf16 neighbour than one rotated in f64.
-        let tolerance = if self.dtype == Dtype::Bf16 {
-            4e-3
-        } else {
-            2e-5
-        };
+        let tolerance = if self.dtype == Dtype::Bf16 { 4e-3 } else { 2e-5 };
         let mut t = 0;
         for (s, &length) in self.lengths.iter().enumerate() {
             for p in 0..length {
@@ -249,11 +222,7 @@ fn a_rows_attention_has_the_same_bits_in_any_step() {
             let dev = Device::cpu_with(1, isa).expect("available");
             let mut kv = world.cache();
             let whole: Vec<Part> = (0..world.lengths.len())
-                .map(|s| Part {
-                    sequence: s,
-                    from: 0,
-                    to: world.lengths[s],
-                })
+                .map(|s| Part { sequence: s, from: 0, to: world.lengths[s] })
                 .collect();
             let (_, among) = world.step(&dev, &mut kv, &whole, 0, Some(50));
             let start: usize = world.lengths[..4].iter().sum();
@@ -265,18 +234,8 @@ fn a_rows_attention_has_the_same_bits_in_any_step() {
                     let mut from = 0;
                     for rows in chunks {
                         let to = from + rows;
-                        let parts = [
-                            Part {
-                                sequence: 2,
-                                from: 0,
-                                to: 3,
-                            },
-                            Part {
-                                sequence: 4,
-                                from,
-                                to,
-                            },
-                        ];
+                        let parts =
+                            [Part { sequence: 2, from: 0, to: 3 }, Part { sequence: 4, from, to }];
                         let (_, out) = world.step(&dev, &mut kv, &parts, 0, Some(50));
                         for p in from..to {
                             let got = bits(out.row(3 + p - from));
@@ -308,22 +267,7 @@ fn page_bytes_times_pages_is_what_a_cache_holds() {
 #[should_panic(expected = "row 0: position 16 beyond its 1 pages")]
 fn a_position_beyond_its_pages_is_refused() {
     let kv = KvCache::new(Dtype::F32, 1, 1, 1, 16);
-    let rows = Rows {
-        positions: &[16],
-        sequences: &[0],
-        pages: &[0],
-        page_indptr: &[0, 1],
-    };
+    let rows = Rows { positions: &[16], sequences: &[0], pages: &[0], page_indptr: &[0, 1] };
     let mut out = Act::new(Dtype::F32, 1, 16);
-    attention(
-        &Device::cpu(1),
-        &[0.0; 16],
-        1,
-        &kv,
-        0,
-        rows,
-        1.0,
-        None,
-        &mut out,
-    );
+    attention(&Device::cpu(1), &[0.0; 16], 1, &kv, 0, rows, 1.0, None, &mut out);
 }

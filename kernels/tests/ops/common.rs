@@ -1,4 +1,5 @@
-//! What the ops' tests share: numbers from a seed, the devices to test, and one site with its adapters.
+//! What the ops' tests share: numbers from a seed, the devices to test, and one site with its
+//! adapters.
 
 use half::bf16;
 use polylora_kernels::reference::Factors;
@@ -44,9 +45,7 @@ pub fn rounded(dtype: Dtype, x: &[f32]) -> Vec<f32> {
 
 /// Every instruction set of this CPU on one thread, and the best on two and three.
 pub fn devices() -> Vec<Device> {
-    let each = Isa::available()
-        .iter()
-        .map(|&isa| Device::cpu_with(1, isa).expect("available"));
+    let each = Isa::available().iter().map(|&isa| Device::cpu_with(1, isa).expect("available"));
     each.chain([2, 3].map(Device::cpu)).collect()
 }
 
@@ -57,10 +56,7 @@ pub fn assert_close(got: &[f32], want: &[f64], tolerance: f64, what: &str) {
     assert_eq!(got.len(), want.len(), "{what}");
     for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
         let error = (f64::from(got) - want).abs();
-        assert!(
-            error <= tolerance,
-            "{what}: [{i}] is {got}, not {want} (off by {error:e})"
-        );
+        assert!(error <= tolerance, "{what}: [{i}] is {got}, not {want} (off by {error:e})");
     }
 }
 
@@ -93,15 +89,7 @@ impl Adapter {
         let bias = dora.then(|| rng.values(outputs));
         let (g, c) = (gain.clone(), bias.clone());
         let delta = Delta::new(dtype, rank, inputs, outputs, &a, &b, scale, g, c);
-        Adapter {
-            rank,
-            a,
-            b,
-            scale,
-            gain,
-            bias,
-            delta,
-        }
+        Adapter { rank, a, b, scale, gain, bias, delta }
     }
 
     pub fn factors(&self) -> Factors<'_> {

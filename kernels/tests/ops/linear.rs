@@ -1,4 +1,5 @@
-//! `linear` against the f64 loop, over shapes, storage types, instruction sets and popularities of adapters; and its bits.
+//! `linear` against the f64 loop, over shapes, storage types, instruction sets and popularities of
+//! adapters; and its bits.
 
 use crate::common::{Adapter, DTYPES, Rng, assert_close, devices, rounded};
 use polylora_kernels::reference::{linear_row, segment_of};
@@ -44,10 +45,7 @@ impl Case {
 
     fn act(&self) -> Act {
         let mut act = Act::new(self.dtype, self.x.len(), self.inputs);
-        self.x
-            .iter()
-            .enumerate()
-            .for_each(|(t, x)| act.set_row(t, x));
+        self.x.iter().enumerate().for_each(|(t, x)| act.set_row(t, x));
         act
     }
 
@@ -56,32 +54,16 @@ impl Case {
         let mut y = vec![f32::NAN; rows * self.outputs];
         let mut scratch = LoraScratch::new(rows, 512);
         let bias = self.bias.as_deref();
-        let mut outs = [Linear {
-            weight: &self.weight,
-            bias,
-            y: &mut y,
-        }];
+        let mut outs = [Linear { weight: &self.weight, bias, y: &mut y }];
         let delta = |_, g: usize| self.segments[g].map(|a| &self.adapters[a].delta);
-        let segments = Segments {
-            indptr: &self.indptr,
-        };
-        linear(
-            dev,
-            &self.act(),
-            rows,
-            &mut outs,
-            segments,
-            &delta,
-            &mut scratch,
-        );
+        let segments = Segments { indptr: &self.indptr };
+        linear(dev, &self.act(), rows, &mut outs, segments, &delta, &mut scratch);
         y
     }
 
     fn check(&self, dev: &Device) {
         let y = self.run(dev);
-        let segments = Segments {
-            indptr: &self.indptr,
-        };
+        let segments = Segments { indptr: &self.indptr };
         for (t, x) in self.x.iter().enumerate() {
             let adapter = segment_of(segments, t).and_then(|g| self.segments[g]);
             let delta = adapter.map(|a| self.adapters[a].factors());
@@ -97,12 +79,7 @@ impl Case {
                 self.outputs,
                 self.inputs
             );
-            assert_close(
-                &y[t * self.outputs..][..self.outputs],
-                &want,
-                tolerance,
-                &what,
-            );
+            assert_close(&y[t * self.outputs..][..self.outputs], &want, tolerance, &what);
         }
     }
 }
@@ -139,10 +116,7 @@ fn popularity(name: &str, rows: usize) -> Vec<usize> {
         "identical" => vec![rows],
         "distinct" => vec![1; rows],
         "uniform" => vec![2; rows / 2],
-        "zipf" => (1..)
-            .map(|i| rows / (4 * i))
-            .take_while(|&n| n > 0)
-            .collect(),
+        "zipf" => (1..).map(|i| rows / (4 * i)).take_while(|&n| n > 0).collect(),
         "skewed" => std::iter::once(rows - 8).chain([1; 4]).collect(),
         "none" => vec![],
         _ => unreachable!("{name}"),
@@ -192,19 +166,14 @@ fn three_sites_of_one_call_each_get_their_own_product() {
         let w = outputs.map(|o| rng.values(o * inputs));
         let bias = outputs.map(|o| rng.values(o));
         let adapters = outputs.map(|o| Adapter::new(&mut rng, Dtype::F32, 5, inputs, o, o == 33));
-        let weight: Vec<Matrix> = (0..3)
-            .map(|i| Matrix::from_f32(Dtype::F32, outputs[i], inputs, &w[i]))
-            .collect();
+        let weight: Vec<Matrix> =
+            (0..3).map(|i| Matrix::from_f32(Dtype::F32, outputs[i], inputs, &w[i])).collect();
         let mut y = outputs.map(|o| vec![0.0; rows * o]);
         let mut scratch = LoraScratch::new(rows, 8);
         let mut outs: Vec<Linear<'_>> = y
             .iter_mut()
             .enumerate()
-            .map(|(i, y)| Linear {
-                weight: &weight[i],
-                bias: Some(&bias[i]),
-                y,
-            })
+            .map(|(i, y)| Linear { weight: &weight[i], bias: Some(&bias[i]), y })
             .collect();
         // Segment 0 changes the first and last site, segment 1 only the last.
         let has = |i: usize, g: usize| i == 2 || (i == 0 && g == 0);
@@ -235,26 +204,14 @@ fn a_rows_bits_do_not_depend_on_its_neighbours_or_the_threads() {
                 let among = case.run(&solo);
                 for threads in [2, 3] {
                     let team = Device::cpu_with(threads, isa).expect("available");
-                    assert_eq!(
-                        bits(&case.run(&team)),
-                        bits(&among),
-                        "{} {name}",
-                        team.name()
-                    );
+                    assert_eq!(bits(&case.run(&team)), bits(&among), "{} {name}", team.name());
                 }
-                let segments = Segments {
-                    indptr: &case.indptr,
-                };
+                let segments = Segments { indptr: &case.indptr };
                 for t in [0, 1, 5, 17, 40, 62, 63] {
                     let adapter = segment_of(segments, t).and_then(|g| case.segments[g]);
                     let alone = alone(&case, &solo, t, adapter);
                     let row = &among[t * case.outputs..][..case.outputs];
-                    assert_eq!(
-                        bits(&alone),
-                        bits(row),
-                        "{} {dtype:?} {name} row {t}",
-                        solo.name()
-                    );
+                    assert_eq!(bits(&alone), bits(row), "{} {dtype:?} {name} row {t}", solo.name());
                 }
             }
         }
@@ -266,23 +223,11 @@ fn alone(case: &Case, dev: &Device, t: usize, adapter: Option<usize>) -> Vec<f32
     let mut x = Act::new(case.dtype, 1, case.inputs);
     x.set_row(0, &case.x[t]);
     let mut y = vec![0.0; case.outputs];
-    let mut outs = [Linear {
-        weight: &case.weight,
-        bias: case.bias.as_deref(),
-        y: &mut y,
-    }];
+    let mut outs = [Linear { weight: &case.weight, bias: case.bias.as_deref(), y: &mut y }];
     let indptr: &[u32] = if adapter.is_some() { &[0, 1] } else { &[0] };
     let delta = |_, _| adapter.map(|a| &case.adapters[a].delta);
     let mut scratch = LoraScratch::new(1, 512);
-    linear(
-        dev,
-        &x,
-        1,
-        &mut outs,
-        Segments { indptr },
-        &delta,
-        &mut scratch,
-    );
+    linear(dev, &x, 1, &mut outs, Segments { indptr }, &delta, &mut scratch);
     y
 }
 
@@ -292,10 +237,9 @@ fn bits(x: &[f32]) -> Vec<u32> {
 
 #[test]
 fn avx2_and_avx512_give_the_same_bits_in_f32() {
-    let (Some(two), Some(five)) = (
-        Device::cpu_with(1, Isa::Avx2),
-        Device::cpu_with(1, Isa::Avx512),
-    ) else {
+    let (Some(two), Some(five)) =
+        (Device::cpu_with(1, Isa::Avx2), Device::cpu_with(1, Isa::Avx512))
+    else {
         return;
     };
     let case = mixed(&mut Rng(5), Dtype::F32, "zipf", 40);
@@ -330,21 +274,9 @@ fn a_rank_beyond_the_scratch_is_refused() {
     let adapter = Adapter::new(&mut rng, Dtype::F32, 9, 16, 16, false);
     let weight = Matrix::from_f32(Dtype::F32, 16, 16, &rng.values(256));
     let mut y = vec![0.0; 16];
-    let mut outs = [Linear {
-        weight: &weight,
-        bias: None,
-        y: &mut y,
-    }];
+    let mut outs = [Linear { weight: &weight, bias: None, y: &mut y }];
     let (dev, x) = (Device::cpu(1), Act::new(Dtype::F32, 1, 16));
     let segments = Segments { indptr: &[0, 1] };
     let mut scratch = LoraScratch::new(1, 8);
-    linear(
-        &dev,
-        &x,
-        1,
-        &mut outs,
-        segments,
-        &|_, _| Some(&adapter.delta),
-        &mut scratch,
-    );
+    linear(&dev, &x, 1, &mut outs, segments, &|_, _| Some(&adapter.delta), &mut scratch);
 }

@@ -1,4 +1,5 @@
-//! Every op, on every instruction set of this CPU, against `polylora_kernels::reference`: plain loops in f64.
+//! Every op, on every instruction set of this CPU, against `polylora_kernels::reference`: plain
+//! loops in f64.
 
 mod attention;
 mod common;

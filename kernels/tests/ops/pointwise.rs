@@ -28,31 +28,19 @@ fn add_norm_equals_the_f64_loop_with_and_without_residual_and_post_norm() {
             let end = rows.div_ceil(2) as u32;
             let segments = Segments { indptr: &[0, end] };
             let replaced = |_| Some(own.as_slice());
-            let weight = NormWeight {
-                base: &w,
-                replaced: &replaced,
-            };
+            let weight = NormWeight { base: &w, replaced: &replaced };
             let keep = |_| None;
-            let post_weight = NormWeight {
-                base: &post,
-                replaced: &keep,
-            };
+            let post_weight = NormWeight { base: &post, replaced: &keep };
             for case in 0..3 {
-                let residual = (case > 0).then_some(Residual {
-                    y: &y,
-                    post: (case == 2).then_some(post_weight),
-                });
+                let residual = (case > 0)
+                    .then_some(Residual { y: &y, post: (case == 2).then_some(post_weight) });
                 let sampled: Vec<u32> = (0..rows as u32).rev().step_by(2).collect();
                 let mut out = Act::new(Dtype::Bf16, rows, width);
-                add_norm_rows(
-                    &dev, &h0, &sampled, residual, weight, 1e-5, segments, &mut out,
-                );
+                add_norm_rows(&dev, &h0, &sampled, residual, weight, 1e-5, segments, &mut out);
                 let picked: Vec<Vec<f32>> =
                     (0..sampled.len()).map(|i| out.row(i).to_vec()).collect();
                 let mut h = h0.clone();
-                add_norm(
-                    &dev, &mut h, rows, residual, weight, 1e-5, segments, &mut out,
-                );
+                add_norm(&dev, &mut h, rows, residual, weight, 1e-5, segments, &mut out);
                 for t in 0..rows {
                     let what = format!("{} case {case} row {t} of [{rows}, {width}]", dev.name());
                     let at = t * width..(t + 1) * width;
@@ -101,16 +89,11 @@ fn embed_looks_up_scales_and_adds_the_segments_delta() {
         for dtype in DTYPES {
             let (vocab, hidden, rank, rows) = (37, 45, 3, 20);
             let table = rng.stored(dtype, vocab * hidden);
-            let (a, b) = (
-                rng.stored(dtype, rank * vocab),
-                rng.stored(dtype, hidden * rank),
-            );
+            let (a, b) = (rng.stored(dtype, rank * vocab), rng.stored(dtype, hidden * rank));
             let delta = EmbedDelta::new(dtype, rank, vocab, hidden, &a, &b, 0.5);
             let matrix = Matrix::from_f32(dtype, vocab, hidden, &table);
             let tokens: Vec<u32> = (0..rows).map(|_| rng.below(vocab) as u32).collect();
-            let segments = Segments {
-                indptr: &[0, 6, 11],
-            };
+            let segments = Segments { indptr: &[0, 6, 11] };
             let mut h = vec![0.0; rows * hidden];
             let only_first = |g| (g == 0).then_some(&delta);
             embed(&dev, &matrix, &tokens, 3.0, segments, &only_first, &mut h);
@@ -120,11 +103,7 @@ fn embed_looks_up_scales_and_adds_the_segments_delta() {
                     let own: f64 = (0..rank)
                         .map(|r| f64::from(a[r * vocab + token]) * f64::from(b[i * rank + r]))
                         .sum();
-                    let own = if segment_of(segments, t) == Some(0) {
-                        0.5 * own
-                    } else {
-                        0.0
-                    };
+                    let own = if segment_of(segments, t) == Some(0) { 0.5 * own } else { 0.0 };
                     3.0 * f64::from(table[token * hidden + i]) + own
                 };
                 let want: Vec<f64> = (0..hidden).map(value).collect();
@@ -147,21 +126,12 @@ fn an_act_keeps_its_bf16_copy_in_step() {
         let mut out = Act::new(Dtype::Bf16, rows, width);
         glu(&dev, Gate::Silu, &g, &u, rows, &mut out);
         let mut y = vec![0.0; rows * width];
-        let outs = &mut [polylora_kernels::Linear {
-            weight: &weight,
-            bias: None,
-            y: &mut y,
-        }];
+        let outs = &mut [polylora_kernels::Linear { weight: &weight, bias: None, y: &mut y }];
         let mut scratch = polylora_kernels::LoraScratch::new(rows, 1);
         let none = Segments { indptr: &[0] };
         polylora_kernels::linear(&dev, &out, rows, outs, none, &|_, _| None, &mut scratch);
         for t in 0..rows {
-            assert_eq!(
-                y[t * width..][..width],
-                rounded(Dtype::Bf16, out.row(t)),
-                "{}",
-                dev.name()
-            );
+            assert_eq!(y[t * width..][..width], rounded(Dtype::Bf16, out.row(t)), "{}", dev.name());
         }
     }
 }

@@ -34,22 +34,10 @@ const NEUTRAL: [&str; 14] = [
 
 /// Known fields that change the arithmetic in a way that is not served, and why.
 const REFUSED_WHEN_SET: [(&str, &str); 14] = [
-    (
-        "target_parameters",
-        "factors on raw parameters (fused experts) are not served",
-    ),
-    (
-        "trainable_token_indices",
-        "trained token embeddings are not served",
-    ),
-    (
-        "layer_replication",
-        "replicated layers make another base model",
-    ),
-    (
-        "alora_invocation_tokens",
-        "adapters that start at an invocation sequence are not served",
-    ),
+    ("target_parameters", "factors on raw parameters (fused experts) are not served"),
+    ("trainable_token_indices", "trained token embeddings are not served"),
+    ("layer_replication", "replicated layers make another base model"),
+    ("alora_invocation_tokens", "adapters that start at an invocation sequence are not served"),
     ("use_qalora", "QALoRA pools its inputs"),
     ("use_bdlora", "block-diagonal LoRA is not served"),
     ("velora_config", "VeLoRA is not served"),
@@ -59,10 +47,7 @@ const REFUSED_WHEN_SET: [(&str, &str); 14] = [
     ("corda_config", "CorDA changes the base weights"),
     ("lora_ga_config", "LoRA-GA changes the base weights"),
     ("loftq_config", "LoftQ changes the base weights"),
-    (
-        "megatron_config",
-        "Megatron's parallel layers are not served",
-    ),
+    ("megatron_config", "Megatron's parallel layers are not served"),
 ];
 
 /// Initialisations that leave the base weights alone.
@@ -84,18 +69,16 @@ impl Targets {
         match self {
             Self::Names(names) => Ok(names.iter().any(|n| names_module(n, path))),
             Self::Regex(pattern) => pattern.matches(path),
-            Self::AllLinear => Ok(!matches!(
-                super::modules::short(path),
-                "lm_head" | "embed_tokens"
-            )),
+            Self::AllLinear => {
+                Ok(!matches!(super::modules::short(path), "lm_head" | "embed_tokens"))
+            }
         }
     }
 }
 
 /// PEFT's rule for list entries.
 pub fn names_module(entry: &str, path: &str) -> bool {
-    path.strip_suffix(entry)
-        .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    path.strip_suffix(entry).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 /// Which base biases were trained and are in the file.
@@ -252,11 +235,8 @@ fn invalid(message: impl Into<String>) -> Error {
 }
 
 fn unsupported(field: &str, why: &str) -> Error {
-    Error::unprocessable(
-        "unsupported_config_field",
-        format!("`{field}` is set: {why}"),
-    )
-    .param(field)
+    Error::unprocessable("unsupported_config_field", format!("`{field}` is set: {why}"))
+        .param(field)
 }
 
 fn is_set(value: &Value) -> bool {
@@ -352,10 +332,10 @@ impl Fields {
         match self.take(name) {
             None => Ok(Map::new()),
             Some(Value::Object(o)) if o.len() <= ENTRIES_MAX => Ok(o),
-            Some(_) => Err(invalid(format!(
-                "`{name}` must be a map of at most {ENTRIES_MAX} entries"
-            ))
-            .param(name)),
+            Some(_) => {
+                Err(invalid(format!("`{name}` must be a map of at most {ENTRIES_MAX} entries"))
+                    .param(name))
+            }
         }
     }
 
@@ -364,10 +344,7 @@ impl Fields {
             let pattern = Pattern::suffix("rank_pattern", &key)?;
             Ok((pattern, rank("rank_pattern", &value)?))
         };
-        self.object("rank_pattern")?
-            .into_iter()
-            .map(entry)
-            .collect()
+        self.object("rank_pattern")?.into_iter().map(entry).collect()
     }
 
     fn alpha_pattern(&mut self) -> Result<Vec<(Pattern, f64)>> {
@@ -375,10 +352,7 @@ impl Fields {
             let pattern = Pattern::suffix("alpha_pattern", &key)?;
             Ok((pattern, number("alpha_pattern", &value)?))
         };
-        self.object("alpha_pattern")?
-            .into_iter()
-            .map(entry)
-            .collect()
+        self.object("alpha_pattern")?.into_iter().map(entry).collect()
     }
 
     /// A list of strings, or one string as a list of one.
@@ -407,10 +381,7 @@ impl Fields {
                 self.take(name);
                 Ok(Some(Targets::Regex(pattern)))
             }
-            _ => Ok(self
-                .strings(name)?
-                .filter(|names| !names.is_empty())
-                .map(Targets::Names)),
+            _ => Ok(self.strings(name)?.filter(|names| !names.is_empty()).map(Targets::Names)),
         }
     }
 

@@ -80,10 +80,7 @@ impl AdapterFiles {
             return Ok(Self::Gguf { path });
         }
         if has(TENSORS) && has(CONFIG) {
-            return Ok(Self::Peft {
-                config: dir.join(CONFIG),
-                tensors: dir.join(TENSORS),
-            });
+            return Ok(Self::Peft { config: dir.join(CONFIG), tensors: dir.join(TENSORS) });
         }
         if let (false, Some(pickle)) = (has(TENSORS), names.iter().find(|n| is_pickle(n))) {
             return Err(Error::unprocessable(

@@ -22,12 +22,8 @@ const ARRAY_VALUES_MAX: u64 = 1 << 16;
 const DIMENSIONS_MAX: u32 = 4;
 
 /// Keys under `adapter.` that do not change the arithmetic, or are read.
-const ADAPTER_KEYS: [&str; 4] = [
-    "adapter.type",
-    "adapter.lora.alpha",
-    "adapter.lora.task_name",
-    "adapter.lora.prompt_prefix",
-];
+const ADAPTER_KEYS: [&str; 4] =
+    ["adapter.type", "adapter.lora.alpha", "adapter.lora.task_name", "adapter.lora.prompt_prefix"];
 
 fn invalid(why: impl fmt::Display) -> Error {
     Error::unprocessable("invalid_gguf", format!("the GGUF file: {why}"))
@@ -45,11 +41,8 @@ pub fn parse(path: &Path, shape: &ModelShape) -> Result<Parsed> {
         let factors = factors(&file, shape, module, &pair, alpha)?;
         match module {
             Module::Site(site) => {
-                let parts = SiteParts {
-                    path: pair.name,
-                    factors: Some(factors),
-                    ..SiteParts::default()
-                };
+                let parts =
+                    SiteParts { path: pair.name, factors: Some(factors), ..SiteParts::default() };
                 sites.insert(site, parts);
             }
             _ => embedding = Some(factors),
@@ -66,38 +59,20 @@ pub fn parse(path: &Path, shape: &ModelShape) -> Result<Parsed> {
         Some(Value::Text(s)) => Some(s.clone()),
         _ => None,
     };
-    let summary = summarize(
-        "gguf-lora",
-        base,
-        &sites,
-        embedding.as_ref(),
-        &BTreeMap::new(),
-        parameters,
-    );
-    Ok(Parsed {
-        summary,
-        file,
-        sites,
-        embedding,
-        norms: BTreeMap::new(),
-        copies: Vec::new(),
-    })
+    let summary =
+        summarize("gguf-lora", base, &sites, embedding.as_ref(), &BTreeMap::new(), parameters);
+    Ok(Parsed { summary, file, sites, embedding, norms: BTreeMap::new(), copies: Vec::new() })
 }
 
 /// Returns `adapter.lora.alpha`.
 fn check_metadata(metadata: &BTreeMap<String, Value>, shape: &ModelShape) -> Result<f32> {
     let text = |key: &str| match metadata.get(key) {
         Some(Value::Text(s)) => Ok(s.as_str()),
-        _ => Err(invalid(format!(
-            "the key `{key}` is missing or not a string"
-        ))),
+        _ => Err(invalid(format!("the key `{key}` is missing or not a string"))),
     };
     let wanted = |key: &str, wanted: &str| match text(key)? {
         found if found == wanted => Ok(()),
-        found => Err(invalid(format!(
-            "`{key}` is `{}`, not `{wanted}`",
-            cut(found)
-        ))),
+        found => Err(invalid(format!("`{key}` is `{}`, not `{wanted}`", cut(found)))),
     };
     wanted("general.type", "adapter")?;
     wanted("adapter.type", "lora")?;
@@ -116,18 +91,13 @@ fn check_metadata(metadata: &BTreeMap<String, Value>, shape: &ModelShape) -> Res
         if !ADAPTER_KEYS.contains(&key.as_str()) {
             return Err(Error::unprocessable(
                 "unsupported_config_field",
-                format!(
-                    "the GGUF key `{}` changes how the adapter applies",
-                    cut(key)
-                ),
+                format!("the GGUF key `{}` changes how the adapter applies", cut(key)),
             ));
         }
     }
     match metadata.get("adapter.lora.alpha") {
         Some(Value::Number(n)) if n.is_finite() => Ok(*n as f32),
-        _ => Err(invalid(
-            "the key `adapter.lora.alpha` is missing or not a finite number",
-        )),
+        _ => Err(invalid("the key `adapter.lora.alpha` is missing or not a finite number")),
     }
 }
 
@@ -156,10 +126,7 @@ fn pair(file: &TensorFile, shape: &ModelShape) -> Result<BTreeMap<Module, Pair>>
         let module = module(name, shape.layers).map_err(|layer| match layer {
             Some(layer) => Error::unprocessable(
                 "layer_out_of_range",
-                format!(
-                    "tensor `{}` is for layer {layer}, which the model lacks",
-                    tensor.name
-                ),
+                format!("tensor `{}` is for layer {layer}, which the model lacks", tensor.name),
             ),
             None => Error::unprocessable(
                 "unknown_tensor",
@@ -170,11 +137,8 @@ fn pair(file: &TensorFile, shape: &ModelShape) -> Result<BTreeMap<Module, Pair>>
                 ),
             ),
         })?;
-        let pair = pairs.entry(module).or_insert_with(|| Pair {
-            name: name.to_owned(),
-            a: None,
-            b: None,
-        });
+        let pair =
+            pairs.entry(module).or_insert_with(|| Pair { name: name.to_owned(), a: None, b: None });
         // Names are unique in the file and each module has one name, so no slot is taken twice.
         if is_a {
             pair.a = Some(id);
@@ -224,17 +188,10 @@ fn factors(
     alpha: f32,
 ) -> Result<Factors> {
     let (Some(a), Some(b)) = (pair.a, pair.b) else {
-        let (has, lacks) = if pair.a.is_some() {
-            ("a", "b")
-        } else {
-            ("b", "a")
-        };
+        let (has, lacks) = if pair.a.is_some() { ("a", "b") } else { ("b", "a") };
         return Err(Error::unprocessable(
             "missing_factor",
-            format!(
-                "tensor `{0}.lora_{has}` is in the file without `{0}.lora_{lacks}`",
-                pair.name
-            ),
+            format!("tensor `{0}.lora_{has}` is in the file without `{0}.lora_{lacks}`", pair.name),
         ));
     };
     let rank = file.tensor(b).shape.last().copied().unwrap_or(0);
@@ -245,9 +202,7 @@ fn factors(
         Module::Embedding => Layout::TransposedA,
         Module::Site(Site::Layer(_, p)) if architecture(shape) == "llama" => match p {
             Projection::Q => Layout::RotatedRows { heads: shape.heads },
-            Projection::K => Layout::RotatedRows {
-                heads: shape.kv_heads,
-            },
+            Projection::K => Layout::RotatedRows { heads: shape.kv_heads },
             _ => Layout::Peft,
         },
         _ => Layout::Peft,
@@ -257,22 +212,12 @@ fn factors(
         _ => [rank, inputs],
     };
     check_shape(file, a, &a_shape)?;
-    Ok(Factors {
-        a,
-        b,
-        rank,
-        scale: scale(alpha, rank),
-        layout,
-    })
+    Ok(Factors { a, b, rank, scale: scale(alpha, rank), layout })
 }
 
 /// alpha/rank; an alpha of 0 means that the factors are already scaled, as llama.cpp reads it.
 fn scale(alpha: f32, rank: usize) -> f32 {
-    if alpha == 0.0 {
-        1.0
-    } else {
-        alpha / rank as f32
-    }
+    if alpha == 0.0 { 1.0 } else { alpha / rank as f32 }
 }
 
 fn cut(s: &str) -> String {
@@ -318,20 +263,14 @@ fn open(path: &Path) -> Result<(BTreeMap<String, Value>, TensorFile)> {
         Some(_) => return Err(invalid("`general.alignment` is not from 1 to 65536")),
         None => 32,
     };
-    let mut tensors = (0..tensors)
-        .map(|_| r.tensor())
-        .collect::<Result<Vec<_>>>()?;
+    let mut tensors = (0..tensors).map(|_| r.tensor()).collect::<Result<Vec<_>>>()?;
     let header = r.0.stream_position().map_err(|e| unreadable(path, &e))?;
     let start = header.next_multiple_of(alignment).min(len);
     for t in &mut tensors {
-        let (Some(from), Some(to)) = (
-            t.range.start.checked_add(start),
-            t.range.end.checked_add(start),
-        ) else {
-            return Err(invalid(format!(
-                "the offset of tensor `{}` overflows",
-                cut(&t.name)
-            )));
+        let (Some(from), Some(to)) =
+            (t.range.start.checked_add(start), t.range.end.checked_add(start))
+        else {
+            return Err(invalid(format!("the offset of tensor `{}` overflows", cut(&t.name))));
         };
         if !t.range.start.is_multiple_of(alignment) {
             return Err(invalid(format!("tensor `{}` is not aligned", cut(&t.name))));
@@ -348,9 +287,7 @@ struct Header(BufReader<File>);
 impl Header {
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let mut bytes = [0; N];
-        self.0
-            .read_exact(&mut bytes)
-            .map_err(|_| invalid("it ends within the header"))?;
+        self.0.read_exact(&mut bytes).map_err(|_| invalid("it ends within the header"))?;
         Ok(bytes)
     }
 
@@ -368,9 +305,7 @@ impl Header {
             return Err(invalid(format!("a string of {len} bytes")));
         }
         let mut bytes = vec![0; len as usize];
-        self.0
-            .read_exact(&mut bytes)
-            .map_err(|_| invalid("it ends within a string"))?;
+        self.0.read_exact(&mut bytes).map_err(|_| invalid("it ends within a string"))?;
         String::from_utf8(bytes).map_err(|_| invalid("a string is not UTF-8"))
     }
 
@@ -381,9 +316,7 @@ impl Header {
         }
         let (kind, count) = (self.u32()?, self.u64()?);
         if kind == ARRAY || count > ARRAY_VALUES_MAX {
-            return Err(invalid(format!(
-                "an array of {count} values of type {kind}"
-            )));
+            return Err(invalid(format!("an array of {count} values of type {kind}")));
         }
         for _ in 0..count {
             self.scalar(kind)?;
@@ -417,10 +350,7 @@ impl Header {
         let name = self.string()?;
         let count = self.u32()?;
         if count > DIMENSIONS_MAX {
-            return Err(invalid(format!(
-                "tensor `{}` has {count} dimensions",
-                cut(&name)
-            )));
+            return Err(invalid(format!("tensor `{}` has {count} dimensions", cut(&name))));
         }
         let mut shape = Vec::with_capacity(count as usize);
         for _ in 0..count {
@@ -448,16 +378,8 @@ impl Header {
         let bytes = values.and_then(|n| storage.bytes(n)).map(|n| n as u64);
         let end = bytes.and_then(|n| start.checked_add(n));
         let Some(end) = end else {
-            return Err(invalid(format!(
-                "tensor `{}` has shape {shape:?}",
-                cut(&name)
-            )));
+            return Err(invalid(format!("tensor `{}` has shape {shape:?}", cut(&name))));
         };
-        Ok(Tensor {
-            name,
-            storage,
-            shape,
-            range: start..end,
-        })
+        Ok(Tensor { name, storage, shape, range: start..end })
     }
 }

@@ -63,12 +63,7 @@ pub fn prepare(
     let files = AdapterFiles::find(dir)?;
     let digest = files.digest()?;
     let parsed = parse(&files, shape)?;
-    let target = prepare::Target {
-        shape,
-        dtype,
-        rows,
-        bias,
-    };
+    let target = prepare::Target { shape, dtype, rows, bias };
     let prepared = prepare::prepare(&parsed, digest, &target)?;
     Ok((parsed.summary, prepared))
 }

@@ -24,11 +24,8 @@ pub struct Modules {
 
 /// Prefixes beside plain `model.`: a bare decoder, and the text half of a model with more
 /// modalities.
-const ALIASES: [(&str, &str); 3] = [
-    ("model.language_model.", "model."),
-    ("language_model.", ""),
-    ("", "model."),
-];
+const ALIASES: [(&str, &str); 3] =
+    [("model.language_model.", "model."), ("language_model.", ""), ("", "model.")];
 
 impl Modules {
     pub fn new(shape: &ModelShape) -> Self {
@@ -45,10 +42,7 @@ impl Modules {
         by_path.insert("model.norm".into(), Module::Norm(Norm::Final));
         by_path.insert("model.embed_tokens".into(), Module::Embedding);
         by_path.insert("lm_head".into(), Module::Site(Site::Head));
-        Self {
-            by_path,
-            layers: shape.layers,
-        }
+        Self { by_path, layers: shape.layers }
     }
 
     /// The module that a path of a file names, whatever prefix the file uses.

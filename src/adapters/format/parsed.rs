@@ -29,20 +29,20 @@ pub struct SiteParts {
     /// Module path as the file has it, for messages.
     pub path: String,
     pub factors: Option<Factors>,
-    /// DoRA's magnitude [O].
+    /// DoRA's magnitude `[O]`.
     pub magnitude: Option<TensorId>,
-    /// `lora_B.bias` [O], to be scaled.
+    /// `lora_B.bias` `[O]`, to be scaled.
     pub factor_bias: Option<TensorId>,
-    /// The trained bias of the base [O].
+    /// The trained bias of the base `[O]`.
     pub base_bias: Option<TensorId>,
 }
 
 /// Two factors and what their product is multiplied with.
 #[derive(Debug, Clone)]
 pub struct Factors {
-    /// [R, I]
+    /// `[R, I]`
     pub a: TensorId,
-    /// [O, R]
+    /// `[O, R]`
     pub b: TensorId,
     pub rank: usize,
     pub scale: f32,
@@ -57,7 +57,7 @@ pub enum Layout {
     RotatedRows {
         heads: usize,
     },
-    /// A is [I, R] (GGUF's token table).
+    /// A is `[I, R]` (GGUF's token table).
     TransposedA,
 }
 
@@ -70,7 +70,7 @@ pub struct BaseCopy {
     pub frozen: bool,
 }
 
-/// The two tables that are saved with adapters on them. [V, H] both.
+/// The two tables that are saved with adapters on them. `[V, H]` both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Table {
     Head,
@@ -85,10 +85,7 @@ pub fn check_shape(file: &TensorFile, id: TensorId, expected: &[usize]) -> Resul
     }
     Err(Error::unprocessable(
         "shape_mismatch",
-        format!(
-            "tensor `{}` has shape {:?}, expected {expected:?}",
-            tensor.name, tensor.shape
-        ),
+        format!("tensor `{}` has shape {:?}, expected {expected:?}", tensor.name, tensor.shape),
     ))
 }
 
@@ -99,10 +96,7 @@ pub fn check_rank(file: &TensorFile, id: TensorId, rank: usize) -> Result<()> {
     }
     Err(Error::unprocessable(
         "rank_out_of_range",
-        format!(
-            "tensor `{}` has rank {rank}, not from 1 to 512",
-            file.tensor(id).name
-        ),
+        format!("tensor `{}` has rank {rank}, not from 1 to 512", file.tensor(id).name),
     ))
 }
 
@@ -118,10 +112,7 @@ pub fn summarize(
     let factors = sites.values().filter_map(|s| s.factors.as_ref());
     let mut targets: Vec<String> = Vec::new();
     for p in Projection::ALL {
-        if sites
-            .keys()
-            .any(|s| matches!(s, Site::Layer(_, q) if *q == p))
-        {
+        if sites.keys().any(|s| matches!(s, Site::Layer(_, q) if *q == p)) {
             targets.push(short(p.module()).to_owned());
         }
     }

@@ -44,19 +44,14 @@ impl Pattern {
             .param(field)
         };
         if text.len() > PATTERN_BYTES_MAX {
-            return Err(refuse(format!(
-                "it is longer than {PATTERN_BYTES_MAX} bytes"
-            )));
+            return Err(refuse(format!("it is longer than {PATTERN_BYTES_MAX} bytes")));
         }
         let translated = translate(text).map_err(refuse)?;
         let regex = RegexBuilder::new(&frame(&translated))
             .backtrack_limit(BACKTRACK_STEPS_MAX)
             .build()
             .map_err(|e| refuse(e.to_string()))?;
-        Ok(Self {
-            text: text.to_owned(),
-            regex,
-        })
+        Ok(Self { text: text.to_owned(), regex })
     }
 
     pub fn text(&self) -> &str {
@@ -77,10 +72,7 @@ impl Pattern {
     fn gave_up(&self, e: fancy_regex::Error) -> Error {
         Error::unprocessable(
             "invalid_adapter_config",
-            format!(
-                "the pattern `{}` could not be matched: {e}",
-                shown(&self.text)
-            ),
+            format!("the pattern `{}` could not be matched: {e}", shown(&self.text)),
         )
     }
 }

@@ -64,13 +64,7 @@ pub fn parse(config: &PeftConfig, file: TensorFile, shape: &ModelShape) -> Resul
     };
     let mut norm_paths = BTreeMap::new();
     for (&module, group) in &groups {
-        let place = Place {
-            config,
-            shape,
-            file: &parsed.file,
-            module,
-            group,
-        };
+        let place = Place { config, shape, file: &parsed.file, module, group };
         match module {
             Module::Norm(norm) => {
                 parsed.norms.insert(norm, place.norm()?);
@@ -84,9 +78,7 @@ pub fn parse(config: &PeftConfig, file: TensorFile, shape: &ModelShape) -> Resul
                 if site == Site::Head {
                     parsed.copies.extend(place.copy(Table::Head)?);
                 }
-                parsed
-                    .sites
-                    .extend(place.site()?.map(|parts| (site, parts)));
+                parsed.sites.extend(place.site()?.map(|parts| (site, parts)));
             }
         }
     }
@@ -121,13 +113,9 @@ fn group(file: &TensorFile, modules: &Modules) -> Result<BTreeMap<Module, Group>
     let mut groups: BTreeMap<Module, Group> = BTreeMap::new();
     let mut unknown = Vec::new();
     for (id, tensor) in file.tensors.iter().enumerate() {
-        let key = tensor
-            .name
-            .strip_prefix("base_model.model.")
-            .unwrap_or(&tensor.name);
-        let parts = SUFFIXES
-            .iter()
-            .find_map(|(suffix, role)| Some((key.strip_suffix(suffix)?, *role)));
+        let key = tensor.name.strip_prefix("base_model.model.").unwrap_or(&tensor.name);
+        let parts =
+            SUFFIXES.iter().find_map(|(suffix, role)| Some((key.strip_suffix(suffix)?, *role)));
         let Some((path, role)) = parts else {
             unknown.push((tensor.name.as_str(), key));
             continue;
@@ -136,10 +124,7 @@ fn group(file: &TensorFile, modules: &Modules) -> Result<BTreeMap<Module, Group>
             if let Some(layer) = modules.layer_beyond(path) {
                 return Err(Error::unprocessable(
                     "layer_out_of_range",
-                    format!(
-                        "tensor `{}` is for layer {layer}, which the model lacks",
-                        tensor.name
-                    ),
+                    format!("tensor `{}` is for layer {layer}, which the model lacks", tensor.name),
                 ));
             }
             unknown.push((tensor.name.as_str(), path));
@@ -152,10 +137,7 @@ fn group(file: &TensorFile, modules: &Modules) -> Result<BTreeMap<Module, Group>
         if group.path != path || group.roles.insert(role, id).is_some() {
             return Err(Error::unprocessable(
                 "duplicate_tensor",
-                format!(
-                    "tensor `{}` is for a module that another key names too",
-                    tensor.name
-                ),
+                format!("tensor `{}` is for a module that another key names too", tensor.name),
             ));
         }
     }
@@ -200,10 +182,7 @@ fn check_targets(config: &PeftConfig, groups: &BTreeMap<Module, Group>) -> Resul
         None => Ok(()),
         Some(entry) => Err(Error::unprocessable(
             "target_not_found",
-            format!(
-                "`target_modules` names {}, but no tensor is for it",
-                shown(entry)
-            ),
+            format!("`target_modules` names {}, but no tensor is for it", shown(entry)),
         )
         .param("target_modules")),
     }
@@ -213,9 +192,7 @@ fn check_targets(config: &PeftConfig, groups: &BTreeMap<Module, Group>) -> Resul
 /// path.
 fn check_saved_modules(config: &PeftConfig, modules: &Modules) -> Result<()> {
     for entry in &config.modules_to_save {
-        let mut named = modules
-            .all()
-            .filter(|(path, _)| path.ends_with(entry.as_str()));
+        let mut named = modules.all().filter(|(path, _)| path.ends_with(entry.as_str()));
         let other = named.clone().find(|(_, m)| !matches!(m, Module::Norm(_)));
         if other.is_some() || named.next().is_none() {
             return Err(Error::unprocessable(
@@ -277,10 +254,7 @@ impl Place<'_> {
             (Some(a), Some(b)) => (a, b),
             (None, None) => {
                 let stray = self.role(Role::Magnitude).or(self.role(Role::FactorBias));
-                return stray.map_or(
-                    Ok(None),
-                    |id| Err(self.missing(id, "its lora_A and lora_B")),
-                );
+                return stray.map_or(Ok(None), |id| Err(self.missing(id, "its lora_A and lora_B")));
             }
             (Some(a), None) => return Err(self.missing(a, "its lora_B")),
             (None, Some(b)) => return Err(self.missing(b, "its lora_A")),
@@ -288,22 +262,15 @@ impl Place<'_> {
         self.check_kind(a, b)?;
         let path = &self.group.path;
         if !self.config.targets_module(path)? {
-            return Err(self.unknown(
-                a,
-                "`target_modules` and its restrictions leave this module out",
-            ));
+            return Err(
+                self.unknown(a, "`target_modules` and its restrictions leave this module out")
+            );
         }
         let rank = self.config.rank_of(path)?;
         let (inputs, outputs) = dims(self.shape, self.module);
         check_shape(self.file, a, &[rank, inputs])?;
         check_shape(self.file, b, &[outputs, rank])?;
-        Ok(Some(Factors {
-            a,
-            b,
-            rank,
-            scale: self.config.scale(path)?,
-            layout: Layout::Peft,
-        }))
+        Ok(Some(Factors { a, b, rank, scale: self.config.scale(path)?, layout: Layout::Peft }))
     }
 
     /// Factors of the embedding have names of their own, and DoRA is not defined on it here.
@@ -331,10 +298,7 @@ impl Place<'_> {
     fn missing(&self, id: TensorId, what: &str) -> Error {
         Error::unprocessable(
             "missing_factor",
-            format!(
-                "tensor {} is in the file without {what}",
-                shown(self.name(id))
-            ),
+            format!("tensor {} is in the file without {what}", shown(self.name(id))),
         )
     }
 
@@ -394,12 +358,7 @@ impl Place<'_> {
         }
         let id = id.expect("a group has at least one tensor");
         let path = &self.group.path;
-        if !self
-            .config
-            .modules_to_save
-            .iter()
-            .any(|m| path.ends_with(m.as_str()))
-        {
+        if !self.config.modules_to_save.iter().any(|m| path.ends_with(m.as_str())) {
             return Err(self.unknown(id, "`modules_to_save` does not name this norm"));
         }
         let (_, len) = dims(self.shape, self.module);
@@ -424,17 +383,10 @@ impl Place<'_> {
         if !frozen && table == Table::Embedding && !self.shape.tied_head {
             return Err(Error::unprocessable(
                 "base_weights_changed",
-                format!(
-                    "tensor {} may differ from the base's table",
-                    shown(self.name(tensor))
-                ),
+                format!("tensor {} may differ from the base's table", shown(self.name(tensor))),
             ));
         }
-        Ok(Some(BaseCopy {
-            tensor,
-            table,
-            frozen,
-        }))
+        Ok(Some(BaseCopy { tensor, table, frozen }))
     }
 }
 

@@ -46,9 +46,7 @@ pub fn prepare(parsed: &Parsed, digest: Digest, to: &Target<'_>) -> Result<Prepa
             // PEFT multiplies the embedding's delta with the model's embedding scale too.
             let scale = f.scale * shape.embedding_scale;
             let (vocab, hidden) = (shape.vocab, shape.hidden);
-            Some(EmbedDelta::new(
-                to.dtype, f.rank, vocab, hidden, &a, &b, scale,
-            ))
+            Some(EmbedDelta::new(to.dtype, f.rank, vocab, hidden, &a, &b, scale))
         }
     };
     for copy in &parsed.copies {
@@ -57,21 +55,12 @@ pub fn prepare(parsed: &Parsed, digest: Digest, to: &Target<'_>) -> Result<Prepa
     let bytes = deltas.iter().flatten().map(Delta::bytes).sum::<usize>()
         + norms.iter().flatten().map(|n| n.len() * 4).sum::<usize>()
         + embedding.as_ref().map_or(0, EmbedDelta::bytes);
-    Ok(Prepared {
-        digest,
-        deltas,
-        norms,
-        embedding,
-        bytes,
-    })
+    Ok(Prepared { digest, deltas, norms, embedding, bytes })
 }
 
 fn site_delta(parsed: &Parsed, site: Site, parts: &SiteParts, to: &Target<'_>) -> Result<Delta> {
     let (inputs, outputs) = to.shape.site_dims(site);
-    let (rank, scale) = parts
-        .factors
-        .as_ref()
-        .map_or((0, 1.0), |f| (f.rank, f.scale));
+    let (rank, scale) = parts.factors.as_ref().map_or((0, 1.0), |f| (f.rank, f.scale));
     let (a, b) = match &parts.factors {
         Some(f) => read_factors(parsed, f)?,
         None => (Vec::new(), Vec::new()),
@@ -80,30 +69,19 @@ fn site_delta(parsed: &Parsed, site: Site, parts: &SiteParts, to: &Target<'_>) -
         None => None,
         Some(id) => {
             let magnitude = parsed.file.read(id)?;
-            let product = Product {
-                a: &a,
-                b: &b,
-                rank,
-                inputs,
-                scale: f64::from(scale),
-            };
+            let product = Product { a: &a, b: &b, rank, inputs, scale: f64::from(scale) };
             let gain = product.gains(&magnitude, |o, row| (to.rows)(site, o, row));
             if let Some(o) = gain.iter().position(|g| !g.is_finite()) {
                 return Err(Error::unprocessable(
                     "non_finite_values",
-                    format!(
-                        "the DoRA norm of `{}` is not positive in row {o}",
-                        parts.path
-                    ),
+                    format!("the DoRA norm of `{}` is not positive in row {o}", parts.path),
                 ));
             }
             Some(gain)
         }
     };
     let bias = site_bias(parsed, site, parts, scale, to)?;
-    Ok(Delta::new(
-        to.dtype, rank, inputs, outputs, &a, &b, scale, gain, bias,
-    ))
+    Ok(Delta::new(to.dtype, rank, inputs, outputs, &a, &b, scale, gain, bias))
 }
 
 /// scale · lora_B.bias + (trained bias − base bias)
@@ -123,10 +101,7 @@ fn site_bias(
     if let Some(id) = parts.base_bias {
         let mut values = parsed.file.read(id)?;
         let base = (to.bias)(site).ok_or_else(|| {
-            Error::fault(format!(
-                "the base's bias of `{}` is not at hand",
-                parts.path
-            ))
+            Error::fault(format!("the base's bias of `{}` is not at hand", parts.path))
         })?;
         for (v, b) in values.iter_mut().zip(base) {
             *v -= b;
@@ -139,7 +114,7 @@ fn site_bias(
     Ok(bias)
 }
 
-/// A [R, I] and B [O, R] as PEFT lays them.
+/// A `[R, I]` and B `[O, R]` as PEFT lays them.
 fn read_factors(parsed: &Parsed, f: &Factors) -> Result<(Vec<f32>, Vec<f32>)> {
     let (mut a, mut b) = (parsed.file.read(f.a)?, parsed.file.read(f.b)?);
     match f.layout {
@@ -150,12 +125,10 @@ fn read_factors(parsed: &Parsed, f: &Factors) -> Result<(Vec<f32>, Vec<f32>)> {
     Ok((a, b))
 }
 
-/// [I, R] to [R, I]
+/// `[I, R]` to `[R, I]`
 fn transposed(a: &[f32], rank: usize) -> Vec<f32> {
     let inputs = a.len() / rank;
-    (0..a.len())
-        .map(|i| a[i % inputs * rank + i / inputs])
-        .collect()
+    (0..a.len()).map(|i| a[i % inputs * rank + i / inputs]).collect()
 }
 
 /// Rows of each head from GGUF's pairs (j, half) to Hugging Face's halves (half, j).
@@ -175,9 +148,9 @@ fn unrotated(b: &[f32], rank: usize, heads: usize) -> Vec<f32> {
 
 /// scale · B · A beside a base weight W.
 struct Product<'a> {
-    /// [R, I]
+    /// `[R, I]`
     a: &'a [f32],
-    /// [O, R]
+    /// `[O, R]`
     b: &'a [f32],
     rank: usize,
     inputs: usize,
@@ -189,9 +162,7 @@ impl Product<'_> {
     /// ‖w + s·bA‖² = ‖w‖² + 2s·b·(A w) + s²·b (A Aᵀ) bᵀ.
     fn gains(&self, magnitude: &[f32], row: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
         let gram = self.gram();
-        let threads = std::thread::available_parallelism()
-            .map_or(1, usize::from)
-            .min(8);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
         let share = magnitude.len().div_ceil(threads).max(1);
         let mut gains = vec![0.0; magnitude.len()];
         std::thread::scope(|scope| {
@@ -210,12 +181,10 @@ impl Product<'_> {
         gains
     }
 
-    /// A Aᵀ [R, R]
+    /// A Aᵀ `[R, R]`
     fn gram(&self) -> Vec<f64> {
         let row = |r: usize| &self.a[r * self.inputs..(r + 1) * self.inputs];
-        (0..self.rank * self.rank)
-            .map(|i| dot(row(i / self.rank), row(i % self.rank)))
-            .collect()
+        (0..self.rank * self.rank).map(|i| dot(row(i / self.rank), row(i % self.rank))).collect()
     }
 
     fn norm(&self, o: usize, w: &[f32], gram: &[f64]) -> f64 {
@@ -228,9 +197,7 @@ impl Product<'_> {
             let row = gram[r * self.rank..(r + 1) * self.rank].iter().zip(b);
             square += br * row.map(|(g, &bq)| g * f64::from(bq)).sum::<f64>();
         }
-        (dot(w, w) + self.scale * (2.0 * cross + self.scale * square))
-            .max(0.0)
-            .sqrt()
+        (dot(w, w) + self.scale * (2.0 * cross + self.scale * square)).max(0.0).sqrt()
     }
 }
 
@@ -245,10 +212,7 @@ fn dot(x: &[f32], y: &[f32]) -> f64 {
         }
     }
     let rest = x_rest.iter().zip(y_rest);
-    lanes.iter().sum::<f64>()
-        + rest
-            .map(|(x, y)| f64::from(*x) * f64::from(*y))
-            .sum::<f64>()
+    lanes.iter().sum::<f64>() + rest.map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>()
 }
 
 /// Compares every row of a saved table with the base's. An untied embedding cannot be read through
@@ -257,27 +221,18 @@ fn check_copy(parsed: &Parsed, copy: &BaseCopy, to: &Target<'_>) -> Result<()> {
     if copy.table == Table::Embedding && !to.shape.tied_head {
         return Ok(());
     }
-    let tolerance = if copy.frozen {
-        FROZEN_COPY_TOLERANCE
-    } else {
-        PLAIN_COPY_TOLERANCE
-    };
+    let tolerance = if copy.frozen { FROZEN_COPY_TOLERANCE } else { PLAIN_COPY_TOLERANCE };
     let hidden = to.shape.hidden;
     let block_rows = (1 << 20) / hidden.max(1) + 1;
     let mut base = vec![0.0; hidden];
     let mut block = Vec::new();
     for first in (0..to.shape.vocab).step_by(block_rows) {
         let end = to.shape.vocab.min(first + block_rows);
-        parsed
-            .file
-            .read_values(copy.tensor, first * hidden..end * hidden, &mut block)?;
+        parsed.file.read_values(copy.tensor, first * hidden..end * hidden, &mut block)?;
         for (i, row) in block.chunks_exact(hidden).enumerate() {
             (to.rows)(Site::Head, first + i, &mut base);
-            let difference: f64 = row
-                .iter()
-                .zip(&base)
-                .map(|(x, y)| f64::from(x - y).powi(2))
-                .sum();
+            let difference: f64 =
+                row.iter().zip(&base).map(|(x, y)| f64::from(x - y).powi(2)).sum();
             if difference.sqrt() > tolerance * dot(&base, &base).sqrt() + 1e-6 {
                 return Err(Error::unprocessable(
                     "base_weights_changed",

@@ -17,10 +17,7 @@ const HEADER_BYTES_MAX: u64 = 16 << 20;
 const DIMENSIONS_MAX: usize = 4;
 
 fn invalid(why: impl fmt::Display) -> Error {
-    Error::unprocessable(
-        "invalid_safetensors",
-        format!("adapter_model.safetensors: {why}"),
-    )
+    Error::unprocessable("invalid_safetensors", format!("adapter_model.safetensors: {why}"))
 }
 
 /// Opens the file and reads its header. Errors: `invalid_safetensors`, `unsupported_dtype`,
@@ -32,8 +29,7 @@ pub fn open(path: &Path) -> Result<TensorFile> {
     if len < 8 {
         return Err(invalid(format!("{len} bytes are too few for a header")));
     }
-    file.read_exact(&mut size)
-        .map_err(|e| unreadable(path, &e))?;
+    file.read_exact(&mut size).map_err(|e| unreadable(path, &e))?;
     let size = u64::from_le_bytes(size);
     if size > HEADER_BYTES_MAX || size > len - 8 {
         return Err(invalid(format!(
@@ -43,14 +39,10 @@ pub fn open(path: &Path) -> Result<TensorFile> {
         )));
     }
     let mut header = vec![0; size as usize];
-    file.read_exact(&mut header)
-        .map_err(|e| unreadable(path, &e))?;
+    file.read_exact(&mut header).map_err(|e| unreadable(path, &e))?;
     let Header(entries) = serde_json::from_slice(&header).map_err(invalid)?;
     if entries.len() > TENSORS_MAX {
-        return Err(invalid(format!(
-            "{} tensors; the limit is {TENSORS_MAX}",
-            entries.len()
-        )));
+        return Err(invalid(format!("{} tensors; the limit is {TENSORS_MAX}", entries.len())));
     }
     let data = 8 + size..len;
     let tensors = entries
@@ -92,12 +84,7 @@ fn tensor(name: String, raw: RawTensor, start: u64) -> Result<Tensor> {
     let (Some(begin), Some(end)) = (start.checked_add(begin), start.checked_add(end)) else {
         return Err(invalid(format!("the offsets of tensor `{name}` overflow")));
     };
-    Ok(Tensor {
-        name,
-        storage,
-        shape: raw.shape,
-        range: begin..end,
-    })
+    Ok(Tensor { name, storage, shape: raw.shape, range: begin..end })
 }
 
 #[derive(serde::Deserialize)]

@@ -43,13 +43,9 @@ impl Storage {
     fn decode(self, bytes: &[u8], out: &mut Vec<f32>) {
         let pairs = || bytes.as_chunks::<2>().0.iter();
         match self {
-            Self::F32 => out.extend(
-                bytes
-                    .as_chunks::<4>()
-                    .0
-                    .iter()
-                    .map(|&b| f32::from_le_bytes(b)),
-            ),
+            Self::F32 => {
+                out.extend(bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)))
+            }
             Self::F16 => out.extend(pairs().map(|&b| f16::from_le_bytes(b).to_f32())),
             Self::Bf16 => out.extend(pairs().map(|&b| bf16::from_le_bytes(b).to_f32())),
             Self::Q8_0 => {
@@ -92,11 +88,7 @@ pub struct TensorFile {
 impl TensorFile {
     /// `tensors` must lie inside the file: the header's reader has checked it.
     pub fn new(file: File, path: &Path, tensors: Vec<Tensor>) -> Self {
-        Self {
-            file,
-            path: path.to_owned(),
-            tensors,
-        }
+        Self { file, path: path.to_owned(), tensors }
     }
 
     pub fn tensor(&self, id: TensorId) -> &Tensor {
@@ -119,10 +111,7 @@ impl TensorFile {
         out: &mut Vec<f32>,
     ) -> Result<()> {
         let tensor = &self.tensors[id];
-        let sizes = (
-            tensor.storage.bytes(values.start),
-            tensor.storage.bytes(values.len()),
-        );
+        let sizes = (tensor.storage.bytes(values.start), tensor.storage.bytes(values.len()));
         let (Some(skip), Some(len)) = sizes else {
             return Err(Error::fault(format!(
                 "values {values:?} of tensor `{}` are not whole blocks",

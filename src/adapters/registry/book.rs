@@ -23,10 +23,7 @@ pub struct Hold {
 impl Hold {
     fn new(count: &Arc<AtomicUsize>, reaper: &Arc<Notify>) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
-        Self {
-            count: count.clone(),
-            reaper: reaper.clone(),
-        }
+        Self { count: count.clone(), reaper: reaper.clone() }
     }
 }
 
@@ -48,11 +45,7 @@ pub struct Held {
 
 impl Held {
     pub fn new(version: Version) -> Self {
-        Self {
-            version: Arc::new(version),
-            leases: Arc::default(),
-            draining: false,
-        }
+        Self { version: Arc::new(version), leases: Arc::default(), draining: false }
     }
 
     fn idle(&self) -> bool {
@@ -150,17 +143,11 @@ impl Book {
             None => (model, None),
             Some((name, number)) => {
                 // Only the way that versions are printed; no version has the number 0.
-                let parsed = number
-                    .parse()
-                    .ok()
-                    .filter(|n: &u64| n.to_string() == number);
+                let parsed = number.parse().ok().filter(|n: &u64| n.to_string() == number);
                 (name, Some(parsed.unwrap_or(0)))
             }
         };
-        let held = self
-            .names
-            .get(name)
-            .and_then(|v| v.held.get(&number.unwrap_or(v.current)));
+        let held = self.names.get(name).and_then(|v| v.held.get(&number.unwrap_or(v.current)));
         let Some(held) = held else {
             let model: String = model.chars().take(160).collect();
             return Err(Error::not_found(
@@ -235,19 +222,14 @@ impl Book {
     /// Contents that some version may be asked for, and that may therefore stay in the bank.
     fn warm(&self) -> HashSet<Digest> {
         let living = self.names.values().flat_map(|v| v.held.values());
-        living
-            .filter(|h| h.warm())
-            .map(|h| h.version.digest)
-            .collect()
+        living.filter(|h| h.warm()).map(|h| h.version.digest).collect()
     }
 
     /// Digests in the bank that no live version wants and nobody uses.
     pub fn unwanted(&self) -> Vec<Digest> {
         let warm = self.warm();
         let idle = self.residents.iter().filter(|(_, r)| r.idle());
-        idle.map(|(d, _)| *d)
-            .filter(|d| !warm.contains(d))
-            .collect()
+        idle.map(|(d, _)| *d).filter(|d| !warm.contains(d)).collect()
     }
 
     /// Marks a resident as leaving if it is still unwanted.
@@ -303,9 +285,7 @@ impl Book {
     /// Whether any version, living or departing, has this content.
     pub fn refers_to(&self, digest: Digest) -> bool {
         let living = self.names.values().flat_map(|v| v.held.values());
-        living
-            .chain(&self.departing)
-            .any(|h| h.version.digest == digest)
+        living.chain(&self.departing).any(|h| h.version.digest == digest)
     }
 
     /// The probe's finding for a content that some version already has.
@@ -388,8 +368,6 @@ impl Versions {
 
     /// The version that the bare name means, if requests may use it.
     pub fn current_servable(&self) -> bool {
-        self.held
-            .get(&self.current)
-            .is_some_and(|h| servable(&h.version))
+        self.held.get(&self.current).is_some_and(|h| servable(&h.version))
     }
 }

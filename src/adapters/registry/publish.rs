@@ -61,11 +61,7 @@ impl Inner {
                     format!("the adapter has {bytes} bytes; the limit is {max}"),
                 ));
             }
-            Ok(Checked {
-                summary: format::check(&dir, &shape)?,
-                digest: files.digest()?,
-                bytes,
-            })
+            Ok(Checked { summary: format::check(&dir, &shape)?, digest: files.digest()?, bytes })
         })
         .await
     }
@@ -142,9 +138,7 @@ impl Inner {
             summary: checked.summary,
             logit_change_max,
             forced: how.force,
-            created: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |d| d.as_secs()),
+            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             file_bytes: checked.bytes,
             resident_bytes,
         };
@@ -190,10 +184,7 @@ impl Inner {
             book.take_surplus(self.options.versions_kept)
         };
         for version in pruned {
-            let removed = self
-                .store
-                .remove_version(&version.name, version.number)
-                .await;
+            let removed = self.store.remove_version(&version.name, version.number).await;
             if let Err(e) = removed {
                 // It comes back with the next start, and is pruned again then.
                 tracing::warn!(adapter = %version.id(), error = %e, "cannot prune a version");
@@ -223,9 +214,6 @@ async fn discard(store: Arc<Store>, digest: Digest) {
 
 fn not_found(name: &str) -> Error {
     let name: String = name.chars().take(160).collect();
-    Error::not_found(
-        "model_not_found",
-        format!("The adapter `{name}` does not exist."),
-    )
-    .param("model")
+    Error::not_found("model_not_found", format!("The adapter `{name}` does not exist."))
+        .param("model")
 }

@@ -87,11 +87,7 @@ impl Inner {
 
     /// Reads the stored files again, checks that they are what they were, and makes the factors.
     async fn prepare(&self, digest: Digest) -> Result<Box<Prepared>> {
-        let _permit = self
-            .prepares
-            .acquire()
-            .await
-            .map_err(|e| Error::fault(e.to_string()))?;
+        let _permit = self.prepares.acquire().await.map_err(|e| Error::fault(e.to_string()))?;
         let dir = self.store.blob(digest);
         let (shape, dtype) = (self.options.shape.clone(), self.options.dtype);
         let (rows, bias) = (self.rows.clone(), self.bias.clone());
@@ -133,10 +129,7 @@ impl Inner {
                 }
                 if book.used_bytes() + bytes <= max {
                     book.reserved += bytes;
-                    return Ok(Reservation {
-                        book: self.book.clone(),
-                        bytes,
-                    });
+                    return Ok(Reservation { book: self.book.clone(), bytes });
                 }
             }
             self.evict_one().await?;
@@ -171,11 +164,7 @@ impl Inner {
     /// refuses, it stays.
     async fn take_out(&self, digest: Digest, slot: Slot) -> Result<()> {
         let (reply, answer) = tokio::sync::oneshot::channel();
-        let command = BankCommand::Remove {
-            slot,
-            digest,
-            reply,
-        };
+        let command = BankCommand::Remove { slot, digest, reply };
         let sent = (self.bank)(command);
         let outcome = match sent {
             Ok(()) => answer.await.unwrap_or_else(|_| Err(engine_gone())),
@@ -195,19 +184,11 @@ impl Inner {
 
     async fn install(&self, prepared: Box<Prepared>, probe: bool) -> Result<(Slot, Option<Probe>)> {
         let (reply, answer) = tokio::sync::oneshot::channel();
-        (self.bank)(BankCommand::Install {
-            prepared,
-            probe,
-            reply,
-        })?;
+        (self.bank)(BankCommand::Install { prepared, probe, reply })?;
         answer.await.unwrap_or_else(|_| Err(engine_gone()))
     }
 }
 
 fn engine_gone() -> Error {
-    Error::new(
-        Kind::Unavailable,
-        "engine_unavailable",
-        "the engine has stopped",
-    )
+    Error::new(Kind::Unavailable, "engine_unavailable", "the engine has stopped")
 }

@@ -23,9 +23,7 @@ pub struct Turn<K: Hash + Eq> {
 
 impl<K: Hash + Eq + Clone> Turns<K> {
     pub fn new() -> Self {
-        Self {
-            queues: Queues::default(),
-        }
+        Self { queues: Queues::default() }
     }
 
     /// Waits until nobody else holds the key's turn; first come, first served.
@@ -35,11 +33,7 @@ impl<K: Hash + Eq + Clone> Turns<K> {
             queues.entry(key.clone()).or_default().clone()
         };
         // Made before waiting, so that a caller that gives up cleans up as well.
-        let mut turn = Turn {
-            key,
-            queues: self.queues.clone(),
-            guard: None,
-        };
+        let mut turn = Turn { key, queues: self.queues.clone(), guard: None };
         turn.guard = Some(queue.lock_owned().await);
         turn
     }
@@ -50,10 +44,7 @@ impl<K: Hash + Eq> Drop for Turn<K> {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         self.guard = None;
         // The map's own is the last one: takers clone under this lock.
-        if queues
-            .get(&self.key)
-            .is_some_and(|q| Arc::strong_count(q) == 1)
-        {
+        if queues.get(&self.key).is_some_and(|q| Arc::strong_count(q) == 1) {
             queues.remove(&self.key);
         }
     }

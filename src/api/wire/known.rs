@@ -92,14 +92,9 @@ mod tests {
     fn what_would_change_the_answer_is_refused_and_what_asks_for_nothing_is_not() {
         let settle = |value: Value| {
             let mut map = value.as_object().unwrap().clone();
-            settle(&mut map)
-                .map(|()| map.len())
-                .map_err(|e| e.param.unwrap())
+            settle(&mut map).map(|()| map.len()).map_err(|e| e.param.unwrap())
         };
-        assert_eq!(
-            settle(json!({"response_format": {"type": "text"}, "user": "u"})),
-            Ok(0)
-        );
+        assert_eq!(settle(json!({"response_format": {"type": "text"}, "user": "u"})), Ok(0));
         assert_eq!(
             settle(json!({"response_format": {"type": "json_object"}})),
             Err("response_format".to_owned())

@@ -61,38 +61,27 @@ async fn closed(client: &Client, plan: &Plan, start: Instant) -> Vec<Outcome> {
             outcomes.push(outcome(client, plan, i, Instant::now()).await);
         }
     };
-    join_all((0..plan.concurrency).map(|_| worker()))
-        .await
-        .concat()
+    join_all((0..plan.concurrency).map(|_| worker())).await.concat()
 }
 
 /// Every request at its time, however many are still unanswered.
 async fn open(client: &Client, plan: &Plan, start: Instant) -> Vec<Outcome> {
-    let shots = plan
-        .arrivals()
-        .into_iter()
-        .enumerate()
-        .map(|(i, at)| async move {
-            let due = start + at;
-            tokio::time::sleep_until(due.into()).await;
-            outcome(client, plan, i, due).await
-        });
+    let shots = plan.arrivals().into_iter().enumerate().map(|(i, at)| async move {
+        let due = start + at;
+        tokio::time::sleep_until(due.into()).await;
+        outcome(client, plan, i, due).await
+    });
     join_all(shots).await
 }
 
 async fn outcome(client: &Client, plan: &Plan, i: usize, due: Instant) -> Outcome {
     let shot = plan.shot(i);
     let answer = fire(client, plan, &shot, due).await.map_err(|e| e.label);
-    Outcome {
-        model: shot.model,
-        answer,
-    }
+    Outcome { model: shot.model, answer }
 }
 
 async fn fire(client: &Client, plan: &Plan, shot: &Shot, due: Instant) -> Result<Timing, Refusal> {
-    let request = client
-        .request(Method::POST, plan.endpoint.path())
-        .json(&body(plan, shot));
+    let request = client.request(Method::POST, plan.endpoint.path()).json(&body(plan, shot));
     let mut events = client.events(request).await?;
     let mut timing = Timing::default();
     let (mut last, mut pieces, mut counted, mut finished) = (0.0, 0, None, false);
@@ -107,16 +96,11 @@ async fn fire(client: &Client, plan: &Plan, shot: &Shot, due: Instant) -> Result
         }
         finished |= event["choices"][0]["finish_reason"].is_string();
         counted = event["usage"]["completion_tokens"].as_u64().or(counted);
-        timing.prompt_tokens = event["usage"]["prompt_tokens"]
-            .as_u64()
-            .or(timing.prompt_tokens);
+        timing.prompt_tokens = event["usage"]["prompt_tokens"].as_u64().or(timing.prompt_tokens);
     }
     if !finished {
         let label = "stream: ended early".to_owned();
-        return Err(Refusal {
-            message: label.clone(),
-            label,
-        });
+        return Err(Refusal { message: label.clone(), label });
     }
     timing.total = due.elapsed().as_secs_f64();
     timing.tokens = counted.unwrap_or(pieces);

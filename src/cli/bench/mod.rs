@@ -136,9 +136,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
                 .map_err(|e| bad_argument(format!("--json {}: {e}", path.display())))?;
         }
         match contest.answered() {
-            0 => Err(Error::fault(
-                "no request was answered; see the errors above",
-            )),
+            0 => Err(Error::fault("no request was answered; see the errors above")),
             _ => Ok(()),
         }
     })
@@ -165,12 +163,7 @@ pub async fn contest(args: &BenchArgs) -> Result<Contest> {
             let plan = plan(args, c, round, &contenders[c], &prompts);
             let (outcomes, wall) = load::run(&contenders[c].client, &plan).await;
             contest.add(c, Round::new(outcomes, wall));
-            eprintln!(
-                "round {} {}: {}",
-                round + 1,
-                contenders[c].name,
-                contest.last(c)
-            );
+            eprintln!("round {} {}: {}", round + 1, contenders[c].name, contest.last(c));
         }
     }
     Ok(contest)
@@ -190,11 +183,7 @@ fn plan(args: &BenchArgs, contender: usize, round: u32, c: &Contender, prompts: 
         ignore_eos: args.ignore_eos,
         concurrency: args.concurrency as usize,
         rate: args.rate,
-        requests: requests.or(if args.duration.is_none() {
-            Some(64)
-        } else {
-            None
-        }),
+        requests: requests.or(if args.duration.is_none() { Some(64) } else { None }),
         duration: args.duration.map(|s| Duration::from_secs(u64::from(s))),
     }
 }
@@ -203,21 +192,14 @@ fn plan(args: &BenchArgs, contender: usize, round: u32, c: &Contender, prompts: 
 async fn contenders(args: &BenchArgs) -> Result<Vec<Contender>> {
     let mut found = Vec::new();
     if args.contenders.is_empty() {
-        found.push((
-            "bench".to_owned(),
-            args.server.url.clone(),
-            args.models.clone(),
-        ));
+        found.push(("bench".to_owned(), args.server.url.clone(), args.models.clone()));
     }
     for text in &args.contenders {
         found.push(contender(text, &args.models)?);
     }
     let mut contenders = Vec::new();
     for (name, url, models) in found {
-        let server = ServerArgs {
-            url,
-            api_key: args.server.api_key.clone(),
-        };
+        let server = ServerArgs { url, api_key: args.server.api_key.clone() };
         let client = Client::new(&server, Duration::from_secs(u64::from(args.timeout)))?;
         let models = match models.as_slice() {
             [] => client.models().await?.into_iter().take(1).collect(),
@@ -230,11 +212,7 @@ async fn contenders(args: &BenchArgs) -> Result<Vec<Contender>> {
                 format!("{} serves no model", client.url),
             ));
         }
-        contenders.push(Contender {
-            name,
-            client,
-            models,
-        });
+        contenders.push(Contender { name, client, models });
     }
     Ok(contenders)
 }
@@ -243,13 +221,9 @@ async fn contenders(args: &BenchArgs) -> Result<Vec<Contender>> {
 fn contender(text: &str, models: &[String]) -> Result<(String, String, Vec<String>)> {
     let wrong = || bad_argument(format!("--contender '{text}' is not NAME=URL[,model=M]..."));
     let mut parts = text.split(',');
-    let (name, url) = parts
-        .next()
-        .and_then(|p| p.split_once('='))
-        .ok_or_else(wrong)?;
-    let own: Option<Vec<String>> = parts
-        .map(|p| p.strip_prefix("model=").map(str::to_owned))
-        .collect();
+    let (name, url) = parts.next().and_then(|p| p.split_once('=')).ok_or_else(wrong)?;
+    let own: Option<Vec<String>> =
+        parts.map(|p| p.strip_prefix("model=").map(str::to_owned)).collect();
     let own = own.ok_or_else(wrong)?;
     let models = if own.is_empty() { models.to_vec() } else { own };
     Ok((name.to_owned(), url.to_owned(), models))
@@ -258,16 +232,10 @@ fn contender(text: &str, models: &[String]) -> Result<(String, String, Vec<Strin
 fn lines_of(path: &PathBuf) -> Result<Vec<String>> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| bad_argument(format!("--prompt-file {}: {e}", path.display())))?;
-    let lines: Vec<String> = text
-        .lines()
-        .filter(|l| !l.trim().is_empty())
-        .map(str::to_owned)
-        .collect();
+    let lines: Vec<String> =
+        text.lines().filter(|l| !l.trim().is_empty()).map(str::to_owned).collect();
     if lines.is_empty() {
-        return Err(bad_argument(format!(
-            "--prompt-file {} has no lines",
-            path.display()
-        )));
+        return Err(bad_argument(format!("--prompt-file {} has no lines", path.display())));
     }
     Ok(lines)
 }

@@ -196,10 +196,7 @@ impl Plan {
                 .join(" "),
             count => self.prompts[rng.random_range(0..count)].clone(),
         };
-        Shot {
-            model: self.models[model].clone(),
-            prompt,
-        }
+        Shot { model: self.models[model].clone(), prompt }
     }
 
     /// When each request of a round with a rate is due, from the start of the round. Empty without
@@ -256,10 +253,7 @@ mod tests {
     #[test]
     fn same_seed_makes_the_same_requests_and_another_seed_does_not() {
         let p = plan("uniform", None);
-        let other = Plan {
-            seed: 8,
-            ..p.clone()
-        };
+        let other = Plan { seed: 8, ..p.clone() };
         assert!((0..50).all(|i| p.shot(i) == p.clone().shot(i)));
         assert!((0..50).any(|i| p.shot(i) != other.shot(i)));
         assert_eq!(p.shot(3).prompt.split(' ').count(), 5);
@@ -269,11 +263,7 @@ mod tests {
     #[test]
     fn popularity_follows_its_law() {
         assert_eq!(counts(&plan("roundrobin", None)), [1000; 4]);
-        assert!(
-            counts(&plan("uniform", None))
-                .iter()
-                .all(|n| (900..1100).contains(n))
-        );
+        assert!(counts(&plan("uniform", None)).iter().all(|n| (900..1100).contains(n)));
         // zipf:1 over four: 1, 1/2, 1/3, 1/4 of 12/25
         let zipf = counts(&plan("zipf:1", None));
         for (n, expected) in zipf.iter().zip([1920.0, 960.0, 640.0, 480.0]) {
@@ -289,19 +279,10 @@ mod tests {
         let all = plan("uniform", Some(50.0)).arrivals();
         assert_eq!(all.len(), 4000);
         let last = all[3999].as_secs_f64();
-        assert!(
-            (last - 80.0).abs() < 5.0,
-            "4000 arrivals at 50 a second took {last} s"
-        );
-        let gaps: Vec<f64> = all
-            .windows(2)
-            .map(|w| (w[1] - w[0]).as_secs_f64())
-            .collect();
+        assert!((last - 80.0).abs() < 5.0, "4000 arrivals at 50 a second took {last} s");
+        let gaps: Vec<f64> = all.windows(2).map(|w| (w[1] - w[0]).as_secs_f64()).collect();
         let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
         let var = gaps.iter().map(|g| (g - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
-        assert!(
-            (var.sqrt() / mean - 1.0).abs() < 0.1,
-            "exponential gaps: deviation equals mean"
-        );
+        assert!((var.sqrt() / mean - 1.0).abs() < 0.1, "exponential gaps: deviation equals mean");
     }
 }

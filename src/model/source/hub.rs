@@ -40,15 +40,11 @@ impl HubId {
         let is_word = |word: &str| {
             !word.is_empty()
                 && !word.starts_with('.')
-                && word
-                    .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+                && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
         };
         // A revision becomes a path in the cache.
-        (is_word(organisation) && is_word(name) && revision.split('/').all(is_word)).then(|| Self {
-            repo: repo.into(),
-            revision: revision.into(),
-        })
+        (is_word(organisation) && is_word(name) && revision.split('/').all(is_word))
+            .then(|| Self { repo: repo.into(), revision: revision.into() })
     }
 
     fn at(&self, revision: &str) -> Repo {
@@ -108,13 +104,10 @@ fn shards(index: &Path) -> Result<BTreeSet<String>, String> {
         .map_err(|e| format!("cannot read {}: {e}", index.display()))?;
     let json: serde_json::Value =
         serde_json::from_str(&text).map_err(|e| format!("{INDEX} is no JSON: {e}"))?;
-    let map = json["weight_map"]
-        .as_object()
-        .ok_or_else(|| format!("{INDEX} has no `weight_map`"))?;
-    let names: BTreeSet<String> = map
-        .values()
-        .filter_map(|name| name.as_str().map(str::to_owned))
-        .collect();
+    let map =
+        json["weight_map"].as_object().ok_or_else(|| format!("{INDEX} has no `weight_map`"))?;
+    let names: BTreeSet<String> =
+        map.values().filter_map(|name| name.as_str().map(str::to_owned)).collect();
     match names.iter().find(|name| name.contains(['/', '\\'])) {
         Some(name) => Err(format!("{INDEX} names `{name}`, which is not beside it")),
         None => Ok(names),
@@ -212,22 +205,15 @@ impl Snapshot {
             .api
             .download_with_progress(name, Progress::new(name))
             .map_err(|e| format!("{name}: {e}"))?;
-        let blob = path
-            .canonicalize()
-            .map_err(|e| format!("{name} in the cache: {e}"))?;
-        let etag = blob
-            .file_name()
-            .map(|n| n.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let blob = path.canonicalize().map_err(|e| format!("{name} in the cache: {e}"))?;
+        let etag = blob.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let is_sha256 = etag.len() == 64 && etag.chars().all(|c| c.is_ascii_hexdigit());
         if is_sha256 {
             let found = sha256_of(&blob)?;
             if found != etag {
                 remove(&path);
                 remove(&blob);
-                return Err(format!(
-                    "{name} has SHA-256 {found}, not {etag}, and was removed"
-                ));
+                return Err(format!("{name} has SHA-256 {found}, not {etag}, and was removed"));
             }
         }
         Ok(path)

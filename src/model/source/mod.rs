@@ -91,10 +91,7 @@ impl Places {
         let path = Path::new(model);
         let is_gguf = path.extension().is_some_and(|e| e == "gguf");
         if path.is_dir() || (path.is_file() && is_gguf) {
-            return Ok(Located {
-                path: path.into(),
-                name: stem(path),
-            });
+            return Ok(Located { path: path.into(), name: stem(path) });
         }
         if path.is_file() {
             return Err(not_found(format!(
@@ -103,10 +100,7 @@ impl Places {
             )));
         }
         if model == DEMO {
-            return Ok(Located {
-                path: demo::obtain(self, &demo::SMOLLM2)?,
-                name: DEMO.into(),
-            });
+            return Ok(Located { path: demo::obtain(self, &demo::SMOLLM2)?, name: DEMO.into() });
         }
         match hub::HubId::parse(model) {
             Some(id) if !is_gguf => Ok(Located {
@@ -143,10 +137,7 @@ fn stem(path: &Path) -> String {
         true => whole.file_name(),
         false => path.file_stem(),
     };
-    name.map_or_else(
-        || path.display().to_string(),
-        |n| n.to_string_lossy().into(),
-    )
+    name.map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into())
 }
 
 /// Holds `path` locked until dropped; waits for another process that holds it. The system frees it
