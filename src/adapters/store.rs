@@ -287,16 +287,14 @@ async fn open_catalogue(path: &Path) -> Result<SqlitePool> {
         "CREATE TABLE IF NOT EXISTS names (
             name TEXT PRIMARY KEY, current INTEGER, next_number INTEGER NOT NULL) STRICT",
         "CREATE TABLE IF NOT EXISTS versions (
-            name TEXT NOT NULL, number INTEGER NOT NULL, digest TEXT NOT NULL, summary TEXT NOT NULL,
+            name TEXT NOT NULL, number INTEGER NOT NULL, digest TEXT NOT NULL,
+            summary TEXT NOT NULL,
             logit_change_max REAL, forced INTEGER NOT NULL, created INTEGER NOT NULL,
             file_bytes INTEGER NOT NULL, resident_bytes INTEGER NOT NULL,
             PRIMARY KEY (name, number)) STRICT",
         "PRAGMA user_version = 1",
     ] {
-        sqlx::query(statement)
-            .execute(&pool)
-            .await
-            .map_err(catalogue_error)?;
+        sqlx::query(statement).execute(&pool).await.map_err(catalogue_error)?;
     }
     Ok(pool)
 }

@@ -87,7 +87,8 @@ impl Files {
     pub fn plain(seed: u64) -> Self {
         let mut files = Self {
             config: json!({
-                "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"],
+                "peft_type": "LORA", "r": 2, "lora_alpha": 4,
+                "target_modules": ["q_proj", "v_proj"],
                 "bias": "none", "inference_mode": true, "base_model_name_or_path": "tiny",
             }),
             tensors: Vec::new(),
@@ -96,6 +97,21 @@ impl Files {
             for (name, outputs) in [("q_proj", 8), ("v_proj", 4)] {
                 let module = format!("model.layers.{l}.self_attn.{name}");
                 files.factors(&module, 2, 8, outputs, seed + l * 10 + outputs as u64);
+            }
+        }
+        files
+    }
+
+    /// The same with DoRA; magnitudes under both names that PEFT has used.
+    pub fn dora(seed: u64) -> Self {
+        let mut files = Self::plain(seed);
+        let config = files.config.as_object_mut().unwrap();
+        config.insert("use_dora".into(), json!(true));
+        for (l, suffix) in [(0, ""), (1, ".weight")] {
+            for (name, n) in [("q_proj", 8), ("v_proj", 4)] {
+                let module = format!("model.layers.{l}.self_attn.{name}");
+                let positive = values(40 + l, n).iter().map(|v| v.abs() + 0.5).collect();
+                files.push(&format!("{module}.lora_magnitude_vector{suffix}"), &[n], positive);
             }
         }
         files

@@ -215,7 +215,8 @@ fn check_tying(config: &PeftConfig, shape: &ModelShape, parsed: &Parsed) -> Resu
     if config.weight_tying && shape.tied_head && on_tables {
         return Err(Error::unprocessable(
             "unsupported_config_field",
-            "`ensure_weight_tying` is set: factors shared by embed_tokens and lm_head are not served",
+            "`ensure_weight_tying` is set: factors that embed_tokens and lm_head share are \
+             not served",
         )
         .param("ensure_weight_tying"));
     }

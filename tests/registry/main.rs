@@ -1,12 +1,15 @@
 //! The registry against a bank that only keeps books: publishing, leasing, replacing, evicting,
 //! deleting, restarting.
 
+#[path = "../adapter_files/mod.rs"]
 mod adapter_files;
+mod crowds;
+mod disk;
 
 use adapter_files::{Files, base_bias, base_rows, tiny};
-use polylora::adapters::Digest;
 use polylora::adapters::bank::{Bank, BankCommand, BankSender, Probe, Slot};
-use polylora::adapters::registry::{Entry, Lease, Publish, Registry, RegistryOptions, State};
+use polylora::adapters::registry::{Entry, Publish, Registry, RegistryOptions, State};
+use polylora::adapters::{BaseRows, Digest};
 use polylora::error::{Error, Kind};
 use polylora_kernels::Dtype;
 use std::collections::HashMap;
@@ -26,6 +29,8 @@ struct Seen {
     installs: AtomicUsize,
     removes: AtomicUsize,
     probes: AtomicUsize,
+    /// Rows of the base that were read: DoRA's norms need each row once per preparation.
+    rows_read: AtomicUsize,
     /// Slots now taken, and by what.
     slots: Mutex<HashMap<Slot, Digest>>,
     /// What the probe reports instead of 1.0, by number of the probe.
@@ -110,7 +115,12 @@ async fn open(o: RegistryOptions, slots: usize) -> Result<(Registry, Arc<Seen>),
     let shape = tiny();
     let engine = FakeEngine::start(slots);
     let bank = engine.bank();
-    let registry = Registry::open(o, base_rows(&shape), base_bias(&shape), bank).await?;
+    let (rows, seen) = (base_rows(&shape), engine.seen.clone());
+    let counted: BaseRows = Arc::new(move |site, row, out| {
+        seen.rows_read.fetch_add(1, Ordering::SeqCst);
+        rows(site, row, out);
+    });
+    let registry = Registry::open(o, counted, base_bias(&shape), bank).await?;
     Ok((registry, engine.seen))
 }
 
@@ -224,34 +234,6 @@ async fn a_published_adapter_is_stored_probed_and_leased() {
     for unknown in ["sql@2", "sql@0", "sql@01", "sql@+1", "sql@", "sq", "", "@1", "tiny-base"] {
         assert_eq!(code_of(&house.registry, unknown).await, ("model_not_found", Kind::NotFound));
     }
-}
-
-#[tokio::test]
-async fn the_digest_is_of_content_and_not_of_names_or_neighbours() {
-    let house = House::new().await;
-    let first = house.put("a", 1).await;
-    let staging = house.registry.stage("b").unwrap();
-    Files::plain(1).write(&staging.dir);
-    std::fs::write(staging.dir.join("README.md"), "hello").unwrap();
-    std::fs::create_dir(staging.dir.join("logs")).unwrap();
-    let second = house.registry.publish(staging, Publish::default()).await.unwrap();
-    assert_eq!(first.version.digest, second.version.digest);
-    assert_ne!(house.put("c", 2).await.version.digest, first.version.digest);
-    // Two names, one content: one blob, one slot, one load, one probe.
-    assert_eq!(
-        (house.blobs(), house.counts().0, house.seen.probes.load(Ordering::SeqCst)),
-        (2, 2, 2)
-    );
-    house.registry.delete("a").await.unwrap();
-    let lease = house.registry.acquire("b").await.unwrap();
-    assert_eq!(lease.version().digest, first.version.digest);
-    assert_eq!((house.blobs(), house.counts()), (2, (2, 0, 2)));
-    let dir = house.dir.path().join("adapters/sha256");
-    let hex = hex::encode(first.version.digest.0);
-    let files = std::fs::read_dir(dir.join(&hex[..2]).join(&hex)).unwrap();
-    let mut names: Vec<_> = files.map(|f| f.unwrap().file_name()).collect();
-    names.sort();
-    assert_eq!(names, ["adapter_config.json", "adapter_model.safetensors"]);
 }
 
 #[tokio::test]
@@ -413,286 +395,4 @@ async fn the_least_recently_used_adapter_makes_room() {
     drop((b, c));
     house.registry.acquire("a").await.unwrap();
     assert_eq!(house.registry.stats().evictions, 3);
-}
-
-#[tokio::test]
-async fn a_bank_full_by_slots_evicts_as_well() {
-    let house = House::with(2, |_| {}).await;
-    for (i, name) in ["a", "b", "c"].into_iter().enumerate() {
-        house.put(name, i as u64).await;
-    }
-    assert_eq!(house.counts().2, 2);
-    let held =
-        [house.registry.acquire("a").await.unwrap(), house.registry.acquire("b").await.unwrap()];
-    assert_eq!(code_of(&house.registry, "c").await, ("insufficient_capacity", Kind::Capacity));
-    drop(held);
-    house.registry.acquire("c").await.unwrap();
-}
-
-#[tokio::test]
-async fn a_failed_publish_leaves_no_trace() {
-    let house = House::new().await;
-    house.put("sql", 1).await;
-    house.seen.refuse_installs.store(true, Ordering::SeqCst);
-    assert!(publish(&house.registry, "sql", 2, false).await.is_err());
-    assert!(publish(&house.registry, "new", 2, false).await.is_err());
-    house.seen.refuse_installs.store(false, Ordering::SeqCst);
-    let staging = house.registry.stage("sql").unwrap();
-    let mut files = Files::plain(9);
-    files.drop_tensor("lora_B");
-    files.write(&staging.dir);
-    let error = house.registry.publish(staging, Publish::default()).await.unwrap_err();
-    assert_eq!(error.code, "missing_factor");
-    drop(house.registry.stage("unused").unwrap());
-    assert_eq!(house.registry.list().len(), 1);
-    assert_eq!((house.blobs(), house.staged(), house.counts().2), (1, 0, 1));
-    assert_eq!(house.put("sql", 3).await.version.number, 2);
-    let house = house.restarted().await;
-    assert_eq!(house.registry.list().len(), 2);
-}
-
-#[tokio::test]
-async fn limits_on_bytes_and_names_are_kept() {
-    let house = House::with(1000, |o| o.adapters_max = 2).await;
-    house.put("a", 1).await;
-    house.put("b", 2).await;
-    let error = publish(&house.registry, "c", 3, false).await.unwrap_err();
-    assert_eq!((error.code, error.kind), ("adapter_limit_reached", Kind::Capacity));
-    house.put("b", 3).await;
-    let house = House::with(1000, |o| o.upload_bytes_max = 100).await;
-    let error = publish(&house.registry, "c", 3, false).await.unwrap_err();
-    assert_eq!((error.code, error.kind), ("upload_too_large", Kind::TooLarge));
-}
-
-#[tokio::test]
-async fn everything_published_survives_a_restart_and_nothing_else() {
-    let house = House::new().await;
-    house.put("a", 1).await;
-    house.put("a", 2).await;
-    house.put("b", 3).await;
-    until("settled", || house.counts().2 == 2).await;
-    let before = house.registry.list();
-    // As a crash leaves it: an upload half written, and files moved into place but never named.
-    let staging = house.registry.stage("c").unwrap();
-    Files::plain(5).write(&staging.dir);
-    std::mem::forget(staging);
-    let orphan = house.dir.path().join("adapters/sha256/ab").join("ab".repeat(32));
-    std::fs::create_dir_all(&orphan).unwrap();
-    Files::plain(6).write(&orphan);
-    let house = house.restarted().await;
-    let after = house.registry.list();
-    assert_eq!(before.len(), 3);
-    for (x, y) in before.iter().zip(&after) {
-        assert_eq!((&x.version, x.state, x.current), (&y.version, y.state, y.current));
-        assert!(!y.resident);
-    }
-    assert_eq!((house.blobs(), house.staged(), house.registry.residency().0), (3, 0, 0));
-    assert_eq!(house.registry.acquire("a").await.unwrap().version().number, 2);
-    assert_eq!(house.registry.acquire("a@1").await.unwrap().version().number, 1);
-    assert_eq!(house.seen.probes.load(Ordering::SeqCst), 0, "the catalogue knows the probe");
-}
-
-#[tokio::test]
-async fn two_servers_do_not_share_a_data_directory() {
-    let house = House::new().await;
-    let error = open(options(house.dir.path()), 10).await.map(|_| ()).unwrap_err();
-    assert_eq!((error.code, error.kind), ("data_dir_locked", Kind::Conflict));
-    house.put("still", 1).await;
-}
-
-#[tokio::test]
-async fn files_that_changed_on_disk_are_not_served() {
-    let house = House::new().await;
-    let entry = house.put("sql", 1).await;
-    let house = house.restarted().await;
-    let hex = hex::encode(entry.version.digest.0);
-    let blob = house.dir.path().join("adapters/sha256").join(&hex[..2]).join(&hex);
-    let file = blob.join("adapter_model.safetensors");
-    let mut bytes = std::fs::read(&file).unwrap();
-    let last = bytes.len() - 1;
-    bytes[last] ^= 1;
-    std::fs::write(&file, &bytes).unwrap();
-    assert_eq!(code_of(&house.registry, "sql").await, ("corrupt_adapter", Kind::Fault));
-    assert_eq!(house.counts().0, 0);
-    std::fs::remove_file(&file).unwrap();
-    assert_eq!(code_of(&house.registry, "sql").await.0, "corrupt_adapter");
-    // The same content under another name mends the files of both.
-    house.put("mended", 1).await;
-    house.registry.acquire("sql").await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn fifty_requests_for_a_cold_adapter_load_it_once() {
-    let house = House::new().await;
-    house.put("sql", 1).await;
-    let house = house.restarted().await;
-    let tasks: Vec<_> = (0..50)
-        .map(|_| {
-            let registry = house.registry.clone();
-            tokio::spawn(async move { registry.acquire("sql").await })
-        })
-        .collect();
-    let mut leases: Vec<Lease> = Vec::new();
-    for task in tasks {
-        leases.push(task.await.unwrap().unwrap());
-    }
-    assert_eq!(house.counts(), (1, 0, 1));
-    assert!(leases.iter().all(|l| l.slot() == leases[0].slot()));
-    assert_eq!(house.state("sql")[0].3, 50);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn fifty_publishes_of_one_name_are_fifty_versions_or_one() {
-    let house = House::with(1000, |o| o.versions_kept = 100).await;
-    for (name, distinct) in [("many", true), ("same", false)] {
-        let tasks: Vec<_> = (0..50)
-            .map(|i| {
-                let registry = house.registry.clone();
-                let seed = 500 + if distinct { i } else { 0 };
-                tokio::spawn(async move { publish(&registry, name, seed, false).await.unwrap() })
-            })
-            .collect();
-        let mut numbers = Vec::new();
-        for task in tasks {
-            numbers.push(task.await.unwrap().version.number);
-        }
-        numbers.sort();
-        numbers.dedup();
-        assert_eq!(numbers.len(), if distinct { 50 } else { 1 });
-        assert_eq!(house.registry.versions(name).iter().filter(|e| e.current).count(), 1);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_storm_of_everything_ends_with_clean_books() {
-    let one = plain_bytes().await;
-    let house = House::with(1000, |o| o.resident_bytes_max = 5 * one).await;
-    let tasks: Vec<_> = (0..50u64)
-        .map(|task| {
-            let (registry, seen) = (house.registry.clone(), house.seen.clone());
-            tokio::spawn(async move {
-                for round in 0..12 {
-                    let roll = task * 31 + round * 17;
-                    let name = format!("n{}", roll % 7);
-                    match roll % 10 {
-                        0 => drop(registry.delete(&name).await),
-                        1..=3 => drop(publish(&registry, &name, roll % 11, false).await),
-                        _ => {
-                            if let Ok(lease) = registry.acquire(&name).await {
-                                tokio::task::yield_now().await;
-                                let in_slot =
-                                    seen.slots.lock().unwrap().get(&lease.slot()).copied();
-                                assert_eq!(
-                                    in_slot,
-                                    Some(lease.version().digest),
-                                    "the wrong adapter"
-                                );
-                                assert_eq!(lease.version().name, name);
-                            }
-                        }
-                    }
-                    assert!(registry.residency().0 <= registry.residency().1);
-                }
-            })
-        })
-        .collect();
-    for task in tasks {
-        tokio::time::timeout(Duration::from_secs(120), task).await.expect("no deadlock").unwrap();
-    }
-    assert!(house.registry.list().iter().all(|e| e.leases == 0));
-    for n in 0..7 {
-        let _ = house.registry.delete(&format!("n{n}")).await;
-    }
-    until("all is free", || {
-        house.registry.residency().0 == 0 && house.counts().2 == 0 && house.blobs() == 0
-    })
-    .await;
-    let (installs, removes, _) = house.counts();
-    assert_eq!(installs, removes);
-    assert_eq!(house.staged(), 0);
-}
-
-#[tokio::test]
-async fn a_client_that_goes_away_does_not_stop_a_publish_in_the_middle() {
-    let house = House::new().await;
-    let staging = house.registry.stage("sql").unwrap();
-    Files::plain(1).write(&staging.dir);
-    let publish = house.registry.publish(staging, Publish::default());
-    let _ = tokio::time::timeout(Duration::from_micros(1), publish).await;
-    until("it is published", || house.state("sql").len() == 1).await;
-    house.registry.acquire("sql").await.unwrap();
-}
-
-#[tokio::test]
-async fn names_that_could_mean_something_else_are_refused() {
-    let house = House::new().await;
-    let long = "a".repeat(129);
-    let attacks = [
-        "",
-        ".",
-        "..",
-        "../x",
-        "a/b",
-        "a\\b",
-        "/etc/passwd",
-        "a b",
-        " a",
-        "a ",
-        "a\n",
-        "a\0b",
-        "a:b",
-        "a@1",
-        "base",
-        "BASE",
-        "default",
-        "auto",
-        "None",
-        "null",
-        "tiny-base",
-        "Tiny-Base",
-        "аdmin",
-        "a\u{202e}b",
-        "é",
-        "-rf",
-        "_x",
-        ".hidden",
-        "a%2fb",
-        "a;b",
-        "a'b",
-        "$(x)",
-        "~",
-        "*",
-        "?",
-        &long,
-        "a\u{200b}",
-        "‥",
-    ];
-    for name in attacks {
-        let error = house.registry.stage(name).map(drop).unwrap_err();
-        assert_eq!((error.code, error.kind), ("invalid_name", Kind::Invalid), "{name:?}");
-        assert!(error.message.is_ascii() && error.message.len() < 600, "{error}");
-    }
-    let longest = "a".repeat(128);
-    for name in ["a", "7b", "A.b-c_d", "bases", longest.as_str()] {
-        house.registry.stage(name).unwrap();
-    }
-    assert_eq!(house.staged(), 0, "unpublished uploads are removed");
-}
-
-#[tokio::test]
-async fn only_the_files_of_an_adapter_are_staged() {
-    let house = House::new().await;
-    let staging = house.registry.stage("sql").unwrap();
-    let kept = |name: &str| {
-        staging.file_path(name).map(|p| p.strip_prefix(&staging.dir).unwrap().to_owned())
-    };
-    assert_eq!(kept("adapter_config.json").unwrap(), Path::new("adapter_config.json"));
-    assert_eq!(kept("adapter_model.safetensors").unwrap(), Path::new("adapter_model.safetensors"));
-    assert_eq!(kept("my lora.gguf").unwrap(), Path::new("adapter.gguf"));
-    for other in ["README.md", "tokenizer.json", "../x.gguf", "a/adapter_config.json", "..", ""] {
-        assert!(kept(other).is_none(), "{other}");
-    }
-    assert!(kept("adapter_model.bin").is_none());
-    let error = house.registry.publish(staging, Publish::default()).await.unwrap_err();
-    assert_eq!(error.code, "pickle_not_allowed");
 }

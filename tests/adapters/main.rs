@@ -1,15 +1,17 @@
 //! Adapter formats: what is read, what it multiplies with, and what is refused under which code.
 
+#[path = "../adapter_files/mod.rs"]
 mod adapter_files;
-#[path = "adapter_files/gguf.rs"]
+#[path = "../adapter_files/gguf.rs"]
 mod gguf_files;
-#[path = "adapters/refusals.rs"]
+mod modules;
 mod refusals;
+mod scales;
 
 use adapter_files::{Files, base_bias, base_rows, site_seed, tiny, values};
 use gguf_files::{gguf, head};
 use polylora::adapters::bank::Prepared;
-use polylora::adapters::format::{Summary, check, config::PeftConfig, prepare};
+use polylora::adapters::format::{Summary, check, prepare};
 use polylora::error::{Error, Kind};
 use polylora::shape::{ModelShape, Norm, Projection, Rope, RopeScaling, Site};
 use polylora_kernels::{
@@ -60,10 +62,6 @@ fn root() -> PathBuf {
 
 fn golden(name: &str) -> PathBuf {
     root().join("tests/golden/adapters").join(name)
-}
-
-fn config_of(dir: &Path) -> PeftConfig {
-    PeftConfig::parse(&std::fs::read(dir.join("adapter_config.json")).unwrap()).unwrap()
 }
 
 fn prepared(dir: &Path, shape: &ModelShape) -> Result<(Summary, Prepared), Error> {
@@ -181,43 +179,6 @@ fn golden_adapters_are_read_whole() {
 }
 
 #[test]
-fn blurb_has_the_scales_of_its_patterns_in_file_order() {
-    let config = config_of(&golden("blurb"));
-    let scale = |path: String| config.scale(&path).unwrap();
-    for l in 0..30 {
-        let at = |module: &str| format!("model.layers.{l}.{module}");
-        assert_eq!(scale(at("self_attn.v_proj")), if l == 29 { 0.5 } else { 1.0 });
-        assert_eq!(scale(at("self_attn.q_proj")), 4.0);
-        assert_eq!(scale(at("mlp.down_proj")), if l < 3 { 8.0 } else { 2.0 });
-        assert_eq!(config.rank_of(&at("mlp.down_proj")).unwrap(), if l < 3 { 2 } else { 8 });
-    }
-}
-
-#[test]
-fn the_first_pattern_in_file_order_wins() {
-    let base = Files::plain(1).config;
-    let text = |order: &str| with(&base, serde_json::from_str(order).unwrap()).to_string();
-    let scale = |json: String| {
-        let config = PeftConfig::parse(json.as_bytes()).unwrap();
-        config.scale("model.layers.0.self_attn.q_proj").unwrap()
-    };
-    let narrow_first = r#"{"alpha_pattern": {"layers.0.self_attn.q_proj": 2, "q_proj": 20}}"#;
-    let wide_first = r#"{"alpha_pattern": {"q_proj": 20, "layers.0.self_attn.q_proj": 2}}"#;
-    assert_eq!(scale(text(narrow_first)), 1.0);
-    assert_eq!(scale(text(wide_first)), 10.0);
-    let no_part_of_a_name = r#"{"alpha_pattern": {"_proj": 20}}"#;
-    assert_eq!(scale(text(no_part_of_a_name)), 2.0);
-}
-
-#[test]
-fn rslora_divides_by_the_root_of_the_rank() {
-    let mut files = Files::plain(1);
-    files.set("use_rslora", json!(true)).set("r", json!(16)).set("lora_alpha", json!(8));
-    let config = PeftConfig::parse(files.config.to_string().as_bytes()).unwrap();
-    assert_eq!(config.scale("model.layers.0.self_attn.q_proj").unwrap(), 2.0);
-}
-
-#[test]
 fn a_gguf_adapter_means_the_same_as_the_peft_adapter_it_was_made_from() {
     // Written with the gguf package, rows of q and k permuted as llama.cpp's converter does.
     let shape = smollm2();
@@ -265,14 +226,8 @@ fn a_delta_is_scale_times_b_times_a() {
 #[test]
 fn dora_gains_are_the_magnitude_over_the_norm_of_the_whole_row() {
     let shape = tiny();
-    let mut files = Files::plain(3);
-    files.set("use_dora", json!(true)).set("use_rslora", json!(true));
-    for (l, suffix) in [(0, ""), (1, ".weight")] {
-        for (name, n) in [("q_proj", 8), ("v_proj", 4)] {
-            let module = format!("model.layers.{l}.self_attn.{name}.lora_magnitude_vector{suffix}");
-            files.push(&module, &[n], values(40 + l, n).iter().map(|v| v.abs() + 0.5).collect());
-        }
-    }
+    let mut files = Files::dora(3);
+    files.set("use_rslora", json!(true));
     let (summary, prepared) = load(&files, &shape).unwrap();
     assert_eq!(summary.method, "dora");
     for at in [Q0, Site::Layer(1, Projection::V)] {
@@ -410,85 +365,4 @@ fn a_head_adapter_may_bring_the_bases_own_table_but_no_other() {
     // The tied table may also come under the embedding's name.
     files.get("lm_head.weight").0 = "base_model.model.model.embed_tokens.base_layer.weight".into();
     load(&files, &shape).unwrap();
-}
-
-// How modules are named and chosen.
-
-#[test]
-fn python_patterns_choose_modules_as_re_fullmatch_does() {
-    for (pattern, fits) in [
-        (r".*\.layers\.[01]\.self_attn\.(q|v)_proj", true),
-        (r"model\.layers\.\d+\.self_attn\.(?:q|v)_proj\Z", true),
-        (r"(?P<head>.*)\.(?=q|v)[a-z]_proj", true),
-        (r"(?i)MODEL\..*_PROJ", true),
-        (r".*[q[v]_proj", true),
-        (r"model.layers.{1,2}self_attn.[qv]_proj", false),
-        (r"model.layers.{,2}.self_attn.[qv]_proj", true),
-        (r".*q_proj|.*v_proj", true),
-        (r"self_attn\.[qv]_proj", false),
-        (r".*\.q_proj", false),
-    ] {
-        let mut files = Files::plain(3);
-        files.set("target_modules", json!(pattern));
-        match load(&files, &tiny()) {
-            Ok(_) => assert!(fits, "{pattern}"),
-            Err(e) => assert!(!fits && e.code == "unknown_tensor", "{pattern}: {e}"),
-        }
-    }
-    for pattern in [r"(?(1)a|b)", r"(?x)a b", r"\Kabc", r"\p{L}", "(", r"a\", r"[a--b]", r"(?<n>a)"]
-    {
-        let mut files = Files::plain(3);
-        files.set("target_modules", json!(pattern));
-        assert_eq!(refusal(&files, "target_modules"), "invalid_adapter_config", "{pattern}");
-    }
-}
-
-#[test]
-fn a_pattern_that_backtracks_without_end_is_an_error() {
-    let mut files = Files::plain(3);
-    files.set("target_modules", json!(r"(?=(.+)+\1$)(.*.*.*.*.*.*)*(?!.)x\1"));
-    let start = std::time::Instant::now();
-    assert!(load(&files, &tiny()).is_err());
-    assert!(start.elapsed().as_secs() < 20);
-}
-
-#[test]
-fn exclusions_and_layer_restrictions_leave_modules_out() {
-    let cases: [(Value, bool); 8] = [
-        (json!({"layers_to_transform": [0, 1]}), true),
-        (json!({"layers_to_transform": 1}), false),
-        (json!({"layers_to_transform": [0, 1], "layers_pattern": "layers"}), true),
-        (json!({"layers_to_transform": [0, 1], "layers_pattern": ["h", "layers"]}), true),
-        (json!({"layers_to_transform": [0, 1], "layers_pattern": ["h"]}), false),
-        (json!({"exclude_modules": ["k_proj"]}), true),
-        (json!({"exclude_modules": r".*layers\.1\..*"}), false),
-        (json!({"target_modules": "all-linear"}), true),
-    ];
-    for (change, fits) in cases {
-        let mut files = Files::plain(3);
-        files.config = with(&files.config, change.clone());
-        match load(&files, &tiny()) {
-            Ok(_) => assert!(fits, "{change}"),
-            Err(e) => assert!(!fits && e.code == "unknown_tensor", "{change}: {e}"),
-        }
-    }
-}
-
-#[test]
-fn known_prefixes_lead_to_the_same_modules_and_mixing_them_is_refused() {
-    for (from, to) in [
-        ("base_model.model.model.", "model."),
-        ("base_model.model.model.", "base_model.model."),
-        ("base_model.model.model.", "base_model.model.model.language_model."),
-        ("base_model.model.model.", "base_model.model.language_model.model."),
-    ] {
-        let mut files = Files::plain(3);
-        files.tensors.iter_mut().for_each(|t| t.0 = t.0.replacen(from, to, 1));
-        let (summary, _) = load(&files, &tiny()).unwrap_or_else(|e| panic!("{to}: {e}"));
-        assert_eq!(summary.sites, 4);
-    }
-    let mut files = Files::plain(3);
-    let again = files.tensors[0].clone();
-    files.tensors.push((again.0.replacen("base_model.model.", "", 1), again.1, again.2));
-    assert_eq!(refusal(&files, "q_proj"), "duplicate_tensor");
 }

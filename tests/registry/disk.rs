@@ -1,0 +1,201 @@
+//! What is on disk: content and digests, restarts, damage, staging and names.
+
+use super::adapter_files::Files;
+use super::{House, code_of, open, options, publish, until};
+use polylora::adapters::registry::Publish;
+use polylora::error::Kind;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+#[tokio::test]
+async fn the_digest_is_of_content_and_not_of_names_or_neighbours() {
+    let house = House::new().await;
+    let staging = house.registry.stage("a").unwrap();
+    Files::plain(1).write(&staging.dir);
+    std::fs::write(staging.dir.join("README.md"), "hello").unwrap();
+    std::fs::create_dir(staging.dir.join("logs")).unwrap();
+    let how = Publish::default();
+    let first = house.registry.publish(staging, how).await.unwrap();
+    let dir = house.dir.path().join("adapters/sha256");
+    let hex = hex::encode(first.version.digest.0);
+    let files = std::fs::read_dir(dir.join(&hex[..2]).join(&hex)).unwrap();
+    let mut names: Vec<_> = files.map(|f| f.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["adapter_config.json", "adapter_model.safetensors"]);
+    let second = house.put("b", 1).await;
+    assert_eq!(first.version.digest, second.version.digest);
+    assert_ne!(house.put("c", 2).await.version.digest, first.version.digest);
+    // Two names, one content: one blob, one slot, one load, one probe.
+    let probes = house.seen.probes.load(Ordering::SeqCst);
+    assert_eq!((house.blobs(), house.counts().0, probes), (2, 2, 2));
+    house.registry.delete("a").await.unwrap();
+    let lease = house.registry.acquire("b").await.unwrap();
+    assert_eq!(lease.version().digest, first.version.digest);
+    assert_eq!((house.blobs(), house.counts()), (2, (2, 0, 2)));
+}
+
+#[tokio::test]
+async fn everything_published_survives_a_restart_and_nothing_else() {
+    let house = House::new().await;
+    house.put("a", 1).await;
+    house.put("a", 2).await;
+    house.put("b", 3).await;
+    until("settled", || house.counts().2 == 2).await;
+    let before = house.registry.list();
+    // As a crash leaves it: an upload half written, and files moved into place but never named.
+    let staging = house.registry.stage("c").unwrap();
+    Files::plain(5).write(&staging.dir);
+    std::mem::forget(staging);
+    let orphan = house.dir.path().join("adapters/sha256/ab").join("ab".repeat(32));
+    std::fs::create_dir_all(&orphan).unwrap();
+    Files::plain(6).write(&orphan);
+    let house = house.restarted().await;
+    let after = house.registry.list();
+    assert_eq!(before.len(), 3);
+    for (x, y) in before.iter().zip(&after) {
+        assert_eq!((&x.version, x.state, x.current), (&y.version, y.state, y.current));
+        assert!(!y.resident);
+    }
+    assert_eq!((house.blobs(), house.staged(), house.registry.residency().0), (3, 0, 0));
+    assert_eq!(house.registry.acquire("a").await.unwrap().version().number, 2);
+    assert_eq!(house.registry.acquire("a@1").await.unwrap().version().number, 1);
+    assert_eq!(house.seen.probes.load(Ordering::SeqCst), 0, "the catalogue knows the probe");
+}
+
+#[tokio::test]
+async fn two_servers_do_not_share_a_data_directory() {
+    let house = House::new().await;
+    let error = open(options(house.dir.path()), 10).await.map(|_| ()).unwrap_err();
+    assert_eq!((error.code, error.kind), ("data_dir_locked", Kind::Conflict));
+    house.put("still", 1).await;
+}
+
+#[tokio::test]
+async fn files_that_changed_on_disk_are_not_served() {
+    let house = House::new().await;
+    let entry = house.put("sql", 1).await;
+    let house = house.restarted().await;
+    let hex = hex::encode(entry.version.digest.0);
+    let blob = house.dir.path().join("adapters/sha256").join(&hex[..2]).join(&hex);
+    let file = blob.join("adapter_model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&file, &bytes).unwrap();
+    assert_eq!(code_of(&house.registry, "sql").await, ("corrupt_adapter", Kind::Fault));
+    assert_eq!(house.counts().0, 0);
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(code_of(&house.registry, "sql").await.0, "corrupt_adapter");
+    // The same content under another name mends the files of both.
+    house.put("mended", 1).await;
+    house.registry.acquire("sql").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_publish_leaves_no_trace() {
+    let house = House::new().await;
+    house.put("sql", 1).await;
+    house.seen.refuse_installs.store(true, Ordering::SeqCst);
+    assert!(publish(&house.registry, "sql", 2, false).await.is_err());
+    assert!(publish(&house.registry, "new", 2, false).await.is_err());
+    house.seen.refuse_installs.store(false, Ordering::SeqCst);
+    let staging = house.registry.stage("sql").unwrap();
+    let mut files = Files::plain(9);
+    files.drop_tensor("lora_B");
+    files.write(&staging.dir);
+    let error = house.registry.publish(staging, Publish::default()).await.unwrap_err();
+    assert_eq!(error.code, "missing_factor");
+    drop(house.registry.stage("unused").unwrap());
+    assert_eq!(house.registry.list().len(), 1);
+    assert_eq!((house.blobs(), house.staged(), house.counts().2), (1, 0, 1));
+    assert_eq!(house.put("sql", 3).await.version.number, 2);
+    let house = house.restarted().await;
+    assert_eq!(house.registry.list().len(), 2);
+}
+
+#[tokio::test]
+async fn names_that_could_mean_something_else_are_refused() {
+    let house = House::new().await;
+    let long = "a".repeat(129);
+    let attacks = [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/b",
+        "a\\b",
+        "/etc/passwd",
+        "a b",
+        " a",
+        "a ",
+        "a\n",
+        "a\0b",
+        "a:b",
+        "a@1",
+        "base",
+        "BASE",
+        "default",
+        "auto",
+        "None",
+        "null",
+        "tiny-base",
+        "Tiny-Base",
+        "аdmin",
+        "a\u{202e}b",
+        "é",
+        "-rf",
+        "_x",
+        ".hidden",
+        "a%2fb",
+        "a;b",
+        "a'b",
+        "$(x)",
+        "~",
+        "*",
+        "?",
+        &long,
+        "a\u{200b}",
+        "‥",
+    ];
+    for name in attacks {
+        let error = house.registry.stage(name).map(drop).unwrap_err();
+        assert_eq!((error.code, error.kind), ("invalid_name", Kind::Invalid), "{name:?}");
+        assert!(error.message.is_ascii() && error.message.len() < 600, "{error}");
+    }
+    let longest = "a".repeat(128);
+    for name in ["a", "7b", "A.b-c_d", "bases", longest.as_str()] {
+        house.registry.stage(name).unwrap();
+    }
+    assert_eq!(house.staged(), 0, "unpublished uploads are removed");
+}
+
+#[tokio::test]
+async fn only_the_files_of_an_adapter_are_staged() {
+    let house = House::new().await;
+    let staging = house.registry.stage("sql").unwrap();
+    let kept = |name: &str| {
+        staging.file_path(name).map(|p| p.strip_prefix(&staging.dir).unwrap().to_owned())
+    };
+    assert_eq!(kept("adapter_config.json").unwrap(), Path::new("adapter_config.json"));
+    assert_eq!(kept("adapter_model.safetensors").unwrap(), Path::new("adapter_model.safetensors"));
+    assert_eq!(kept("my lora.gguf").unwrap(), Path::new("adapter.gguf"));
+    for other in ["README.md", "tokenizer.json", "../x.gguf", "a/adapter_config.json", "..", ""] {
+        assert!(kept(other).is_none(), "{other}");
+    }
+    assert!(kept("adapter_model.bin").is_none());
+    let error = house.registry.publish(staging, Publish::default()).await.unwrap_err();
+    assert_eq!(error.code, "pickle_not_allowed");
+}
+
+#[tokio::test]
+async fn limits_on_bytes_and_names_are_kept() {
+    let house = House::with(1000, |o| o.adapters_max = 2).await;
+    house.put("a", 1).await;
+    house.put("b", 2).await;
+    let error = publish(&house.registry, "c", 3, false).await.unwrap_err();
+    assert_eq!((error.code, error.kind), ("adapter_limit_reached", Kind::Capacity));
+    house.put("b", 3).await;
+    let house = House::with(1000, |o| o.upload_bytes_max = 100).await;
+    let error = publish(&house.registry, "c", 3, false).await.unwrap_err();
+    assert_eq!((error.code, error.kind), ("upload_too_large", Kind::TooLarge));
+}
