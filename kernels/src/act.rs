@@ -1,14 +1,14 @@
 //! Activations of one step: `[rows_max, width]` f32, and their bf16 rounding beside them when the
 //! weights are bf16.
 //!
-//! Rows are padded with zeros to a multiple of 16 so that lanes over the width need no tail. The
-//! two copies never differ but by rounding: whoever writes one writes both.
+//! Rows are padded with zeros to a multiple of 32 so that factors stored in groups of 32 need no
+//! tail. The two copies never differ but by rounding: whoever writes one writes both.
 
 use half::bf16;
 
 use crate::Dtype;
 use crate::buffer::{Buffer, Shared};
-use crate::simd::{LANES, Simd};
+use crate::simd::{GROUP, Simd};
 
 /// See the module page.
 pub struct Act {
@@ -30,7 +30,7 @@ pub(crate) struct ActWriter {
 impl Act {
     /// Zeros for `rows_max` rows; `dtype` is that of the weights that will read them.
     pub fn new(dtype: Dtype, rows_max: usize, width: usize) -> Act {
-        let stride = width.next_multiple_of(LANES);
+        let stride = width.next_multiple_of(GROUP);
         let half = (dtype == Dtype::Bf16).then(|| Buffer::zeroed(rows_max * stride));
         Act { wide: Buffer::zeroed(rows_max * stride), half, rows_max, width, stride }
     }

@@ -14,7 +14,7 @@ use std::ops::Range;
 use crate::act::{Act, ActWriter};
 use crate::device::Device;
 use crate::kv::{KvCache, Layout, Rows, Values};
-use crate::simd::{Element, Isa, Kernel, LANES, Simd};
+use crate::simd::{Element, GROUP, Isa, Kernel, LANES, Simd};
 
 /// D at most: the running sums lie on the stack.
 pub const HEAD_DIM_MAX: usize = 512;
@@ -50,7 +50,7 @@ pub fn attention(
     assert!(q.len() >= count * heads * dim, "q holds {count} rows of {heads} x {dim}");
     assert!(out.width() == heads * dim && out.rows_max() >= count, "out is [T, N·D]");
     assert!(layer < layout.layers, "layer {layer} of {}", layout.layers);
-    assert!(dim <= HEAD_DIM_MAX, "head dim {dim} above {HEAD_DIM_MAX}");
+    assert!(dim <= HEAD_DIM_MAX && dim.is_multiple_of(2), "head dim {dim}");
     assert!(window != Some(0), "a window of at least one position");
 
     let group = heads / layout.kv_heads;
@@ -287,19 +287,19 @@ impl<E: Element> Turn<'_, E> {
         j: usize,
     ) {
         let mut acc = [[S::zero(); P]; N];
-        for d in 0..self.job.layout.head_dim {
-            let mut keys = [S::zero(); P];
+        for d in (0..self.job.layout.head_dim).step_by(2) {
+            let mut keys = [[S::zero(); 2]; P];
             for (p, key) in keys.iter_mut().enumerate() {
                 let at = d * KvCache::PAGE;
-                *key = E::load::<S>(self.pages[j + p].add(at));
-                if P == TURN && whole_line::<E>(d) {
-                    S::prefetch(self.next[p].wrapping_add(at).cast());
+                *key = E::load_pair::<S>(self.pages[j + p].add(at));
+                if P == TURN {
+                    fetch::<S, E>(self.next[p].wrapping_add(at));
                 }
             }
             for (acc, state) in acc.iter_mut().zip(states) {
-                let q = S::splat(*state.q.add(d));
-                for (sum, &key) in acc.iter_mut().zip(&keys) {
-                    *sum = S::fma(q, key, *sum);
+                let q = [S::splat(*state.q.add(d)), S::splat(*state.q.add(d + 1))];
+                for (sum, key) in acc.iter_mut().zip(&keys) {
+                    *sum = S::fma(q[1], key[1], S::fma(q[0], key[0], *sum));
                 }
             }
         }
@@ -362,16 +362,16 @@ impl<E: Element> Turn<'_, E> {
         weights: &[[f32; TOKENS]; N],
         span: Range<usize>,
     ) {
-        const WIDTH: usize = 4;
+        const WIDTH: usize = 2;
         let stride = self.job.layout.v_stride();
         let mut d = 0;
         while d < stride {
-            if S::WIDE && d + WIDTH * LANES <= stride {
+            if S::WIDE && d + WIDTH * GROUP <= stride {
                 self.columns::<S, N, WIDTH>(weights, span.clone(), d);
-                d += WIDTH * LANES;
+                d += WIDTH * GROUP;
             } else {
                 self.columns::<S, N, 1>(weights, span.clone(), d);
-                d += LANES;
+                d += GROUP;
             }
         }
     }
@@ -385,9 +385,9 @@ impl<E: Element> Turn<'_, E> {
     ) {
         let layout = self.job.layout;
         let stride = layout.v_stride();
-        let mut acc = [[S::zero(); WIDTH]; N];
+        let mut acc = [[[S::zero(); 2]; WIDTH]; N];
         for (i, acc) in acc.iter_mut().enumerate() {
-            for (w, sum) in acc.iter_mut().enumerate() {
+            for (w, sum) in acc.as_flattened_mut().iter_mut().enumerate() {
                 *sum = S::load(self.sums.add(i * stride + d + w * LANES));
             }
         }
@@ -395,34 +395,35 @@ impl<E: Element> Turn<'_, E> {
             let page = token / KvCache::PAGE;
             let at = layout.v_start() + token % KvCache::PAGE * stride + d;
             let (v, next) = (self.pages[page].add(at), self.next[page].wrapping_add(at));
-            let mut values = [S::zero(); WIDTH];
+            let mut values = [[S::zero(); 2]; WIDTH];
 
             for (w, value) in values.iter_mut().enumerate() {
-                *value = E::load::<S>(v.add(w * LANES));
-                if whole_line::<E>(w) {
-                    S::prefetch(next.wrapping_add(w * LANES).cast());
-                }
+                *value = E::load_pair::<S>(v.add(w * GROUP));
+                fetch::<S, E>(next.wrapping_add(w * GROUP));
             }
             for (acc, weights) in acc.iter_mut().zip(weights) {
                 let weight = S::splat(weights[token]);
-                for (sum, &value) in acc.iter_mut().zip(&values) {
+                let sums = acc.as_flattened_mut().iter_mut();
+                for (sum, &value) in sums.zip(values.as_flattened()) {
                     *sum = S::fma(weight, value, *sum);
                 }
             }
         }
         for (i, acc) in acc.iter().enumerate() {
-            for (w, &sum) in acc.iter().enumerate() {
+            for (w, &sum) in acc.as_flattened().iter().enumerate() {
                 S::store(self.sums.add(i * stride + d + w * LANES), sum);
             }
         }
     }
 }
 
-/// Whether the `index`th vector of a row begins a cache line: every f32 vector does, every other
-/// bf16 vector.
+/// Asks for the lines of a group.
 #[inline(always)]
-fn whole_line<E>(index: usize) -> bool {
-    size_of::<E>() == 4 || index.is_multiple_of(2)
+unsafe fn fetch<S: Simd, E: Element>(group: *const E) {
+    S::prefetch(group.cast());
+    if size_of::<E>() == 4 {
+        S::prefetch(group.wrapping_add(LANES).cast());
+    }
 }
 
 const LANE: [f32; LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];

@@ -10,7 +10,7 @@ use crate::buffer::{Buffer, Shared, Zeroed};
 use crate::device::{Device, part};
 use crate::matrix::Matrix;
 use crate::segments::Segments;
-use crate::simd::{Element, Isa, Kernel, LANES, Simd};
+use crate::simd::{Element, GROUP, Isa, Kernel, LANES, Simd};
 
 /// An adapter's change of the embedding table: `h += At[token]·Bᵀ`, scale folded in.
 pub struct EmbedDelta {
@@ -28,20 +28,20 @@ enum Factors {
 struct Pair<E: Zeroed> {
     /// `[V, R]`
     a: Buffer<E>,
-    /// `[R, H padded to 16]`
+    /// `[R, H padded to 32]`, in groups
     b: Buffer<E>,
 }
 
 impl<E: Element + Zeroed> Pair<E> {
     fn pack(rank: usize, vocab: usize, hidden: usize, a: &[f32], b: &[f32], scale: f32) -> Pair<E> {
-        let stride = hidden.next_multiple_of(LANES);
+        let stride = hidden.next_multiple_of(GROUP);
         let mut pair = Pair { a: Buffer::zeroed(vocab * rank), b: Buffer::zeroed(rank * stride) };
         for r in 0..rank {
             for v in 0..vocab {
                 pair.a[v * rank + r] = E::from_f32(a[r * vocab + v]);
             }
             for h in 0..hidden {
-                pair.b[r * stride + h] = E::from_f32(scale * b[h * rank + r]);
+                pair.b[r * stride + E::place(h)] = E::from_f32(scale * b[h * rank + r]);
             }
         }
         pair
@@ -147,16 +147,18 @@ impl<E: Element> Kernel for AddRow<'_, E> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let stride = self.h.len().next_multiple_of(LANES);
-        for column in (0..self.h.len()).step_by(LANES) {
-            let n = (self.h.len() - column).min(LANES);
-            let h = self.h.as_mut_ptr().add(column);
-            let mut sum = S::load_n(h, n);
+        let hidden = self.h.len();
+        for column in (0..hidden).step_by(GROUP) {
+            let lanes = [0, 1].map(|half| hidden.saturating_sub(column + half * LANES).min(LANES));
+            let h = [0, LANES].map(|at| self.h.as_mut_ptr().wrapping_add(column + at));
+            let mut sums = [S::load_n(h[0], lanes[0]), S::load_n(h[1], lanes[1])];
             for (r, a) in self.a.iter().enumerate() {
-                let b = E::load::<S>(self.b.as_ptr().add(r * stride + column));
-                sum = S::fma(S::splat(a.to_f32()), b, sum);
+                let b = self.b.as_ptr().add(r * hidden.next_multiple_of(GROUP) + column);
+                let b = E::load_pair::<S>(b);
+                sums = [0, 1].map(|half| S::fma(S::splat(a.to_f32()), b[half], sums[half]));
             }
-            S::store_n(h, n, sum);
+            S::store_n(h[0], lanes[0], sums[0]);
+            S::store_n(h[1], lanes[1], sums[1]);
         }
     }
 }

@@ -2,13 +2,14 @@
 //! book is the caller's.
 //!
 //! One head's page is K `[D, L]` (lanes over tokens, so a query's 16 scores come from D broadcast
-//! multiplications) followed by V `[L, D]` (lanes over D, padded to 16). Order: layer, page, head.
+//! multiplications) followed by V `[L, D]` (lanes over D, padded to 32). Both lie in groups of 32
+//! values (two d of K, 32 d of V) as `simd::Element` stores them. Order: layer, page, head.
 
 use half::bf16;
 
 use crate::Dtype;
 use crate::buffer::{Buffer, Shared};
-use crate::simd::LANES;
+use crate::simd::{GROUP, LANES};
 
 /// See the module page.
 pub struct KvCache {
@@ -34,7 +35,7 @@ impl Layout {
     /// Stride of V's tokens.
     #[inline(always)]
     pub(crate) fn v_stride(&self) -> usize {
-        self.head_dim.next_multiple_of(LANES)
+        self.head_dim.next_multiple_of(GROUP)
     }
 
     /// V's start within a head's page.

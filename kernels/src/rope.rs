@@ -211,13 +211,18 @@ impl<E: Element> Kernel for WriteSlot<E> {
         let dim = layout.head_dim;
         for head in 0..layout.kv_heads {
             let start = self.pages.add(layout.at(layer, page, head));
-            for d in 0..dim {
-                *start.add(d * KvCache::PAGE + token) = E::from_f32(*self.k.add(head * dim + d));
-            }
-            let v = start.add(layout.v_start() + token * layout.v_stride());
+            let v_start = layout.v_start() + token * layout.v_stride();
             for d in (0..dim).step_by(LANES) {
                 let n = (dim - d).min(LANES);
-                E::store_n::<S>(v.add(d), n, S::load_n(self.v.add(head * dim + d), n));
+                let mut values = [E::from_f32(0.0); LANES];
+                E::store_n::<S>(values.as_mut_ptr(), n, S::load_n(self.k.add(head * dim + d), n));
+                for (i, &value) in values[..n].iter().enumerate() {
+                    *start.add(E::place((d + i) * KvCache::PAGE + token)) = value;
+                }
+                E::store_n::<S>(values.as_mut_ptr(), n, S::load_n(self.v.add(head * dim + d), n));
+                for (i, &value) in values[..n].iter().enumerate() {
+                    *start.add(v_start + E::place(d + i)) = value;
+                }
             }
         }
     }

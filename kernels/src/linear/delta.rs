@@ -1,21 +1,21 @@
-//! One adapter's change of one site, and its two products: u = x·Aᵀ (shrink) and y += u·Bᵀ
-//! (expand).
+//! One adapter's change of one site, as it is kept. Immutable; its two products are in
+//! [`super::shrink`] and [`super::expand`].
 //!
-//! A is kept `[R, I]`, lanes over inputs, rows padded with zeros to 16 inputs. B is kept transposed
-//! in blocks of 64 outputs, each `[R][64]`, lanes over outputs, the last block padded to 16
-//! outputs: a row's product reads both as one sequential stream. Ranks are exact. Factors have
-//! their own dtype; all arithmetic is f32.
-
-use std::ops::Range;
+//! A is `[R, I]`, lanes over inputs, rows padded with zeros to 32 inputs. B is transposed, in blocks
+//! of 64 outputs, each `[R][64]`, lanes over outputs, the last block padded to 32: one row's
+//! products read both as one sequential stream. Within a row values lie in groups of 32 (see
+//! [`Element`]). Ranks are exact. Factors have their own dtype.
 
 use half::bf16;
 
 use crate::Dtype;
-use crate::buffer::Buffer;
-use crate::matrix::{BLOCK, BLOCK_PANELS};
-use crate::simd::{Element, Isa, Kernel, LANES, Simd};
+use crate::buffer::{Buffer, Zeroed};
+use crate::linear::expand::{Expand, ExpandRows};
+use crate::linear::shrink::{Shrink, ShrinkRows};
+use crate::matrix::BLOCK;
+use crate::simd::{Element, GROUP, Isa};
 
-/// See the module page. Immutable; scale folded into B at construction.
+/// What an adapter changes at one site: factors, gain, bias.
 pub struct Delta {
     factors: Factors,
     rank: usize,
@@ -30,10 +30,8 @@ enum Factors {
     Bf16(Pair<bf16>),
 }
 
-struct Pair<E: Copy + crate::buffer::Zeroed> {
-    /// `[R, I padded to 16]`
+struct Pair<E: Zeroed> {
     a: Buffer<E>,
-    /// Blocks of `[R, 64]`.
     b: Buffer<E>,
 }
 
@@ -47,24 +45,24 @@ struct Source<'a> {
     scale: f32,
 }
 
-impl<E: Element + crate::buffer::Zeroed> Pair<E> {
+impl<E: Element + Zeroed> Pair<E> {
     fn pack(source: &Source<'_>) -> Pair<E> {
         let Source { rank, inputs, outputs, a, b, scale } = *source;
-        let stride = inputs.next_multiple_of(LANES);
+        let stride = inputs.next_multiple_of(GROUP);
         let mut pair = Pair {
             a: Buffer::zeroed(rank * stride),
-            b: Buffer::zeroed(rank * outputs.next_multiple_of(LANES)),
+            b: Buffer::zeroed(block_start(outputs, rank, outputs.div_ceil(BLOCK))),
         };
         for r in 0..rank {
             for i in 0..inputs {
-                pair.a[r * stride + i] = E::from_f32(a[r * inputs + i]);
+                pair.a[r * stride + E::place(i)] = E::from_f32(a[r * inputs + i]);
             }
         }
         for o in 0..outputs {
             let block = o / BLOCK;
-            let width = block_width(outputs, block);
+            let start = block_start(outputs, rank, block) + E::place(o % BLOCK);
             for r in 0..rank {
-                pair.b[block * BLOCK * rank + r * width + o % BLOCK] =
+                pair.b[start + r * block_width(outputs, block)] =
                     E::from_f32(scale * b[o * rank + r]);
             }
         }
@@ -74,39 +72,14 @@ impl<E: Element + crate::buffer::Zeroed> Pair<E> {
 
 /// First value of a block of B; the end of B for the block behind the last.
 #[inline(always)]
-fn block_start(outputs: usize, rank: usize, block: usize) -> usize {
-    (block * BLOCK).min(outputs.next_multiple_of(LANES)) * rank
+pub(super) fn block_start(outputs: usize, rank: usize, block: usize) -> usize {
+    (block * BLOCK).min(outputs.next_multiple_of(GROUP)) * rank
 }
 
 /// Outputs of a block of B, padding included.
-fn block_width(outputs: usize, block: usize) -> usize {
-    (outputs.next_multiple_of(LANES) - block * BLOCK).min(BLOCK)
-}
-
-/// Rows whose u is wanted, for a range of ranks.
-pub(super) struct Shrink {
-    pub(super) x: *const f32,
-    pub(super) x_stride: usize,
-    pub(super) rows: Range<usize>,
-    pub(super) ranks: Range<usize>,
-    pub(super) u: *mut f32,
-    pub(super) u_stride: usize,
-    /// What this thread probably reads next.
-    pub(super) after: *const u8,
-}
-
-/// Rows whose y is to be finished, for a range of output blocks.
-pub(super) struct Expand<'a> {
-    pub(super) u: *const f32,
-    pub(super) u_stride: usize,
-    pub(super) rows: Range<usize>,
-    pub(super) blocks: Range<usize>,
-    pub(super) y: *mut f32,
-    pub(super) outputs: usize,
-    /// The base's bias, where it was not added yet.
-    pub(super) bias: Option<&'a [f32]>,
-    /// What this thread probably reads next.
-    pub(super) after: *const u8,
+#[inline(always)]
+pub(super) fn block_width(outputs: usize, block: usize) -> usize {
+    (outputs.next_multiple_of(GROUP) - block * BLOCK).min(BLOCK)
 }
 
 impl Delta {
@@ -169,9 +142,9 @@ impl Delta {
         factors + outputs * self.outputs * size_of::<f32>()
     }
 
-    /// Where the factors of some ranks (of A) start.
+    /// Where the factors of a rank (of A) start.
     pub(super) fn place_a(&self, rank: usize) -> *const u8 {
-        let at = rank * self.inputs.next_multiple_of(LANES);
+        let at = rank * self.inputs.next_multiple_of(GROUP);
         match &self.factors {
             Factors::F32(pair) => pair.a.as_ptr().wrapping_add(at).cast(),
             Factors::Bf16(pair) => pair.a.as_ptr().wrapping_add(at).cast(),
@@ -180,25 +153,28 @@ impl Delta {
 
     /// Where those of an output block (of B) start.
     pub(super) fn place_b(&self, block: usize) -> *const u8 {
-        let at = block * BLOCK * self.rank;
+        let at = block_start(self.outputs, self.rank, block);
         match &self.factors {
             Factors::F32(pair) => pair.b.as_ptr().wrapping_add(at).cast(),
             Factors::Bf16(pair) => pair.b.as_ptr().wrapping_add(at).cast(),
         }
     }
 
+    /// u = x·Aᵀ of some rows and ranks.
+    ///
     /// # Safety
-    /// Rows lie within x and u, ranks within `0..rank`; rows of x are padded with zeros to 16; no
+    /// Rows lie within x and u, ranks within `0..rank`; rows of x are padded with zeros to 32; no
     /// other task writes these u.
     pub(super) unsafe fn shrink(&self, isa: Isa, at: Shrink) {
-        let inputs = self.inputs.next_multiple_of(LANES);
+        let inputs = self.inputs.next_multiple_of(GROUP);
         match &self.factors {
             Factors::F32(pair) => isa.run(ShrinkRows { at, a: pair.a.as_ptr(), inputs }),
             Factors::Bf16(pair) => isa.run(ShrinkRows { at, a: pair.a.as_ptr(), inputs }),
         }
     }
 
-    /// y = gain ∘ (y + u·Bᵀ) + delta.bias + bias; without a delta only the bias.
+    /// y = gain ∘ (y + u·Bᵀ) + delta.bias + bias of some rows and outputs; without a delta only the
+    /// bias.
     ///
     /// # Safety
     /// Rows lie within u and y, blocks within the outputs; u is written; no other task touches
@@ -207,177 +183,40 @@ impl Delta {
         let rank = delta.map_or(0, |d| d.rank);
         let gain = delta.and_then(|d| d.gain.as_deref());
         let own_bias = delta.and_then(|d| d.bias.as_deref());
-        match delta.map(|d| &d.factors) {
-            Some(Factors::Bf16(pair)) => {
-                isa.run(ExpandRows { at, b: pair.b.as_ptr(), rank, gain, own_bias })
-            }
-            Some(Factors::F32(pair)) => {
-                isa.run(ExpandRows { at, b: pair.b.as_ptr(), rank, gain, own_bias })
-            }
-            None => isa.run(ExpandRows::<f32> { at, b: std::ptr::null(), rank, gain, own_bias }),
-        }
-    }
-}
-
-struct ShrinkRows<E> {
-    at: Shrink,
-    a: *const E,
-    /// Padded to 16; also A's stride.
-    inputs: usize,
-}
-
-impl<E: Element> Kernel for ShrinkRows<E> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let mut rank = self.at.ranks.start;
-        while rank < self.at.ranks.end {
-            let four = rank + 4 <= self.at.ranks.end;
-            let mut row = self.at.rows.start;
-            while row < self.at.rows.end {
-                let rows = if row + 4 <= self.at.rows.end { 4 } else { 1 };
-                match (rows, four) {
-                    (4, true) => self.tile::<S, 4, 4>(row, rank),
-                    (4, false) => self.tile::<S, 4, 1>(row, rank),
-                    (_, true) => self.tile::<S, 1, 4>(row, rank),
-                    (_, false) => self.tile::<S, 1, 1>(row, rank),
-                }
-                row += rows;
-            }
-            rank += if four { 4 } else { 1 };
-        }
-    }
-}
-
-impl<E: Element> ShrinkRows<E> {
-    #[inline(always)]
-    unsafe fn tile<S: Simd, const ROWS: usize, const RANKS: usize>(&self, row: usize, rank: usize) {
-        let mut acc = [[S::zero(); RANKS]; ROWS];
-        let x = self.at.x.add(row * self.at.x_stride);
-        let a = self.a.add(rank * self.inputs);
-        // A tile's ranks are one stretch of memory, and the next tile's follow it.
-        let ahead = if rank + RANKS < self.at.ranks.end {
-            a.wrapping_add(RANKS * self.inputs).cast()
-        } else {
-            self.at.after
+        let (f32, bf16) = match delta.map(|d| &d.factors) {
+            Some(Factors::F32(pair)) => (pair.b.as_ptr(), None),
+            Some(Factors::Bf16(pair)) => (std::ptr::null(), Some(pair.b.as_ptr())),
+            None => (std::ptr::null(), None),
         };
-        for i in (0..self.inputs).step_by(LANES) {
-            let mut lanes = [S::zero(); RANKS];
-            for (r, lane) in lanes.iter_mut().enumerate() {
-                let p = a.add(r * self.inputs + i);
-                if size_of::<E>() == 4 || i % (2 * LANES) == 0 {
-                    S::prefetch(ahead.wrapping_add((r * self.inputs + i) * size_of::<E>()));
-                }
-                *lane = E::load::<S>(p);
-            }
-            for (t, sums) in acc.iter_mut().enumerate() {
-                let x = S::load(x.add(t * self.at.x_stride + i));
-                for (sum, &a) in sums.iter_mut().zip(&lanes) {
-                    *sum = S::fma(x, a, *sum);
-                }
-            }
-        }
-        for (t, sums) in acc.iter().enumerate() {
-            for (r, &sum) in sums.iter().enumerate() {
-                *self.at.u.add((row + t) * self.at.u_stride + rank + r) = S::sum(sum);
-            }
+        match bf16 {
+            Some(b) => isa.run(ExpandRows { at, b, rank, gain, own_bias }),
+            None => isa.run(ExpandRows { at, b: f32, rank, gain, own_bias }),
         }
     }
 }
 
-struct ExpandRows<'a, E> {
-    at: Expand<'a>,
-    b: *const E,
-    rank: usize,
-    gain: Option<&'a [f32]>,
-    own_bias: Option<&'a [f32]>,
+/// A stretch of factors read once from front to back, and what is read next. The stretches are too
+/// short for the CPU's own prefetch to get going.
+#[derive(Clone, Copy)]
+pub(super) struct Stream {
+    pub(super) end: *const u8,
+    pub(super) after: *const u8,
+    /// Bytes on the way at a time.
+    pub(super) distance: usize,
 }
 
-impl<E: Element> Kernel for ExpandRows<'_, E> {
-    type Output = ();
+impl Stream {
+    /// Twice what a core has on the way at full bandwidth.
+    pub(super) const DISTANCE: usize = 8192;
 
+    /// What will be read some time after `p`.
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        for block in self.at.blocks.clone() {
-            let width = block_width(self.at.outputs, block);
-            let mut row = self.at.rows.start;
-            while row < self.at.rows.end {
-                let rows = if row + 4 <= self.at.rows.end { 4 } else { 1 };
-                let full = width == BLOCK && (S::WIDE || rows == 1);
-                let panels = if full { BLOCK_PANELS } else { 1 };
-                for panel in (0..width / LANES).step_by(panels) {
-                    match (rows, full) {
-                        (4, true) => self.tile::<S, 4, BLOCK_PANELS>(row, block, panel),
-                        (4, false) => self.tile::<S, 4, 1>(row, block, panel),
-                        (_, true) => self.tile::<S, 1, BLOCK_PANELS>(row, block, panel),
-                        (_, false) => self.tile::<S, 1, 1>(row, block, panel),
-                    }
-                }
-                row += rows;
-            }
-        }
-    }
-}
-
-impl<E: Element> ExpandRows<'_, E> {
-    /// What lies some way behind `p` in the stream of this piece and then the next.
-    #[inline(always)]
-    fn ahead(&self, p: *const u8) -> *const u8 {
-        const BYTES: usize = 4096;
-        let end = block_start(self.at.outputs, self.rank, self.at.blocks.end);
-        let end = self.b.wrapping_add(end).cast::<u8>();
-        let ahead = p.wrapping_add(BYTES);
-        if ahead < end { ahead } else { self.at.after.wrapping_add(ahead.addr() - end.addr()) }
-    }
-    #[inline(always)]
-    unsafe fn tile<S: Simd, const ROWS: usize, const PANELS: usize>(
-        &self,
-        row: usize,
-        block: usize,
-        panel: usize,
-    ) {
-        let at = &self.at;
-        let output = block * BLOCK + panel * LANES;
-        let lanes = |p: usize| (at.outputs - output - p * LANES).min(LANES);
-        let y = |t: usize, p: usize| at.y.add((row + t) * at.outputs + output + p * LANES);
-        let mut acc = [[S::zero(); PANELS]; ROWS];
-        for (t, sums) in acc.iter_mut().enumerate() {
-            for (p, sum) in sums.iter_mut().enumerate() {
-                *sum = S::load_n(y(t, p), lanes(p));
-            }
-        }
-        let width = block_width(at.outputs, block);
-        let b = self.b.wrapping_add(block * BLOCK * self.rank + panel * LANES);
-        for r in 0..self.rank {
-            let b = b.add(r * width);
-            let mut factors = [S::zero(); PANELS];
-            for (p, factor) in factors.iter_mut().enumerate() {
-                let b = b.add(p * LANES);
-                if size_of::<E>() == 4 || p % 2 == 0 {
-                    S::prefetch(self.ahead(b.cast()));
-                }
-                *factor = E::load::<S>(b);
-            }
-            for (t, sums) in acc.iter_mut().enumerate() {
-                let u = S::splat(*at.u.add((row + t) * at.u_stride + r));
-                for (sum, &factor) in sums.iter_mut().zip(&factors) {
-                    *sum = S::fma(u, factor, *sum);
-                }
-            }
-        }
-        for (t, sums) in acc.iter_mut().enumerate() {
-            for (p, &sum) in sums.iter().enumerate() {
-                let mut sum = sum;
-                let from = output + p * LANES;
-                if let Some(gain) = self.gain {
-                    sum = S::mul(sum, S::load_n(gain.as_ptr().add(from), lanes(p)));
-                }
-                for bias in [self.own_bias, at.bias].into_iter().flatten() {
-                    sum = S::add(sum, S::load_n(bias.as_ptr().add(from), lanes(p)));
-                }
-                S::store_n(y(t, p), lanes(p), sum);
-            }
+    pub(super) fn ahead(self, p: *const u8) -> *const u8 {
+        let ahead = p.wrapping_add(self.distance);
+        if ahead < self.end {
+            ahead
+        } else {
+            self.after.wrapping_add(ahead.addr() - self.end.addr())
         }
     }
 }

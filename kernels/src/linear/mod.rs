@@ -15,6 +15,8 @@
 
 mod base;
 mod delta;
+mod expand;
+mod shrink;
 
 use std::ops::Range;
 
@@ -24,7 +26,8 @@ use crate::device::{Device, part};
 use crate::matrix::Matrix;
 use crate::segments::Segments;
 pub use delta::Delta;
-use delta::{Expand, Shrink};
+use expand::Expand;
+use shrink::Shrink;
 
 /// Sites of one call at most.
 pub const SITES_MAX: usize = 3;

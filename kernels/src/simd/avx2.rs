@@ -22,6 +22,14 @@ pub(super) unsafe fn sum8(v: __m256) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
 }
 
+/// The bf16 in the low and the high half of every word, as f32.
+#[inline(always)]
+unsafe fn halves(words: __m256i) -> [__m256; 2] {
+    let low = _mm256_slli_epi32::<16>(words);
+    let high = _mm256_and_si256(words, _mm256_set1_epi32(-65536));
+    [_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)]
+}
+
 #[inline(always)]
 unsafe fn round_bf16(v: __m256) -> __m256i {
     let bits = _mm256_castps_si256(v);
@@ -68,12 +76,10 @@ impl Simd for Avx2 {
         std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n);
     }
     #[inline(always)]
-    unsafe fn load_bf16(p: *const bf16) -> Self::F {
-        let wide = |p: *const bf16| {
-            let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
-        };
-        [wide(p), wide(p.add(8))]
+    unsafe fn load_bf16_pair(p: *const bf16) -> [Self::F; 2] {
+        let [low0, high0] = halves(_mm256_loadu_si256(p.cast()));
+        let [low1, high1] = halves(_mm256_loadu_si256(p.add(LANES).cast()));
+        [[low0, low1], [high0, high1]]
     }
     #[inline(always)]
     unsafe fn store_bf16_n(p: *mut bf16, n: usize, v: Self::F) {
@@ -151,9 +157,7 @@ impl Simd for Avx2 {
         let x0 = _mm256_set1_ps(f32::from_bits(x << 16));
         let x1 = _mm256_set1_ps(f32::from_bits(x & 0xffff_0000));
         let half = |acc: __m256, w: *const u32| {
-            let words = _mm256_loadu_si256(w.cast());
-            let low = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words));
-            let high = _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(-65536)));
+            let [low, high] = halves(_mm256_loadu_si256(w.cast()));
             _mm256_fmadd_ps(x1, high, _mm256_fmadd_ps(x0, low, acc))
         };
         [half(acc[0], w), half(acc[1], w.add(8))]

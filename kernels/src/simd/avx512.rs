@@ -25,6 +25,14 @@ fn mask(n: usize) -> __mmask16 {
     ((1u32 << n) - 1) as __mmask16
 }
 
+/// The bf16 in the low and the high half of every word, as f32.
+#[inline(always)]
+unsafe fn halves(words: __m512i) -> [__m512; 2] {
+    let low = _mm512_slli_epi32::<16>(words);
+    let high = _mm512_and_si512(words, _mm512_set1_epi32(-65536));
+    [_mm512_castsi512_ps(low), _mm512_castsi512_ps(high)]
+}
+
 #[inline(always)]
 unsafe fn bf16_pairs(words: __m512i) -> __m512bh {
     // SAFETY: the same 64 bytes.
@@ -56,9 +64,8 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
         _mm512_mask_storeu_ps(p, mask(n), v)
     }
     #[inline(always)]
-    unsafe fn load_bf16(p: *const bf16) -> __m512 {
-        let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
-        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+    unsafe fn load_bf16_pair(p: *const bf16) -> [__m512; 2] {
+        halves(_mm512_loadu_si512(p.cast()))
     }
     #[inline(always)]
     unsafe fn store_bf16_n(p: *mut bf16, n: usize, v: __m512) {
@@ -129,8 +136,7 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
             let pair = bf16_pairs(_mm512_set1_epi32(x as i32));
             return _mm512_dpbf16_ps(acc, pair, bf16_pairs(words));
         }
-        let low = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words));
-        let high = _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(-65536)));
+        let [low, high] = halves(words);
         let acc = _mm512_fmadd_ps(_mm512_set1_ps(f32::from_bits(x << 16)), low, acc);
         _mm512_fmadd_ps(_mm512_set1_ps(f32::from_bits(x & 0xffff_0000)), high, acc)
     }

@@ -19,6 +19,9 @@ use half::bf16;
 /// Lanes of one vector, outputs of one weight panel, tokens of one page.
 pub(crate) const LANES: usize = 16;
 
+/// Values of one group of stored factors, keys or values: two vectors.
+pub(crate) const GROUP: usize = 2 * LANES;
+
 /// An instruction set this crate has code for, the poorest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
@@ -104,7 +107,8 @@ pub(crate) trait Simd: Copy {
     /// The first `n <= 16` lanes, the others zero.
     unsafe fn load_n(p: *const f32, n: usize) -> Self::F;
     unsafe fn store_n(p: *mut f32, n: usize, v: Self::F);
-    unsafe fn load_bf16(p: *const bf16) -> Self::F;
+    /// 32 values stored as [`Element::place`] says: the first 16 and the others.
+    unsafe fn load_bf16_pair(p: *const bf16) -> [Self::F; 2];
     /// Rounded to nearest even, as `bf16::from_f32` does.
     unsafe fn store_bf16_n(p: *mut bf16, n: usize, v: Self::F);
 
@@ -165,9 +169,16 @@ pub(crate) trait Simd: Copy {
     }
 }
 
-/// What a weight or a factor may be stored as, widened to f32 lanes when read.
+/// What a factor, a key or a value may be stored as, widened to f32 lanes when read.
+///
+/// Storage is in groups of 32. In bf16 a group is 16 words of 32 bits, value `i` in the low half of
+/// word `i` and value `16 + i` in its high half: a shift and a mask widen a whole cache line, where
+/// consecutive values would take two shuffles.
 pub(crate) trait Element: Copy + Send + Sync {
-    unsafe fn load<S: Simd>(p: *const Self) -> S::F;
+    /// A group of 32: its first 16 values and the others.
+    unsafe fn load_pair<S: Simd>(p: *const Self) -> [S::F; 2];
+    /// Where value `index` of a row is stored.
+    fn place(index: usize) -> usize;
     fn from_f32(x: f32) -> Self;
     fn to_f32(self) -> f32;
     /// Stores the first `n` lanes, rounded.
@@ -176,8 +187,12 @@ pub(crate) trait Element: Copy + Send + Sync {
 
 impl Element for f32 {
     #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const f32) -> S::F {
-        S::load(p)
+    unsafe fn load_pair<S: Simd>(p: *const f32) -> [S::F; 2] {
+        [S::load(p), S::load(p.add(LANES))]
+    }
+    #[inline(always)]
+    fn place(index: usize) -> usize {
+        index
     }
     #[inline(always)]
     fn from_f32(x: f32) -> f32 {
@@ -195,8 +210,12 @@ impl Element for f32 {
 
 impl Element for bf16 {
     #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const bf16) -> S::F {
-        S::load_bf16(p)
+    unsafe fn load_pair<S: Simd>(p: *const bf16) -> [S::F; 2] {
+        S::load_bf16_pair(p)
+    }
+    #[inline(always)]
+    fn place(index: usize) -> usize {
+        index / GROUP * GROUP + index % LANES * 2 + index / LANES % 2
     }
     #[inline(always)]
     fn from_f32(x: f32) -> bf16 {

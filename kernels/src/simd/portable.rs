@@ -19,6 +19,12 @@ fn zip(a: Array, b: Array, f: impl Fn(f32, f32) -> f32) -> Array {
     std::array::from_fn(|i| f(a[i], b[i]))
 }
 
+/// The bf16 in the low and the high half of every word, as f32.
+#[inline(always)]
+fn halves(words: [u32; LANES]) -> [Array; 2] {
+    [words.map(|w| f32::from_bits(w << 16)), words.map(|w| f32::from_bits(w & 0xffff_0000))]
+}
+
 impl Simd for Portable {
     type F = Array;
     const WIDE: bool = false;
@@ -44,9 +50,8 @@ impl Simd for Portable {
         std::ptr::copy_nonoverlapping(v.as_ptr(), p, n);
     }
     #[inline(always)]
-    unsafe fn load_bf16(p: *const bf16) -> Array {
-        let halves = p.cast::<[u16; LANES]>().read_unaligned();
-        halves.map(|h| f32::from_bits(u32::from(h) << 16))
+    unsafe fn load_bf16_pair(p: *const bf16) -> [Array; 2] {
+        halves(p.cast::<[u32; LANES]>().read_unaligned())
     }
     #[inline(always)]
     unsafe fn store_bf16_n(p: *mut bf16, n: usize, v: Array) {
@@ -110,14 +115,9 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn step_bf16(acc: Array, x: u32, w: *const u32) -> Array {
-        let words = w.cast::<[u32; LANES]>().read_unaligned();
-        let acc = Self::fma(
-            [f32::from_bits(x << 16); LANES],
-            words.map(|w| f32::from_bits(w << 16)),
-            acc,
-        );
-        let high = words.map(|w| f32::from_bits(w & 0xffff_0000));
-        Self::fma([f32::from_bits(x & 0xffff_0000); LANES], high, acc)
+        let [low, high] = halves(w.cast::<[u32; LANES]>().read_unaligned());
+        let acc = Self::fma(Self::splat(f32::from_bits(x << 16)), low, acc);
+        Self::fma(Self::splat(f32::from_bits(x & 0xffff_0000)), high, acc)
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}

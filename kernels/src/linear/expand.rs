@@ -1,0 +1,127 @@
+//! y = gain ∘ (y + u·Bᵀ) + delta.bias + bias of one segment:   u `[T, R]` f32   B `[R, O]` in blocks   y `[T, O]` f32.
+//!
+//! Lanes over outputs; every output is one chain over the ranks in order, on top of x·Wᵀ. One row
+//! reads B as one stream.
+
+use std::ops::Range;
+
+use crate::linear::delta::{Stream, block_start, block_width};
+use crate::matrix::BLOCK;
+use crate::simd::{Element, GROUP, Kernel, LANES, Simd};
+
+/// Rows whose y is to be finished, for a range of output blocks.
+pub(super) struct Expand<'a> {
+    pub(super) u: *const f32,
+    pub(super) u_stride: usize,
+    pub(super) rows: Range<usize>,
+    pub(super) blocks: Range<usize>,
+    pub(super) y: *mut f32,
+    pub(super) outputs: usize,
+    /// The base's bias, where it was not added yet.
+    pub(super) bias: Option<&'a [f32]>,
+    /// What this thread probably reads next.
+    pub(super) after: *const u8,
+}
+
+pub(super) struct ExpandRows<'a, E> {
+    pub(super) at: Expand<'a>,
+    pub(super) b: *const E,
+    pub(super) rank: usize,
+    pub(super) gain: Option<&'a [f32]>,
+    pub(super) own_bias: Option<&'a [f32]>,
+}
+
+impl<E: Element> Kernel for ExpandRows<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for block in self.at.blocks.clone() {
+            let full = block_width(self.at.outputs, block) == BLOCK;
+            let mut row = self.at.rows.start;
+            while row < self.at.rows.end {
+                let many = S::WIDE && row + 4 <= self.at.rows.end;
+                match (many, full) {
+                    (true, true) => self.tile::<S, 4, 2>(row, block),
+                    (true, false) => self.tile::<S, 4, 1>(row, block),
+                    (false, true) => self.tile::<S, 1, 2>(row, block),
+                    (false, false) => self.tile::<S, 1, 1>(row, block),
+                }
+                row += if many { 4 } else { 1 };
+            }
+        }
+    }
+}
+
+impl<E: Element> ExpandRows<'_, E> {
+    /// Some rows of a block of `GROUPS` groups.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const ROWS: usize, const GROUPS: usize>(
+        &self,
+        row: usize,
+        block: usize,
+    ) {
+        let mut acc = [[[S::zero(); 2]; GROUPS]; ROWS];
+        for (t, row_acc) in acc.iter_mut().enumerate() {
+            for (v, sum) in row_acc.as_flattened_mut().iter_mut().enumerate() {
+                let (y, n, _) = self.place(row + t, block, v);
+                *sum = S::load_n(y, n);
+            }
+        }
+        let start = block_start(self.at.outputs, self.rank, block);
+        let b = self.b.wrapping_add(start);
+        let end = block_start(self.at.outputs, self.rank, self.at.blocks.end);
+        let stream = Stream {
+            end: self.b.wrapping_add(end).cast(),
+            after: self.at.after,
+            distance: Stream::DISTANCE,
+        };
+        let ahead = stream.ahead(b.cast());
+        for r in 0..self.rank {
+            let mut factors = [[S::zero(); 2]; GROUPS];
+            for (g, pair) in factors.iter_mut().enumerate() {
+                let at = (r * GROUPS + g) * GROUP;
+                *pair = E::load_pair::<S>(b.add(at));
+                let ahead = ahead.wrapping_add(at * size_of::<E>());
+                S::prefetch(ahead);
+                if size_of::<E>() == 4 {
+                    S::prefetch(ahead.wrapping_add(64));
+                }
+            }
+            for (t, sums) in acc.iter_mut().enumerate() {
+                let u = S::splat(*self.at.u.add((row + t) * self.at.u_stride + r));
+                let sums = sums.as_flattened_mut().iter_mut();
+                for (sum, &factor) in sums.zip(factors.as_flattened()) {
+                    *sum = S::fma(u, factor, *sum);
+                }
+            }
+        }
+        for (t, sums) in acc.iter().enumerate() {
+            for (v, &sum) in sums.as_flattened().iter().enumerate() {
+                let (y, n, output) = self.place(row + t, block, v);
+                S::store_n(y, n, self.finish::<S>(sum, output, n));
+            }
+        }
+    }
+
+    /// Where vector `v` of a block lies in y, how many of its lanes are outputs, and its first
+    /// output.
+    #[inline(always)]
+    fn place(&self, row: usize, block: usize, v: usize) -> (*mut f32, usize, usize) {
+        let output = block * BLOCK + v * LANES;
+        let n = self.at.outputs.saturating_sub(output).min(LANES);
+        (self.at.y.wrapping_add(row * self.at.outputs + output), n, output)
+    }
+
+    /// gain ∘ sum + biases.
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&self, mut sum: S::F, output: usize, n: usize) -> S::F {
+        if let Some(gain) = self.gain {
+            sum = S::mul(sum, S::load_n(gain.as_ptr().wrapping_add(output), n));
+        }
+        for bias in [self.own_bias, self.at.bias].into_iter().flatten() {
+            sum = S::add(sum, S::load_n(bias.as_ptr().wrapping_add(output), n));
+        }
+        sum
+    }
+}

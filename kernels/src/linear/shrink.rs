@@ -1,0 +1,103 @@
+//! u = x·Aᵀ of one segment:   x `[T, I]` f32   A `[R, I]`   u `[T, R]` f32.
+//!
+//! Lanes over inputs: 16 chains (inputs i, i+16, …) joined in one order. A tile of 4 ranks by 4
+//! rows lives in registers; one row reads A as one stream.
+
+use std::ops::Range;
+
+use crate::linear::delta::Stream;
+use crate::simd::{Element, GROUP, Kernel, LANES, Simd};
+
+/// Rows whose u is wanted, for a range of ranks.
+pub(super) struct Shrink {
+    pub(super) x: *const f32,
+    pub(super) x_stride: usize,
+    pub(super) rows: Range<usize>,
+    pub(super) ranks: Range<usize>,
+    pub(super) u: *mut f32,
+    pub(super) u_stride: usize,
+    /// What this thread probably reads next.
+    pub(super) after: *const u8,
+}
+
+pub(super) struct ShrinkRows<E> {
+    pub(super) at: Shrink,
+    pub(super) a: *const E,
+    /// Padded to 32; also A's stride.
+    pub(super) inputs: usize,
+}
+
+impl<E: Element> Kernel for ShrinkRows<E> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let mut rank = self.at.ranks.start;
+        while rank < self.at.ranks.end {
+            let four = rank + 4 <= self.at.ranks.end;
+            let mut row = self.at.rows.start;
+            while row < self.at.rows.end {
+                let rows = if row + 4 <= self.at.rows.end { 4 } else { 1 };
+                match (rows, four) {
+                    (4, true) => self.tile::<S, 4, 4>(row, rank),
+                    (4, false) => self.tile::<S, 4, 1>(row, rank),
+                    (_, true) => self.tile::<S, 1, 4>(row, rank),
+                    (_, false) => self.tile::<S, 1, 1>(row, rank),
+                }
+                row += rows;
+            }
+            rank += if four { 4 } else { 1 };
+        }
+    }
+}
+
+impl<E: Element> ShrinkRows<E> {
+    /// The ranks of a tile are as many streams, of `tile` bytes in all: short ones are fetched some
+    /// tiles ahead, long ones each along itself.
+    #[inline(always)]
+    fn stream(&self, tile: usize) -> Stream {
+        let short = tile < Stream::DISTANCE;
+        Stream {
+            end: self.a.wrapping_add(self.at.ranks.end * self.inputs).cast(),
+            after: self.at.after,
+            distance: if short {
+                Stream::DISTANCE.next_multiple_of(tile)
+            } else {
+                Stream::DISTANCE / 4
+            },
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const ROWS: usize, const RANKS: usize>(&self, row: usize, rank: usize) {
+        let mut acc = [[S::zero(); RANKS]; ROWS];
+        let x = self.at.x.add(row * self.at.x_stride);
+        let a = self.a.add(rank * self.inputs);
+        let stream = self.stream(RANKS * self.inputs * size_of::<E>());
+        let ahead = stream.ahead(a.cast());
+        for i in (0..self.inputs).step_by(GROUP) {
+            let mut factors = [[S::zero(); 2]; RANKS];
+            for (r, pair) in factors.iter_mut().enumerate() {
+                let at = r * self.inputs + i;
+                *pair = E::load_pair::<S>(a.add(at));
+                let ahead = ahead.wrapping_add(at * size_of::<E>());
+                S::prefetch(ahead);
+                if size_of::<E>() == 4 {
+                    S::prefetch(ahead.wrapping_add(64));
+                }
+            }
+            for (t, sums) in acc.iter_mut().enumerate() {
+                let x = x.add(t * self.at.x_stride + i);
+                let (low, high) = (S::load(x), S::load(x.add(LANES)));
+                for (sum, pair) in sums.iter_mut().zip(&factors) {
+                    *sum = S::fma(high, pair[1], S::fma(low, pair[0], *sum));
+                }
+            }
+        }
+        for (t, sums) in acc.iter().enumerate() {
+            for (r, &sum) in sums.iter().enumerate() {
+                *self.at.u.add((row + t) * self.at.u_stride + rank + r) = S::sum(sum);
+            }
+        }
+    }
+}
