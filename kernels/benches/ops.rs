@@ -4,8 +4,8 @@
 //! Ceilings: bf16 and f32 products of registers alone, and a sum over 1 GiB. Each figure is the
 //! best of several rounds, because other programs only ever slow a round down. Weights are cycled
 //! through more memory than the caches hold. Arguments: threads (all by default), and sections:
-//! bf16, f32, adapters, attention. With one thread the clock is the thread's CPU time, which is of
-//! use on a busy machine too.
+//! bf16, f32, fork, adapters, attention. With one thread the clock is the thread's CPU time, which
+//! is of use on a busy machine too.
 
 use std::hint::black_box;
 use std::sync::OnceLock;
@@ -48,6 +48,9 @@ fn main() {
                 matmul(&dev, &weights, rows, peak, ceilings.read);
             }
         }
+    }
+    if wanted("fork") {
+        fork(&dev);
     }
     if wanted("adapters") {
         println!();
@@ -136,10 +139,25 @@ fn matmul(dev: &Device, weights: &[Matrix], rows: usize, peak: f64, read: f64) {
     let bytes = weights[0].bytes() as f64 / seconds / 1e9;
     let operations = 2.0 * (rows * outputs * inputs) as f64 / seconds / 1e9;
     println!(
-        "            [{outputs:5}, {inputs:5}] {rows:4} {bytes:8.1} {:7.0}% {operations:9.0} {:7.0}%",
+        "            [{outputs:5}, {inputs:5}] {rows:4} {bytes:8.1} {:7.0}% \
+         {operations:9.0} {:7.0}%",
         100.0 * bytes / read,
         100.0 * operations / peak
     );
+}
+
+/// A product so small that its time is that of sharing it out.
+fn fork(dev: &Device) {
+    let weights =
+        [Matrix::from_f32(Dtype::F32, 64 * dev.threads(), 1, &vec![0.5; 64 * dev.threads()])];
+    let x = activation(Dtype::F32, 1, 1);
+    let mut y = vec![0.0; 64 * dev.threads()];
+    let mut scratch = LoraScratch::new(1, 1);
+    let seconds = best(1000, |_| {
+        let outs = &mut [Linear { weight: &weights[0], bias: None, y: &mut y }];
+        linear(dev, &x, 1, outs, Segments { indptr: &[0] }, &|_, _| None, &mut scratch);
+    });
+    println!("\nfork: {:.2} us", 1e6 * seconds);
 }
 
 /// One row each of `rows` distinct rank-16 adapters, beside the base alone.
@@ -168,7 +186,8 @@ fn adapters(dev: &Device, outputs: usize, inputs: usize, rows: usize) {
     let distinct = time(&indptr, false);
     let extra = (deltas[0].bytes() * rows) as f64;
     println!(
-        "linear bf16 [{outputs}, {inputs}] T {rows:2}: base {:.1} us, one rank-16 adapter {:.1} us, {rows} distinct {:.1} us \
+        "linear bf16 [{outputs}, {inputs}] T {rows:2}: base {:.1} us, \
+         one rank-16 adapter {:.1} us, {rows} distinct {:.1} us \
          ({:.0}% of the base's bytes, {:.1} GB/s in all)",
         1e6 * base,
         1e6 * same,
@@ -206,7 +225,8 @@ fn pages(dev: &Device, rows: usize, history: usize) {
     });
     let seen: usize = positions.iter().map(|&p| p as usize + 1).sum();
     println!(
-        "attention bf16, T {rows:3}, history {history:4}: {:.1} us, {:.1} GB/s of pages, {:.0} GFLOP/s",
+        "attention bf16, T {rows:3}, history {history:4}: {:.1} us, \
+         {:.1} GB/s of pages, {:.0} GFLOP/s",
         1e6 * seconds,
         (sequences * each * KvCache::page_bytes(Dtype::Bf16, 1, 3, 64)) as f64 / seconds / 1e9,
         4.0 * (seen * 9 * 64) as f64 / seconds / 1e9

@@ -1,4 +1,5 @@
-//! out[t, n] = Σ_j softmax_j(scale · q[t, n]·k[j]) · v[j]   over positions j in (p − window, p], p the row's own.
+//! out[t, n] = Σ_j softmax_j(scale · q[t, n]·k[j]) · v[j]   over positions j in (p − window, p], p
+//! the row's own.
 //!
 //! q `[T, N, D]`   pages as in [`KvCache`]   out `[T, N·D]`. Query head n reads kv head n / (N/K).
 //!
@@ -63,11 +64,12 @@ pub fn attention(
     let job = Job { q: q.as_ptr(), heads, layout, layer, rows, scale, window, out: out.writer() };
     let job = &Shareable(job);
     let (values, isa, threads) = (kv.reader(), dev.isa(), dev.threads());
-    dev.fork(batches * layout.kv_heads, &|task| {
+    let tasks = batches * layout.kv_heads;
+    dev.fork(tasks, &|task| {
         let place = |task: usize| (task / layout.kv_heads * batch_rows, task % layout.kv_heads);
         let (mut start, kv_head) = place(task);
-        // Tasks are claimed downwards, by every thread in turn.
-        let then = task.checked_sub(threads).map(place);
+        // Every thread claims tasks in turn, so it can guess its next one.
+        let then = (task + threads < tasks).then(|| place(task + threads));
         let end = (start + batch_rows).min(count);
         while start < end {
             let sequence = rows.sequences[start];

@@ -59,7 +59,7 @@ impl Device {
         self.op_calls.set(self.op_calls.get() + 1);
     }
 
-    /// Runs `body` once per task; tasks with high numbers start first.
+    /// Runs `body` once per task; tasks start in order.
     pub(crate) fn fork(&self, tasks: usize, body: &(dyn Fn(usize) + Sync)) {
         self.team.run(tasks, &|task, _| body(task));
     }

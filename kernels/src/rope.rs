@@ -1,7 +1,9 @@
 //! q, k = rotate(norm(q)), rotate(norm(k)) at their positions; k and v go to the pages.
 //!
 //! q `[T, N, D]`   k, v `[T, K, D]`   "rotate half": with c, s of the position,
-//! out[d] = x[d]·c[d] − x[d + D/2]·s[d];   out[d + D/2] = x[d + D/2]·c[d] + x[d]·s[d].
+//!
+//! out[d] = x[d]·c[d] − x[d + D/2]·s[d]   and   out[d + D/2] = x[d + D/2]·c[d] + x[d]·s[d].
+//!
 //! Per-head norms (Qwen3, Gemma 3) run before, over D. Numerics: angles are position · inv_freq in
 //! f32, as in the models' reference code, their cosine in f64 rounded to f32; k and v are rounded
 //! once to the cache's type.

@@ -29,6 +29,8 @@ struct Post {
     ticket: AtomicU64,
     /// The running body: a pointer to a `Body` on the caller's stack.
     body: AtomicPtr<()>,
+    /// Tasks of the run in all.
+    tasks: AtomicU32,
     /// Tasks of the run not yet finished.
     unfinished: AtomicU32,
     /// The caller parks in wait of `unfinished == 0`.
@@ -58,6 +60,7 @@ impl Team {
         let post = Arc::new(Post {
             ticket: AtomicU64::new(0),
             body: AtomicPtr::new(std::ptr::null_mut()),
+            tasks: AtomicU32::new(0),
             unfinished: AtomicU32::new(0),
             caller_parked: AtomicBool::new(false),
             caller: Mutex::new(None),
@@ -103,6 +106,7 @@ impl Team {
         let count = u32::try_from(tasks).expect("tasks fit in 32 bits");
         let run = (post.ticket.load(Ordering::Relaxed) >> 32).wrapping_add(1);
         post.unfinished.store(count, Ordering::Relaxed);
+        post.tasks.store(count, Ordering::Release);
         post.body.store((&raw const body).cast_mut().cast(), Ordering::Release);
         post.ticket.store(run << 32 | u64::from(count), Ordering::SeqCst);
         fence(Ordering::SeqCst);
@@ -142,8 +146,9 @@ impl Post {
             if left == 0 {
                 return;
             }
-            // Acquire: had a later run already written `body`, the exchange below would see that
+            // Acquire: had a later run already written these, the exchange below would see that
             // run's ticket and fail.
+            let tasks = self.tasks.load(Ordering::Acquire);
             let body = self.body.load(Ordering::Acquire).cast::<Body<'_>>();
             let claimed = self.ticket.compare_exchange(
                 ticket,
@@ -154,14 +159,13 @@ impl Post {
             if claimed.is_err() {
                 continue;
             }
-            let tasks_left = left as usize - 1;
+            let task = (tasks - left) as usize;
             // SAFETY: the task just claimed is unfinished, so the caller still waits in `run` and
             // its `body` is alive.
             let body = unsafe { *body };
-            // Tasks are numbered downwards by the claim; ops put their longest first, at the high
-            // numbers.
+
             if !self.failed.load(Ordering::Acquire)
-                && let Err(payload) = catch_unwind(AssertUnwindSafe(|| body(tasks_left, worker)))
+                && let Err(payload) = catch_unwind(AssertUnwindSafe(|| body(task, worker)))
             {
                 self.panic.lock().expect("no code panics under this lock").get_or_insert(payload);
                 self.failed.store(true, Ordering::Release);

@@ -11,7 +11,7 @@ use crate::Dtype;
 use crate::act::Act;
 use crate::buffer::Shared;
 use crate::device::{Device, part};
-use crate::linear::{Linear, SITES_MAX, TASKS_PER_THREAD};
+use crate::linear::{Linear, SITES_MAX};
 use crate::matrix::{BLOCK, BLOCK_PANELS, Matrix};
 use crate::simd::{Isa, Kernel, LANES, Simd};
 
@@ -22,6 +22,8 @@ const TILE_ROWS: usize = 6;
 /// stream the weights from the second.
 const CHUNK_STEPS_FEW: usize = 128;
 const CHUNK_STEPS: usize = 384;
+/// Tasks per thread: enough that a late thread delays the fork by little.
+const TASKS_PER_THREAD: usize = 8;
 /// Rows per task when rows are split.
 const SPLIT_ROWS: usize = 48;
 
@@ -37,7 +39,7 @@ impl Cut {
     pub(super) fn new(dev: &Device, rows: usize, outs: &[Linear<'_>]) -> Cut {
         let blocks = std::array::from_fn(|i| outs.get(i).map_or(0, |out| out.weight.blocks()));
         let total: usize = blocks.iter().sum();
-        let target = if dev.threads() == 1 { 1 } else { TASKS_PER_THREAD * dev.threads() };
+        let target = TASKS_PER_THREAD * dev.threads();
         let run = total.div_ceil(target);
         let row_parts = target.div_ceil(total).min(rows / SPLIT_ROWS).max(1);
         Cut { rows, row_parts, blocks, runs: blocks.map(|count| count.div_ceil(run)) }
@@ -69,11 +71,13 @@ pub(super) struct Site<'a> {
     pub(super) y: Shared<f32>,
     x: Shared<u32>,
     x_stride: usize,
-    late_bias: bool,
+    /// Some row has a delta here: x·Wᵀ is left as it is, for a gain may stand between it and the
+    /// bias.
+    pub(super) changed: bool,
 }
 
 impl<'a> Site<'a> {
-    pub(super) fn new(x: &Act, out: &mut Linear<'a>, late_bias: bool) -> Site<'a> {
+    pub(super) fn new(x: &Act, out: &mut Linear<'a>, changed: bool) -> Site<'a> {
         let (words, x_stride) = x.words(out.weight.dtype());
         Site {
             weight: out.weight,
@@ -81,7 +85,7 @@ impl<'a> Site<'a> {
             y: Shared::of(out.y),
             x: Shared::new(words.cast_mut()),
             x_stride,
-            late_bias,
+            changed,
         }
     }
 
@@ -183,7 +187,7 @@ impl<const BF16: bool> Blocks<'_, BF16> {
         let site = self.site;
         let outputs = site.weight.outputs();
         let last = span.end == site.weight.steps();
-        let bias = if last && !site.late_bias { site.bias } else { None };
+        let bias = if last && !site.changed { site.bias } else { None };
         Tile {
             x: site.x.get().add(row * site.x_stride + span.start),
             x_stride: site.x_stride,
@@ -258,9 +262,9 @@ impl Tile {
         for step in 0..self.steps {
             // One or two lines: a loop would be unrolled into more branches than products hide.
             if self.ahead_lines > 0 {
-                S::prefetch_far(ahead.cast());
+                S::prefetch(ahead.cast());
                 if self.ahead_lines > 1 {
-                    S::prefetch_far(ahead.wrapping_add(LANES).cast());
+                    S::prefetch(ahead.wrapping_add(LANES).cast());
                 }
                 ahead = ahead.wrapping_add(self.ahead_lines * LANES);
             }

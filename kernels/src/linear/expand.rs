@@ -1,4 +1,5 @@
-//! y = gain ∘ (y + u·Bᵀ) + delta.bias + bias of one segment:   u `[T, R]` f32   B `[R, O]` in blocks   y `[T, O]` f32.
+//! y = gain ∘ (y + u·Bᵀ) + delta.bias + bias of one segment:   u `[T, R]` f32   B `[R, O]` in blocks
+//! y `[T, O]` f32.
 //!
 //! Lanes over outputs; every output is one chain over the ranks in order, on top of x·Wᵀ. One row
 //! reads B as one stream.
@@ -71,10 +72,12 @@ impl<E: Element> ExpandRows<'_, E> {
         let start = block_start(self.at.outputs, self.rank, block);
         let b = self.b.wrapping_add(start);
         let end = block_start(self.at.outputs, self.rank, self.at.blocks.end);
+        let first = block_start(self.at.outputs, self.rank, self.at.blocks.start);
+        let bytes = (end - first) * size_of::<E>();
         let stream = Stream {
             end: self.b.wrapping_add(end).cast(),
             after: self.at.after,
-            distance: Stream::DISTANCE,
+            distance: Stream::DISTANCE.min(bytes).max(1),
         };
         let ahead = stream.ahead(b.cast());
         for r in 0..self.rank {

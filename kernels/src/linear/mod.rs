@@ -1,12 +1,14 @@
 //! y = gain ∘ (x·Wᵀ + (x·Aᵀ)·Bᵀ) + delta.bias + bias,   one to three sites that read the same x.
 //!
-//! x `[T, I]`   W `[O, I]`   y `[T, O]`   and for every segment g its own A `[R, I]`, B `[O, R]` (scale folded in), gain `[O]`, bias `[O]`.
-//! Rows without a delta are x·Wᵀ + bias and cost nothing beyond it.
+//! x `[T, I]`   W `[O, I]`   y `[T, O]`   and for every segment g its own A `[R, I]`, B `[O, R]` (scale
+//! folded in), gain `[O]`, bias `[O]`. Rows without a delta are x·Wᵀ + bias and cost nothing beyond
+//! it.
 //!
-//! Two forks, whatever the number of adapters, ranks and sites (one when no row has a delta): first
-//! the base product of every site beside u = x·Aᵀ of every (site, segment), which both only read x;
-//! then y += u·Bᵀ, gains and biases. Work is cut into pieces over outputs, ranks and rows, never
-//! over a reduction, and claimed piece by piece.
+//! Two forks, whatever the number of adapters, ranks and sites: first u = x·Aᵀ of every (site,
+//! segment), then, output block by output block, x·Wᵀ and on top of it, while that y is in the
+//! nearest cache, u·Bᵀ of every segment. Only the second where no row has a delta. Tasks are ranges
+//! of outputs (and rows, if many), never of a reduction, so any popularity of adapters spreads
+//! evenly.
 //!
 //! Numerics: sums in f32. W·x is one chain over the inputs in order (fused multiply-add; with
 //! `vdpbf16ps` a pair at a time). u is 16 chains (inputs i, i+16, …) joined in one order. The delta
@@ -25,20 +27,23 @@ use crate::buffer::{Buffer, Shared};
 use crate::device::{Device, part};
 use crate::matrix::Matrix;
 use crate::segments::Segments;
+use crate::simd::Isa;
+use base::{Cut, Site};
 pub use delta::Delta;
 use expand::Expand;
 use shrink::Shrink;
 
 /// Sites of one call at most.
 pub const SITES_MAX: usize = 3;
-/// Rows and ranks of one piece of a delta.
+/// Rows of one shrink piece, and its ranks at most and at least.
 const PIECE_ROWS: usize = 32;
 const PIECE_RANKS: usize = 64;
-/// Factor values of one expand piece, and how many such pieces a site may have.
-const PIECE_VALUES: usize = 16384;
-const PIECES_MAX: usize = 16;
-/// Tasks of the base product per thread: enough that a late thread delays the fork by little.
-const TASKS_PER_THREAD: usize = 8;
+const PIECE_RANKS_MIN: usize = 4;
+/// Shrink pieces wanted per thread, and in all, where adapters are few.
+const PIECES_PER_THREAD: usize = 4;
+const PIECES: usize = 256;
+/// Rows times blocks whose y (256 bytes each) the deltas are added to while it is near.
+const STRETCH: usize = 1024;
 
 /// One site: y = x·Wᵀ (+ segment deltas) (+ bias). `y` is `[T, O]`.
 pub struct Linear<'a> {
@@ -47,23 +52,23 @@ pub struct Linear<'a> {
     pub y: &'a mut [f32],
 }
 
-/// A piece of the segments' work: some rows of one segment at one site, and a range of ranks or
-/// output blocks.
+/// Which delta the rows of a segment have at a site; `None` leaves them at the base.
+type DeltaOf<'c, 'd> = &'c (dyn Fn(usize, usize) -> Option<&'d Delta> + Sync);
+
+/// A piece of the first fork: some rows of one segment at one site, and some ranks.
 #[derive(Clone, Copy)]
 struct Piece {
     site: u32,
-    /// `u32::MAX` for rows that only want the bias.
     segment: u32,
     rows: [u32; 2],
-    span: [u32; 2],
+    ranks: [u32; 2],
 }
 
 /// Memory of [`linear`] between its forks, taken once.
 pub struct LoraScratch {
     /// `[SITES_MAX, rows_max, rank_max]`
     u: Buffer<f32>,
-    shrink: Vec<Piece>,
-    expand: Vec<Piece>,
+    pieces: Vec<Piece>,
     rows_max: usize,
     rank_max: usize,
 }
@@ -71,12 +76,11 @@ pub struct LoraScratch {
 impl LoraScratch {
     /// For steps of at most `rows_max` rows and adapters of rank at most `rank_max`.
     pub fn new(rows_max: usize, rank_max: usize) -> LoraScratch {
-        // A segment has a row at least, so chunks of rows never outnumber rows; base rows add one.
-        let chunks = SITES_MAX * (rows_max + 1);
+        // A segment has a row at least, so chunks of rows never outnumber rows.
+        let pieces = SITES_MAX * rows_max * rank_max.div_ceil(PIECE_RANKS) + PIECES;
         LoraScratch {
             u: Buffer::zeroed(SITES_MAX * rows_max * rank_max),
-            shrink: Vec::with_capacity(chunks * rank_max.div_ceil(PIECE_RANKS)),
-            expand: Vec::with_capacity(chunks * PIECES_MAX),
+            pieces: Vec::with_capacity(pieces),
             rows_max,
             rank_max,
         }
@@ -84,12 +88,7 @@ impl LoraScratch {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.u.bytes() + (self.shrink.capacity() + self.expand.capacity()) * size_of::<Piece>()
-    }
-
-    /// u of `site`: pointer to row 0.
-    fn u(u: Shared<f32>, site: usize, rows_max: usize, rank_max: usize) -> *mut f32 {
-        u.get().wrapping_add(site * rows_max * rank_max)
+        self.u.bytes() + self.pieces.capacity() * size_of::<Piece>()
     }
 }
 
@@ -113,70 +112,38 @@ pub fn linear<'d>(
     if rows == 0 {
         return;
     }
-    let late_bias = scratch.plan(rows, outs, segments, delta);
-    let u = Shared::of(&mut scratch.u);
-    let (rows_max, rank_max) = (scratch.rows_max, scratch.rank_max);
-    let (shrink, expand) = (&scratch.shrink, &scratch.expand);
-    let (wide, wide_stride) = x.wide();
-    let (isa, threads) = (dev.isa(), dev.threads());
-
-    let cut = base::Cut::new(dev, rows, outs);
-    let sites: [Option<base::Site>; SITES_MAX] =
-        std::array::from_fn(|i| outs.get_mut(i).map(|out| base::Site::new(x, out, late_bias[i])));
-    let site = |i: usize| sites[i].as_ref().expect("pieces name existing sites");
-
-    // The base's pieces are the longer: they have the high numbers, which start first. Tasks are
-    // claimed downwards by every thread in turn, so a thread can guess its next one and have its
-    // weights on their way.
-    let place = |task: usize| match shrink.get(task) {
-        Some(piece) => {
-            piece.delta(delta).map_or(std::ptr::null(), |d| d.place_a(piece.span().start))
-        }
-        None => {
-            let (i, _, blocks) = cut.task(task - shrink.len());
-            site(i).weight.block(blocks.start).cast()
-        }
+    let changed = scratch.plan(dev, outs, segments, delta);
+    let cut = Cut::new(dev, rows, outs);
+    let call = Call {
+        isa: dev.isa(),
+        x,
+        sites: std::array::from_fn(|i| outs.get_mut(i).map(|out| Site::new(x, out, changed[i]))),
+        segments,
+        delta,
+        u: Shared::of(&mut scratch.u),
+        rows_max: scratch.rows_max,
+        rank_max: scratch.rank_max,
     };
-    dev.fork(shrink.len() + cut.tasks(), &|task| {
-        let after = task.checked_sub(threads).map_or(std::ptr::null(), place);
-        if let Some(piece) = shrink.get(task) {
-            let at = Shrink {
-                x: wide.as_ptr(),
-                x_stride: wide_stride,
-                rows: piece.rows(),
-                ranks: piece.span(),
-                u: LoraScratch::u(u, piece.site as usize, rows_max, rank_max),
-                u_stride: rank_max,
-                after,
-            };
-            let delta = piece.delta(delta).expect("shrink pieces have a delta");
-            // SAFETY: the checks above bound rows and ranks; pieces are disjoint in u.
-            unsafe { delta.shrink(isa, at) };
-        } else {
-            let (i, rows, blocks) = cut.task(task - shrink.len());
-            // SAFETY: shapes are checked, tasks are disjoint in y.
-            unsafe { site(i).run(isa, rows, blocks, after.cast()) };
-        }
+    let pieces = &scratch.pieces;
+    // Every thread claims tasks in turn, so it can guess its next one and have those weights on
+    // their way.
+    let threads = dev.threads();
+    dev.fork(pieces.len(), &|task| {
+        let after = pieces.get(task + threads).map_or(std::ptr::null(), |p| call.place_a(p));
+        // SAFETY: `check` and `plan` bound rows and ranks; pieces are disjoint in u.
+        unsafe { call.shrink(&pieces[task], after) };
     });
-    let place = |task: usize| {
-        let piece = &expand[task];
-        piece.delta(delta).map_or(std::ptr::null(), |d| d.place_b(piece.span().start))
-    };
-    dev.fork(expand.len(), &|task| {
-        let piece = &expand[task];
-        let i = piece.site as usize;
-        let at = Expand {
-            u: LoraScratch::u(u, i, rows_max, rank_max),
-            u_stride: rank_max,
-            rows: piece.rows(),
-            blocks: piece.span(),
-            y: site(i).y.get(),
-            outputs: site(i).weight.outputs(),
-            bias: if late_bias[i] { site(i).bias } else { None },
-            after: task.checked_sub(threads).map_or(std::ptr::null(), place),
+    dev.fork(cut.tasks(), &|task| {
+        let next = task + threads;
+        let after = if next < cut.tasks() {
+            let (i, _, blocks) = cut.task(next);
+            call.site(i).weight.block(blocks.start)
+        } else {
+            std::ptr::null()
         };
-        // SAFETY: as above; pieces are disjoint in y, and u was written by the fork before.
-        unsafe { Delta::expand(piece.delta(delta), isa, at) };
+        let (i, rows, blocks) = cut.task(task);
+        // SAFETY: shapes are checked; u is written by the fork before; tasks are disjoint in y.
+        unsafe { call.product(i, rows, blocks, after) };
     });
 }
 
@@ -194,94 +161,183 @@ fn check(x: &Act, rows: usize, outs: &[Linear<'_>], segments: Segments<'_>, scra
 }
 
 impl LoraScratch {
-    /// Lists the pieces of both forks, and says for which sites the second one adds the bias: where
-    /// a gain may stand between product and bias, so where any row has a delta.
-    fn plan<'d>(
+    /// Lists the pieces of the first fork, and says which sites any delta changes.
+    fn plan(
         &mut self,
-        rows: usize,
+        dev: &Device,
         outs: &[Linear<'_>],
         segments: Segments<'_>,
-        delta: &(dyn Fn(usize, usize) -> Option<&'d Delta> + Sync),
+        delta: DeltaOf<'_, '_>,
     ) -> [bool; SITES_MAX] {
-        self.shrink.clear();
-        self.expand.clear();
-        let mut late_bias = [false; SITES_MAX];
+        self.pieces.clear();
+        let mut changed = [false; SITES_MAX];
+        let mut ranks = 0;
         for (i, out) in outs.iter().enumerate() {
-            let (outputs, inputs) = (out.weight.outputs(), out.weight.inputs());
-            let blocks = out.weight.blocks();
-            let found = (0..segments.count()).any(|g| delta(i, g).is_some());
-            late_bias[i] = found && out.bias.is_some();
-            if !found {
-                continue;
-            }
             for g in 0..segments.count() {
-                let rows = segments.rows(g);
-                let Some(delta) = delta(i, g) else {
-                    if late_bias[i] {
-                        self.expand.extend(pieces(i, None, rows, blocks, blocks));
-                    }
-                    continue;
-                };
-                assert!(
-                    delta.outputs() == outputs && delta.inputs() == inputs,
-                    "site {i}, segment {g}: a delta of [{}, {}] on W [{outputs}, {inputs}]",
-                    delta.outputs(),
-                    delta.inputs(),
-                );
-                let rank = delta.rank();
-                assert!(rank <= self.rank_max, "rank {rank}, scratch for {}", self.rank_max);
-                self.shrink.extend(pieces(i, Some(g), rows.clone(), rank, PIECE_RANKS));
-                let span = (PIECE_VALUES / (rank.max(1) * crate::matrix::BLOCK)).max(1);
-                let span = span.max(blocks.div_ceil(PIECES_MAX));
-                self.expand.extend(pieces(i, Some(g), rows, blocks, span));
-            }
-            let base_rows = segments.indptr[segments.count()] as usize..rows;
-            if late_bias[i] && !base_rows.is_empty() {
-                self.expand.extend(pieces(i, None, base_rows, blocks, blocks));
+                let Some(delta) = delta(i, g) else { continue };
+                self.check_delta(delta, out.weight, i, g);
+                changed[i] = true;
+                ranks += delta.rank() * segments.rows(g).len().div_ceil(PIECE_ROWS);
             }
         }
-        late_bias
+        let wanted = (PIECES_PER_THREAD * dev.threads()).min(PIECES);
+        let span = (ranks / wanted).clamp(PIECE_RANKS_MIN, PIECE_RANKS);
+        let span = span.next_multiple_of(PIECE_RANKS_MIN);
+        for i in (0..outs.len()).filter(|&i| changed[i]) {
+            for g in 0..segments.count() {
+                if let Some(delta) = delta(i, g) {
+                    self.pieces.extend(pieces(i, g, segments.rows(g), delta.rank(), span));
+                }
+            }
+        }
+        changed
+    }
+
+    fn check_delta(&self, delta: &Delta, weight: &Matrix, i: usize, g: usize) {
+        let (outputs, inputs) = (weight.outputs(), weight.inputs());
+        assert!(
+            delta.outputs() == outputs && delta.inputs() == inputs,
+            "site {i}, segment {g}: a delta of [{}, {}] on W [{outputs}, {inputs}]",
+            delta.outputs(),
+            delta.inputs(),
+        );
+        assert!(
+            delta.rank() <= self.rank_max,
+            "rank {}, scratch for {}",
+            delta.rank(),
+            self.rank_max
+        );
     }
 }
 
-/// Cuts the rows of one segment at one site into pieces of `PIECE_ROWS` rows by `span` of
-/// `0..count`.
+/// Cuts the rows of one segment at one site into pieces of at most `PIECE_ROWS` rows by `span`
+/// ranks.
 fn pieces(
     site: usize,
-    segment: Option<usize>,
+    segment: usize,
     rows: Range<usize>,
-    count: usize,
+    rank: usize,
     span: usize,
 ) -> impl Iterator<Item = Piece> {
     let row_parts = rows.len().div_ceil(PIECE_ROWS);
-    let parts = count.div_ceil(span);
+    let parts = rank.div_ceil(span);
     (0..row_parts * parts).map(move |index| {
         let r = part(rows.len(), row_parts, index / parts);
-        let s = part(count, parts, index % parts);
+        let start = index % parts * span;
         Piece {
             site: site as u32,
-            segment: segment.map_or(u32::MAX, |g| g as u32),
+            segment: segment as u32,
             rows: [(rows.start + r.start) as u32, (rows.start + r.end) as u32],
-            span: [s.start as u32, s.end as u32],
+            ranks: [start as u32, (start + span).min(rank) as u32],
         }
     })
 }
 
-impl Piece {
-    fn rows(&self) -> Range<usize> {
-        self.rows[0] as usize..self.rows[1] as usize
+/// One call, as its tasks see it.
+struct Call<'c, 'd> {
+    isa: Isa,
+    x: &'c Act,
+    sites: [Option<Site<'c>>; SITES_MAX],
+    segments: Segments<'c>,
+    delta: DeltaOf<'c, 'd>,
+    u: Shared<f32>,
+    rows_max: usize,
+    rank_max: usize,
+}
+
+impl<'d> Call<'_, 'd> {
+    fn site(&self, i: usize) -> &Site<'_> {
+        self.sites[i].as_ref().expect("tasks name existing sites")
     }
 
-    fn span(&self) -> Range<usize> {
-        self.span[0] as usize..self.span[1] as usize
+    /// Row 0 of a site's u.
+    fn u(&self, i: usize) -> *mut f32 {
+        self.u.get().wrapping_add(i * self.rows_max * self.rank_max)
     }
 
-    fn delta<'d>(
+    fn delta_of(&self, piece: &Piece) -> &'d Delta {
+        let delta = (self.delta)(piece.site as usize, piece.segment as usize);
+        delta.expect("a piece has a delta")
+    }
+
+    fn place_a(&self, piece: &Piece) -> *const u8 {
+        self.delta_of(piece).place_a(piece.ranks[0] as usize)
+    }
+
+    unsafe fn shrink(&self, piece: &Piece, after: *const u8) {
+        let (x, x_stride) = self.x.wide();
+        let at = Shrink {
+            x: x.as_ptr(),
+            x_stride,
+            rows: piece.rows[0] as usize..piece.rows[1] as usize,
+            ranks: piece.ranks[0] as usize..piece.ranks[1] as usize,
+            u: self.u(piece.site as usize),
+            u_stride: self.rank_max,
+            after,
+        };
+        self.delta_of(piece).shrink(self.isa, at);
+    }
+
+    /// y of some rows and output blocks of a site, finished.
+    unsafe fn product(
         &self,
-        delta: &(dyn Fn(usize, usize) -> Option<&'d Delta> + Sync),
-    ) -> Option<&'d Delta> {
-        (self.segment != u32::MAX)
-            .then(|| delta(self.site as usize, self.segment as usize))
-            .flatten()
+        i: usize,
+        rows: Range<usize>,
+        blocks: Range<usize>,
+        after: *const u32,
+    ) {
+        let site = self.site(i);
+        if !site.changed {
+            return site.run(self.isa, rows, blocks, after);
+        }
+        let most = (STRETCH / rows.len()).max(1);
+        for start in blocks.clone().step_by(most) {
+            let end = blocks.end.min(start + most);
+            let after = if end < blocks.end { site.weight.block(end) } else { after };
+            site.run(self.isa, rows.clone(), start..end, after);
+            self.finish(i, rows.clone(), start..end);
+        }
+    }
+
+    /// Adds the deltas of the segments among `rows`, and the bias, to x·Wᵀ.
+    unsafe fn finish(&self, i: usize, rows: Range<usize>, blocks: Range<usize>) {
+        let segments = self.segments;
+        let mut row = rows.start;
+        let mut next = segments.of_row(row).unwrap_or(segments.count());
+        while row < rows.end {
+            let g = next;
+            next += 1;
+            let end =
+                if g < segments.count() { segments.rows(g).end.min(rows.end) } else { rows.end };
+            let delta_of = |g: usize| (g < segments.count()).then(|| (self.delta)(i, g)).flatten();
+            self.expand(i, row..end, blocks.clone(), delta_of(g), delta_of(next));
+            row = end;
+        }
+    }
+
+    unsafe fn expand(
+        &self,
+        i: usize,
+        rows: Range<usize>,
+        blocks: Range<usize>,
+        delta: Option<&Delta>,
+        next: Option<&Delta>,
+    ) {
+        let site = self.site(i);
+        if delta.is_none() && site.bias.is_none() {
+            return;
+        }
+        let after = next.map_or(std::ptr::null(), |next| next.place_b(blocks.start));
+        let at = Expand {
+            u: self.u(i),
+            u_stride: self.rank_max,
+            rows,
+            blocks,
+            y: site.y.get(),
+            outputs: site.weight.outputs(),
+            bias: site.bias,
+            after,
+        };
+        Delta::expand(delta, self.isa, at);
     }
 }

@@ -142,10 +142,6 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
-        _mm_prefetch::<_MM_HINT_T0>(p.cast())
-    }
-    #[inline(always)]
-    unsafe fn prefetch_far(p: *const u8) {
         _mm_prefetch::<_MM_HINT_T1>(p.cast())
     }
 }

@@ -121,6 +121,4 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
-    #[inline(always)]
-    unsafe fn prefetch_far(_: *const u8) {}
 }
