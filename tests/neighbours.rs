@@ -19,12 +19,13 @@ use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 const ADAPTERS: usize = 32;
 const STREAMS: usize = 64;
-const ROUNDS: usize = 4;
+/// Rounds go on until so many adapters were replaced under them, within a bound.
+const REPLACEMENTS: usize = 32;
+const ROUNDS_MAX: usize = 200;
 const TOKENS: usize = 32;
 
 /// Ranks 1 to 64, disjoint module sets.
@@ -149,20 +150,18 @@ async fn every_stream_equals_the_solo_run_of_the_version_in_its_header() {
         uploader.put(adapter, 0).await;
     }
 
-    let stop = Arc::new(AtomicBool::new(false));
     let churn = tokio::spawn({
-        let (uploader, stop) = (uploader.clone(), stop.clone());
+        let uploader = uploader.clone();
         async move {
-            let mut edition = 0;
-            while !stop.load(Ordering::Relaxed) {
-                edition += 1;
+            for edition in 1..=REPLACEMENTS {
                 uploader.put((edition * 7) % ADAPTERS, edition).await;
             }
-            edition
         }
     });
     let mut answers = Vec::new();
-    for round in 0..ROUNDS {
+    let mut round = 0;
+    while round < 4 || !churn.is_finished() {
+        assert!(round < ROUNDS_MAX, "the uploads do not come through");
         let asked = (0..STREAMS).map(|i| {
             let (client, url) = (uploader.client.clone(), server.url.clone());
             tokio::spawn(async move { ask(&client, &url, (round * STREAMS + i) as u64).await })
@@ -170,10 +169,9 @@ async fn every_stream_equals_the_solo_run_of_the_version_in_its_header() {
         for answer in asked.collect::<Vec<_>>() {
             answers.push(answer.await.expect("answered"));
         }
+        round += 1;
     }
-    stop.store(true, Ordering::Relaxed);
-    let replaced = churn.await.expect("churned");
-    assert!(replaced > 10, "only {replaced} replacements while streams ran");
+    churn.await.expect("replaced");
 
     let mut runner = Runner::new(Arc::new(weights), Dtype::F32, 1024);
     let text = Text::new(checkpoint.text).expect("text");
@@ -185,6 +183,6 @@ async fn every_stream_equals_the_solo_run_of_the_version_in_its_header() {
         assert_eq!(a.text, alone, "answer of {}", a.version);
         versions.insert(a.version.clone());
     }
-    eprintln!("{} answers of {} versions, {replaced} replacements", answers.len(), versions.len());
-    assert!(versions.len() > ADAPTERS / 2, "too few versions were asked");
+    eprintln!("{} answers of {} versions", answers.len(), versions.len());
+    assert!(versions.len() > ADAPTERS + 1, "only {} versions: no replacement seen", versions.len());
 }
