@@ -267,8 +267,8 @@ fn swap_tensors(tensors: &mut [(String, Tensor)], a: &str, b: &str) {
     std::mem::swap(&mut left[i.min(j)].1, &mut right[0].1);
 }
 
-/// At least `tokens_min` positions of text that the adapters were not trained on: what users and assistants say, without the
-/// template around it, so that no position stands for forty equal ones.
+/// At least `tokens_min` positions of text that the adapters were not trained on: what users and
+/// assistants say, without the template around it, so that no position stands for forty equal ones.
 fn heldout(runner: &Runner, tokens_min: usize) -> Vec<Vec<u32>> {
     let located = source::locate(source::DEMO).expect("demo model");
     let checkpoint = Checkpoint::open(&located.path).expect("checkpoint");

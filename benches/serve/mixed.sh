@@ -32,7 +32,7 @@ if ! "$binary" health --url "$url" --wait 300; then
   exit 1
 fi
 
-"$binary" bench --rounds 5 --requests 32 --concurrency 16 --max-tokens 64 --prompt-tokens 8 \
+"$binary" bench --rounds "${ROUNDS:-7}" --requests 64 --concurrency 16 --max-tokens 64 --prompt-tokens 8 \
   --ignore-eos --warmup 16 --endpoint completions --json "$work/report.json" \
   --contender "base=$url,model=smollm2-135m-instruct" \
   --contender "one=$url,model=a1" \

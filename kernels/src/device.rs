@@ -5,6 +5,7 @@ use std::cell::Cell;
 
 use crate::simd::Isa;
 use crate::team::Team;
+use std::sync::atomic::AtomicBool;
 
 /// A thread team on this CPU. Belongs to one engine thread, which is worker 0 of the team.
 pub struct Device {
@@ -62,6 +63,11 @@ impl Device {
     /// Runs `body` once per task; tasks start in order.
     pub(crate) fn fork(&self, tasks: usize, body: &(dyn Fn(usize) + Sync)) {
         self.team.run(tasks, &|task, _| body(task));
+    }
+
+    /// Whether a task of the current fork panicked.
+    pub(crate) fn failed(&self) -> &AtomicBool {
+        self.team.failed()
     }
 
     /// How many equal pieces to cut `items` of `cost` (lane operations, roughly 1 ns each) into:

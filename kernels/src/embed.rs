@@ -1,7 +1,7 @@
 //! h[t] = scale · W[token[t]]  (+ At[token[t]]·Bᵀ of the row's segment).
 //!
-//! W `[V, H]` packed   tokens `[T]`   h `[T, H]`   At `[V, R]`   B `[H, R]` (scale folded in, kept as [R,
-//! H]). Numerics: the delta is added to the scaled row rank by rank, in f32.
+//! W `[V, H]` packed   tokens `[T]`   h `[T, H]`   At `[V, R]`   B `[H, R]` (scale folded in, kept
+//! as `[R, H]`). Numerics: the delta is added to the scaled row rank by rank, in f32.
 
 use half::bf16;
 

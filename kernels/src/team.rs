@@ -88,6 +88,11 @@ impl Team {
         Team { post, workers }
     }
 
+    /// Whether a task of the current run panicked: others must not wait for what it was to do.
+    pub(crate) fn failed(&self) -> &AtomicBool {
+        &self.post.failed
+    }
+
     /// Workers, the caller included.
     pub(crate) fn threads(&self) -> usize {
         self.workers.len() + 1

@@ -30,8 +30,8 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// Reads one row of a base weight as f32: (site, output row, out `[I]`). DoRA's norms need it. Called
-/// off the engine thread.
+/// Reads one row of a base weight as f32: (site, output row, out `[I]`). DoRA's norms need it.
+/// Called off the engine thread.
 pub type BaseRows = Arc<dyn Fn(crate::shape::Site, usize, &mut [f32]) + Send + Sync>;
 /// Reads the base bias of a site, `None` where it has none. `bias = "all" | "lora_only"` replaces
 /// it.

@@ -1,8 +1,8 @@
 //! One adapter's change of one site, as it is kept. Immutable; its two products are in
 //! [`super::shrink`] and [`super::expand`].
 //!
-//! A is `[R, I]`, lanes over inputs, rows padded with zeros to 32 inputs. B is transposed, in blocks
-//! of 64 outputs, each `[R][64]`, lanes over outputs, the last block padded to 32: one row's
+//! A is `[R, I]`, lanes over inputs, rows padded with zeros to 32 inputs. B is transposed, in
+//! blocks of 64 outputs, each `[R][64]`, lanes over outputs, the last block padded to 32: one row's
 //! products read both as one sequential stream. Within a row values lie in groups of 32 (see
 //! [`Element`]). Ranks are exact. Factors have their own dtype.
 
@@ -83,9 +83,9 @@ pub(super) fn block_width(outputs: usize, block: usize) -> usize {
 }
 
 impl Delta {
-    /// `a` `[R, I]` and `b` `[O, R]`, row-major as in PEFT files. The scale multiplies B. `gain` `[O]`
-    /// multiplies the sum of base and delta (DoRA); `bias` `[O]` is added after it, already scaled.
-    /// Rank 0 is a gain or a bias alone.
+    /// `a` `[R, I]` and `b` `[O, R]`, row-major as in PEFT files. The scale multiplies B. `gain`
+    /// `[O]` multiplies the sum of base and delta (DoRA); `bias` `[O]` is added after it, already
+    /// scaled. Rank 0 is a gain or a bias alone.
     ///
     /// # Panics
     /// On lengths that do not fit the shape.

@@ -1,5 +1,5 @@
-//! y = gain ∘ (y + u·Bᵀ) + delta.bias + bias of one segment:   u `[T, R]` f32   B `[R, O]` in blocks
-//! y `[T, O]` f32.
+//! y = gain ∘ (y + u·Bᵀ) + delta.bias + bias of one segment:   u `[T, R]` f32   B `[R, O]` in
+//! blocks   y `[T, O]` f32.
 //!
 //! Lanes over outputs; every output is one chain over the ranks in order, on top of x·Wᵀ. One row
 //! reads B as one stream.

@@ -1,14 +1,15 @@
 //! y = gain ∘ (x·Wᵀ + (x·Aᵀ)·Bᵀ) + delta.bias + bias,   one to three sites that read the same x.
 //!
-//! x `[T, I]`   W `[O, I]`   y `[T, O]`   and for every segment g its own A `[R, I]`, B `[O, R]` (scale
-//! folded in), gain `[O]`, bias `[O]`. Rows without a delta are x·Wᵀ + bias and cost nothing beyond
-//! it.
+//! x `[T, I]`   W `[O, I]`   y `[T, O]`   and for every segment g its own A `[R, I]`, B `[O, R]`
+//! (scale folded in), gain `[O]`, bias `[O]`. Rows without a delta are x·Wᵀ + bias and cost nothing
+//! beyond it.
 //!
-//! Two forks, whatever the number of adapters, ranks and sites: first u = x·Aᵀ of every (site,
-//! segment), then, output block by output block, x·Wᵀ and on top of it, while that y is in the
-//! nearest cache, u·Bᵀ of every segment. Only the second where no row has a delta. Tasks are ranges
-//! of outputs (and rows, if many), never of a reduction, so any popularity of adapters spreads
-//! evenly.
+//! One fork, whatever the number of adapters, ranks and sites: its first tasks are u = x·Aᵀ of
+//! every (site, segment), its others, output block by output block, x·Wᵀ and on top of it, while
+//! that y is in the nearest cache, u·Bᵀ of every segment. Tasks start in order, so whoever needs u
+//! finds it made, or in the making on another thread, and waits no longer than one such task.
+//! Tasks are ranges of outputs (and rows, if many), never of a reduction, so any popularity of
+//! adapters spreads evenly.
 //!
 //! Numerics: sums in f32. W·x is one chain over the inputs in order (fused multiply-add; with
 //! `vdpbf16ps` a pair at a time). u is 16 chains (inputs i, i+16, …) joined in one order. The delta
@@ -21,6 +22,7 @@ mod expand;
 mod shrink;
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::act::Act;
 use crate::buffer::{Buffer, Shared};
@@ -121,6 +123,7 @@ pub fn linear<'d>(
         segments,
         delta,
         u: Shared::of(&mut scratch.u),
+        shrunk: AtomicUsize::new(0),
         rows_max: scratch.rows_max,
         rank_max: scratch.rank_max,
     };
@@ -128,12 +131,16 @@ pub fn linear<'d>(
     // Every thread claims tasks in turn, so it can guess its next one and have those weights on
     // their way.
     let threads = dev.threads();
-    dev.fork(pieces.len(), &|task| {
-        let after = pieces.get(task + threads).map_or(std::ptr::null(), |p| call.place_a(p));
-        // SAFETY: `check` and `plan` bound rows and ranks; pieces are disjoint in u.
-        unsafe { call.shrink(&pieces[task], after) };
-    });
-    dev.fork(cut.tasks(), &|task| {
+    let (shrinks, failed) = (pieces.len(), dev.failed());
+    dev.fork(shrinks + cut.tasks(), &|task| {
+        if task < shrinks {
+            let after = pieces.get(task + threads).map_or(std::ptr::null(), |p| call.place_a(p));
+            // SAFETY: `check` and `plan` bound rows and ranks; pieces are disjoint in u.
+            unsafe { call.shrink(&pieces[task], after) };
+            call.shrunk.fetch_add(1, Ordering::Release);
+            return;
+        }
+        let task = task - shrinks;
         let next = task + threads;
         let after = if next < cut.tasks() {
             let (i, _, blocks) = cut.task(next);
@@ -142,8 +149,9 @@ pub fn linear<'d>(
             std::ptr::null()
         };
         let (i, rows, blocks) = cut.task(task);
-        // SAFETY: shapes are checked; u is written by the fork before; tasks are disjoint in y.
-        unsafe { call.product(i, rows, blocks, after) };
+        let u_is_made = || call.wait_for_u(shrinks, failed);
+        // SAFETY: shapes are checked; u is read after `u_is_made` only; tasks are disjoint in y.
+        unsafe { call.product(i, rows, blocks, after, &u_is_made) };
     });
 }
 
@@ -241,6 +249,8 @@ struct Call<'c, 'd> {
     segments: Segments<'c>,
     delta: DeltaOf<'c, 'd>,
     u: Shared<f32>,
+    /// Pieces of u that are made.
+    shrunk: AtomicUsize,
     rows_max: usize,
     rank_max: usize,
 }
@@ -278,13 +288,32 @@ impl<'d> Call<'_, 'd> {
         self.delta_of(piece).shrink(self.isa, at);
     }
 
-    /// y of some rows and output blocks of a site, finished.
+    /// Waits for the last pieces of u, which other threads are at. False when one of them panicked.
+    fn wait_for_u(&self, shrinks: usize, failed: &AtomicBool) -> bool {
+        const POLLS_MAX: usize = 10_000;
+        let mut polls = 0;
+        while self.shrunk.load(Ordering::Acquire) < shrinks {
+            if failed.load(Ordering::Acquire) {
+                return false;
+            }
+            if polls < POLLS_MAX {
+                polls += 1;
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
+        }
+        true
+    }
+
+    /// y of some rows and output blocks of a site, finished once `u_is_made`.
     unsafe fn product(
         &self,
         i: usize,
         rows: Range<usize>,
         blocks: Range<usize>,
         after: *const u32,
+        u_is_made: &dyn Fn() -> bool,
     ) {
         let site = self.site(i);
         if !site.changed {
@@ -295,6 +324,9 @@ impl<'d> Call<'_, 'd> {
             let end = blocks.end.min(start + most);
             let after = if end < blocks.end { site.weight.block(end) } else { after };
             site.run(self.isa, rows.clone(), start..end, after);
+            if !u_is_made() {
+                return;
+            }
             self.finish(i, rows.clone(), start..end);
         }
     }

@@ -129,8 +129,8 @@ impl Adapter {
         }
     }
 
-    /// Left `[O, R]` and right `[R, I]` of the change of a module's weight. The embedding's factors map
-    /// a token to a column, so its table changes by their transposes.
+    /// Left `[O, R]` and right `[R, I]` of the change of a module's weight. The embedding's factors
+    /// map a token to a column, so its table changes by their transposes.
     fn factors(&self, module: &str) -> Option<(Vec<f32>, Vec<f32>)> {
         let get = |part: &str| self.tensors.get(&format!("{module}.{part}"));
         let values = |t: &(Vec<usize>, Vec<f32>)| t.1.clone();
