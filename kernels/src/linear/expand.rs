@@ -41,14 +41,20 @@ impl<E: Element> Kernel for ExpandRows<'_, E> {
             let full = block_width(self.at.outputs, block) == BLOCK;
             let mut row = self.at.rows.start;
             while row < self.at.rows.end {
-                let many = S::WIDE && row + 4 <= self.at.rows.end;
-                match (many, full) {
-                    (true, true) => self.tile::<S, 4, 2>(row, block),
-                    (true, false) => self.tile::<S, 4, 1>(row, block),
-                    (false, true) => self.tile::<S, 1, 2>(row, block),
-                    (false, false) => self.tile::<S, 1, 1>(row, block),
+                let rows = match self.at.rows.end - row {
+                    4.. if S::WIDE => 4,
+                    2.. => 2,
+                    _ => 1,
+                };
+                match (rows, full) {
+                    (4, true) => self.tile::<S, 4, 2>(row, block),
+                    (4, false) => self.tile::<S, 4, 1>(row, block),
+                    (2, true) => self.tile::<S, 2, 2>(row, block),
+                    (2, false) => self.tile::<S, 2, 1>(row, block),
+                    (_, true) => self.tile::<S, 1, 2>(row, block),
+                    (_, false) => self.tile::<S, 1, 1>(row, block),
                 }
-                row += if many { 4 } else { 1 };
+                row += rows;
             }
         }
     }

@@ -37,10 +37,16 @@ impl<E: Element> Kernel for ShrinkRows<E> {
             let four = rank + 4 <= self.at.ranks.end;
             let mut row = self.at.rows.start;
             while row < self.at.rows.end {
-                let rows = if row + 4 <= self.at.rows.end { 4 } else { 1 };
+                let rows = match self.at.rows.end - row {
+                    4.. => 4,
+                    2.. => 2,
+                    _ => 1,
+                };
                 match (rows, four) {
                     (4, true) => self.tile::<S, 4, 4>(row, rank),
                     (4, false) => self.tile::<S, 4, 1>(row, rank),
+                    (2, true) => self.tile::<S, 2, 4>(row, rank),
+                    (2, false) => self.tile::<S, 2, 1>(row, rank),
                     (_, true) => self.tile::<S, 1, 4>(row, rank),
                     (_, false) => self.tile::<S, 1, 1>(row, rank),
                 }
