@@ -2,8 +2,8 @@
 //!
 //! h `[T, H]`   y `[T, H]`   w `[H]`   out `[T, H]`. `post` is the norm Gemma puts behind a block;
 //! else y is added as it is. (Gemma's 1 + w is folded into the weights at load.) A segment whose
-//! adapter replaced the norm brings its own w. Numerics: the sum of squares is 16 chains (columns c,
-//! c+16, …) joined in one order, in f32; the root in f64.
+//! adapter replaced the norm brings its own w. Numerics: the sum of squares is 16 chains (columns
+//! c, c+16, …) joined in one order, in f32; the root in f64.
 
 use crate::act::{Act, ActWriter};
 use crate::buffer::Shared;
