@@ -8,7 +8,7 @@
 //! - [`text`]: text to tokens and back
 //! - [`model`]: the decoder, its weights and where they come from
 //! - [`adapters`]: formats, store, registry, bank
-//! - [`config`], [`error`], [`metrics`], [`shape`]: leaves
+//! - [`config`], [`database`], [`error`], [`metrics`], [`shape`]: leaves
 //!
 //! The arithmetic is in the crate `polylora-kernels`.
 #![forbid(unsafe_code)]
@@ -17,6 +17,7 @@ pub mod adapters;
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod database;
 pub mod engine;
 pub mod error;
 pub mod metrics;

@@ -34,7 +34,7 @@ const ALLOWED: &[(&str, &str, usize, &str)] = &[
 
 /// Which modules of the crate a module may name. What is not here may name none but `error`.
 const IMPORTS: &[(&str, &[&str])] = &[
-    ("adapters", &["config", "error", "metrics", "shape"]),
+    ("adapters", &["config", "database", "error", "metrics", "shape"]),
     ("model", &["adapters", "config", "error", "metrics", "shape"]),
     ("text", &["model", "config", "error", "metrics", "shape"]),
     ("engine", &["model", "adapters", "config", "error", "metrics", "shape"]),
@@ -49,7 +49,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("axum", &["src/api/"]),
     ("utoipa", &["src/api/"]),
     ("clap", &["src/cli/", "src/config"]),
-    ("sqlx", &["src/adapters/"]),
+    ("sqlx", &["src/adapters/", "src/database.rs"]),
     ("candle_core", &["src/model/", "src/adapters/", "src/cli/verify"]),
     ("candle_nn", &["src/cli/verify"]),
     ("candle_transformers", &["src/cli/verify"]),

@@ -8,19 +8,27 @@
 use super::Digest;
 use super::format::files::AdapterFiles;
 use super::registry::Version;
+use crate::database;
 use crate::error::{Error, Kind, Result};
 use sqlx::Row as _;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
-    SqliteSynchronous,
-};
+use sqlx::sqlite::{SqlitePool, SqliteRow};
 use std::collections::HashSet;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Format of the catalogue, kept in SQLite's `user_version`.
-const CATALOGUE_VERSION: i64 = 1;
+/// How the catalogue came to its format, oldest first. "IF NOT EXISTS" in the first: files made
+/// before migrations were counted have these tables.
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE IF NOT EXISTS names (
+        name TEXT PRIMARY KEY, current INTEGER, next_number INTEGER NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS versions (
+        name TEXT NOT NULL, number INTEGER NOT NULL, digest TEXT NOT NULL,
+        summary TEXT NOT NULL,
+        logit_change_max REAL, forced INTEGER NOT NULL, created INTEGER NOT NULL,
+        file_bytes INTEGER NOT NULL, resident_bytes INTEGER NOT NULL,
+        PRIMARY KEY (name, number)) STRICT;
+"];
 
 /// The data directory of one server.
 pub struct Store {
@@ -62,7 +70,7 @@ impl Store {
             fs::remove_dir_all(&staging).map_err(io)?;
         }
         fs::create_dir_all(&staging).map_err(io)?;
-        let catalogue = open_catalogue(&dir.join("polylora.db")).await?;
+        let catalogue = database::open(&dir.join("polylora.db"), MIGRATIONS).await?;
         let store = Self { blobs, staging, catalogue, staged: AtomicU64::new(0), _lock: lock };
         let catalogue = store.read().await?;
         store.remove_orphans(&catalogue).map_err(io)?;
@@ -260,43 +268,6 @@ fn move_into_place(staged: &Path, files: &AdapterFiles, place: &Path) -> std::io
     fs::rename(staged, place)?;
     File::open(parent)?.sync_all()?;
     File::open(parent.parent().expect("and that in another"))?.sync_all()
-}
-
-async fn open_catalogue(path: &Path) -> Result<SqlitePool> {
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full);
-    // One connection: writes are rare and short, and nothing reads after the start.
-    let pool = SqlitePoolOptions::new()
-        .max_connections(1)
-        .connect_with(options)
-        .await
-        .map_err(catalogue_error)?;
-    let row = sqlx::query("PRAGMA user_version").fetch_one(&pool).await.map_err(catalogue_error)?;
-    let found: i64 = row.try_get(0).map_err(catalogue_error)?;
-    if found > CATALOGUE_VERSION {
-        return Err(Error::new(
-            Kind::Conflict,
-            "data_dir_unsupported",
-            format!("polylora.db has format {found}; this program knows {CATALOGUE_VERSION}"),
-        ));
-    }
-    for statement in [
-        "CREATE TABLE IF NOT EXISTS names (
-            name TEXT PRIMARY KEY, current INTEGER, next_number INTEGER NOT NULL) STRICT",
-        "CREATE TABLE IF NOT EXISTS versions (
-            name TEXT NOT NULL, number INTEGER NOT NULL, digest TEXT NOT NULL,
-            summary TEXT NOT NULL,
-            logit_change_max REAL, forced INTEGER NOT NULL, created INTEGER NOT NULL,
-            file_bytes INTEGER NOT NULL, resident_bytes INTEGER NOT NULL,
-            PRIMARY KEY (name, number)) STRICT",
-        "PRAGMA user_version = 1",
-    ] {
-        sqlx::query(statement).execute(&pool).await.map_err(catalogue_error)?;
-    }
-    Ok(pool)
 }
 
 fn version(row: &SqliteRow) -> Result<Version> {

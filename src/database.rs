@@ -1,0 +1,83 @@
+//! SQLite files of the data directory: how one is opened and brought to this program's format.
+//!
+//! Owns journal, sync and migration. Never knows a table: who opens a file brings its migrations.
+//! The thing to know: migration n turns format n into n + 1 in one transaction, and a file that is
+//! newer than the program is refused untouched.
+
+use crate::error::{Error, Kind, Result};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use std::path::Path;
+
+/// Opens or creates a file, every commit synced, and applies the migrations that it lacks. A
+/// migration is one or more statements; the list only ever grows. One connection: writes are short,
+/// and what is read often is kept in memory. Errors: `data_dir_unsupported` (a newer format).
+pub async fn open(path: &Path, migrations: &[&'static str]) -> Result<SqlitePool> {
+    let failed = |e: sqlx::Error| Error::fault(format!("{}: {e}", path.display()));
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full);
+    let pool =
+        SqlitePoolOptions::new().max_connections(1).connect_with(options).await.map_err(failed)?;
+    let found: i64 =
+        sqlx::query_scalar("PRAGMA user_version").fetch_one(&pool).await.map_err(failed)?;
+    let known = migrations.len() as i64;
+    if found > known {
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        return Err(Error::new(
+            Kind::Conflict,
+            "data_dir_unsupported",
+            format!("{file} has format {found}; this program knows {known}"),
+        ));
+    }
+    for (format, migration) in (1..).zip(migrations).skip(found.max(0) as usize) {
+        let mut t = pool.begin().await.map_err(failed)?;
+        sqlx::raw_sql(*migration).execute(&mut *t).await.map_err(failed)?;
+        // PRAGMA takes no bound values; the number is ours.
+        let mark = sqlx::AssertSqlSafe(format!("PRAGMA user_version = {format}"));
+        sqlx::raw_sql(mark).execute(&mut *t).await.map_err(failed)?;
+        t.commit().await.map_err(failed)?;
+    }
+    Ok(pool)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: &str = "CREATE TABLE a (x INTEGER) STRICT; INSERT INTO a VALUES (1);";
+    const TWO: &str = "ALTER TABLE a ADD COLUMN y INTEGER; UPDATE a SET y = x + 1;";
+
+    #[tokio::test]
+    async fn a_file_gets_the_migrations_it_lacks_once_and_a_newer_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.db");
+        open(&path, &[ONE]).await.unwrap().close().await;
+        for _ in 0..2 {
+            let pool = open(&path, &[ONE, TWO]).await.unwrap();
+            let rows: Vec<(i64, i64)> =
+                sqlx::query_as("SELECT x, y FROM a").fetch_all(&pool).await.unwrap();
+            assert_eq!(rows, [(1, 2)]);
+            pool.close().await;
+        }
+        let refused = open(&path, &[ONE]).await.err().expect("refused");
+        assert_eq!(refused.code, "data_dir_unsupported");
+        assert!(refused.message.contains("t.db has format 2"), "{}", refused.message);
+    }
+
+    #[tokio::test]
+    async fn a_migration_that_fails_leaves_the_file_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.db");
+        open(&path, &[ONE]).await.unwrap().close().await;
+        let half = "INSERT INTO a VALUES (2); INSERT INTO missing VALUES (1);";
+        assert!(open(&path, &[ONE, half]).await.is_err());
+        let pool = open(&path, &[ONE]).await.unwrap();
+        let rows: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM a").fetch_one(&pool).await.unwrap();
+        assert_eq!(rows, 1);
+    }
+}
