@@ -65,7 +65,11 @@ pub struct Config {
     /// Uploads received at once; more are told 429.
     pub uploads_max: usize,
     pub request_seconds_max: u64,
+    /// In the queue, before the first step.
+    pub queue_seconds_max: u64,
     pub drain_seconds: u64,
+    /// Adapters with series of their own in /metrics.
+    pub metric_adapters_max: usize,
     pub log_format: String,
     /// `tracing` filter, e.g. `info` or `polylora=debug`.
     pub log_filter: String,
@@ -126,7 +130,9 @@ impl Config {
             connections_max: size("connections_max"),
             uploads_max: size("uploads_max"),
             request_seconds_max: number("request_seconds_max"),
+            queue_seconds_max: number("queue_seconds_max"),
             drain_seconds: number("drain_seconds"),
+            metric_adapters_max: size("metric_adapters_max"),
             log_format: choice(raw.log_format.as_deref(), "log_format", &["text", "json"])?
                 .unwrap_or_else(|| "text".to_owned()),
             log_filter: raw.log_filter.clone().unwrap_or_else(|| "info".to_owned()),

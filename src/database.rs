@@ -63,7 +63,7 @@ mod tests {
             assert_eq!(rows, [(1, 2)]);
             pool.close().await;
         }
-        let refused = open(&path, &[ONE]).await.err().expect("refused");
+        let refused = open(&path, &[ONE]).await.expect_err("refused");
         assert_eq!(refused.code, "data_dir_unsupported");
         assert!(refused.message.contains("t.db has format 2"), "{}", refused.message);
     }

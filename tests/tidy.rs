@@ -19,7 +19,7 @@ const COLUMNS_MAX: usize = 100;
 
 /// (file, what, limit, reason): the longest file, function or line that this file may hold.
 const ALLOWED: &[(&str, &str, usize, &str)] = &[
-    ("src/metrics.rs", "function", 110, "a table of series, one entry each; no branch in it"),
+    ("src/metrics/mod.rs", "function", 110, "a table of series, one entry each; no branch in it"),
     ("tests/adapters/refusals.rs", "function", 120, "a table of wrong adapters, one entry each"),
     ("tests/api/adapters.rs", "function", 100, "a table of wrong uploads, one entry each"),
     ("tests/api/refusals.rs", "function", 125, "a table of wrong bodies, one entry each"),

@@ -17,6 +17,7 @@ use super::{
     store::Store,
 };
 use crate::error::{Error, Result};
+use crate::metrics::Metrics;
 use crate::shape::ModelShape;
 use book::{Book, Found, Held, Hold, Versions};
 use polylora_kernels::Dtype;
@@ -111,6 +112,8 @@ pub struct RegistryOptions {
     /// Versions of a name kept on disk, the current one included.
     pub versions_kept: usize,
     pub adapters_max: usize,
+    /// Where loads and evictions are counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// What a listing shows of one version.
@@ -250,7 +253,7 @@ impl Registry {
             let load = async move {
                 let _turn = inner.digest_turns.take(version.digest).await;
                 let known = Some(version.logit_change_max);
-                inner.load(version.digest, known).await
+                inner.cold_start(version.digest, known).await
             };
             pin = Some(detached(load).await?);
         }

@@ -3,10 +3,10 @@
 //! Owns the chat format: messages in, a message or deltas out. Never generates: `generate` does.
 //! The thing to know: it has the same skeleton as `completions`: check, lease, encode, run, show.
 
+use super::account::{Account, Origin};
 use super::body::{JsonObject, rest, take};
 use super::choice::Piece;
 use super::generate::{Prompt, Run, Show, reason_word};
-use super::limits::Deadline;
 use super::sampling::{self, Checked};
 use super::wire::{
     ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatFields, ChatMessage,
@@ -38,7 +38,7 @@ use std::sync::Arc;
 )]
 pub async fn post(
     State(api): State<Arc<Api>>,
-    Extension(deadline): Extension<Deadline>,
+    Extension(origin): Extension<Origin>,
     JsonObject(mut body): JsonObject,
 ) -> Result<Response> {
     let ChatRequest { shared, own } = ChatRequest { shared: take(&mut body)?, own: rest(body)? };
@@ -51,7 +51,8 @@ pub async fn post(
             continued: false,
             echo: None,
         };
-        let run = Run::start(&api, &target, &checked, vec![prompt], None, deadline)?;
+        let account = Account::open(&api, &target, origin);
+        let mut run = Run::start(&api, &target, &checked, vec![prompt], None, account)?;
         let show = ChatShow {
             text: api.app.text.clone(),
             id: random_id("chatcmpl-"),
@@ -62,6 +63,7 @@ pub async fn post(
             include_usage: checked.include_usage,
         };
         if checked.stream {
+            run.admitted().await?;
             return Ok(stream::respond(run, show, checked.include_usage));
         }
         let json = [(CONTENT_TYPE, "application/json")];

@@ -42,8 +42,6 @@ impl Piece {
 pub struct Ended {
     pub reason: FinishReason,
     pub completion_tokens: u64,
-    /// Unknown when a stop string ended it: the engine's last event was not awaited.
-    pub cached_tokens: Option<u64>,
 }
 
 /// The prompt in front of the answer.
@@ -99,6 +97,11 @@ impl Choice {
         self
     }
 
+    /// Tokens taken so far.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
     /// Takes one event: what became visible, and the end if this is it.
     pub fn take(&mut self, event: Event) -> Result<(Piece, Option<Ended>)> {
         match event {
@@ -110,8 +113,8 @@ impl Choice {
                 Ok((Piece::default(), None))
             }
             Event::Token(token) => Ok(self.token(&token)),
-            Event::Finished { reason, cached_tokens, completion_tokens, .. } => {
-                Ok(self.finish(reason, cached_tokens, completion_tokens))
+            Event::Finished { reason, completion_tokens, .. } => {
+                Ok(self.finish(reason, completion_tokens))
             }
             Event::Failed(error) => Err(error),
         }
@@ -142,29 +145,16 @@ impl Choice {
             }
             Stopped::Yes { text, .. } => {
                 piece.text += &text;
-                let ended = Ended {
-                    reason: FinishReason::Stop,
-                    completion_tokens: self.tokens,
-                    cached_tokens: None,
-                };
+                let ended = Ended { reason: FinishReason::Stop, completion_tokens: self.tokens };
                 (piece, Some(ended))
             }
         }
     }
 
-    fn finish(
-        &mut self,
-        reason: FinishReason,
-        cached_tokens: u32,
-        completion_tokens: u32,
-    ) -> (Piece, Option<Ended>) {
+    fn finish(&mut self, reason: FinishReason, completion_tokens: u32) -> (Piece, Option<Ended>) {
         let only_prompt = self.echo.as_ref().is_some_and(|e| e.only);
         let mut piece = self.prompt();
-        let mut ended = Ended {
-            reason,
-            completion_tokens: u64::from(completion_tokens),
-            cached_tokens: Some(u64::from(cached_tokens)),
-        };
+        let mut ended = Ended { reason, completion_tokens: u64::from(completion_tokens) };
         if only_prompt {
             ended.reason = FinishReason::Length;
             ended.completion_tokens = 0;

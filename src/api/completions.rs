@@ -4,11 +4,11 @@
 //! know: it has the same skeleton as `chat`: check, lease, encode, run, show; choices are numbered
 //! prompt by prompt.
 
+use super::account::{Account, Origin};
 use super::body::{JsonObject, rest, take};
 use super::choice::Piece;
 use super::errors::invalid_value;
 use super::generate::{Prompt, Run, Show, reason_word};
-use super::limits::Deadline;
 use super::sampling::{self, Checked};
 use super::wire::{
     self, Completion, CompletionChoice, CompletionFields, CompletionRequest, ErrorBody,
@@ -42,7 +42,7 @@ const TOKENS_DEFAULT: u32 = 16;
 )]
 pub async fn post(
     State(api): State<Arc<Api>>,
-    Extension(deadline): Extension<Deadline>,
+    Extension(origin): Extension<Origin>,
     JsonObject(mut body): JsonObject,
 ) -> Result<Response> {
     let CompletionRequest { shared, own } =
@@ -54,7 +54,8 @@ pub async fn post(
     let answer = async {
         let prompts = api.on_text(move |text| encode(text, prompts, echo)).await?;
         let default = Some(TOKENS_DEFAULT);
-        let run = Run::start(&api, &target, &checked, prompts, default, deadline)?;
+        let account = Account::open(&api, &target, origin);
+        let mut run = Run::start(&api, &target, &checked, prompts, default, account)?;
         let show = CompletionShow {
             text: api.app.text.clone(),
             id: random_id("cmpl-"),
@@ -65,6 +66,7 @@ pub async fn post(
             include_usage: checked.include_usage,
         };
         if checked.stream {
+            run.admitted().await?;
             return Ok(stream::respond(run, show, checked.include_usage));
         }
         let json = [(CONTENT_TYPE, "application/json")];

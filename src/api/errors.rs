@@ -99,6 +99,15 @@ pub fn timed_out(seconds_max: u64) -> Error {
     )
 }
 
+/// The request waited for its first step longer than the server lets it.
+pub fn queued_too_long(seconds_max: u64) -> Error {
+    Error::new(
+        Kind::Busy,
+        "queue_timeout",
+        format!("the request was still waiting after queue_seconds_max = {seconds_max} s"),
+    )
+}
+
 /// A parameter has a value it must not have; `param` is its path.
 pub fn invalid_value(param: &str, message: impl Into<String>) -> Error {
     Error::invalid("invalid_value", message).param(param)

@@ -5,14 +5,14 @@
 //! it anywhere cancels every sequence in it.
 
 use super::Api;
+use super::account::{Account, Used, outcome};
 use super::choice::{Choice, Ended, Piece};
-use super::errors::timed_out;
-use super::limits::Deadline;
 use super::sampling::{Checked, in_vocabulary};
 use super::target::Target;
 use super::wire::{PromptTokensDetails, Usage};
 use crate::engine::{Event, EventStream, FinishReason, Request};
 use crate::error::{Error, Result};
+use crate::metrics::Outcome;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use std::sync::Arc;
@@ -58,10 +58,10 @@ pub struct Run {
     events: StreamMap<usize, BoxStream<'static, Event>>,
     choices: Vec<Choice>,
     ended: Vec<Option<Ended>>,
-    /// Prompt tokens; choices per prompt.
-    prompt_tokens: u64,
+    /// Tokens of each prompt; choices per prompt.
+    prompts: Vec<u64>,
     n: usize,
-    deadline: Deadline,
+    account: Account,
 }
 
 impl Run {
@@ -72,15 +72,16 @@ impl Run {
         checked: &Checked,
         prompts: Vec<Prompt>,
         tokens_default: Option<u32>,
-        deadline: Deadline,
+        account: Account,
     ) -> Result<Self> {
+        let mut admissions = Vec::new();
         let mut run = Self {
             events: StreamMap::new(),
             choices: Vec::new(),
             ended: vec![None; prompts.len() * checked.n],
-            prompt_tokens: prompts.iter().map(|p| p.tokens.len() as u64).sum(),
+            prompts: prompts.iter().map(|p| p.tokens.len() as u64).collect(),
             n: checked.n,
-            deadline,
+            account,
         };
         for prompt in prompts {
             let tokens_max = room(api.app.context, checked, &prompt, tokens_default)?;
@@ -109,20 +110,50 @@ impl Run {
                 tenant: String::new(),
             };
             for stream in api.app.engine.submit_n(request, checked.n)? {
+                admissions.push(stream.admission());
                 run.events.insert(run.events.len(), events(stream));
             }
         }
+        run.account.queued(admissions);
         Ok(run)
+    }
+
+    /// Waits until the first choice is in a step: what happens before that still has a status of
+    /// its own.
+    pub async fn admitted(&mut self) -> Result<()> {
+        let Some(first) = self.account.admissions().first().cloned() else {
+            return Ok(());
+        };
+        if tokio::time::timeout_at(self.account.until(), first.wait()).await.is_err() {
+            return Err(self.failed(self.account.late()));
+        }
+        if first.get().is_none() {
+            // Over before it began: its only event says why.
+            self.next().await?;
+        }
+        Ok(())
     }
 
     /// What a choice shows next, and its end; `None` when all are over.
     pub async fn next(&mut self) -> Result<Option<(usize, Piece, Option<FinishReason>)>> {
-        let next = tokio::time::timeout_at(self.deadline.at, self.events.next());
-        let next = next.await.map_err(|_| timed_out(self.deadline.seconds_max))?;
-        let Some((index, event)) = next else {
-            return Ok(None);
+        let (index, event) = loop {
+            let until = self.account.until();
+            match tokio::time::timeout_at(until, self.events.next()).await {
+                Ok(Some(next)) => break next,
+                Ok(None) => {
+                    let reasons = self.ended.iter().flatten().map(|e| e.reason);
+                    self.account.settle(self.used(), outcome(reasons));
+                    return Ok(None);
+                }
+                // It came into a step in the last moment of its time in the queue.
+                Err(_) if until < self.account.until() => {}
+                Err(_) => return Err(self.failed(self.account.late())),
+            }
         };
-        let (piece, ended) = self.choices[index].take(event)?;
+        if matches!(event, Event::Token(_)) {
+            self.account.token(index);
+        }
+        let (piece, ended) = self.choices[index].take(event).map_err(|e| self.failed(e))?;
         if ended.is_some() {
             self.events.remove(&index);
             self.ended[index] = ended;
@@ -130,26 +161,42 @@ impl Run {
         Ok(Some((index, piece, ended.map(|e| e.reason))))
     }
 
+    fn failed(&mut self, error: Error) -> Error {
+        self.account.settle(self.used(), Outcome::Failed);
+        error
+    }
+
     pub fn choices(&self) -> usize {
         self.choices.len()
     }
 
-    /// What the choices used so far.
+    /// What the choices used so far: prompts that have been in a step, and tokens handed on.
+    fn used(&self) -> Used {
+        let mut used = Used::default();
+        for (prompt, admissions) in
+            self.prompts.iter().zip(self.account.admissions().chunks(self.n))
+        {
+            // Later choices of a prompt find the pages of the first: the least is what the request
+            // found.
+            let cached = admissions.iter().filter_map(|a| Some(a.get()?.cached_tokens)).min();
+            used.prompt += cached.map_or(0, |_| *prompt);
+            used.cached += cached.map_or(0, u64::from);
+        }
+        let choices = self.ended.iter().zip(&self.choices);
+        used.completion = choices
+            .map(|(ended, choice)| ended.map_or(choice.tokens(), |e| e.completion_tokens))
+            .sum();
+        used
+    }
+
+    /// The same, as the answer tells it.
     pub fn usage(&self) -> Usage {
-        let completion_tokens = self.ended.iter().flatten().map(|e| e.completion_tokens).sum();
-        // Later choices of a prompt find the pages of the first: the least is what the request
-        // found.
-        let cached = self
-            .ended
-            .chunks(self.n)
-            .map(|prompt| prompt.iter().flatten().filter_map(|e| e.cached_tokens).min());
-        let cached: Option<u64> = cached.sum();
+        let Used { prompt, cached, completion } = self.used();
         Usage {
-            prompt_tokens: self.prompt_tokens,
-            completion_tokens,
-            total_tokens: self.prompt_tokens + completion_tokens,
-            prompt_tokens_details: cached
-                .map(|cached_tokens| PromptTokensDetails { cached_tokens }),
+            prompt_tokens: prompt,
+            completion_tokens: completion,
+            total_tokens: prompt + completion,
+            prompt_tokens_details: PromptTokensDetails { cached_tokens: cached },
         }
     }
 
@@ -163,6 +210,13 @@ impl Run {
             *end = reason.unwrap_or(*end);
         }
         Ok(show.whole(whole, self.usage()))
+    }
+}
+
+impl Drop for Run {
+    /// Whoever let go of it before its end cancelled it.
+    fn drop(&mut self) {
+        self.account.settle(self.used(), Outcome::Cancelled);
     }
 }
 

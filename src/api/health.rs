@@ -5,14 +5,18 @@
 
 use super::Api;
 use super::wire::{Health, Version};
+use crate::adapters::Digest;
+use crate::metrics::{Gateway, Loaded};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
+use polylora_kernels::KvCache;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// An engine that neither finished a step nor was idle for this long is stuck, not slow.
 const STALL_TIME_MAX: Duration = Duration::from_secs(60);
@@ -89,12 +93,39 @@ pub async fn version(State(api): State<Arc<Api>>) -> Json<Version> {
     responses((status = 200, body = String, content_type = "text/plain"))
 )]
 pub async fn metrics(State(api): State<Arc<Api>>) -> Response {
-    let _one = api.scrape.lock().unwrap_or_else(|e| e.into_inner());
-    let (stats, metrics) = (api.app.registry.stats(), &api.app.metrics);
-    let unseen = stats.loads.saturating_sub(metrics.adapter_loads.get());
-    metrics.adapter_loads.inc_by(unseen);
-    metrics.adapters_resident.set(stats.residents as i64);
-    metrics.adapter_resident_bytes.set(stats.resident_bytes as i64);
+    let (app, entries) = (&api.app, api.app.registry.list());
+    let metrics = &app.metrics;
+    let mut files: HashMap<Digest, u64> = HashMap::new();
+    let mut loaded = BTreeSet::new();
+    for entry in &entries {
+        let version = &entry.version;
+        files.insert(version.digest, version.file_bytes);
+        if entry.resident {
+            let name = if entry.current { version.name.clone() } else { version.id() };
+            loaded.insert(name);
+        }
+    }
+    let names: HashSet<&str> = entries.iter().map(|e| e.version.name.as_str()).collect();
+    metrics.forget_adapters(|name| names.contains(name));
+    let stats = app.registry.stats();
+    for (tier, count, bytes) in [
+        ("device", stats.residents as u64, stats.resident_bytes),
+        ("disk", files.len() as u64, files.values().sum()),
+    ] {
+        metrics.adapters_resident.with_label_values(&[tier]).set(count as i64);
+        metrics.adapter_resident_bytes.with_label_values(&[tier]).set(bytes as i64);
+    }
+    let (running, waiting) = api.under_way.adapters();
+    let gateway = Gateway {
+        model: app.base_name.to_string(),
+        slots_max: app.config.resident_max,
+        running,
+        waiting,
+        loaded: loaded.into_iter().map(|name| Loaded { name, pinned: false }).collect(),
+        on_host: Vec::new(),
+        page_tokens: KvCache::PAGE,
+        now: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()),
+    };
     let text = "text/plain; version=0.0.4; charset=utf-8";
-    ([(CONTENT_TYPE, text)], metrics.render()).into_response()
+    ([(CONTENT_TYPE, text)], metrics.render(&gateway)).into_response()
 }

@@ -3,6 +3,7 @@
 //! Owns what all routes share. Never looks into a body. The thing to know: a response head is due
 //! before the deadline, and streams carry the same deadline on.
 
+use super::account::Origin;
 use super::{Api, errors};
 use crate::error::Error;
 use axum::extract::{MatchedPath, Request, State};
@@ -61,7 +62,7 @@ pub async fn edge(State(api): State<Arc<Api>>, mut request: Request, next: Next)
         at: tokio::time::Instant::now() + Duration::from_secs(seconds_max),
         seconds_max,
     };
-    request.extensions_mut().insert(deadline);
+    request.extensions_mut().insert(Origin { begun, deadline });
     let mut response = contained(deadline, next.run(request)).await;
     count.status = response.status();
     response.headers_mut().insert(REQUEST_ID, id.clone());

@@ -5,6 +5,7 @@
 //! thing to know: dropping the response (or its body) drops the event streams, and that is the
 //! cancellation; so no request's work is ever spawned.
 
+mod account;
 mod adapters;
 mod archive;
 mod auth;
@@ -36,8 +37,8 @@ use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::text::Text;
 pub use serve::serve;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::Semaphore;
 
@@ -74,9 +75,8 @@ struct Api {
     encoders: Arc<Semaphore>,
     /// Uploads being received.
     uploads: Arc<Semaphore>,
-    /// Held while figures of the registry are carried over to the metrics: two scrapes at once
-    /// would count them twice.
-    scrape: Mutex<()>,
+    /// Adapters that requests are at.
+    under_way: account::UnderWay,
 }
 
 impl Api {
@@ -87,7 +87,7 @@ impl Api {
             draining: AtomicBool::new(false),
             encoders: Arc::new(Semaphore::new(encoders)),
             uploads: Arc::new(Semaphore::new(app.config.uploads_max.max(1))),
-            scrape: Mutex::new(()),
+            under_way: account::UnderWay::default(),
             app,
         }
     }

@@ -110,10 +110,11 @@ impl Prepared {
         let page_bytes = Model::page_bytes(&weights.shape, kv_dtype);
         let kv_pages = config.kv_bytes as usize / page_bytes;
         let context = context(config, weights.shape.context, kv_pages)?;
+        let (probe_rows, probe_logit_rows) = probe::rows_needed(PROBES.len());
         let options = ModelOptions {
             threads: config.threads,
-            rows_max: config.rows_max,
-            logit_rows_max: logit_rows_max(config),
+            rows_max: config.rows_max.max(probe_rows),
+            logit_rows_max: logit_rows_max(config).max(probe_logit_rows),
             kv_pages: kv_pages + probe::pages_needed(PROBES.len()),
             kv_dtype,
             context,
@@ -145,7 +146,7 @@ impl Prepared {
     async fn serve(self, config: Config) -> Result<()> {
         let device = self.model.device().name();
         let shape = Arc::new(self.weights.shape.clone());
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::bounded(config.metric_adapters_max));
         let options = engine_options(&config, self.kv_pages, self.context, &self.text)?;
         let engine =
             EngineHandle::start(self.model, self.weights.digest, options, metrics.clone())?;
@@ -159,6 +160,7 @@ impl Prepared {
                 upload_bytes_max: config.upload_bytes_max,
                 versions_kept: config.versions_kept,
                 adapters_max: config.adapters_max,
+                metrics: metrics.clone(),
             },
             self.weights.base_rows(),
             self.weights.base_bias(),

@@ -119,9 +119,15 @@ pub struct RawConfig {
     /// Seconds after which a request is ended
     #[arg(long, env = "POLYLORA_REQUEST_SECONDS_MAX", value_name = "SECONDS")]
     pub request_seconds_max: Option<u64>,
+    /// Seconds that a request may wait for its first step
+    #[arg(long, env = "POLYLORA_QUEUE_SECONDS_MAX", value_name = "SECONDS")]
+    pub queue_seconds_max: Option<u64>,
     /// Seconds that running requests get after SIGTERM
     #[arg(long, env = "POLYLORA_DRAIN_SECONDS", value_name = "SECONDS")]
     pub drain_seconds: Option<u64>,
+    /// Adapters with series of their own in /metrics; the others are counted together
+    #[arg(long, env = "POLYLORA_METRIC_ADAPTERS_MAX", value_name = "N")]
+    pub metric_adapters_max: Option<u64>,
     /// Log lines as text or json
     #[arg(long, env = "POLYLORA_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -177,7 +183,9 @@ impl RawConfig {
             connections_max: self.connections_max.or(below.connections_max),
             uploads_max: self.uploads_max.or(below.uploads_max),
             request_seconds_max: self.request_seconds_max.or(below.request_seconds_max),
+            queue_seconds_max: self.queue_seconds_max.or(below.queue_seconds_max),
             drain_seconds: self.drain_seconds.or(below.drain_seconds),
+            metric_adapters_max: self.metric_adapters_max.or(below.metric_adapters_max),
             log_format: self.log_format.or(below.log_format),
             log_filter: self.log_filter.or(below.log_filter),
             adapters,
@@ -256,7 +264,9 @@ pub const RANGES: &[Range] = ranges! {
         connections_max: 1, 65_536, 1024;
         uploads_max: 1, 256, 4;
         request_seconds_max: 1, 86_400, 600;
+        queue_seconds_max: 1, 86_400, 60;
         drain_seconds: 0, 3600, 30;
+        metric_adapters_max: 0, 10_000, 64;
     }
     sizes {
         kv_bytes: MIB, TIB, (machine::memory_available() / 4).clamp(MIB, 2 * GIB);

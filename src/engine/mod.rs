@@ -15,4 +15,4 @@ pub mod sequence;
 pub mod step;
 
 pub use handle::EngineHandle;
-pub use request::{Event, EventStream, FinishReason, Request, Sampling, TokenEvent};
+pub use request::{Admission, Event, EventStream, FinishReason, Request, Sampling, TokenEvent};

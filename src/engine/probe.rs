@@ -15,6 +15,12 @@ pub fn pages_needed(prompts: usize) -> usize {
     prompts * 2
 }
 
+/// (rows, rows with logits) of the probe's batch of so many prompts, at most: a model that probes
+/// has room for them, however small its steps are.
+pub fn rows_needed(prompts: usize) -> (usize, usize) {
+    (prompts * 2 * KvCache::PAGE, prompts * 2)
+}
+
 /// Runs the probe in the pages from `first_page` on.
 /// Errors: `non_finite_logits` when the adapter makes infinities or NaN of the fixed prompts.
 pub fn run(

@@ -5,6 +5,7 @@
 
 use crate::adapters::registry::Lease;
 use crate::error::Error;
+use std::time::Duration;
 
 /// How the next token is chosen. Checked at the edge; the engine trusts it.
 #[derive(Debug, Clone, PartialEq)]
@@ -104,19 +105,31 @@ pub enum Event {
     Failed(Error),
 }
 
-pub use stream::{EventSender, EventStream};
+/// What is known once a sequence is in its first step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Admitted {
+    /// Prompt tokens found in the prefix cache.
+    pub cached_tokens: u32,
+    /// Since its submission.
+    pub waited: Duration,
+}
+
+pub use stream::{Admission, EventSender, EventStream};
 
 mod stream {
     //! A ring with one writer that never waits and one reader that may.
-    use super::Event;
+    use super::{Admitted, Event};
     use crossbeam_queue::ArrayQueue;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, OnceLock};
     use tokio::sync::Notify;
 
     struct Ring {
         events: ArrayQueue<Event>,
         arrived: Notify,
+        /// Beside the events, so that it needs no room among them.
+        admitted: OnceLock<Admitted>,
+        admission: Notify,
         reader_gone: AtomicBool,
         writer_gone: AtomicBool,
     }
@@ -131,11 +144,33 @@ mod stream {
         ring: Arc<Ring>,
     }
 
+    /// Whether a stream's sequence is still in the queue. Holding it keeps nothing alive: only the
+    /// stream's own end cancels.
+    #[derive(Clone)]
+    pub struct Admission {
+        ring: Arc<Ring>,
+    }
+
+    impl Admission {
+        /// `None` while the sequence has not been in a step.
+        pub fn get(&self) -> Option<Admitted> {
+            self.ring.admitted.get().copied()
+        }
+        /// Waits until it is, or its stream is over without.
+        pub async fn wait(&self) {
+            while self.get().is_none() && !self.ring.writer_gone.load(Ordering::Acquire) {
+                self.ring.admission.notified().await;
+            }
+        }
+    }
+
     /// A stream of at most `capacity` unread events.
     pub fn channel(capacity: usize) -> (EventSender, EventStream) {
         let ring = Arc::new(Ring {
             events: ArrayQueue::new(capacity),
             arrived: Notify::new(),
+            admitted: OnceLock::new(),
+            admission: Notify::new(),
             reader_gone: AtomicBool::new(false),
             writer_gone: AtomicBool::new(false),
         });
@@ -152,6 +187,12 @@ mod stream {
             self.ring.arrived.notify_one();
             sent
         }
+        /// Says, once, that the sequence is in a step.
+        pub fn admit(&self, admitted: Admitted) {
+            if self.ring.admitted.set(admitted).is_ok() {
+                self.ring.admission.notify_one();
+            }
+        }
         /// Replaces the oldest unread event if the ring is full: the last word always arrives.
         pub fn finish(self, event: Event) {
             self.ring.events.force_push(event);
@@ -165,10 +206,14 @@ mod stream {
         fn drop(&mut self) {
             self.ring.writer_gone.store(true, Ordering::Release);
             self.ring.arrived.notify_one();
+            self.ring.admission.notify_one();
         }
     }
 
     impl EventStream {
+        pub fn admission(&self) -> Admission {
+            Admission { ring: self.ring.clone() }
+        }
         /// The next event; `None` once the writer is gone and all was read.
         pub async fn next(&mut self) -> Option<Event> {
             loop {

@@ -5,13 +5,13 @@
 //! to know: `computed <= known`; all that is left to do for a sequence is the difference.
 
 use super::pages::{PAGE, PageHash, Seed, page_hash, pages_for, seed};
-use super::request::{Event, EventSender, FinishReason, Request, Sampling, TokenEvent};
+use super::request::{Admitted, Event, EventSender, FinishReason, Request, Sampling, TokenEvent};
 use super::sampler::History;
 use crate::adapters::Digest;
 use crate::adapters::bank::Slot;
 use crate::adapters::registry::Lease;
 use crate::error::{Error, Kind};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Names a sequence for as long as the engine lives.
 pub type SequenceId = u64;
@@ -26,6 +26,8 @@ pub enum EndReason {
 }
 
 impl EndReason {
+    pub const ALL: [Self; 4] = [Self::Stop, Self::Length, Self::Cancelled, Self::Failed];
+
     /// The label of metrics and logs.
     pub fn name(self) -> &'static str {
         match self {
@@ -187,6 +189,11 @@ impl Sequence {
     /// The same for a page hashed before.
     pub(super) fn known_hash(&self, index: usize) -> Option<PageHash> {
         self.hashes.get(index).copied()
+    }
+
+    /// Tells the reader that it is admitted, `waited` after it was submitted.
+    pub(super) fn tell_admitted(&self, waited: Duration) {
+        self.sender.admit(Admitted { cached_tokens: self.cached as u32, waited });
     }
 
     /// Sends `event`, unless one was lost before it: a stream has no holes.

@@ -10,7 +10,7 @@ use super::pages::{PAGE, Pages};
 use super::probe;
 use super::request::TokenEvent;
 use super::sampler::{History, Sampler};
-use super::scheduler::{Budgets, Notice, Plan, Scheduler};
+use super::scheduler::{Budgets, EndReason, Notice, Plan, Scheduler};
 use crate::adapters::Digest;
 use crate::adapters::bank::{Bank, BankCommand, Prepared, Probe, Slot};
 use crate::error::{Error, Kind, Result};
@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::model::Model;
 use crossbeam_channel::Receiver;
 use polylora_kernels::KvCache;
+use prometheus::IntCounter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -71,6 +72,8 @@ pub struct Engine {
     commands: Receiver<Command>,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
+    /// By `EndReason`, looked up once.
+    ended: [IntCounter; EndReason::ALL.len()],
 }
 
 impl Engine {
@@ -115,6 +118,7 @@ impl Engine {
             model,
             commands,
             shared,
+            ended: EndReason::ALL.map(|r| metrics.requests_finished.with_label_values(&[r.name()])),
             metrics,
         })
     }
@@ -290,7 +294,7 @@ impl Engine {
                     }
                     self.shared.end();
                     m.prompt_tokens.inc_by(prompt_tokens as u64);
-                    m.requests_finished.with_label_values(&[reason.name()]).inc();
+                    self.ended[reason as usize].inc();
                 }
             }
         }

@@ -225,3 +225,10 @@ async fn names_that_mean_something_else_are_refused() {
         assert_eq!(answer.error(), "400 invalid_name name", "{name}");
     }
 }
+
+#[tokio::test]
+async fn the_smallest_steps_still_probe_an_upload() {
+    let live = Live::start(&["--sequences-max", "1", "--rows-max", "1"]);
+    assert_eq!(live.upload("small", 1).await.status, 201);
+    assert_eq!(live.chat(hello("small", 3)).await.status, 200);
+}

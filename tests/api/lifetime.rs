@@ -132,3 +132,20 @@ async fn what_outlasts_the_drain_is_told_so() {
     assert!(!body.contains("[DONE]"));
     assert!(body.contains("event: error\ndata: ") && body.contains("shutting_down"), "{body}");
 }
+
+#[tokio::test]
+async fn a_request_that_waits_too_long_is_told_so_before_its_head_is_sent() {
+    let live = Live::start(&["--sequences-max", "1", "--queue-seconds-max", "1"]);
+    let first = live.socket("POST /v1/chat/completions", &endless(json!({"stream": true})));
+    running(&live, 1.0).await;
+    for more in [json!({}), json!({"stream": true})] {
+        let late = live.chat(with(hello(BASE, 4), more)).await;
+        assert_eq!(late.error(), "429 queue_timeout -");
+        assert!(!late.header("retry-after").is_empty());
+    }
+    let left = async || live.metric("polylora_requests_waiting").await == 0.0;
+    live.until("they left the queue", left).await;
+    assert_eq!(live.metric("polylora_requests_running").await, 1.0, "what runs may go on");
+    drop(first);
+    live.idle().await;
+}

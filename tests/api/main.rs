@@ -9,6 +9,7 @@ mod answers;
 mod lifetime;
 mod live;
 mod logprobs;
+mod metrics;
 mod refusals;
 mod routes;
 mod streams;

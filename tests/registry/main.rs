@@ -108,6 +108,7 @@ fn options(dir: &Path) -> RegistryOptions {
         upload_bytes_max: 1 << 20,
         versions_kept: 3,
         adapters_max: 1000,
+        metrics: Arc::default(),
     }
 }
 

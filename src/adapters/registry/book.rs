@@ -104,6 +104,8 @@ pub struct Book {
     pub reserved: u64,
     pub loads: u64,
     pub evictions: u64,
+    /// Contents that have been in the bank since the start.
+    pub seen: HashSet<Digest>,
     /// Something drains or must go: the reaper has work when a hold ends.
     pub unsettled: bool,
     clock: u64,
@@ -119,6 +121,7 @@ impl Book {
             reserved: 0,
             loads: 0,
             evictions: 0,
+            seen: HashSet::new(),
             unsettled: true,
             clock: 0,
             reaper,
@@ -202,6 +205,7 @@ impl Book {
             leaving: false,
         };
         self.residents.insert(digest, resident);
+        self.seen.insert(digest);
     }
 
     /// Keeps a resident from eviction while something is done with it.

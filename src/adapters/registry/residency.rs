@@ -10,6 +10,7 @@ use crate::adapters::bank::{BankCommand, Prepared, Probe, Slot};
 use crate::adapters::{Digest, format};
 use crate::error::{Error, Kind, Result};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Bytes promised to a load. Dropping it takes the promise back.
 struct Reservation {
@@ -41,6 +42,7 @@ impl Inner {
     /// finding from before; without it the probe runs. The caller holds the digest's turn: one load
     /// per digest.
     pub async fn load(&self, digest: Digest, known: Option<f32>) -> Result<Hold> {
+        let begun = Instant::now();
         loop {
             if let Some(pin) = self.book().pin(digest) {
                 return Ok(pin);
@@ -55,6 +57,7 @@ impl Inner {
             match self.install(prepared, known.is_none()).await {
                 Ok((slot, probe)) => {
                     let found = known.or(probe.map(|p| p.logit_change_max));
+                    self.options.metrics.load_seconds.observe(begun.elapsed().as_secs_f64());
                     return self.admit(digest, slot, reservation, found);
                 }
                 // The bank has a bound of its own, on slots: make room and read the files again.
@@ -69,6 +72,19 @@ impl Inner {
         }
     }
 
+    /// The same for a request that waits for it, counted by why it was not resident.
+    pub async fn cold_start(&self, digest: Digest, known: Option<f32>) -> Result<Hold> {
+        let reason = {
+            let mut book = self.book();
+            if let Some(pin) = book.pin(digest) {
+                return Ok(pin);
+            }
+            if book.seen.contains(&digest) { "evicted" } else { "start" }
+        };
+        self.options.metrics.cold_starts.with_label_values(&[reason]).inc();
+        self.load(digest, known).await
+    }
+
     fn admit(
         &self,
         digest: Digest,
@@ -80,6 +96,7 @@ impl Inner {
         let mut book = self.book();
         // An engine that did not probe when asked has shown no change.
         book.admit(digest, slot, bytes, found.unwrap_or(0.0));
+        self.options.metrics.adapter_loads.inc();
         let pin = book.pin(digest);
         drop(book);
         pin.ok_or_else(|| Error::fault("a loaded adapter vanished"))
@@ -142,7 +159,11 @@ impl Inner {
         let victim = self.book().choose_victim();
         match victim {
             None => Ok(false),
-            Some((digest, slot)) => self.take_out(digest, slot).await.map(|()| true),
+            Some((digest, slot)) => {
+                self.take_out(digest, slot).await?;
+                self.options.metrics.adapter_evictions.inc();
+                Ok(true)
+            }
         }
     }
 

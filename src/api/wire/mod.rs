@@ -47,9 +47,7 @@ pub struct Usage {
     pub prompt_tokens: u64,
     pub completion_tokens: u64,
     pub total_tokens: u64,
-    /// Absent where a stop string ended the text before the engine reported it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub prompt_tokens_details: Option<PromptTokensDetails>,
+    pub prompt_tokens_details: PromptTokensDetails,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]

@@ -201,9 +201,11 @@ impl Scheduler {
         sequence.admitted = Some(now);
         sequence.cached = sequence.computed;
         self.leave_queue(sequence.prompt_len);
+        let waited = now.saturating_duration_since(sequence.submitted);
+        sequence.tell_admitted(waited);
         self.notices.push(Notice::Admitted {
             prompt_tokens: sequence.prompt_len,
-            waited: now.saturating_duration_since(sequence.submitted),
+            waited,
             cached_tokens: looked_up.then_some(sequence.cached),
         });
     }
