@@ -31,7 +31,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// (name, directory) loaded at start
     pub adapters: Vec<(String, PathBuf)>,
-    /// When set, every route but /live, /ready and /health wants `Authorization: Bearer <key>`.
+    /// Opens every route. With it, or with any key ever made, all but /live, /ready and /health
+    /// want `Authorization: Bearer <key>`.
     pub api_key: Option<String>,
     /// Serve beyond this machine without a key: the operator said so.
     pub allow_open: bool,
@@ -172,22 +173,30 @@ impl Config {
                 ),
             ));
         }
-        if self.api_key.is_none() && !self.allow_open && !is_loopback(&self.host) {
-            return Err(blame(
-                "host",
-                &format!(
-                    "is {}, which others can reach, and there is no api_key; \
-                     set POLYLORA_API_KEY, or allow_open if a proxy guards the port",
-                    self.host
-                ),
-            ));
-        }
+        // Keys that were made lie in the data directory; whoever opens them asks `guarded` again.
+        self.guarded(self.data_dir.join("access.db").exists())?;
         for (i, (name, _)) in self.adapters.iter().enumerate() {
             if self.adapters[..i].iter().any(|(n, _)| n == name) {
                 return Err(blame("adapters", &format!("names '{name}' twice")));
             }
         }
         Ok(())
+    }
+
+    /// Refuses an address that others can reach where nobody needs a key; `keyed` says that some
+    /// key was made. Errors: `invalid_config`.
+    pub fn guarded(&self, keyed: bool) -> Result<()> {
+        if keyed || self.api_key.is_some() || self.allow_open || is_loopback(&self.host) {
+            return Ok(());
+        }
+        Err(blame(
+            "host",
+            &format!(
+                "is {}, which others can reach, and there is no key; set POLYLORA_API_KEY, make \
+                 one with `polylora key add`, or set allow_open if a proxy guards the port",
+                self.host
+            ),
+        ))
     }
 
     /// Every key as a TOML file with its help above it. What was set stands plain, defaults stand

@@ -1,14 +1,33 @@
-//! SQLite files of the data directory: how one is opened and brought to this program's format.
+//! The data directory's lock, and its SQLite files: how one is opened and brought to this program's
+//! format.
 //!
-//! Owns journal, sync and migration. Never knows a table: who opens a file brings its migrations.
-//! The thing to know: migration n turns format n into n + 1 in one transaction, and a file that is
-//! newer than the program is refused untouched.
+//! Owns the lock, journal, sync and migration. Never knows a table: who opens a file brings its
+//! migrations. The thing to know: migration n turns format n into n + 1 in one transaction, and a
+//! file that is newer than the program is refused untouched.
 
 use crate::error::{Error, Kind, Result};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
+use std::fs::{self, File, TryLockError};
 use std::path::Path;
+
+/// Takes the data directory for this process, making it if need be. The lock goes with the file.
+/// Errors: `data_dir_locked`.
+pub fn lock(dir: &Path) -> Result<File> {
+    let failed = |e: std::io::Error| Error::fault(format!("data directory {}: {e}", dir.display()));
+    fs::create_dir_all(dir).map_err(failed)?;
+    let lock = File::create(dir.join("lock")).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::Error(e)) => Err(failed(e)),
+        Err(TryLockError::WouldBlock) => Err(Error::new(
+            Kind::Conflict,
+            "data_dir_locked",
+            format!("data directory {} is in use by another server", dir.display()),
+        )),
+    }
+}
 
 /// Opens or creates a file, every commit synced, and applies the migrations that it lacks. A
 /// migration is one or more statements; the list only ever grows. One connection: writes are short,

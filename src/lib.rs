@@ -8,11 +8,13 @@
 //! - [`text`]: text to tokens and back
 //! - [`model`]: the decoder, its weights and where they come from
 //! - [`adapters`]: formats, store, registry, bank
+//! - [`access`]: keys, tenants and what they may do
 //! - [`config`], [`database`], [`error`], [`metrics`], [`shape`]: leaves
 //!
 //! The arithmetic is in the crate `polylora-kernels`.
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod adapters;
 pub mod api;
 pub mod cli;

@@ -34,12 +34,22 @@ const ALLOWED: &[(&str, &str, usize, &str)] = &[
 
 /// Which modules of the crate a module may name. What is not here may name none but `error`.
 const IMPORTS: &[(&str, &[&str])] = &[
+    ("access", &["database", "error"]),
     ("adapters", &["config", "database", "error", "metrics", "shape"]),
     ("model", &["adapters", "config", "error", "metrics", "shape"]),
     ("text", &["model", "config", "error", "metrics", "shape"]),
     ("engine", &["model", "adapters", "config", "error", "metrics", "shape"]),
-    ("api", &["engine", "text", "model", "adapters", "config", "error", "metrics", "shape"]),
-    ("cli", &["api", "engine", "text", "model", "adapters", "config", "error", "metrics", "shape"]),
+    (
+        "api",
+        &["access", "engine", "text", "model", "adapters", "config", "error", "metrics", "shape"],
+    ),
+    (
+        "cli",
+        &[
+            "access", "api", "engine", "text", "model", "adapters", "config", "database", "error",
+            "metrics", "shape",
+        ],
+    ),
     ("main", &["cli"]),
     ("lib", &[]),
 ];
@@ -49,7 +59,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("axum", &["src/api/"]),
     ("utoipa", &["src/api/"]),
     ("clap", &["src/cli/", "src/config"]),
-    ("sqlx", &["src/adapters/", "src/database.rs"]),
+    ("sqlx", &["src/access/", "src/adapters/", "src/database.rs"]),
     ("candle_core", &["src/model/", "src/adapters/", "src/cli/verify"]),
     ("candle_nn", &["src/cli/verify"]),
     ("candle_transformers", &["src/cli/verify"]),

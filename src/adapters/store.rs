@@ -9,11 +9,11 @@ use super::Digest;
 use super::format::files::AdapterFiles;
 use super::registry::Version;
 use crate::database;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use sqlx::Row as _;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use std::collections::HashSet;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -57,15 +57,7 @@ impl Store {
         let blobs = dir.join("adapters").join("sha256");
         let staging = dir.join("staging");
         fs::create_dir_all(&blobs).map_err(io)?;
-        let lock = File::create(dir.join("lock")).map_err(io)?;
-        lock.try_lock().map_err(|e| match e {
-            TryLockError::Error(e) => io(e),
-            TryLockError::WouldBlock => Error::new(
-                Kind::Conflict,
-                "data_dir_locked",
-                format!("data directory {} is in use by another server", dir.display()),
-            ),
-        })?;
+        let lock = database::lock(dir)?;
         if staging.exists() {
             fs::remove_dir_all(&staging).map_err(io)?;
         }

@@ -9,11 +9,12 @@ use super::wire::{
     ErrorBody,
 };
 use super::{Api, errors, upload};
+use crate::access::Caller;
 use crate::adapters::registry::{Entry, Publish, State as AdapterState};
 use crate::error::{Error, Kind, Result};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Extension, Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::Deserialize;
@@ -102,14 +103,20 @@ async fn publish(
 
 /// Lists every version of every adapter.
 #[utoipa::path(get, path = "/v1/adapters", responses((status = 200, body = AdapterList)))]
-pub async fn list(State(api): State<Arc<Api>>) -> Json<AdapterList> {
-    let (resident_bytes, resident_bytes_max) = api.app.registry.residency();
-    Json(AdapterList {
-        object: "list",
-        data: api.app.registry.list().iter().map(version).collect(),
-        resident_bytes,
-        resident_bytes_max,
-    })
+pub async fn list(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+) -> Json<AdapterList> {
+    let (mut resident_bytes, resident_bytes_max) = api.app.registry.residency();
+    let mut entries = api.app.registry.list();
+    entries.retain(|e| caller.sees(&e.version.name));
+    if caller.tenant().is_some() {
+        // The whole would tell of others.
+        let resident = entries.iter().filter(|e| e.resident);
+        resident_bytes = resident.map(|e| e.version.resident_bytes).sum();
+    }
+    let data = entries.iter().map(version).collect();
+    Json(AdapterList { object: "list", data, resident_bytes, resident_bytes_max })
 }
 
 /// Shows one adapter with its versions.
@@ -158,7 +165,8 @@ pub async fn remove(
     }))
 }
 
-fn not_found(name: &str) -> Error {
+/// The answer for a name that nobody has, or that the caller may not know of.
+pub fn not_found(name: &str) -> Error {
     let shown: String = name.chars().take(160).collect();
     Error::not_found("adapter_not_found", format!("there is no adapter `{shown}`")).param("name")
 }

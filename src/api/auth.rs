@@ -1,58 +1,78 @@
-//! The API key: one switch for every route that is not public.
+//! Who calls: the key becomes a `Caller`, and the route's scope and name are held against it.
 //!
-//! Owns the comparison. Never logs a key. The thing to know: with a key set, an unknown path also
-//! answers 401, so that nobody learns the routes without it.
+//! Owns every "no" that depends on the key and on nothing else. Never logs a key. The thing to
+//! know: a name in a path is judged here by the caller's patterns alone, before anybody looks
+//! whether it exists: so a forbidden name that exists and one that does not take the same way.
 
-use super::Api;
 use super::routes::{self, Scope};
-use crate::error::{Error, Kind};
-use axum::extract::{MatchedPath, Request, State};
+use super::{Api, adapters, body, clock};
+use crate::access::{self, Caller};
+use crate::error::{Error, Kind, Result};
+use axum::extract::{FromRequestParts, MatchedPath, RawPathParams, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use http::Method;
 use http::header::AUTHORIZATION;
-use sha2::{Digest, Sha256};
 use std::sync::Arc;
-use subtle::ConstantTimeEq;
 
-/// Lets a request through when its route is public, no key is set, or the key is right.
+/// Lets a request through, with its `Caller` among its extensions, when its route is public or its
+/// key may use it. An unknown path answers 401 too: nobody learns the routes without a key.
 pub async fn require_key(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    let Some(key) = &api.app.config.api_key else {
-        return next.run(request).await;
-    };
     let path = request.extensions().get::<MatchedPath>();
-    let public = path.is_some_and(|path| routes::scope(path.as_str()) == Some(Scope::Public));
-    if public || bearer(&request).is_some_and(|given| equal(given, key)) {
+    let scope = path.and_then(|path| routes::scope(request.method(), path.as_str()));
+    if scope == Some(Scope::Public) {
         return next.run(request).await;
     }
-    Error::new(
-        Kind::Unauthorized,
-        "invalid_api_key",
-        "this server wants `authorization: Bearer <key>` with its API key",
-    )
-    .into_response()
+    let caller = match api.app.access.authenticate(bearer(&request), clock()) {
+        Ok(caller) => caller,
+        Err(error) => return error.into_response(),
+    };
+    if let Some(scope) = scope
+        && let Err(error) = admit(scope, &caller)
+    {
+        return error.into_response();
+    }
+    let (mut parts, content) = request.into_parts();
+    let name = RawPathParams::from_request_parts(&mut parts, &()).await.ok().and_then(|params| {
+        params.iter().find(|(key, _)| *key == "name").map(|(_, name)| name.to_owned())
+    });
+    if let Some(name) = name.filter(|name| !caller.sees(name)) {
+        if parts.method == Method::PUT {
+            body::discard(content.into_data_stream()).await;
+            return not_allowed(&name).into_response();
+        }
+        return adapters::not_found(&name).into_response();
+    }
+    parts.extensions.insert(caller);
+    next.run(Request::from_parts(parts, content)).await
+}
+
+/// Whether `caller` may use routes of `scope`. Errors: `insufficient_scope`.
+fn admit(scope: Scope, caller: &Caller) -> Result<()> {
+    let (wanted, whole) = match scope {
+        Scope::Public | Scope::AnyKey => return Ok(()),
+        Scope::Inference => (access::Scope::Inference, false),
+        Scope::Admin => (access::Scope::Admin, false),
+        Scope::Operator => (access::Scope::Admin, true),
+        Scope::Metrics => (access::Scope::Metrics, true),
+    };
+    let operator = if whole { " and no tenant" } else { "" };
+    if caller.has(wanted) && !(whole && caller.tenant().is_some()) {
+        return Ok(());
+    }
+    let message = format!("this route wants a key with the scope `{}`{operator}", wanted.name());
+    Err(Error::new(Kind::Forbidden, "insufficient_scope", message))
+}
+
+/// A name that the caller must not give, whether it exists or not.
+pub fn not_allowed(name: &str) -> Error {
+    let shown: String = name.chars().take(160).collect();
+    let message = format!("your key may not use the name `{shown}`");
+    Error::new(Kind::Forbidden, "name_not_allowed", message).param("name")
 }
 
 fn bearer(request: &Request) -> Option<&str> {
     let value = request.headers().get(AUTHORIZATION)?.to_str().ok()?;
     let (scheme, key) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
-}
-
-/// Hashes first: equal lengths, so that not even the key's length shows in the time this takes.
-fn equal(given: &str, key: &str) -> bool {
-    let (given, key) = (Sha256::digest(given), Sha256::digest(key));
-    given.as_slice().ct_eq(key.as_slice()).into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_whole_key_opens() {
-        assert!(equal("secret", "secret"));
-        for wrong in ["", "secre", "secrets", "Secret"] {
-            assert!(!equal(wrong, "secret"));
-        }
-    }
 }

@@ -13,6 +13,7 @@ use super::wire::{
     ChatRequest, ErrorBody, SamplingFields, Usage,
 };
 use super::{Api, errors, logprobs, messages, now, random_id, stream};
+use crate::access::Caller;
 use crate::engine::FinishReason;
 use crate::error::Result;
 use crate::text::Text;
@@ -39,11 +40,12 @@ use std::sync::Arc;
 pub async fn post(
     State(api): State<Arc<Api>>,
     Extension(origin): Extension<Origin>,
+    Extension(caller): Extension<Caller>,
     JsonObject(mut body): JsonObject,
 ) -> Result<Response> {
     let ChatRequest { shared, own } = ChatRequest { shared: take(&mut body)?, own: rest(body)? };
     let (checked, conversation) = check(&api, shared.clone(), own)?;
-    let target = api.lease(&shared.model).await?;
+    let target = api.lease(&caller, &shared.model).await?;
     let answer = async {
         let prompt = Prompt {
             param: "messages".to_owned(),

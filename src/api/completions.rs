@@ -15,6 +15,7 @@ use super::wire::{
     SamplingFields, Usage,
 };
 use super::{Api, logprobs, now, random_id, stream};
+use crate::access::Caller;
 use crate::engine::FinishReason;
 use crate::error::Result;
 use crate::text::Text;
@@ -43,6 +44,7 @@ const TOKENS_DEFAULT: u32 = 16;
 pub async fn post(
     State(api): State<Arc<Api>>,
     Extension(origin): Extension<Origin>,
+    Extension(caller): Extension<Caller>,
     JsonObject(mut body): JsonObject,
 ) -> Result<Response> {
     let CompletionRequest { shared, own } =
@@ -50,7 +52,7 @@ pub async fn post(
     let echo = own.echo.unwrap_or(false);
     let checked = check(&api, &shared, &own)?;
     let prompts = inputs(&api, own.prompt, checked.n)?;
-    let target = api.lease(&shared.model).await?;
+    let target = api.lease(&caller, &shared.model).await?;
     let answer = async {
         let prompts = api.on_text(move |text| encode(text, prompts, echo)).await?;
         let default = Some(TOKENS_DEFAULT);

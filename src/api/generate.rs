@@ -107,7 +107,7 @@ impl Run {
                 tokens_min: checked.tokens_min,
                 stop_tokens: checked.stop_tokens.clone(),
                 lease: target.lease.clone(),
-                tenant: String::new(),
+                tenant: target.caller.tenant().unwrap_or_default().to_owned(),
             };
             for stream in api.app.engine.submit_n(request, checked.n)? {
                 admissions.push(stream.admission());

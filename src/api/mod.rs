@@ -16,6 +16,7 @@ mod completions;
 mod errors;
 mod generate;
 mod health;
+mod keys;
 mod limits;
 mod logprobs;
 mod messages;
@@ -30,6 +31,7 @@ mod tokenize;
 mod upload;
 mod wire;
 
+use crate::access::Access;
 use crate::adapters::registry::Registry;
 use crate::config::Config;
 use crate::engine::EngineHandle;
@@ -39,7 +41,7 @@ use crate::text::Text;
 pub use serve::serve;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::Semaphore;
 
 /// What every route can reach. Cheap to clone.
@@ -56,6 +58,7 @@ pub struct App {
     pub text: Text,
     pub engine: EngineHandle,
     pub registry: Registry,
+    pub access: Access,
     pub metrics: Arc<Metrics>,
 }
 
@@ -116,9 +119,14 @@ impl Api {
     }
 }
 
+/// Time since 1970.
+fn clock() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
 /// Unix seconds.
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    clock().as_secs()
 }
 
 /// A fresh id such as `chatcmpl-0f3c…`.

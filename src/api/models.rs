@@ -5,19 +5,24 @@
 
 use super::wire::{ErrorBody, Model, ModelIdentity, ModelList};
 use super::{Api, adapters};
+use crate::access::Caller;
 use crate::adapters::registry::{Entry, State as AdapterState};
 use crate::error::Result;
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use std::sync::Arc;
 
 const OWNER: &str = "polylora";
 
 /// Lists what can be said as `model`.
 #[utoipa::path(get, path = "/v1/models", responses((status = 200, body = ModelList)))]
-pub async fn list(State(api): State<Arc<Api>>) -> Json<ModelList> {
+pub async fn list(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+) -> Json<ModelList> {
     let entries = api.app.registry.list();
     let ready = entries.iter().filter(|e| e.current && e.state == AdapterState::Ready);
+    let ready = ready.filter(|e| caller.sees(&e.version.name));
     let adapters = ready.map(|e| adapter(&api, &e.version.name, e));
     Json(ModelList { object: "list", data: std::iter::once(base(&api)).chain(adapters).collect() })
 }
@@ -29,8 +34,12 @@ pub async fn list(State(api): State<Arc<Api>>) -> Json<ModelList> {
     params(("id" = String, Path, description = "The base's name, `name`, or `name@version`")),
     responses((status = 200, body = Model), (status = 404, body = ErrorBody))
 )]
-pub async fn show(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Json<Model>> {
-    Ok(Json(match api.look_up(&id)? {
+pub async fn show(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Json<Model>> {
+    Ok(Json(match api.look_up(&caller, &id)? {
         None => base(&api),
         Some(entry) => adapter(&api, &id, &entry),
     }))

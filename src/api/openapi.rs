@@ -4,7 +4,7 @@
 //! The thing to know: the page is one file without anything from elsewhere, so it works on a
 //! machine without a network.
 
-use super::{adapters, chat, completions, health, models, tokenize};
+use super::{adapters, chat, completions, health, keys, models, tokenize};
 use axum::Json;
 use axum::response::Html;
 use utoipa::OpenApi;
@@ -21,6 +21,11 @@ use utoipa::OpenApi;
         adapters::show,
         adapters::put,
         adapters::remove,
+        keys::list,
+        keys::create,
+        keys::show,
+        keys::revoke,
+        keys::rotate,
         tokenize::tokenize,
         tokenize::detokenize,
         health::live,

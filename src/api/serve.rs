@@ -22,6 +22,8 @@ use tokio::task::JoinSet;
 const HEAD_TIME_MAX: Duration = Duration::from_secs(60);
 /// For last bytes to leave after the engine is drained.
 const FLUSH_TIME_MAX: Duration = Duration::from_secs(5);
+/// Between two writings of what keys used: so much a crash may lose.
+const BOOKS_PERIOD: Duration = Duration::from_secs(5);
 /// After a failed accept (no file descriptors left), before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -39,6 +41,7 @@ pub async fn serve(
     let (closing, closed) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
+    let keeper = tokio::spawn(keep_books(api.clone()));
     loop {
         tokio::select! {
             () = &mut shutdown => break,
@@ -58,7 +61,18 @@ pub async fn serve(
     if tokio::time::timeout(FLUSH_TIME_MAX, flushed).await.is_err() {
         tracing::warn!("connections cut after draining");
     }
-    Ok(())
+    keeper.abort();
+    api.app.access.flush().await
+}
+
+/// Writes down now and then what is only counted in memory.
+async fn keep_books(api: Arc<Api>) {
+    loop {
+        tokio::time::sleep(BOOKS_PERIOD).await;
+        if let Err(error) = api.app.access.flush().await {
+            tracing::error!(%error, "the books of keys cannot be written");
+        }
+    }
 }
 
 /// The next connection, once there is a place for it.

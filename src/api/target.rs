@@ -5,6 +5,7 @@
 //! what computes, not what was asked.
 
 use super::Api;
+use crate::access::Caller;
 use crate::adapters::registry::{Entry, Lease};
 use crate::error::{Error, Result};
 use axum::response::{IntoResponse, Response};
@@ -14,6 +15,8 @@ use http::{HeaderName, HeaderValue};
 pub struct Target {
     /// `None`: the base.
     pub lease: Option<Lease>,
+    /// Whose it is.
+    pub caller: Caller,
     /// `name@version`, or `base`.
     id: String,
     digest: String,
@@ -24,6 +27,17 @@ enum Name<'a> {
     Base,
     /// `name` or `name@version`
     Adapter(&'a str),
+}
+
+/// The same, for `caller`: a name that it may not know of is a name that nobody has.
+fn read_for<'a>(caller: &Caller, model: &'a str, base: &str) -> Result<Name<'a>> {
+    let name = read(model, base)?;
+    match name {
+        Name::Adapter(id) if !caller.sees(id.split('@').next().unwrap_or_default()) => {
+            Err(not_found(model))
+        }
+        _ => Ok(name),
+    }
 }
 
 fn read<'a>(model: &'a str, base: &str) -> Result<Name<'a>> {
@@ -48,10 +62,12 @@ pub fn not_found(model: &str) -> Error {
 
 impl Api {
     /// Leases what `model` names, loading it when it is not resident.
-    pub async fn lease(&self, model: &str) -> Result<Target> {
-        match read(model, &self.app.base_name)? {
+    pub async fn lease(&self, caller: &Caller, model: &str) -> Result<Target> {
+        let caller = caller.clone();
+        match read_for(&caller, model, &self.app.base_name)? {
             Name::Base => Ok(Target {
                 lease: None,
+                caller,
                 id: "base".to_owned(),
                 digest: self.app.base_digest.to_string(),
             }),
@@ -65,14 +81,15 @@ impl Api {
                     id: lease.version().id(),
                     digest: lease.version().digest.to_string(),
                     lease: Some(lease),
+                    caller,
                 })
             }
         }
     }
 
     /// Looks `model` up without loading or leasing; `None` is the base.
-    pub fn look_up(&self, model: &str) -> Result<Option<Entry>> {
-        let name = match read(model, &self.app.base_name)? {
+    pub fn look_up(&self, caller: &Caller, model: &str) -> Result<Option<Entry>> {
+        let name = match read_for(caller, model, &self.app.base_name)? {
             Name::Base => return Ok(None),
             Name::Adapter(name) => name,
         };

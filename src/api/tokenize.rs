@@ -6,9 +6,10 @@ use super::body::{JsonObject, missing, rest};
 use super::errors::invalid_value;
 use super::wire::{DetokenizeRequest, Detokenized, ErrorBody, TokenizeRequest, Tokenized};
 use super::{Api, messages, sampling};
+use crate::access::Caller;
 use crate::error::Result;
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use std::sync::Arc;
 
 /// Tokens of a prompt or of a rendered conversation.
@@ -20,11 +21,12 @@ use std::sync::Arc;
 )]
 pub async fn tokenize(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     JsonObject(body): JsonObject,
 ) -> Result<Json<Tokenized>> {
     let asked: TokenizeRequest = rest(body)?;
     if let Some(model) = &asked.model {
-        api.look_up(model)?;
+        api.look_up(&caller, model)?;
     }
     let special = asked.add_special_tokens.unwrap_or(true);
     let start = asked.add_generation_prompt.unwrap_or(true);
@@ -61,11 +63,12 @@ pub async fn tokenize(
 )]
 pub async fn detokenize(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     JsonObject(body): JsonObject,
 ) -> Result<Json<Detokenized>> {
     let asked: DetokenizeRequest = rest(body)?;
     if let Some(model) = &asked.model {
-        api.look_up(model)?;
+        api.look_up(&caller, model)?;
     }
     let vocab = api.app.vocab;
     if let Some(i) = asked.tokens.iter().position(|&t| t as usize >= vocab) {

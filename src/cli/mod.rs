@@ -10,6 +10,7 @@ pub mod banner;
 pub mod bench;
 pub mod chat;
 pub mod client;
+pub mod key;
 pub mod ledger;
 pub mod serve;
 pub mod sse;
@@ -49,6 +50,8 @@ enum Command {
     Chat(chat::ChatArgs),
     /// Push, list, show and remove adapters of a running server
     Adapter(adapter::AdapterArgs),
+    /// Make, list, rotate and revoke API keys in the data directory of a server that is down
+    Key(key::KeyArgs),
     /// Compare this program's logits with an independent implementation's, on your model
     Verify(VerifyArgs),
     /// Load any OpenAI-compatible server and measure it
@@ -98,6 +101,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(*args),
         Command::Chat(args) => chat::run(args),
         Command::Adapter(args) => adapter::run(args),
+        Command::Key(args) => key::run(args),
         Command::Verify(a) => {
             match verify::run(&a.model, a.adapter.as_deref(), dtype_named(Some(&a.dtype))) {
                 Ok(true) => Ok(()),

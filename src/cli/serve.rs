@@ -6,6 +6,7 @@
 use super::banner::Banner;
 use super::ledger::{self, Ledger};
 use super::{dtype_named, say};
+use crate::access::Access;
 use crate::adapters::registry::{Entry, Publish, Registry, RegistryOptions};
 use crate::api::{self, App};
 use crate::config::{Config, RawConfig, memory_available};
@@ -60,13 +61,16 @@ pub fn run(args: ServeArgs) -> Result<()> {
     }
     let config = Config::load(file, args.settings)?;
     start_log(&config)?;
-    let ready = Prepared::new(&config)?;
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2) // the engine's threads compute; these only move bytes and text
         .enable_all()
         .build()
-        .map_err(|e| Error::fault(format!("cannot start the runtime: {e}")))?
-        .block_on(ready.serve(config))
+        .map_err(|e| Error::fault(format!("cannot start the runtime: {e}")))?;
+    let access = Access::open(&config.data_dir, config.api_key.as_deref());
+    let access = runtime.block_on(access)?;
+    config.guarded(access.required())?;
+    let ready = Prepared::new(&config)?;
+    runtime.block_on(ready.serve(config, access))
 }
 
 /// Log lines go to stderr; stdout has the banner.
@@ -143,7 +147,7 @@ impl Prepared {
 
     /// Starts the engine, opens the registry, loads the adapters named at start, listens until told
     /// to stop.
-    async fn serve(self, config: Config) -> Result<()> {
+    async fn serve(self, config: Config, access: Access) -> Result<()> {
         let device = self.model.device().name();
         let shape = Arc::new(self.weights.shape.clone());
         let metrics = Arc::new(Metrics::bounded(config.metric_adapters_max));
@@ -183,7 +187,7 @@ impl Prepared {
             context: self.context,
             adapters: &registry.list(),
             program: &std::env::args().next().unwrap_or_else(|| "polylora".to_owned()),
-            locked: config.api_key.is_some(),
+            locked: access.required(),
         };
         say(&banner.page());
 
@@ -197,6 +201,7 @@ impl Prepared {
             text: self.text,
             engine,
             registry,
+            access,
             metrics,
         };
         api::serve(app, listener, told_to_stop()?).await

@@ -30,7 +30,7 @@ pub struct RawConfig {
     /// Storage of the weights: auto, f32 or bf16; auto keeps f32 files f32 and makes the rest bf16
     #[arg(long, env = "POLYLORA_DTYPE", value_name = "DTYPE")]
     pub dtype: Option<String>,
-    /// Address to listen on; one that others can reach needs api_key or allow_open
+    /// Address to listen on; one that others can reach needs a key or allow_open
     #[arg(long, env = "POLYLORA_HOST", value_name = "HOST")]
     pub host: Option<String>,
     /// Port to listen on; 0 takes a free one and prints it
@@ -39,8 +39,8 @@ pub struct RawConfig {
     /// Where uploaded adapters are kept; one directory per base model
     #[arg(long, env = "POLYLORA_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Key that clients must send as "Authorization: Bearer KEY"; prefer the variable, others can
-    /// read flags
+    /// Key that opens everything, sent as "Authorization: Bearer KEY"; prefer the variable, others
+    /// can read flags
     #[arg(long, env = "POLYLORA_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub api_key: Option<String>,
     /// Listen on an address that others can reach without a key

@@ -59,6 +59,11 @@ fn case() -> Value {
 impl Live {
     /// Starts the program with more flags.
     pub fn start(more: &[&str]) -> Self {
+        Self::start_logging(more, std::process::Stdio::inherit())
+    }
+
+    /// The same, with the program's log going to `log`.
+    pub fn start_logging(more: &[&str], log: std::process::Stdio) -> Self {
         let dir = tempfile::tempdir().expect("directory");
         let model = dir.path().join("model");
         std::fs::create_dir(&model).expect("directory");
@@ -74,7 +79,7 @@ impl Live {
             "16MiB",
         ];
         flags.extend_from_slice(more);
-        let server = Server::start(&model, &dir.path().join("data"), &flags);
+        let server = Server::start_logging(&model, &dir.path().join("data"), &flags, log);
         let client = Client::builder().no_proxy().build().expect("a client");
         Self { server, dir, client }
     }

@@ -13,6 +13,11 @@ pub struct Server {
 impl Server {
     /// Starts `polylora serve --model MODEL …` and waits until it listens.
     pub fn start(model: &Path, data_dir: &Path, more: &[&str]) -> Self {
+        Self::start_logging(model, data_dir, more, Stdio::inherit())
+    }
+
+    /// The same, with its log going to `log`.
+    pub fn start_logging(model: &Path, data_dir: &Path, more: &[&str], log: Stdio) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_polylora"))
             .args(["serve", "--port", "0", "--model"])
             .arg(model)
@@ -21,6 +26,7 @@ impl Server {
             .args(more)
             .env("POLYLORA_LOG_FILTER", "warn")
             .stdout(Stdio::piped())
+            .stderr(log)
             .spawn()
             .expect("the binary starts");
         let out = child.stdout.take().expect("stdout is piped");

@@ -7,6 +7,7 @@
 mod adapters;
 mod chat;
 mod completions;
+mod keys;
 pub mod known;
 mod models;
 mod sampling;
@@ -15,6 +16,7 @@ mod tokens;
 pub use adapters::*;
 pub use chat::*;
 pub use completions::*;
+pub use keys::*;
 pub use models::*;
 pub use sampling::*;
 pub use tokens::*;

@@ -1,0 +1,165 @@
+//! Who may what: keys with their scopes, tenants and names, and how they are kept.
+//!
+//! Owns `access.db` in the data directory. Never sees HTTP, a model or an adapter's content, and
+//! has no clock: every call brings `now`, the time since 1970. The thing to know: a request is
+//! judged by its [`Caller`], made of its key when it came in; revoking stops new requests, not
+//! running ones.
+
+pub mod key;
+mod keyring;
+mod store;
+
+pub use key::{Caller, Key, Limits, NewKey, Scope};
+use keyring::Keyring;
+pub use keyring::Secret;
+use store::Store;
+
+use crate::error::{Error, Kind, Result};
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+/// Keys that are kept, revoked ones included.
+const KEYS_MAX: usize = 100_000;
+/// Longest time that the secret before a rotation stays good: 30 days.
+const OVERLAP_SECONDS_MAX: u64 = 30 * 86_400;
+
+/// All that is known of keys. Cheap to clone.
+#[derive(Clone)]
+pub struct Access {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    /// What requests are judged by: a copy of the store's rows, replaced whole after each change.
+    ring: RwLock<Keyring>,
+    /// The key of the configuration, hashed.
+    bootstrap: Option<[u8; 32]>,
+    /// One change at a time.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Access {
+    /// Opens or creates `access.db` in `dir`. `api_key` of the configuration opens everything.
+    /// Errors: `data_dir_unsupported` (a newer format).
+    pub async fn open(dir: &Path, api_key: Option<&str>) -> Result<Self> {
+        let store = Store::open(dir).await?;
+        let bootstrap = api_key.map(keyring::hash);
+        let ring = Keyring::new(store.read().await?, bootstrap);
+        let turn = tokio::sync::Mutex::new(());
+        Ok(Self { inner: Arc::new(Inner { store, ring: RwLock::new(ring), bootstrap, turn }) })
+    }
+
+    /// Whether requests need a key: one is configured, or one was ever made. The last one's end
+    /// opens nothing.
+    pub fn required(&self) -> bool {
+        self.ring(Keyring::required)
+    }
+
+    /// Who sends `secret`. Errors: `invalid_api_key`, the same for an unknown, an expired and a
+    /// revoked one.
+    pub fn authenticate(&self, secret: Option<&str>, now: Duration) -> Result<Caller> {
+        if !self.required() {
+            return Ok(Caller::anonymous());
+        }
+        let found = secret.and_then(|secret| self.ring(|ring| ring.find(secret, now)));
+        found.ok_or_else(|| {
+            let message = "this server wants `authorization: Bearer <key>` with a key of its own";
+            Error::new(Kind::Unauthorized, "invalid_api_key", message)
+        })
+    }
+
+    /// Every key, revoked ones too, in the order in which they were made.
+    pub fn keys(&self) -> Vec<Key> {
+        self.ring(Keyring::keys)
+    }
+
+    /// Errors: `key_not_found`.
+    pub fn key(&self, id: &str) -> Result<Key> {
+        self.keys().into_iter().find(|key| key.id == id).ok_or_else(|| not_found(id))
+    }
+
+    /// Makes a key. Its secret is in the answer and nowhere else. Errors: `invalid_value`,
+    /// `operator_key_missing`, `key_limit_reached`.
+    pub async fn create(&self, new: NewKey, now: Duration) -> Result<(Key, Secret)> {
+        let key = new.check(now)?;
+        let _turn = self.inner.turn.lock().await;
+        let keys = self.keys();
+        if keys.len() >= KEYS_MAX {
+            let message = format!("{KEYS_MAX} keys are kept, which is the limit");
+            return Err(Error::new(Kind::Capacity, "key_limit_reached", message));
+        }
+        // From the first key on, requests need one: it must be one that can make others.
+        let opens = |k: &Key| k.is_operator() && k.is_good(now) && k.expires.is_none();
+        if self.inner.bootstrap.is_none() && !opens(&key) && !keys.iter().any(opens) {
+            let message = "the first key must be an operator's: scope admin, no tenant, no end";
+            return Err(Error::new(Kind::Conflict, "operator_key_missing", message));
+        }
+        let secret = Secret::random();
+        self.inner.store.add(&key, &secret.hash()).await?;
+        self.reload().await?;
+        Ok((key, secret))
+    }
+
+    /// Gives a key a new secret; the one before stays good for `overlap_seconds`. Errors:
+    /// `key_not_found`, `key_revoked`, `invalid_value`.
+    pub async fn rotate(
+        &self,
+        id: &str,
+        overlap_seconds: u64,
+        now: Duration,
+    ) -> Result<(Key, Secret)> {
+        if overlap_seconds > OVERLAP_SECONDS_MAX {
+            let message = format!("`overlap_seconds` must be from 0 to {OVERLAP_SECONDS_MAX}");
+            return Err(Error::invalid("invalid_value", message).param("overlap_seconds"));
+        }
+        let _turn = self.inner.turn.lock().await;
+        let key = self.key(id)?;
+        if key.revoked.is_some() {
+            let message = format!("the key `{id}` is revoked; make a new one");
+            return Err(Error::new(Kind::Conflict, "key_revoked", message));
+        }
+        let secret = Secret::random();
+        let until = now.as_secs() + overlap_seconds;
+        self.inner.store.rotate(id, &secret.hash(), until, now.as_secs()).await?;
+        self.reload().await?;
+        Ok((key, secret))
+    }
+
+    /// Ends a key at once; a second time changes nothing. Errors: `key_not_found`.
+    pub async fn revoke(&self, id: &str, now: Duration) -> Result<Key> {
+        let _turn = self.inner.turn.lock().await;
+        if self.key(id)?.revoked.is_none() {
+            self.inner.store.revoke(id, now.as_secs()).await?;
+            self.reload().await?;
+        }
+        self.key(id)
+    }
+
+    /// Writes down when keys were last used. To be called now and then: a crash loses what is
+    /// newer, and nothing else depends on it.
+    pub async fn flush(&self) -> Result<()> {
+        let _turn = self.inner.turn.lock().await;
+        let used = self.ring(Keyring::take_used);
+        self.inner.store.used(&used).await
+    }
+
+    fn ring<T>(&self, look: impl FnOnce(&Keyring) -> T) -> T {
+        look(&self.inner.ring.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// After a change; whoever calls holds the turn.
+    async fn reload(&self) -> Result<()> {
+        let used = self.ring(Keyring::take_used);
+        self.inner.store.used(&used).await?;
+        let ring = Keyring::new(self.inner.store.read().await?, self.inner.bootstrap);
+        *self.inner.ring.write().unwrap_or_else(PoisonError::into_inner) = ring;
+        Ok(())
+    }
+}
+
+fn not_found(id: &str) -> Error {
+    let shown: String = id.chars().take(64).collect();
+    Error::not_found("key_not_found", format!("there is no key `{shown}`")).param("id")
+}

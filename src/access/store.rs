@@ -1,0 +1,151 @@
+//! `access.db`: keys and the hashes of their secrets.
+//!
+//! Owns the tables. Never holds a secret itself, and judges nothing. The thing to know: a change is
+//! one transaction, synced when the call returns.
+
+use super::key::{Key, Scope};
+use super::keyring::{Rows, SecretRow};
+use crate::database;
+use crate::error::{Error, Result};
+use sqlx::Row as _;
+use sqlx::sqlite::{SqlitePool, SqliteRow};
+use std::path::Path;
+
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE keys (
+        number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, label TEXT NOT NULL,
+        scopes TEXT NOT NULL, tenant TEXT, adapters TEXT NOT NULL, weight INTEGER NOT NULL,
+        limits TEXT NOT NULL, created INTEGER NOT NULL, expires INTEGER, revoked INTEGER,
+        last_used INTEGER) STRICT;
+    CREATE TABLE secrets (
+        hash BLOB PRIMARY KEY, key TEXT NOT NULL REFERENCES keys (id), expires INTEGER) STRICT;
+"];
+
+pub struct Store {
+    pool: SqlitePool,
+}
+
+impl Store {
+    pub async fn open(dir: &Path) -> Result<Self> {
+        std::fs::create_dir_all(dir)
+            .map_err(|e| Error::fault(format!("data directory {}: {e}", dir.display())))?;
+        Ok(Self { pool: database::open(&dir.join("access.db"), MIGRATIONS).await? })
+    }
+
+    pub async fn read(&self) -> Result<Rows> {
+        let keys = sqlx::query("SELECT * FROM keys ORDER BY number");
+        let keys = keys.fetch_all(&self.pool).await.map_err(failed)?;
+        let secrets = sqlx::query("SELECT * FROM secrets").fetch_all(&self.pool).await;
+        Ok(Rows {
+            keys: keys.iter().map(key).collect::<Result<_>>()?,
+            secrets: secrets.map_err(failed)?.iter().map(secret).collect::<Result<_>>()?,
+        })
+    }
+
+    pub async fn add(&self, key: &Key, hash: &[u8; 32]) -> Result<()> {
+        let scopes: Vec<&str> = key.scopes.iter().map(|s| s.name()).collect();
+        let mut t = self.pool.begin().await.map_err(failed)?;
+        sqlx::query(
+            "INSERT INTO keys (id, label, scopes, tenant, adapters, weight, limits, created,
+             expires) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(&key.id)
+        .bind(&key.label)
+        .bind(scopes.join(" "))
+        .bind(&key.tenant)
+        .bind(key.adapters.join(" "))
+        .bind(key.weight)
+        .bind(json(&key.limits)?)
+        .bind(key.created as i64)
+        .bind(key.expires.map(|n| n as i64))
+        .execute(&mut *t)
+        .await
+        .map_err(failed)?;
+        insert(hash, &key.id, &mut t).await?;
+        t.commit().await.map_err(failed)
+    }
+
+    /// A new secret; the ones before are good until `until`. Those that are over go.
+    pub async fn rotate(&self, id: &str, hash: &[u8; 32], until: u64, now: u64) -> Result<()> {
+        let mut t = self.pool.begin().await.map_err(failed)?;
+        let older = "UPDATE secrets SET expires = min(coalesce(expires, ?2), ?2) WHERE key = ?1";
+        let update = sqlx::query(older).bind(id).bind(until as i64);
+        update.execute(&mut *t).await.map_err(failed)?;
+        let over = sqlx::query("DELETE FROM secrets WHERE expires <= ?").bind(now as i64);
+        over.execute(&mut *t).await.map_err(failed)?;
+        insert(hash, id, &mut t).await?;
+        t.commit().await.map_err(failed)
+    }
+
+    pub async fn revoke(&self, id: &str, now: u64) -> Result<()> {
+        let mut t = self.pool.begin().await.map_err(failed)?;
+        let update = sqlx::query("UPDATE keys SET revoked = ?2 WHERE id = ?1");
+        update.bind(id).bind(now as i64).execute(&mut *t).await.map_err(failed)?;
+        let delete = sqlx::query("DELETE FROM secrets WHERE key = ?").bind(id);
+        delete.execute(&mut *t).await.map_err(failed)?;
+        t.commit().await.map_err(failed)
+    }
+
+    /// Notes last uses, as (id, unix seconds).
+    pub async fn used(&self, used: &[(String, u64)]) -> Result<()> {
+        if used.is_empty() {
+            return Ok(());
+        }
+        let mut t = self.pool.begin().await.map_err(failed)?;
+        for (id, at) in used {
+            let update = sqlx::query("UPDATE keys SET last_used = ?2 WHERE id = ?1");
+            update.bind(id).bind(*at as i64).execute(&mut *t).await.map_err(failed)?;
+        }
+        t.commit().await.map_err(failed)
+    }
+}
+
+async fn insert(hash: &[u8; 32], key: &str, t: &mut sqlx::SqliteConnection) -> Result<()> {
+    let insert = sqlx::query("INSERT INTO secrets (hash, key) VALUES (?, ?)");
+    insert.bind(&hash[..]).bind(key).execute(t).await.map(drop).map_err(failed)
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| Error::fault(format!("access.db: {e}")))
+}
+
+fn key(row: &SqliteRow) -> Result<Key> {
+    let bad = |what: &str| Error::fault(format!("access.db: a key has bad {what}"));
+    let text = |column: &str| row.try_get::<String, _>(column).map_err(failed);
+    let time = |column: &str| -> Result<Option<u64>> {
+        let n: Option<i64> = row.try_get(column).map_err(failed)?;
+        Ok(n.map(|n| n.max(0) as u64))
+    };
+    let words = |column: &str| -> Result<Vec<String>> {
+        Ok(text(column)?.split_whitespace().map(str::to_owned).collect())
+    };
+    let scope = |name: &String| Scope::ALL.into_iter().find(|s| s.name() == name);
+    let scopes = words("scopes")?.iter().map(scope).collect::<Option<_>>();
+    Ok(Key {
+        id: text("id")?,
+        label: text("label")?,
+        scopes: scopes.ok_or_else(|| bad("scopes"))?,
+        tenant: row.try_get("tenant").map_err(failed)?,
+        adapters: words("adapters")?,
+        weight: row.try_get("weight").map_err(failed)?,
+        limits: serde_json::from_str(&text("limits")?).map_err(|_| bad("limits"))?,
+        created: time("created")?.unwrap_or(0),
+        expires: time("expires")?,
+        revoked: time("revoked")?,
+        last_used: time("last_used")?,
+    })
+}
+
+fn secret(row: &SqliteRow) -> Result<SecretRow> {
+    let hash: Vec<u8> = row.try_get("hash").map_err(failed)?;
+    let expires: Option<i64> = row.try_get("expires").map_err(failed)?;
+    Ok(SecretRow {
+        hash: hash.try_into().map_err(|_| Error::fault("access.db: a hash is no SHA-256"))?,
+        key: row.try_get("key").map_err(failed)?,
+        expires: expires.map(|n| n.max(0) as u64),
+    })
+}
+
+fn failed(e: sqlx::Error) -> Error {
+    Error::fault(format!("access.db: {e}"))
+}

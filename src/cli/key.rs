@@ -1,0 +1,193 @@
+//! `polylora key`: keys in the data directory of a server that is down.
+//!
+//! Owns the words for a key's fields. Never talks to a running server: that takes `/v1/keys`. The
+//! thing to know: it takes the directory's lock, so a server that runs on it makes this refuse
+//! rather than be changed behind its back.
+
+use super::{bad_argument, say};
+use crate::access::{Access, Key, Limits, NewKey, Scope, Secret};
+use crate::config::{Config, RawConfig};
+use crate::database;
+use crate::error::Result;
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+const EXAMPLES: &str = "\
+Examples:
+  polylora key add --label ops --scope inference,admin,metrics      an operator's, the first one
+  polylora key add --tenant acme --scope inference --adapters 'acme-*' --tokens-per-day 1000000
+  polylora key list
+  polylora key rotate key-0123456789abcdef --overlap-seconds 86400
+  polylora key revoke key-0123456789abcdef
+
+The secret is printed once, and only its hash is kept. While the server runs, use POST /v1/keys.";
+
+/// Options of `key`.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct KeyArgs {
+    #[command(subcommand)]
+    verb: Verb,
+    /// The server's settings file, for its data_dir
+    #[arg(long, global = true, env = "POLYLORA_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Base model, whose default data directory it is
+    #[arg(long, global = true, env = "POLYLORA_MODEL", value_name = "MODEL")]
+    model: Option<String>,
+    /// Data directory of the server
+    #[arg(long, global = true, env = "POLYLORA_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Make a key and print its secret
+    Add(Box<AddArgs>),
+    /// List keys, revoked ones too
+    List,
+    /// Give a key a new secret and print it
+    Rotate {
+        id: String,
+        /// How long the secret before stays good
+        #[arg(long, default_value_t = 0)]
+        overlap_seconds: u64,
+    },
+    /// End a key
+    Revoke { id: String },
+}
+
+/// What a new key is to be.
+#[derive(Args)]
+struct AddArgs {
+    /// For people
+    #[arg(long, default_value = "")]
+    label: String,
+    /// inference, admin, metrics
+    #[arg(long, required = true, value_delimiter = ',', value_parser = scope)]
+    scope: Vec<Scope>,
+    /// Whose key it is; without one it is an operator's and sees every adapter
+    #[arg(long)]
+    tenant: Option<String>,
+    /// Names that a tenant's key may know of; * stands for any characters, ? for one
+    #[arg(long, value_delimiter = ',', value_name = "PATTERN")]
+    adapters: Vec<String>,
+    /// Share of the engine against other tenants
+    #[arg(long, default_value_t = 1)]
+    weight: u32,
+    /// Seconds until it ends; without: never
+    #[arg(long, value_name = "SECONDS")]
+    lifetime_seconds: Option<u64>,
+    /// Completions in a minute
+    #[arg(long, value_name = "N")]
+    requests_per_minute: Option<u64>,
+    /// Tokens in a minute, prompt and answer together
+    #[arg(long, value_name = "TOKENS")]
+    tokens_per_minute: Option<u64>,
+    /// Completions being answered at once
+    #[arg(long, value_name = "N")]
+    concurrent_max: Option<u64>,
+    /// Tokens from midnight to midnight UTC
+    #[arg(long, value_name = "TOKENS")]
+    tokens_per_day: Option<u64>,
+    /// Tokens of a calendar month UTC
+    #[arg(long, value_name = "TOKENS")]
+    tokens_per_month: Option<u64>,
+}
+
+fn scope(text: &str) -> Result<Scope, String> {
+    let found = Scope::ALL.into_iter().find(|s| s.name() == text);
+    found.ok_or_else(|| format!("'{text}' is no scope; expected inference, admin or metrics"))
+}
+
+pub fn run(args: KeyArgs) -> Result<()> {
+    let settings = RawConfig {
+        model: args.model,
+        data_dir: args.data_dir,
+        // Nothing is listened on here.
+        host: Some("127.0.0.1".to_owned()),
+        ..RawConfig::default()
+    };
+    let dir = Config::load(args.config.as_deref(), settings)?.data_dir;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    super::block_on(async {
+        let _lock = database::lock(&dir)?;
+        let access = Access::open(&dir, None).await?;
+        match args.verb {
+            Verb::Add(add) => {
+                say(&made(&access.create(add.key(), now).await.map_err(as_argument)?));
+            }
+            Verb::List => say(&list(&access.keys(), now)),
+            Verb::Rotate { id, overlap_seconds } => {
+                let rotated = access.rotate(&id, overlap_seconds, now).await;
+                say(&made(&rotated.map_err(as_argument)?));
+            }
+            Verb::Revoke { id } => {
+                let key = access.revoke(&id, now).await?;
+                say(&format!("revoked {}\n", key.id));
+            }
+        }
+        Ok(())
+    })
+}
+
+impl AddArgs {
+    fn key(self) -> NewKey {
+        NewKey {
+            label: self.label,
+            scopes: self.scope,
+            tenant: self.tenant,
+            adapters: self.adapters,
+            weight: self.weight,
+            limits: Limits {
+                requests_per_minute: self.requests_per_minute,
+                tokens_per_minute: self.tokens_per_minute,
+                concurrent_max: self.concurrent_max,
+                tokens_per_day: self.tokens_per_day,
+                tokens_per_month: self.tokens_per_month,
+            },
+            lifetime_seconds: self.lifetime_seconds,
+        }
+    }
+}
+
+/// A value that cannot be is a mistake in the arguments: exit code 2.
+fn as_argument(e: crate::error::Error) -> crate::error::Error {
+    match e.code {
+        "invalid_value" => bad_argument(e.message),
+        _ => e,
+    }
+}
+
+/// The id on stderr, the secret alone on stdout: `KEY=$(polylora key add …)`.
+fn made((key, secret): &(Key, Secret)) -> String {
+    eprintln!("{}: keep the secret, it is not shown again", key.id);
+    format!("{}\n", secret.reveal())
+}
+
+fn list(keys: &[Key], now: Duration) -> String {
+    if keys.is_empty() {
+        return "no keys; make one with 'polylora key add'\n".to_owned();
+    }
+    keys.iter().map(|key| line(key, now) + "\n").collect()
+}
+
+/// One key on one line: `key-…  good  inference,admin  tenant acme  acme-*  label`.
+fn line(key: &Key, now: Duration) -> String {
+    let state = match (key.revoked.is_some(), key.is_good(now)) {
+        (true, _) => "revoked",
+        (false, true) => "good",
+        (false, false) => "expired",
+    };
+    let scopes: Vec<&str> = key.scopes.iter().map(|s| s.name()).collect();
+    let tenant = key.tenant.as_ref().map_or("operator".to_owned(), |t| format!("tenant {t}"));
+    let parts = [
+        key.id.clone(),
+        state.to_owned(),
+        scopes.join(","),
+        tenant,
+        key.adapters.join(","),
+        key.label.clone(),
+    ];
+    parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("  ")
+}
