@@ -6,6 +6,7 @@
 //! - [`api`]: HTTP; the only module that knows axum and the wire's types
 //! - [`engine`]: the thread that turns tokens into tokens: plan, run, commit
 //! - [`text`]: text to tokens and back
+//! - [`merge`]: adapters into one, without files
 //! - [`model`]: the decoder, its weights and where they come from
 //! - [`adapters`]: formats, store, registry, bank
 //! - [`access`]: keys, tenants and what they may do
@@ -22,6 +23,7 @@ pub mod config;
 pub mod database;
 pub mod engine;
 pub mod error;
+pub mod merge;
 pub mod metrics;
 pub mod model;
 pub mod shape;

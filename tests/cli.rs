@@ -26,7 +26,7 @@ fn printed(page: &str, key: &str) -> String {
 
 #[test]
 fn every_command_teaches_by_example() {
-    let commands = ["serve", "chat", "adapter", "verify", "bench", "health"];
+    let commands = ["serve", "chat", "adapter", "merge", "verify", "bench", "health"];
     let top = out(&polylora(&["--help"]));
     for command in commands {
         assert!(top.contains(command), "{command} in {top}");

@@ -7,13 +7,14 @@
 
 mod common;
 
+use common::golden_adapter;
 use common::runner::{Runner, Stream, Weights, best, logprobs_at};
 use polylora::adapters::bank::Slot;
 use polylora::adapters::format;
 use polylora::model::{checkpoint::Checkpoint, source};
 use polylora_kernels::Dtype;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 const TRAINED: &str = include_str!("golden/trained.json");
@@ -29,12 +30,6 @@ fn load(dtype: Dtype) -> Arc<Weights> {
 }
 
 static F32: LazyLock<Arc<Weights>> = LazyLock::new(|| load(Dtype::F32));
-
-fn adapter_dir(name: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let sample = root.join("adapters").join(name);
-    if sample.is_dir() { sample } else { root.join("tests/golden/adapters").join(name) }
-}
 
 fn install(runner: &mut Runner, dir: &Path, dtype: Dtype) -> Slot {
     let weights = runner.model.weights.clone();
@@ -160,7 +155,7 @@ fn check_file(golden: &str) {
         .iter()
         .map(|(name, expected)| {
             let slot =
-                (name != "base").then(|| install(&mut runner, &adapter_dir(name), Dtype::F32));
+                (name != "base").then(|| install(&mut runner, &golden_adapter(name), Dtype::F32));
             Case { name, slot, expected }
         })
         .collect();
@@ -192,7 +187,7 @@ fn distance_when_spoiled(
 ) -> Distance {
     let golden: Value = serde_json::from_str(golden).expect("golden file");
     let dir = tempfile::tempdir().expect("directory");
-    let source = adapter_dir(name);
+    let source = golden_adapter(name);
     let config = std::fs::read(source.join("adapter_config.json")).expect("config");
     let mut config: Value = serde_json::from_slice(&config).expect("config");
     let bytes = std::fs::read(source.join("adapter_model.safetensors")).expect("tensors");
@@ -291,7 +286,7 @@ fn heldout(runner: &Runner, tokens_min: usize) -> Vec<Vec<u32>> {
 fn judge(weights: Arc<Weights>, dtype: Dtype, adapter: Option<&str>) -> (f64, Vec<(u32, f32)>) {
     let golden: Value = serde_json::from_str(TRAINED).expect("golden file");
     let mut runner = Runner::new(weights, dtype, 12_000);
-    let slot = adapter.map(|name| install(&mut runner, &adapter_dir(name), dtype));
+    let slot = adapter.map(|name| install(&mut runner, &golden_adapter(name), dtype));
     let text = ids(&golden["info"]["text_ids"]);
     let mut streams = vec![runner.stream(&text, slot, text.len())];
     let mut sum = 0.0;

@@ -36,6 +36,7 @@ const ALLOWED: &[(&str, &str, usize, &str)] = &[
 const IMPORTS: &[(&str, &[&str])] = &[
     ("access", &["database", "error"]),
     ("adapters", &["config", "database", "error", "metrics", "shape"]),
+    ("merge", &["adapters", "error", "shape"]),
     ("model", &["adapters", "config", "error", "metrics", "shape"]),
     ("text", &["model", "config", "error", "metrics", "shape"]),
     ("engine", &["model", "adapters", "config", "error", "metrics", "shape"]),
@@ -46,8 +47,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "access", "api", "engine", "text", "model", "adapters", "config", "database", "error",
-            "metrics", "shape",
+            "access", "api", "engine", "text", "merge", "model", "adapters", "config", "database",
+            "error", "metrics", "shape",
         ],
     ),
     ("main", &["cli"]),
@@ -65,6 +66,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("candle_transformers", &["src/cli/verify"]),
     ("tokenizers", &["src/text/", "src/model/"]),
     ("minijinja", &["src/text/"]),
+    ("faer", &["src/merge/"]),
 ];
 
 /// Pure modules: state and integers in, integers out.

@@ -12,6 +12,7 @@ pub mod chat;
 pub mod client;
 pub mod key;
 pub mod ledger;
+pub mod merge;
 pub mod serve;
 pub mod sse;
 pub mod verify;
@@ -31,6 +32,7 @@ Examples:
   polylora serve --adapter pirate=adapters/pirate   the demo model and an adapter, on port 8080
   polylora chat --model-name pirate                 talk to it
   polylora adapter push sql adapters/sql            add an adapter while it serves
+  polylora merge a=0.7 b=0.3 --rank 16 --out both   two adapters into one
   polylora bench --models auto --concurrency 16     load it
 
 'polylora COMMAND --help' shows each command's options and examples.";
@@ -52,6 +54,8 @@ enum Command {
     Adapter(adapter::AdapterArgs),
     /// Make, list, rotate and revoke API keys in the data directory of a server that is down
     Key(key::KeyArgs),
+    /// Make one adapter of several, in directories, without a server
+    Merge(Box<merge::MergeArgs>),
     /// Compare this program's logits with an independent implementation's, on your model
     Verify(VerifyArgs),
     /// Load any OpenAI-compatible server and measure it
@@ -102,6 +106,7 @@ pub fn main() -> ExitCode {
         Command::Chat(args) => chat::run(args),
         Command::Adapter(args) => adapter::run(args),
         Command::Key(args) => key::run(args),
+        Command::Merge(args) => merge::run(*args),
         Command::Verify(a) => {
             match verify::run(&a.model, a.adapter.as_deref(), dtype_named(Some(&a.dtype))) {
                 Ok(true) => Ok(()),
@@ -116,7 +121,8 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("error: {}", e.message.replace('\n', " "));
-            let bad_arguments = matches!(e.code, "invalid_config" | "invalid_arguments");
+            let bad_arguments =
+                matches!(e.code, "invalid_config" | "invalid_arguments" | "invalid_merge");
             ExitCode::from(if bad_arguments { 2 } else { 1 })
         }
     }

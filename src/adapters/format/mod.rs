@@ -6,6 +6,7 @@
 //! in once, in `prepare`.
 
 pub mod config;
+pub mod factors;
 pub mod files;
 mod gguf;
 mod modules;
@@ -15,6 +16,7 @@ mod peft;
 mod prepare;
 mod safetensors;
 mod tensors;
+pub mod write;
 
 use super::{BaseBias, BaseRows, bank::Prepared};
 use crate::error::Result;

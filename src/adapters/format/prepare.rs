@@ -115,7 +115,7 @@ fn site_bias(
 }
 
 /// A `[R, I]` and B `[O, R]` as PEFT lays them.
-fn read_factors(parsed: &Parsed, f: &Factors) -> Result<(Vec<f32>, Vec<f32>)> {
+pub(super) fn read_factors(parsed: &Parsed, f: &Factors) -> Result<(Vec<f32>, Vec<f32>)> {
     let (mut a, mut b) = (parsed.file.read(f.a)?, parsed.file.read(f.b)?);
     match f.layout {
         Layout::Peft => {}

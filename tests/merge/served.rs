@@ -1,0 +1,97 @@
+//! Merged adapters on the real demo model, against PEFT's logprobs and greedy tokens.
+
+use crate::common::golden_adapter;
+use crate::common::runner::{Runner, Stream, Weights, logprobs_at};
+use crate::oracle::{GOLDEN, spec};
+use polylora::adapters::bank::Slot;
+use polylora::adapters::format::factors::{OpenAdapter, open};
+use polylora::adapters::format::{prepare, write};
+use polylora::merge::Merge;
+use polylora::merge::spec::{Method, Spec};
+use polylora::model::{checkpoint::Checkpoint, source};
+use polylora_kernels::Dtype;
+use serde_json::Value;
+use std::sync::Arc;
+
+const LOGPROB_TOLERANCE: f64 = 2e-3;
+const NEAR_TIE: f32 = 2e-3;
+const END: u32 = 2;
+
+fn ids(v: &Value) -> Vec<u32> {
+    v.as_array().expect("ids").iter().map(|x| x.as_u64().expect("id") as u32).collect()
+}
+
+/// Merges the sample adapters, writes the result and loads it as an upload is loaded.
+fn install(runner: &mut Runner, spec: Spec) -> Slot {
+    let weights = runner.model.weights.clone();
+    let shape = &weights.shape;
+    let open = |name: &str| open(&golden_adapter(name), shape).expect("a sample adapter");
+    let adapters: Vec<OpenAdapter> = spec.sources.iter().map(|s| open(&s.name)).collect();
+    let modules: Vec<_> = adapters.iter().map(OpenAdapter::modules).collect();
+    let mut merge = Merge::new(spec, &modules).expect("a plan");
+    loop {
+        let read = &mut |source: usize, place| adapters[source].read(place);
+        let progress = merge.step(2, read).expect("a step");
+        if progress.done == progress.total {
+            break;
+        }
+    }
+    let dir = tempfile::tempdir().expect("directory");
+    let merged = merge.finish().expect("merged");
+    write::write(dir.path(), &merged.modules, Some("base")).expect("written");
+    let (rows, bias) = (weights.base_rows(), weights.base_bias());
+    let (_, prepared) = prepare(dir.path(), shape, Dtype::F32, &rows, &bias).expect("it loads");
+    runner.bank.install(prepared).ok().expect("a free slot")
+}
+
+#[test]
+fn merged_adapters_say_what_pefts_say() {
+    let golden: Value = serde_json::from_str(GOLDEN).expect("golden file");
+    let located = source::locate(source::DEMO).expect("demo model");
+    let checkpoint = Checkpoint::open(&located.path).expect("checkpoint");
+    let weights = Weights::load(&checkpoint, Some(Dtype::F32), &mut |_, _| {}).expect("weights");
+    let mut runner = Runner::new(Arc::new(weights), Dtype::F32, 4_000);
+    let prompts: Vec<Vec<u32>> =
+        golden["info"]["prompt_ids"].as_array().expect("prompts").iter().map(ids).collect();
+    let mut streams: Vec<Stream> = Vec::new();
+    let mut owners: Vec<(&str, &Value)> = Vec::new();
+    for (case, result) in golden["results"].as_object().expect("results") {
+        let spec = match result["kwargs"].is_null() {
+            false => spec(&result["kwargs"]),
+            // Both adapters active at once is their exact sum.
+            true => {
+                let mut spec = crate::sources::spec(Method::Cat, &[1.0, 1.0]);
+                spec.sources[0].name = "pirate".into();
+                spec.sources[1].name = "ticket-json".into();
+                spec
+            }
+        };
+        let slot = install(&mut runner, spec);
+        for (p, tokens) in prompts.iter().enumerate() {
+            streams.push(runner.stream(tokens, Some(slot), tokens.len() + 20));
+            owners.push((case, &result["prompts"][p.to_string()]));
+        }
+    }
+    let lens: Vec<usize> = streams.iter().map(|s| s.tokens.len()).collect();
+    runner.advance(&mut streams, |i, position, logits| {
+        let (case, expected) = owners[i];
+        if position + 1 == lens[i] {
+            let ours = logprobs_at(logits, &ids(&expected["top_ids"]));
+            let theirs = expected["top_logprobs"].as_array().expect("logprobs").iter();
+            let apart =
+                ours.iter().zip(theirs).map(|(x, y)| (x - y.as_f64().expect("number")).abs());
+            let most = apart.fold(0.0, f64::max);
+            eprintln!("{case:20} {most:.2e}");
+            assert!(most < LOGPROB_TOLERANCE, "{case}: logprobs {most} apart");
+        }
+    });
+    streams.iter_mut().for_each(|s| s.computed -= 1); // so that the last logits are seen again
+    for ((case, expected), (tokens, gaps)) in
+        owners.iter().zip(runner.greedy(&mut streams, 16, END))
+    {
+        let expected = ids(&expected["greedy"]);
+        let sure = gaps.iter().take_while(|g| **g >= NEAR_TIE).count().min(expected.len());
+        assert!(sure >= 4, "{case}: only {sure} tokens to compare");
+        assert_eq!(tokens[..sure], expected[..sure], "{case}");
+    }
+}
