@@ -25,10 +25,13 @@ SITES = {
 }
 
 
+TO_SMALL = bytes((b & 0x80) | 0x3B for b in range(256))
+
+
 def noise(rng, count):
     """`count` bf16 values of random sign and mantissa around 0.004."""
     raw = bytearray(rng.randbytes(2 * count))
-    raw[1::2] = bytes((b & 0x80) | 0x3B for b in raw[1::2])
+    raw[1::2] = raw[1::2].translate(TO_SMALL)
     return bytes(raw)
 
 
