@@ -24,6 +24,9 @@ const ROWS: [&str; 9] = [
     "embed_tokens",
 ];
 
+/// What colours a cell, 0 to 1; `None` where there is nothing to say.
+type Value<'a> = &'a dyn Fn(&SiteReport) -> Option<f64>;
+
 /// Two maps: relative error against the exact sum, and alignment of the sources.
 pub fn heat_map(report: &Report) -> String {
     let layers = report.sites.iter().filter_map(|s| s.layer).max().map_or(1, |l| l + 1);
@@ -46,7 +49,7 @@ pub fn heat_map(report: &Report) -> String {
     text(&mut out, 10, 22, 16, &title);
     let error = |s: &SiteReport| Some(s.relative_error);
     let alignment = |s: &SiteReport| s.survey.alignment;
-    let maps: [(&str, &dyn Fn(&SiteReport) -> Option<f64>); 2] = [
+    let maps: [(&str, Value<'_>); 2] = [
         ("relative error against the exact sum", &error),
         ("alignment of the sources", &alignment),
     ];
@@ -63,7 +66,7 @@ fn map(
     rows: &[&str],
     top: usize,
     label: &str,
-    value: &dyn Fn(&SiteReport) -> Option<f64>,
+    value: Value<'_>,
 ) {
     text(out, LEFT, top - 6, 12, &format!("{label} (white 0, dark 1), layers from left to right"));
     for (r, row) in rows.iter().enumerate() {

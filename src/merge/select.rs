@@ -25,7 +25,7 @@ pub fn largest(tensor: &[f32], count: usize) -> Vec<bool> {
     let mut entries: Vec<Entry> =
         tensor.iter().enumerate().map(|(i, v)| (v.abs(), i as u32)).collect();
     if count * 64 <= n {
-        // There PEFT's library sorts with a heap; equals at a cut that sparse are left to the index.
+        // There PEFT's library sorts with a heap; equals at so sparse a cut go by index.
         entries.sort_unstable_by(|x, y| y.0.total_cmp(&x.0).then(x.1.cmp(&y.1)));
     } else {
         divide(&mut entries, count - 1);

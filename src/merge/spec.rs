@@ -1,4 +1,4 @@
-//! What a merge is asked to do: the method, the sources, the options, and which of them fit together.
+//! What a merge is asked to do: method, sources, options, and which of them fit together.
 //!
 //! Owns the names that the command line, a job and a report share, and every check that needs no
 //! factors. Never computes. The thing to know: a spec with its seed decides the result to the last
@@ -242,7 +242,7 @@ impl Spec {
         }
         if o.rank.is_some() && !method.takes_rank() {
             return Err(refuse(format!(
-                "`rank` has no meaning for {}, whose rank the sources decide; svd and lego truncate",
+                "`rank` has no meaning for {}: the sources decide it; svd and lego truncate",
                 method.name()
             )));
         }

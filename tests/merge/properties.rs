@@ -237,8 +237,8 @@ fn a_family_merges_exactly_at_its_own_rank() {
     let first = adapter(6, noise);
     for shared_a in [true, false] {
         let mut adapters = vec![first.clone(), adapter(6, noise), adapter(6, noise)];
-        for other in 1..3 {
-            for (place, f) in adapters[other].iter_mut() {
+        for other in &mut adapters[1..] {
+            for (place, f) in other.iter_mut() {
                 let own = &first[place];
                 if shared_a { f.a = own.a.clone() } else { f.b = own.b.clone() }
             }
