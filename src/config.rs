@@ -68,9 +68,20 @@ pub struct Config {
     pub request_seconds_max: u64,
     /// In the queue, before the first step.
     pub queue_seconds_max: u64,
+    /// For the head of a request, and for a write that the client does not take.
+    pub head_seconds_max: u64,
+    pub write_seconds_max: u64,
+    /// Without a finished step while there is work: not live any more.
+    pub stall_seconds_max: u64,
     pub drain_seconds: u64,
     /// Adapters with series of their own in /metrics.
     pub metric_adapters_max: usize,
+    /// Answers wait for the commit of their usage record.
+    pub usage_sync: bool,
+    /// Records are gathered this long for one commit.
+    pub usage_commit_ms: u64,
+    pub usage_days_max: u64,
+    pub usage_records_max: u64,
     pub log_format: String,
     /// `tracing` filter, e.g. `info` or `polylora=debug`.
     pub log_filter: String,
@@ -132,8 +143,15 @@ impl Config {
             uploads_max: size("uploads_max"),
             request_seconds_max: number("request_seconds_max"),
             queue_seconds_max: number("queue_seconds_max"),
+            head_seconds_max: number("head_seconds_max"),
+            write_seconds_max: number("write_seconds_max"),
+            stall_seconds_max: number("stall_seconds_max"),
             drain_seconds: number("drain_seconds"),
             metric_adapters_max: size("metric_adapters_max"),
+            usage_sync: raw.usage_sync.unwrap_or(false),
+            usage_commit_ms: number("usage_commit_ms"),
+            usage_days_max: number("usage_days_max"),
+            usage_records_max: number("usage_records_max"),
             log_format: choice(raw.log_format.as_deref(), "log_format", &["text", "json"])?
                 .unwrap_or_else(|| "text".to_owned()),
             log_filter: raw.log_filter.clone().unwrap_or_else(|| "info".to_owned()),

@@ -10,6 +10,7 @@
 //! - [`model`]: the decoder, its weights and where they come from
 //! - [`adapters`]: formats, store, registry, bank
 //! - [`access`]: keys, tenants and what they may do
+//! - [`usage`]: what each request used, on disk
 //! - [`config`], [`database`], [`error`], [`metrics`], [`shape`]: leaves
 //!
 //! The arithmetic is in the crate `polylora-kernels`.
@@ -28,3 +29,4 @@ pub mod metrics;
 pub mod model;
 pub mod shape;
 pub mod text;
+pub mod usage;

@@ -319,6 +319,28 @@ async fn drain_lets_the_running_finish_and_refuses_the_new() {
 }
 
 #[tokio::test]
+async fn a_step_that_fails_fails_its_own_requests_and_the_next_ones_run() {
+    let bench = Bench::new(Setup::default()).await;
+    let good = || bench.engine.submit(bench.request(&prompt(1, 20), Some(0), 12)).expect("room");
+    let expected = collect(good()).await;
+    // A lease on another version than the slot holds: the step that meets it panics.
+    let mut wrong = bench.request(&prompt(2, 20), None, 12);
+    let version = Version::clone(bench.leases[1].version());
+    wrong.lease = Some(Lease::detached(version, bench.leases[0].slot()));
+    for round in 1..=3 {
+        let mut stream = bench.engine.submit(wrong.clone()).expect("room");
+        let Some(Event::Failed(error)) = stream.next().await else { panic!("it must fail") };
+        assert_eq!(error.code, "step_failed");
+        assert_eq!(bench.metrics.step_failures.get(), round);
+        let after = collect(good()).await;
+        assert_eq!((after.tokens, after.bits), (expected.tokens.clone(), expected.bits.clone()));
+    }
+    while bench.metrics.requests_running.get() + bench.metrics.kv_pages_used.get() > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
 async fn echo_scores_every_prompt_token() {
     let bench = Bench::new(Setup::default()).await;
     let tokens = prompt(3, 110);

@@ -40,15 +40,19 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("model", &["adapters", "config", "error", "metrics", "shape"]),
     ("text", &["model", "config", "error", "metrics", "shape"]),
     ("engine", &["model", "adapters", "config", "error", "metrics", "shape"]),
+    ("usage", &["database", "error", "metrics"]),
     (
         "api",
-        &["access", "engine", "text", "model", "adapters", "config", "error", "metrics", "shape"],
+        &[
+            "access", "engine", "text", "model", "adapters", "usage", "config", "error", "metrics",
+            "shape",
+        ],
     ),
     (
         "cli",
         &[
-            "access", "api", "engine", "text", "merge", "model", "adapters", "config", "database",
-            "error", "metrics", "shape",
+            "access", "api", "engine", "text", "merge", "model", "adapters", "usage", "config",
+            "database", "error", "metrics", "shape",
         ],
     ),
     ("main", &["cli"]),
@@ -60,7 +64,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("axum", &["src/api/"]),
     ("utoipa", &["src/api/"]),
     ("clap", &["src/cli/", "src/config"]),
-    ("sqlx", &["src/access/", "src/adapters/", "src/database.rs"]),
+    ("sqlx", &["src/access/", "src/adapters/", "src/usage/", "src/database.rs"]),
     ("candle_core", &["src/model/", "src/adapters/", "src/cli/verify"]),
     ("candle_nn", &["src/cli/verify"]),
     ("candle_transformers", &["src/cli/verify"]),

@@ -26,6 +26,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore};
+use tracing::Instrument;
 use turns::Turns;
 
 /// Names that could be taken for something else.
@@ -331,7 +332,7 @@ impl Drop for Inner {
 async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
-    let done = tokio::spawn(work).await;
+    let done = tokio::spawn(work.in_current_span()).await;
     done.unwrap_or_else(|e| Err(Error::fault(format!("a task failed: {e}"))))
 }
 

@@ -1,24 +1,32 @@
-//! What one request used, told once: to the metrics of its adapter.
+//! What one request used, told once: to the metrics of its adapter and to the usage log.
 //!
 //! Owns the figures of a request from the moment it is queued to its end. Never changes an answer.
 //! The thing to know: an account is settled exactly once, by the end of its answer or, when the
-//! client went away, by being dropped.
+//! client went away, by being dropped; its place in the log's queue is taken before anything runs.
 
 use super::limits::Deadline;
 use super::target::Target;
 use super::{Api, errors};
 use crate::engine::{Admission, FinishReason};
-use crate::error::Error;
+use crate::error::{Error, Result};
+use crate::metrics::adapters::BASE;
 use crate::metrics::{AdapterSeries, Outcome};
+use crate::usage::{Place as LogPlace, Receipt, Record};
+use http::StatusCode;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tracing::Span;
 
 /// Where a request came in. Made at the edge.
 #[derive(Clone)]
 pub struct Origin {
     pub begun: Instant,
     pub deadline: Deadline,
+    /// The `x-request-id` of the answer.
+    pub request_id: Arc<str>,
+    /// As the table of routes writes it.
+    pub route: Arc<str>,
 }
 
 /// Tokens of a request.
@@ -40,14 +48,38 @@ pub struct Account {
     queue_time_max: Duration,
     submitted: Instant,
     place: Place,
-    settled: bool,
+    /// The request's.
+    span: Span,
+    /// Taken by the settlement.
+    record: Option<(LogPlace, Box<Record>)>,
+    /// Whether answers wait for their record's commit, and the commit to wait for.
+    waits: bool,
+    receipt: Option<Receipt>,
 }
 
 impl Account {
-    /// Opens the account of a request for `target`.
-    pub fn open(api: &Arc<Api>, target: &Target, origin: Origin) -> Self {
-        let name = target.lease.as_ref().map(|lease| lease.version().name.as_str());
-        Self {
+    /// Opens the account of a request for `target` whose answer will be called `id`. Errors:
+    /// `usage_backlogged`.
+    pub fn open(api: &Arc<Api>, target: &Target, origin: Origin, id: &str) -> Result<Self> {
+        let version = target.lease.as_ref().map(|lease| lease.version());
+        let name = version.map(|v| v.name.as_str());
+        let record = Record {
+            id: id.to_owned(),
+            request_id: origin.request_id.to_string(),
+            ended_ms: 0,
+            tenant: target.caller.tenant().unwrap_or_default().to_owned(),
+            key_id: target.caller.id().to_owned(),
+            adapter: name.unwrap_or(BASE).to_owned(),
+            version: version.map_or(0, |v| v.number),
+            digest: target.digest().to_owned(),
+            prompt_tokens: 0,
+            cached_tokens: 0,
+            completion_tokens: 0,
+            finish_reason: String::new(),
+            route: origin.route.to_string(),
+            status: 0,
+        };
+        Ok(Self {
             series: api.app.metrics.series(name),
             origin,
             last: Vec::new(),
@@ -55,8 +87,11 @@ impl Account {
             queue_time_max: Duration::from_secs(api.app.config.queue_seconds_max),
             submitted: Instant::now(),
             place: Place::new(api, name),
-            settled: false,
-        }
+            span: Span::current(),
+            record: Some((api.app.usage.reserve()?, Box::new(record))),
+            waits: api.app.config.usage_sync,
+            receipt: None,
+        })
     }
 
     /// The sequences are queued, in the order of choices.
@@ -102,15 +137,38 @@ impl Account {
         }
     }
 
-    /// The request is over. Only the first call counts.
-    pub fn settle(&mut self, used: Used, outcome: Outcome) {
-        if std::mem::replace(&mut self.settled, true) || self.admissions.is_empty() {
+    /// The request is over with this status. Only the first call counts, and only for one that was
+    /// queued.
+    pub fn settle(&mut self, used: Used, outcome: Outcome, status: StatusCode) {
+        let Some((place, mut record)) = self.record.take() else {
+            return;
+        };
+        if self.admissions.is_empty() {
             return;
         }
         for admitted in self.admissions.iter().filter_map(Admission::get) {
             self.series.queued(admitted.waited);
         }
         self.series.ended(outcome, used.prompt, used.cached, used.completion);
+        self.span.record("adapter", format!("{}@{}", record.adapter, record.version));
+        self.span.record("prompt_tokens", used.prompt);
+        self.span.record("completion_tokens", used.completion);
+        self.span.in_scope(|| tracing::debug!(outcome = outcome.name(), "settled"));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        record.ended_ms = now.map_or(0, |d| d.as_millis() as u64);
+        record.prompt_tokens = used.prompt;
+        record.cached_tokens = used.cached;
+        record.completion_tokens = used.completion;
+        record.finish_reason = outcome.name().to_owned();
+        record.status = status.as_u16();
+        self.receipt = Some(place.write(*record));
+    }
+
+    /// Waits until the record is on disk, where the operator wants answers to wait for it.
+    pub async fn recorded(&mut self) {
+        if let Some(receipt) = self.receipt.take().filter(|_| self.waits) {
+            receipt.committed().await;
+        }
     }
 }
 

@@ -53,11 +53,12 @@ pub async fn post(
             continued: false,
             echo: None,
         };
-        let account = Account::open(&api, &target, origin);
+        let id = random_id("chatcmpl-");
+        let account = Account::open(&api, &target, origin, &id)?;
         let mut run = Run::start(&api, &target, &checked, vec![prompt], None, account)?;
         let show = ChatShow {
             text: api.app.text.clone(),
-            id: random_id("chatcmpl-"),
+            id,
             created: now(),
             model: shared.model,
             fingerprint: api.fingerprint(),

@@ -56,11 +56,12 @@ pub async fn post(
     let answer = async {
         let prompts = api.on_text(move |text| encode(text, prompts, echo)).await?;
         let default = Some(TOKENS_DEFAULT);
-        let account = Account::open(&api, &target, origin);
+        let id = random_id("cmpl-");
+        let account = Account::open(&api, &target, origin, &id)?;
         let mut run = Run::start(&api, &target, &checked, prompts, default, account)?;
         let show = CompletionShow {
             text: api.app.text.clone(),
-            id: random_id("cmpl-"),
+            id,
             created: now(),
             model: shared.model,
             fingerprint: api.fingerprint(),

@@ -7,6 +7,8 @@
 use super::Api;
 use super::account::{Account, Used, outcome};
 use super::choice::{Choice, Ended, Piece};
+use super::errors::status;
+use super::limits::client_closed;
 use super::sampling::{Checked, in_vocabulary};
 use super::target::Target;
 use super::wire::{PromptTokensDetails, Usage};
@@ -15,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::metrics::Outcome;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use http::StatusCode;
 use std::sync::Arc;
 use tokio_stream::StreamMap;
 
@@ -142,7 +145,8 @@ impl Run {
                 Ok(Some(next)) => break next,
                 Ok(None) => {
                     let reasons = self.ended.iter().flatten().map(|e| e.reason);
-                    self.account.settle(self.used(), outcome(reasons));
+                    self.account.settle(self.used(), outcome(reasons), StatusCode::OK);
+                    self.account.recorded().await;
                     return Ok(None);
                 }
                 // It came into a step in the last moment of its time in the queue.
@@ -162,7 +166,7 @@ impl Run {
     }
 
     fn failed(&mut self, error: Error) -> Error {
-        self.account.settle(self.used(), Outcome::Failed);
+        self.account.settle(self.used(), Outcome::Failed, status(&error));
         error
     }
 
@@ -216,7 +220,7 @@ impl Run {
 impl Drop for Run {
     /// Whoever let go of it before its end cancelled it.
     fn drop(&mut self) {
-        self.account.settle(self.used(), Outcome::Cancelled);
+        self.account.settle(self.used(), Outcome::Cancelled, client_closed());
     }
 }
 

@@ -1,7 +1,8 @@
 //! `/live`, `/ready`, `/health`, `/version`, `/metrics`.
 //!
 //! Owns what the server says of itself. Never says ok from habit: liveness is the engine thread's
-//! own progress. The thing to know: a full queue is not ill; an engine that finishes no step is.
+//! own progress. The thing to know: a full queue is not ill, it only wants no more requests; an
+//! engine that has work and finishes no step is.
 
 use super::Api;
 use super::wire::{Health, Version};
@@ -18,15 +19,25 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// An engine that neither finished a step nor was idle for this long is stuck, not slow.
-const STALL_TIME_MAX: Duration = Duration::from_secs(60);
+/// What is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Question {
+    /// Should the process be left alone?
+    Live,
+    /// Is it well?
+    Health,
+    /// Should it get requests?
+    Ready,
+}
 
-fn state(api: &Api, drains_count: bool) -> Response {
+fn state(api: &Api, question: Question) -> Response {
     let stalled = api.app.engine.stalled_for();
-    let status = if stalled > STALL_TIME_MAX {
+    let status = if stalled > Duration::from_secs(api.app.config.stall_seconds_max) {
         "stalled"
-    } else if drains_count && api.draining.load(Ordering::Acquire) {
+    } else if question != Question::Live && api.draining.load(Ordering::Acquire) {
         "draining"
+    } else if question == Question::Ready && api.app.engine.is_full() {
+        "saturated"
     } else {
         "ok"
     };
@@ -50,27 +61,27 @@ fn state(api: &Api, drains_count: bool) -> Response {
     responses((status = 200, body = Health), (status = 503, body = Health))
 )]
 pub async fn live(State(api): State<Arc<Api>>) -> Response {
-    state(&api, false)
+    state(&api, Question::Live)
 }
 
-/// Whether requests should be sent here: it moves and is not shutting down.
+/// Whether requests should be sent here: it moves, is not shutting down, and its queue has room.
 #[utoipa::path(
     get,
     path = "/ready",
     responses((status = 200, body = Health), (status = 503, body = Health))
 )]
 pub async fn ready(State(api): State<Arc<Api>>) -> Response {
-    state(&api, true)
+    state(&api, Question::Ready)
 }
 
-/// The same as `/ready`.
+/// Whether it moves and is not shutting down; a full queue does not count.
 #[utoipa::path(
     get,
     path = "/health",
     responses((status = 200, body = Health), (status = 503, body = Health))
 )]
 pub async fn health(State(api): State<Arc<Api>>) -> Response {
-    state(&api, true)
+    state(&api, Question::Health)
 }
 
 /// What runs here.

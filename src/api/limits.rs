@@ -10,11 +10,13 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
-use http::header::RETRY_AFTER;
+use http::header::{CONNECTION, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, StatusCode};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use tracing::{Instrument, field};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id of a client that we repeat.
@@ -42,7 +44,7 @@ impl Drop for Count<'_> {
 }
 
 /// nginx's word for a client that closed the connection.
-fn client_closed() -> StatusCode {
+pub fn client_closed() -> StatusCode {
     StatusCode::from_u16(499).expect("a status has three digits")
 }
 
@@ -62,19 +64,38 @@ pub async fn edge(State(api): State<Arc<Api>>, mut request: Request, next: Next)
         at: tokio::time::Instant::now() + Duration::from_secs(seconds_max),
         seconds_max,
     };
-    request.extensions_mut().insert(Origin { begun, deadline });
-    let mut response = contained(deadline, next.run(request)).await;
+    request.extensions_mut().insert(Origin {
+        begun,
+        deadline,
+        request_id: id.to_str().unwrap_or_default().into(),
+        route: count.route.as_str().into(),
+    });
+    // A span of the highest level, so that no filter on levels takes the id off a line.
+    let span = tracing::error_span!(
+        "request",
+        id = id.to_str().unwrap_or_default(),
+        route = count.route,
+        adapter = field::Empty,
+        status = field::Empty,
+        prompt_tokens = field::Empty,
+        completion_tokens = field::Empty,
+    );
+    let mut response = contained(deadline, next.run(request)).instrument(span.clone()).await;
+    let _in_span = span.entered();
+    tracing::Span::current().record("status", response.status().as_u16());
     count.status = response.status();
     response.headers_mut().insert(REQUEST_ID, id.clone());
+    if api.draining.load(Ordering::Acquire) {
+        // Hyper ends the connection after such an answer.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     if let Some(seconds) = retry_after(&api, response.status()) {
         let seconds = HeaderValue::from(seconds);
         response.headers_mut().entry(RETRY_AFTER).or_insert(seconds);
     }
     tracing::debug!(
         %method,
-        route = count.route,
         status = count.status.as_u16(),
-        id = id.to_str().unwrap_or_default(),
         ms = begun.elapsed().as_millis() as u64,
         "answered"
     );

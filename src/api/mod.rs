@@ -25,10 +25,12 @@ mod openapi;
 mod routes;
 mod sampling;
 mod serve;
+mod socket;
 mod stream;
 mod target;
 mod tokenize;
 mod upload;
+mod usage;
 mod wire;
 
 use crate::access::Access;
@@ -38,6 +40,7 @@ use crate::engine::EngineHandle;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::text::Text;
+use crate::usage::UsageLog;
 pub use serve::serve;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -60,6 +63,7 @@ pub struct App {
     pub registry: Registry,
     pub access: Access,
     pub metrics: Arc<Metrics>,
+    pub usage: UsageLog,
 }
 
 /// Every route, with its scope; see the table in `routes.rs`.
@@ -104,10 +108,10 @@ impl Api {
     ) -> Result<T> {
         let closed = |_| Error::fault("the text threads are gone");
         let permit = self.encoders.clone().acquire_owned().await.map_err(closed)?;
-        let text = self.app.text.clone();
+        let (text, span) = (self.app.text.clone(), tracing::Span::current());
         let work = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            work(&text)
+            span.in_scope(|| work(&text))
         });
         work.await.map_err(|_| Error::fault("tokenizing the request failed"))?
     }

@@ -4,7 +4,7 @@
 //! The thing to know: the page is one file without anything from elsewhere, so it works on a
 //! machine without a network.
 
-use super::{adapters, chat, completions, health, keys, models, tokenize};
+use super::{adapters, chat, completions, health, keys, models, tokenize, usage};
 use axum::Json;
 use axum::response::Html;
 use utoipa::OpenApi;
@@ -26,6 +26,7 @@ use utoipa::OpenApi;
         keys::show,
         keys::revoke,
         keys::rotate,
+        usage::usage,
         tokenize::tokenize,
         tokenize::detokenize,
         health::live,

@@ -5,7 +5,7 @@
 
 use super::errors::METHOD_NOT_ALLOWED;
 use super::{
-    Api, adapters, auth, chat, completions, health, keys, limits, models, openapi, tokenize,
+    Api, adapters, auth, chat, completions, health, keys, limits, models, openapi, tokenize, usage,
 };
 use crate::error::Error;
 use axum::Router;
@@ -65,6 +65,7 @@ pub const ROUTES: &[Route] = &[
         put(adapters::put).layer(DefaultBodyLimit::disable())
     }),
     row("delete", "/v1/adapters/{name}", Scope::Admin, || delete(adapters::remove)),
+    row("get", "/v1/usage", Scope::Admin, || get(usage::usage)),
     row("post", "/tokenize", Scope::Inference, || post(tokenize::tokenize)),
     row("post", "/detokenize", Scope::Inference, || post(tokenize::detokenize)),
     row("get", "/live", Scope::Public, || get(health::live)),

@@ -1,67 +1,68 @@
-//! The socket: accept, speak HTTP/1.1, and on shutdown stop accepting, drain, end.
+//! The socket: accept, speak HTTP/1.1, and on shutdown drain, then end.
 //!
-//! Owns connections and their bounds. Never knows a route. The thing to know: shutting down is one
-//! direction only: the listener closes first, running requests finish, then what is left is cut.
+//! Owns connections and their bounds. Never knows a route. The thing to know: while it drains the
+//! server still answers: new requests are told 503, `/ready` says no, and what runs finishes; the
+//! port closes when nothing runs any more.
 
+use super::socket::Socket;
 use super::{Api, App, routes};
 use crate::error::{Error, Result};
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
-/// For the head of a request, from the first byte of the connection or the end of the last answer.
-const HEAD_TIME_MAX: Duration = Duration::from_secs(60);
-/// For last bytes to leave after the engine is drained.
-const FLUSH_TIME_MAX: Duration = Duration::from_secs(5);
+/// For last bytes to leave after the engine is drained, at least; and when told to hurry.
+const FLUSH_TIME: Duration = Duration::from_secs(5);
+const HURRIED_TIME: Duration = Duration::from_millis(400);
 /// Between two writings of what keys used: so much a crash may lose.
 const BOOKS_PERIOD: Duration = Duration::from_secs(5);
 /// After a failed accept (no file descriptors left), before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `shutdown` resolves, then drains for at most `drain_seconds`. Errors when the
-/// listener is unusable.
-pub async fn serve(
-    app: App,
-    listener: TcpListener,
-    shutdown: impl Future<Output = ()>,
-) -> Result<()> {
+/// Serves until `stop` says so once, then drains for at most `drain_seconds`, or until it says so
+/// again. Errors when the listener is unusable.
+pub async fn serve(app: App, listener: TcpListener, mut stop: mpsc::Receiver<()>) -> Result<()> {
     listener.local_addr().map_err(|e| Error::fault(format!("the listener is unusable: {e}")))?;
     let api = Arc::new(Api::new(app));
-    let router = routes::router(api.clone());
-    let places = Arc::new(Semaphore::new(api.app.config.connections_max.max(1)));
-    let (closing, closed) = watch::channel(false);
-    let mut connections = JoinSet::new();
-    let mut shutdown = pin!(shutdown);
+    let mut door = Door::new(&api, listener);
     let keeper = tokio::spawn(keep_books(api.clone()));
     loop {
         tokio::select! {
-            () = &mut shutdown => break,
-            Some(_) = connections.join_next() => {}
-            (stream, permit) = accept(&listener, &places) => {
-                connections.spawn(converse(stream, router.clone(), closed.clone(), permit));
-            }
+            Some(()) = stop.recv() => break,
+            () = door.admit() => {}
         }
     }
     api.draining.store(true, Ordering::Release);
-    drop(listener);
-    let _ = closing.send(true);
-    let seconds = api.app.config.drain_seconds;
-    tracing::info!(connections = connections.len(), seconds, "draining");
-    api.app.engine.drain(Duration::from_secs(seconds)).await;
-    let flushed = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(FLUSH_TIME_MAX, flushed).await.is_err() {
-        tracing::warn!("connections cut after draining");
-    }
+    let time = Duration::from_secs(api.app.config.drain_seconds);
+    tracing::info!(connections = door.connections.len(), seconds = time.as_secs(), "draining");
+    let end = Instant::now() + time;
+    let hurried = {
+        let mut drained = pin!(api.app.engine.drain(time));
+        loop {
+            tokio::select! {
+                () = &mut drained => break false,
+                Some(()) = stop.recv() => break true,
+                () = door.admit() => {}
+            }
+        }
+    };
+    // Nothing runs any more, or is told now that it must not.
+    api.app.engine.drain(Duration::ZERO).await;
+    let now = Instant::now();
+    door.close(if hurried { now + HURRIED_TIME } else { end.max(now + FLUSH_TIME) }).await;
     keeper.abort();
+    if tokio::time::timeout(FLUSH_TIME, api.app.usage.flush()).await.is_err() {
+        tracing::error!("usage records were not committed in time");
+    }
     api.app.access.flush().await
 }
 
@@ -72,6 +73,61 @@ async fn keep_books(api: Arc<Api>) {
         if let Err(error) = api.app.access.flush().await {
             tracing::error!(%error, "the books of keys cannot be written");
         }
+    }
+}
+
+/// The listener and the connections that came through it.
+struct Door {
+    listener: TcpListener,
+    router: Router,
+    places: Arc<Semaphore>,
+    connections: JoinSet<()>,
+    /// Tells connections to end after what they are at.
+    closing: watch::Sender<bool>,
+    head_time_max: Duration,
+    write_time_max: Duration,
+}
+
+impl Door {
+    fn new(api: &Arc<Api>, listener: TcpListener) -> Self {
+        let config = &api.app.config;
+        Self {
+            listener,
+            router: routes::router(api.clone()),
+            places: Arc::new(Semaphore::new(config.connections_max.max(1))),
+            connections: JoinSet::new(),
+            closing: watch::channel(false).0,
+            head_time_max: Duration::from_secs(config.head_seconds_max),
+            write_time_max: Duration::from_secs(config.write_seconds_max),
+        }
+    }
+
+    /// Takes the next connection in, or takes note of one that ended.
+    async fn admit(&mut self) {
+        tokio::select! {
+            Some(_) = self.connections.join_next() => {}
+            (stream, permit) = accept(&self.listener, &self.places) => {
+                // Tokens are small and should leave at once.
+                let _ = stream.set_nodelay(true);
+                let mut http = http1::Builder::new();
+                http.timer(TokioTimer::new()).header_read_timeout(self.head_time_max);
+                let socket = Socket::new(stream, self.write_time_max);
+                let (router, closed) = (self.router.clone(), self.closing.subscribe());
+                self.connections.spawn(converse(http, socket, router, closed, permit));
+            }
+        }
+    }
+
+    /// Takes nobody in any more; answers under way leave until `end`, then what is left is cut.
+    async fn close(self, end: Instant) {
+        let Self { listener, mut connections, closing, .. } = self;
+        drop(listener);
+        closing.send_replace(true);
+        let flushed = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout_at(end, flushed).await.is_err() {
+            tracing::warn!("connections cut after draining");
+        }
+        connections.shutdown().await;
     }
 }
 
@@ -95,17 +151,14 @@ async fn accept(
 
 /// One connection, until it ends or the server does.
 async fn converse(
-    stream: TcpStream,
+    http: http1::Builder,
+    socket: Socket<TcpStream>,
     router: Router,
     mut closed: watch::Receiver<bool>,
     _permit: OwnedSemaphorePermit,
 ) {
-    // Tokens are small and should leave at once.
-    let _ = stream.set_nodelay(true);
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME_MAX);
     let service = TowerToHyperService::new(router);
-    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let mut connection = pin!(http.serve_connection(TokioIo::new(socket), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = async { drop(closed.wait_for(|closed| *closed).await) } => {

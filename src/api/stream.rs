@@ -16,6 +16,7 @@ use http::{HeaderName, HeaderValue};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
+use tracing::{Instrument, Span};
 
 /// A run whose pieces are sent as they come.
 struct Live<S> {
@@ -25,6 +26,8 @@ struct Live<S> {
     /// Frames not yet taken by the connection: those of one event.
     frames: VecDeque<Bytes>,
     over: bool,
+    /// The request's: its lines go on carrying its id.
+    span: Span,
 }
 
 /// The streamed answer.
@@ -33,9 +36,10 @@ pub fn respond(run: Run, show: impl Show, include_usage: bool) -> Response {
         .filter_map(|index| show.opening(index))
         .map(|json| data(&json))
         .collect();
-    let live = Live { run, show, include_usage, frames, over: false };
+    let live = Live { run, show, include_usage, frames, over: false, span: Span::current() };
     let stream = futures::stream::unfold(live, |mut live| async move {
-        let frame = live.next().await?;
+        let span = live.span.clone();
+        let frame = live.next().instrument(span).await?;
         Some((Ok::<_, Infallible>(frame), live))
     });
     let mut response = Response::new(Body::from_stream(stream.fuse()));

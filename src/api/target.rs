@@ -109,6 +109,11 @@ impl Api {
 }
 
 impl Target {
+    /// The digest of the weights, as the answer's header says it.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
     /// Puts the identity on an answer, be it good or bad.
     pub fn sign(&self, answer: Result<Response>) -> Response {
         let mut response = answer.unwrap_or_else(IntoResponse::into_response);

@@ -12,7 +12,10 @@ pub mod chat;
 pub mod client;
 pub mod key;
 pub mod ledger;
+pub mod log;
 pub mod merge;
+#[cfg(feature = "otel")]
+mod otel;
 pub mod serve;
 pub mod sse;
 pub mod verify;

@@ -5,7 +5,7 @@
 
 use super::banner::Banner;
 use super::ledger::{self, Ledger};
-use super::{dtype_named, say};
+use super::{dtype_named, log, say};
 use crate::access::Access;
 use crate::adapters::registry::{Entry, Publish, Registry, RegistryOptions};
 use crate::api::{self, App};
@@ -19,13 +19,17 @@ use crate::model::source::{self, Located};
 use crate::model::weights::Weights;
 use crate::model::{Model, ModelOptions};
 use crate::text::Text;
+use crate::usage::{UsageLog, UsageOptions};
 use clap::Args;
 use polylora_kernels::{Device, Dtype, KvCache};
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
-use tracing_subscriber::EnvFilter;
+use tokio::sync::mpsc;
+
+/// Usage records that may wait for their commit beside the requests under way.
+const USAGE_QUEUE_SPARE: usize = 4096;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -37,7 +41,8 @@ Examples:
   polylora serve --print-config > polylora.toml           every setting with its default, explained
 
 A flag wins over its environment variable, that over the file, that over the default.
-SIGTERM or Ctrl-C: no new requests, running ones finish (--drain-seconds), exit code 0.";
+SIGTERM or Ctrl-C: no new requests, running ones finish (--drain-seconds), exit code 0.
+A second one ends what still runs.";
 
 /// Options of `serve`.
 #[derive(Debug, Args)]
@@ -60,7 +65,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
         return Ok(());
     }
     let config = Config::load(file, args.settings)?;
-    start_log(&config)?;
+    let _log = log::start(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2) // the engine's threads compute; these only move bytes and text
         .enable_all()
@@ -71,23 +76,6 @@ pub fn run(args: ServeArgs) -> Result<()> {
     config.guarded(access.required())?;
     let ready = Prepared::new(&config)?;
     runtime.block_on(ready.serve(config, access))
-}
-
-/// Log lines go to stderr; stdout has the banner.
-fn start_log(config: &Config) -> Result<()> {
-    let filter = EnvFilter::try_new(&config.log_filter).map_err(|e| {
-        let message = format!("log_filter is '{}': {e}", config.log_filter);
-        Error::invalid("invalid_config", message).param("log_filter")
-    })?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
-    match config.log_format.as_str() {
-        "json" => log.json().init(),
-        _ => log.init(),
-    }
-    Ok(())
 }
 
 /// Everything that holds big memory, made and checked.
@@ -171,6 +159,7 @@ impl Prepared {
             engine.bank(),
         )
         .await?;
+        let usage = UsageLog::open(usage_options(&config), metrics.clone()).await?;
         for (name, dir) in &config.adapters {
             load_adapter(&registry, name, dir).await?;
         }
@@ -203,6 +192,7 @@ impl Prepared {
             registry,
             access,
             metrics,
+            usage,
         };
         api::serve(app, listener, told_to_stop()?).await
     }
@@ -289,6 +279,17 @@ fn engine_options(
     })
 }
 
+fn usage_options(config: &Config) -> UsageOptions {
+    UsageOptions {
+        data_dir: config.data_dir.clone(),
+        // A connection has one request at a time; the rest is for those that ended.
+        queue_max: config.connections_max + USAGE_QUEUE_SPARE,
+        commit_time: Duration::from_millis(config.usage_commit_ms),
+        days_max: config.usage_days_max,
+        records_max: config.usage_records_max,
+    }
+}
+
 /// Brings an adapter in by the door that uploads use. A refusal stops the start and names the
 /// adapter.
 async fn load_adapter(registry: &Registry, name: &str, from: &Path) -> Result<Entry> {
@@ -333,17 +334,24 @@ async fn listen(config: &Config) -> Result<TcpListener> {
     })
 }
 
-/// Resolves at SIGTERM or Ctrl-C. The handlers are in place when this returns.
-fn told_to_stop() -> Result<impl Future<Output = ()> + Send + 'static> {
+/// Says so at each SIGTERM and Ctrl-C. The program listens for them when this returns.
+fn told_to_stop() -> Result<mpsc::Receiver<()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let failed = |e| Error::fault(format!("cannot wait for signals: {e}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+    let (told, stop) = mpsc::channel(2);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!("told to stop: running requests may finish, unless told again");
+            if told.send(()).await.is_err() {
+                return;
+            }
         }
-        tracing::info!("stopping: no new requests, running ones may finish");
-    })
+    });
+    Ok(stop)
 }

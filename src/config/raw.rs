@@ -122,12 +122,35 @@ pub struct RawConfig {
     /// Seconds that a request may wait for its first step
     #[arg(long, env = "POLYLORA_QUEUE_SECONDS_MAX", value_name = "SECONDS")]
     pub queue_seconds_max: Option<u64>,
+    /// Seconds that a client may take to send the head of a request
+    #[arg(long, env = "POLYLORA_HEAD_SECONDS_MAX", value_name = "SECONDS")]
+    pub head_seconds_max: Option<u64>,
+    /// Seconds that a client may leave bytes of its answer unread before it is cut off
+    #[arg(long, env = "POLYLORA_WRITE_SECONDS_MAX", value_name = "SECONDS")]
+    pub write_seconds_max: Option<u64>,
+    /// Seconds without a finished step, while there is work, after which /live says stalled
+    #[arg(long, env = "POLYLORA_STALL_SECONDS_MAX", value_name = "SECONDS")]
+    pub stall_seconds_max: Option<u64>,
     /// Seconds that running requests get after SIGTERM
     #[arg(long, env = "POLYLORA_DRAIN_SECONDS", value_name = "SECONDS")]
     pub drain_seconds: Option<u64>,
     /// Adapters with series of their own in /metrics; the others are counted together
     #[arg(long, env = "POLYLORA_METRIC_ADAPTERS_MAX", value_name = "N")]
     pub metric_adapters_max: Option<u64>,
+    /// Send the end of an answer only after its usage record is on disk
+    #[arg(long, env = "POLYLORA_USAGE_SYNC", value_name = "BOOL")]
+    #[arg(num_args = 0..=1, default_missing_value = "true")]
+    pub usage_sync: Option<bool>,
+    /// Milliseconds over which usage records are gathered into one commit; a crash loses at most
+    /// these
+    #[arg(long, env = "POLYLORA_USAGE_COMMIT_MS", value_name = "MS")]
+    pub usage_commit_ms: Option<u64>,
+    /// Days that usage records are kept
+    #[arg(long, env = "POLYLORA_USAGE_DAYS_MAX", value_name = "DAYS")]
+    pub usage_days_max: Option<u64>,
+    /// Usage records kept, about 400 bytes each
+    #[arg(long, env = "POLYLORA_USAGE_RECORDS_MAX", value_name = "N")]
+    pub usage_records_max: Option<u64>,
     /// Log lines as text or json
     #[arg(long, env = "POLYLORA_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -184,8 +207,15 @@ impl RawConfig {
             uploads_max: self.uploads_max.or(below.uploads_max),
             request_seconds_max: self.request_seconds_max.or(below.request_seconds_max),
             queue_seconds_max: self.queue_seconds_max.or(below.queue_seconds_max),
+            head_seconds_max: self.head_seconds_max.or(below.head_seconds_max),
+            write_seconds_max: self.write_seconds_max.or(below.write_seconds_max),
+            stall_seconds_max: self.stall_seconds_max.or(below.stall_seconds_max),
             drain_seconds: self.drain_seconds.or(below.drain_seconds),
             metric_adapters_max: self.metric_adapters_max.or(below.metric_adapters_max),
+            usage_sync: self.usage_sync.or(below.usage_sync),
+            usage_commit_ms: self.usage_commit_ms.or(below.usage_commit_ms),
+            usage_days_max: self.usage_days_max.or(below.usage_days_max),
+            usage_records_max: self.usage_records_max.or(below.usage_records_max),
             log_format: self.log_format.or(below.log_format),
             log_filter: self.log_filter.or(below.log_filter),
             adapters,
@@ -265,8 +295,14 @@ pub const RANGES: &[Range] = ranges! {
         uploads_max: 1, 256, 4;
         request_seconds_max: 1, 86_400, 600;
         queue_seconds_max: 1, 86_400, 60;
+        head_seconds_max: 1, 3600, 30;
+        write_seconds_max: 1, 3600, 60;
+        stall_seconds_max: 1, 3600, 60;
         drain_seconds: 0, 3600, 30;
         metric_adapters_max: 0, 10_000, 64;
+        usage_commit_ms: 1, 10_000, 100;
+        usage_days_max: 1, 36_500, 90;
+        usage_records_max: 1000, 1_000_000_000, 2_000_000;
     }
     sizes {
         kv_bytes: MIB, TIB, (machine::memory_available() / 4).clamp(MIB, 2 * GIB);

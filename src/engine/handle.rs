@@ -35,8 +35,8 @@ pub struct Shared {
     unfinished: AtomicUsize,
     next_id: AtomicU64,
     started: Instant,
-    /// Milliseconds after `started` when the engine was last seen between steps; `u64::MAX` while
-    /// it sleeps.
+    /// Milliseconds after `started` when the engine last woke up or finished a step; `u64::MAX`
+    /// while it sleeps.
     heartbeat: AtomicU64,
 }
 
@@ -61,10 +61,16 @@ impl Shared {
     pub fn end(&self) {
         self.unfinished.fetch_sub(1, Ordering::AcqRel);
     }
-    /// The engine says that it is alive, or that it goes to sleep.
+    /// The engine says that it got on with its work, or that it has none.
     pub fn beat(&self, asleep: bool) {
         let at = if asleep { u64::MAX } else { self.started.elapsed().as_millis() as u64 };
         self.heartbeat.store(at, Ordering::Release);
+    }
+    fn stalled_for(&self) -> Duration {
+        match self.heartbeat.load(Ordering::Acquire) {
+            u64::MAX => Duration::ZERO,
+            at => self.started.elapsed().saturating_sub(Duration::from_millis(at)),
+        }
     }
 }
 
@@ -199,17 +205,38 @@ impl EngineHandle {
         let _ = self.send(Command::AbortAll);
     }
 
-    /// How long the engine has been inside one step; zero while it sleeps. The truth behind
-    /// `/live`.
+    /// How long the engine has had work without finishing a step; zero while it sleeps. The truth
+    /// behind `/live`.
     pub fn stalled_for(&self) -> Duration {
-        match self.shared.heartbeat.load(Ordering::Acquire) {
-            u64::MAX => Duration::ZERO,
-            at => self.shared.started.elapsed().saturating_sub(Duration::from_millis(at)),
-        }
+        self.shared.stalled_for()
+    }
+
+    /// Whether the next request would be refused for want of a place in the queue.
+    pub fn is_full(&self) -> bool {
+        self.shared.waiting.load(Ordering::Acquire) >= self.options.waiting_max
+            || self.shared.waiting_tokens.load(Ordering::Acquire) >= self.options.waiting_tokens_max
     }
 }
 
 /// The answer to whoever comes, or is still here, at the end.
 pub fn shutting_down() -> Error {
     Error::new(Kind::Unavailable, "shutting_down", "the server is shutting down")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_that_sleeps_is_not_stalled_and_one_that_only_spins_is() {
+        let long_ago = Instant::now().checked_sub(Duration::from_secs(100)).expect("an instant");
+        let shared = Shared { started: long_ago, ..Shared::new() };
+        assert_eq!(shared.stalled_for(), Duration::ZERO, "no work yet");
+        shared.heartbeat.store(0, Ordering::Release);
+        assert!(shared.stalled_for() >= Duration::from_secs(100));
+        shared.beat(false);
+        assert!(shared.stalled_for() < Duration::from_secs(10), "a step was finished");
+        shared.beat(true);
+        assert_eq!(shared.stalled_for(), Duration::ZERO);
+    }
 }

@@ -138,7 +138,6 @@ impl Engine {
             while let Ok(command) = self.commands.try_recv() {
                 self.take(command);
             }
-            self.shared.beat(false);
             self.step(Instant::now());
         }
     }
@@ -156,6 +155,7 @@ impl Engine {
             Ok(()) => self.commit(now, self.model.device().op_calls() - ops),
             Err(panic) => self.fail(&*panic),
         }
+        self.shared.beat(false);
         self.report();
     }
 

@@ -54,6 +54,8 @@ pub struct Metrics {
     pub load_seconds: Histogram,
     /// by `code`
     pub adapters_refused: IntCounterVec,
+    pub usage_records: IntCounter,
+    pub usage_commit_failures: IntCounter,
     adapters: AdapterTable,
 }
 
@@ -125,6 +127,9 @@ impl Metrics {
                 "Uploads refused, by error code.",
                 &["code"],
             ),
+            usage_records: m.counter("usage_records_total", "Usage records committed."),
+            usage_commit_failures: m
+                .counter("usage_commit_failures_total", "Commits of usage that were tried again."),
             adapters: AdapterTable::new(&m, adapters_max),
             registry,
         }

@@ -5,6 +5,7 @@ use reqwest::Method;
 use reqwest::multipart::{Form, Part};
 use std::io::{Cursor, Write};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -231,4 +232,41 @@ async fn the_smallest_steps_still_probe_an_upload() {
     let live = Live::start(&["--sequences-max", "1", "--rows-max", "1"]);
     assert_eq!(live.upload("small", 1).await.status, 201);
     assert_eq!(live.chat(hello("small", 3)).await.status, 200);
+}
+
+/// How many adapters; the figures in the header's words are of 5,000.
+fn many() -> usize {
+    std::env::var("POLYLORA_ADAPTERS").map_or(60, |n| n.parse().expect("a number"))
+}
+
+/// With `POLYLORA_ADAPTERS=5000`: the metrics page under 1 MB and the list under 100 ms.
+#[tokio::test]
+async fn thousands_of_adapters_fit_the_pages() {
+    let live = Live::start(&["--adapter-bytes-max", "4GiB", "--resident-max", "8192"]);
+    let names: Vec<String> = (0..many()).map(|i| format!("customer-{i:05}")).collect();
+    for (seed, name) in names.iter().enumerate() {
+        let dir = live.adapter_files(seed as u64, 0.3);
+        let uploaded = live.request(Method::PUT, &format!("/v1/adapters/{name}"));
+        assert_eq!(whole(uploaded.multipart(form(&dir))).await.status, 201, "{name}");
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+    for name in names.iter().take(200) {
+        assert_eq!(live.chat(hello(name, 2)).await.status, 200);
+    }
+    let page = live.get("/metrics").await.text;
+    let loaded = page.matches("vllm:lora_adapter_loaded{").count();
+    assert_eq!(loaded, names.len(), "all are resident");
+    let mut times = Vec::new();
+    for _ in 0..10 {
+        let begun = Instant::now();
+        let list = live.get("/v1/adapters").await;
+        times.push(begun.elapsed());
+        assert_eq!(list.json()["data"].as_array().map(Vec::len), Some(names.len()));
+    }
+    times.sort();
+    eprintln!("{} adapters: /metrics {} bytes, list {times:?}", names.len(), page.len());
+    assert!(page.len() < 1_000_000, "{} bytes", page.len());
+    if names.len() >= 1000 {
+        assert!(times[5] < Duration::from_millis(100), "{times:?}");
+    }
 }

@@ -63,7 +63,11 @@ async fn a_full_queue_answers_429_with_retry_after() {
     let seconds: u64 = refused.header("retry-after").parse().expect("seconds");
     assert!((1..=30).contains(&seconds));
     assert_eq!(refused.header("x-polylora-adapter"), "base", "refused after it was resolved");
-    assert_eq!(live.get("/ready").await.status, 200, "busy is not ill");
+    let ready = live.get("/ready").await;
+    assert_eq!((ready.status, &ready.json()["status"]), (503, &json!("saturated")));
+    for path in ["/live", "/health"] {
+        assert_eq!(live.get(path).await.status, 200, "busy is not ill");
+    }
     drop((first, second));
     live.idle().await;
     assert_eq!(live.chat(hello(BASE, 1)).await.status, 200);
@@ -109,17 +113,74 @@ async fn told_to_stop_the_server_finishes_what_runs_and_takes_nothing_new() {
     let ask = with(hello(BASE, 3000), json!({"stream": true}));
     let stream = live.socket("POST /v1/chat/completions", &ask.to_string());
     running(&live, 1.0).await;
-    let address = live.server.url.strip_prefix("http://").unwrap().to_owned();
-    let ending = std::thread::spawn(move || live.server.terminate());
-    let begun = Instant::now();
-    while std::net::TcpStream::connect(&address).is_ok() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "the port closes");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    live.server.ask_to_stop();
+    live.until("it drains", async || live.get("/ready").await.status == 503).await;
+    assert_eq!(live.get("/ready").await.json()["status"], "draining");
+    assert_eq!(live.get("/live").await.status, 200);
+    let late = live.chat(hello(BASE, 1)).await;
+    assert_eq!(late.error(), "503 shutting_down -");
+    assert_eq!((late.header("retry-after"), late.header("connection")), ("5", "close"));
     let (_, body) = rest(stream);
     assert!(body.ends_with("data: [DONE]\n\n"), "the stream was finished");
     assert!(body.contains("\"finish_reason\":\"length\""));
-    assert!(ending.join().unwrap().success(), "exit code 0");
+    assert!(live.server.wait().success(), "exit code 0");
+}
+
+#[tokio::test]
+async fn fifty_streams_outlive_the_signal_and_each_has_its_record() {
+    const STREAMS: usize = 50;
+    let live = Live::start(&["--drain-seconds", "60", "--usage-commit-ms", "5000"]);
+    let ask = with(hello(BASE, 400), json!({"stream": true}));
+    let socket = || live.socket("POST /v1/chat/completions", &ask.to_string());
+    let streams: Vec<_> = (0..STREAMS).map(|_| socket()).collect();
+    running(&live, STREAMS as f64).await;
+    live.server.ask_to_stop();
+    let readers: Vec<_> =
+        streams.into_iter().map(|s| std::thread::spawn(move || rest(s).1)).collect();
+    for reader in readers {
+        let body = reader.join().expect("read");
+        assert!(body.ends_with("data: [DONE]\n\n"), "truncated: {}", body.len());
+    }
+    let live = live.restart_after_its_end(&[]);
+    let sums = live.get("/v1/usage").await.json();
+    assert_eq!(sums["sums"][0]["requests"], STREAMS, "{sums}");
+    assert_eq!(sums["sums"][0]["completion_tokens"], 400 * STREAMS);
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_what_still_runs() {
+    let live = Live::start(&["--drain-seconds", "3600"]);
+    let stream = live.socket("POST /v1/chat/completions", &endless(json!({"stream": true})));
+    running(&live, 1.0).await;
+    live.server.ask_to_stop();
+    live.until("it drains", async || live.get("/ready").await.status == 503).await;
+    live.server.ask_to_stop();
+    let (_, body) = rest(stream);
+    assert!(body.contains("shutting_down") && !body.contains("[DONE]"), "{body}");
+    assert!(live.server.wait().success());
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_loses_its_connection() {
+    let live = Live::start(&["--write-seconds-max", "1"]);
+    let ask = endless(json!({"stream": true, "n": 8, "logprobs": true, "top_logprobs": 20}));
+    let socket = live.socket("POST /v1/chat/completions", &ask);
+    let failed = "polylora_adapter_requests_total{adapter=\"base\",finished_reason=\"cancelled\"}";
+    live.until("it is cut off", async || live.metric(failed).await == 1.0).await;
+    live.idle().await;
+    drop(socket);
+}
+
+#[tokio::test]
+async fn a_head_that_never_ends_is_not_waited_for() {
+    let live = Live::start(&["--head-seconds-max", "1"]);
+    let address = live.server.url.strip_prefix("http://").unwrap();
+    let mut socket = std::net::TcpStream::connect(address).unwrap();
+    std::io::Write::write_all(&mut socket, b"GET /live HTTP/1.1\r\nhost: x\r\n").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+    let mut answer = Vec::new();
+    // An answer or none, but an end.
+    socket.read_to_end(&mut answer).expect("closed before the read times out");
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -59,25 +60,38 @@ fn case() -> Value {
 impl Live {
     /// Starts the program with more flags.
     pub fn start(more: &[&str]) -> Self {
-        Self::start_logging(more, std::process::Stdio::inherit())
+        Self::start_logging(more, Stdio::inherit())
     }
 
     /// The same, with the program's log going to `log`.
-    pub fn start_logging(more: &[&str], log: std::process::Stdio) -> Self {
+    pub fn start_logging(more: &[&str], log: Stdio) -> Self {
         let dir = tempfile::tempdir().expect("directory");
         let model = dir.path().join("model");
         std::fs::create_dir(&model).expect("directory");
         tiny::write(&model, &case(), tiny::Storage::F32, 1);
-        let mut flags = vec![
-            "--served-name",
-            BASE,
-            "--threads",
-            "1",
-            "--kv-bytes",
-            "64MiB",
-            "--adapter-bytes-max",
-            "16MiB",
-        ];
+        Self::start_in(dir, more, log)
+    }
+
+    /// Kills it, as a crash would, and starts it again on what is on disk.
+    pub fn crash_and_restart(self, more: &[&str]) -> Self {
+        let Self { server, dir, .. } = self;
+        drop(server);
+        Self::start_in(dir, more, Stdio::inherit())
+    }
+
+    /// Waits for the end it was asked for and starts it again.
+    pub fn restart_after_its_end(self, more: &[&str]) -> Self {
+        let Self { server, dir, .. } = self;
+        assert!(server.wait().success(), "exit code 0");
+        Self::start_in(dir, more, Stdio::inherit())
+    }
+
+    fn start_in(dir: TempDir, more: &[&str], log: Stdio) -> Self {
+        let model = dir.path().join("model");
+        let mut flags = vec!["--served-name", BASE, "--threads", "1", "--kv-bytes", "64MiB"];
+        if !more.contains(&"--adapter-bytes-max") {
+            flags.extend_from_slice(&["--adapter-bytes-max", "16MiB"]);
+        }
         flags.extend_from_slice(more);
         let server = Server::start_logging(&model, &dir.path().join("data"), &flags, log);
         let client = Client::builder().no_proxy().build().expect("a client");

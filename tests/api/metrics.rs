@@ -1,14 +1,23 @@
-//! `/metrics` against a scripted workload: every figure by adapter is the sum of what the answers
-//! said.
+//! `/metrics` and `/v1/usage` against a scripted workload: every figure by adapter is the sum of
+//! what the answers said.
 
 use crate::live::{BASE, Live, hello, with};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What answers said they used, by adapter.
 #[derive(Default, Debug, PartialEq, Clone)]
 struct Sum {
     requests: BTreeMap<String, u64>,
+    prompt: u64,
+    cached: u64,
+    completion: u64,
+}
+
+/// The same, as the usage log sums it.
+#[derive(Default, Debug, PartialEq)]
+struct Logged {
+    requests: u64,
     prompt: u64,
     cached: u64,
     completion: u64,
@@ -60,6 +69,7 @@ async fn the_page_equals_a_scripted_workload() {
         assert_eq!(live.upload(name, seed as u64 + 1).await.status, 201);
     }
     let mut sums: BTreeMap<&str, Sum> = BTreeMap::new();
+    let mut logged: BTreeMap<&str, Logged> = BTreeMap::new();
     let label = |model: &str| match model {
         BASE => "base",
         "one" => "one",
@@ -93,6 +103,23 @@ async fn the_page_equals_a_scripted_workload() {
     let page = live.get("/metrics").await.text;
     for (adapter, sum) in &sums {
         assert_eq!(&told(&page, adapter), sum, "{adapter}");
+    }
+    let usage = live.get("/v1/usage").await.json();
+    for sum in usage["sums"].as_array().expect("sums") {
+        let name = sum["adapter"].as_str().expect("a name");
+        let logged = logged.entry(label(if name == "base" { BASE } else { name })).or_default();
+        let number = |key: &str| sum[key].as_u64().expect("a number");
+        *logged = Logged {
+            requests: logged.requests + number("requests"),
+            prompt: logged.prompt + number("prompt_tokens"),
+            cached: logged.cached + number("cached_tokens"),
+            completion: logged.completion + number("completion_tokens"),
+        };
+    }
+    for (adapter, sum) in &sums {
+        let requests = sum.requests.values().sum();
+        let Sum { prompt, cached, completion, .. } = *sum;
+        assert_eq!(logged[adapter], Logged { requests, prompt, cached, completion }, "{adapter}");
     }
     assert!(!page.contains("adapter=\"three\"") && !page.contains("nobody"), "{page}");
     let route = "polylora_http_requests_total{route=\"/v1/chat/completions\",status=";
@@ -146,4 +173,56 @@ async fn a_deleted_adapter_leaves_the_page() {
         !live.get("/metrics").await.text.contains("\"gone\"")
     })
     .await;
+}
+
+/// Names of series in a dashboard's queries.
+fn queried(value: &Value, names: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                match value.as_str() {
+                    Some(query) if key == "expr" || key == "query" => {
+                        let words = query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+                        let ours = words.filter(|w| w.starts_with("polylora_"));
+                        names.extend(ours.map(str::to_owned));
+                    }
+                    _ => queried(value, names),
+                }
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|v| queried(v, names)),
+        _ => {}
+    }
+}
+
+#[tokio::test]
+async fn every_series_of_the_dashboard_is_on_the_page_and_the_other_way_round() {
+    let live = Live::start(&[]);
+    live.upload("one", 1).await;
+    let live = live.crash_and_restart(&[]);
+    // One of everything that has labels.
+    live.chat(hello("one", 2)).await;
+    live.request(reqwest::Method::PUT, "/v1/adapters/bad").body("?").send().await.expect("refused");
+    let ended =
+        async || live.metric("polylora_requests_finished_total{finished_reason=\"length\"}").await;
+    live.until("it is counted", async || ended().await == 1.0).await;
+    let page = live.get("/metrics").await.text;
+    assert_eq!(figure(&page, "polylora_adapter_cold_starts_total{reason=\"start\"}"), 1);
+    let typed = page.lines().filter_map(|l| l.strip_prefix("# TYPE polylora_"));
+    let families: BTreeMap<String, bool> = typed
+        .filter_map(|l| l.split_once(' '))
+        .map(|(name, kind)| (format!("polylora_{name}"), kind == "histogram"))
+        .collect();
+    let dashboard: Value =
+        serde_json::from_str(include_str!("../../src/metrics/dashboard.json")).expect("JSON");
+    let mut names = BTreeSet::new();
+    queried(&dashboard, &mut names);
+    assert!(names.len() > 25, "{names:?}");
+    let family = |name: &String| match name.strip_suffix("_bucket") {
+        Some(histogram) if families.get(histogram) == Some(&true) => histogram.to_owned(),
+        _ => name.clone(),
+    };
+    let shown: BTreeSet<String> = names.iter().map(family).collect();
+    let exported: BTreeSet<String> = families.into_keys().collect();
+    assert_eq!(shown, exported);
 }

@@ -43,9 +43,24 @@ impl Server {
     }
 
     /// Asks it to stop, as an operator would, and waits.
-    pub fn terminate(mut self) -> std::process::ExitStatus {
+    pub fn terminate(self) -> std::process::ExitStatus {
+        self.ask_to_stop();
+        self.wait()
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends SIGTERM.
+    pub fn ask_to_stop(&self) {
         let pid = self.child.id().to_string();
         Command::new("kill").arg(pid).status().expect("kill");
+    }
+
+    /// Waits for its end.
+    pub fn wait(mut self) -> std::process::ExitStatus {
         self.child.wait().expect("it ends")
     }
 }

@@ -12,6 +12,7 @@ pub mod known;
 mod models;
 mod sampling;
 mod tokens;
+mod usage;
 
 pub use adapters::*;
 pub use chat::*;
@@ -20,6 +21,7 @@ pub use keys::*;
 pub use models::*;
 pub use sampling::*;
 pub use tokens::*;
+pub use usage::*;
 
 use serde::Serialize;
 use utoipa::ToSchema;

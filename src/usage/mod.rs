@@ -1,0 +1,169 @@
+//! Usage records: who used which adapter version for how many tokens, one row a request.
+//!
+//! Owns `usage.db`, the queue before it and the one task that writes. Never meters: whoever answers
+//! says what was used. The thing to know: a place in the queue is taken before a request is
+//! computed, so a record always has room, and a row's key is the answer's own id, so that writing
+//! it again changes nothing.
+
+mod read;
+mod write;
+
+pub use read::{Filter, Sum};
+
+use crate::database;
+use crate::error::{Error, Kind, Result};
+use crate::metrics::Metrics;
+use sqlx::sqlite::SqlitePool;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE usage (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        request_id TEXT NOT NULL,
+        ended_ms INTEGER NOT NULL,
+        tenant TEXT NOT NULL,
+        key_id TEXT NOT NULL,
+        adapter TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        digest TEXT NOT NULL,
+        prompt_tokens INTEGER NOT NULL,
+        cached_tokens INTEGER NOT NULL,
+        completion_tokens INTEGER NOT NULL,
+        finish_reason TEXT NOT NULL,
+        route TEXT NOT NULL,
+        status INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX usage_by_time ON usage (ended_ms);
+"];
+
+/// What one request used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The answer's id, made by the server: the key. A client's own request id may repeat.
+    pub id: String,
+    /// What the `x-request-id` of the answer said.
+    pub request_id: String,
+    /// Unix milliseconds of its end.
+    pub ended_ms: u64,
+    /// Whose key it was; empty for one without a tenant.
+    pub tenant: String,
+    pub key_id: String,
+    /// Name, `base` for the base model, and version, 0 for the base.
+    pub adapter: String,
+    pub version: u64,
+    pub digest: String,
+    pub prompt_tokens: u64,
+    pub cached_tokens: u64,
+    pub completion_tokens: u64,
+    /// stop, length, cancelled or failed
+    pub finish_reason: String,
+    pub route: String,
+    /// 200, 499 where the client went away, or the error's.
+    pub status: u16,
+}
+
+/// Bounds of the log.
+#[derive(Debug, Clone)]
+pub struct UsageOptions {
+    /// Directory of `usage.db`.
+    pub data_dir: PathBuf,
+    /// Records that may wait for their commit, requests under way included.
+    pub queue_max: usize,
+    /// Records are gathered for this long before they are committed together.
+    pub commit_time: Duration,
+    /// Older records, and more of them, are removed.
+    pub days_max: u64,
+    pub records_max: u64,
+}
+
+/// What the writer is sent.
+enum Message {
+    Record(Box<Record>, oneshot::Sender<()>),
+    /// Answered once everything sent before is committed.
+    Flush(oneshot::Sender<()>),
+}
+
+/// The log. Cheap to clone; the writer ends when the last clone and the last place are gone.
+#[derive(Clone)]
+pub struct UsageLog {
+    queue: mpsc::Sender<Message>,
+    /// A connection of its own: a long sum delays no commit.
+    reader: SqlitePool,
+}
+
+/// A request's place in the queue.
+pub struct Place {
+    permit: mpsc::OwnedPermit<Message>,
+}
+
+impl Place {
+    /// Hands the record over; never waits. The receipt resolves when it is committed.
+    pub fn write(self, record: Record) -> Receipt {
+        let (committed, receipt) = oneshot::channel();
+        self.permit.send(Message::Record(Box::new(record), committed));
+        Receipt(receipt)
+    }
+}
+
+/// A commit that is to come.
+pub struct Receipt(oneshot::Receiver<()>);
+
+impl Receipt {
+    /// Waits until the record is on disk.
+    pub async fn committed(self) {
+        // A writer that is gone was told to end after a last commit.
+        let _ = self.0.await;
+    }
+}
+
+impl UsageLog {
+    /// Opens `usage.db` and starts the writer. Errors: `data_dir_unsupported`.
+    pub async fn open(options: UsageOptions, metrics: Arc<Metrics>) -> Result<Self> {
+        let path = options.data_dir.join("usage.db");
+        let writer = database::open(&path, MIGRATIONS).await?;
+        let reader = database::open(&path, MIGRATIONS).await?;
+        let (queue, messages) = mpsc::channel(options.queue_max.max(1));
+        tokio::spawn(write::Writer::new(writer, options, metrics).run(messages));
+        Ok(Self { queue, reader })
+    }
+
+    /// A place for one record. Errors: `usage_backlogged` when the disk is so far behind that the
+    /// queue is full: what cannot be accounted for is not computed.
+    pub fn reserve(&self) -> Result<Place> {
+        let permit = self.queue.clone().try_reserve_owned().map_err(|_| {
+            Error::new(
+                Kind::Unavailable,
+                "usage_backlogged",
+                "usage records cannot be written fast enough; see the server's log",
+            )
+        })?;
+        Ok(Place { permit })
+    }
+
+    /// Waits until every record handed over before is committed.
+    pub async fn flush(&self) {
+        let (done, flushed) = oneshot::channel();
+        if self.queue.send(Message::Flush(done)).await.is_ok() {
+            let _ = flushed.await;
+        }
+    }
+
+    /// Tokens by tenant and adapter, in that order; at most `limit` rows.
+    pub async fn sums(&self, filter: &Filter, limit: u64) -> Result<Vec<Sum>> {
+        read::sums(&self.reader, filter, limit).await
+    }
+
+    /// Records in the order of their commits, after the one numbered `after`, each with its number.
+    pub async fn records(
+        &self,
+        filter: &Filter,
+        after: u64,
+        limit: u64,
+    ) -> Result<Vec<(u64, Record)>> {
+        read::records(&self.reader, filter, after, limit).await
+    }
+}

@@ -1,0 +1,161 @@
+//! The writer: gathers records for a moment and commits them together.
+//!
+//! Owns commits and the removal of old records. Never loses a record it was given while the process
+//! lives: a commit that fails is tried again. The thing to know: records that are not committed yet
+//! are all that a crash can lose.
+
+use super::{Message, Record, UsageOptions};
+use crate::metrics::Metrics;
+use sqlx::sqlite::SqlitePool;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, oneshot};
+
+/// Records of one commit, at most.
+const BATCH_MAX: usize = 1000;
+/// Between two looks for old records, and how many go at once.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+const PRUNED_MAX: i64 = 10_000;
+/// After a commit that failed, doubled each time up to the second.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
+
+const DAY_MS: u64 = 86_400_000;
+
+const INSERT: &str = "
+    INSERT INTO usage (id, request_id, ended_ms, tenant, key_id, adapter, version, digest,
+                       prompt_tokens, cached_tokens, completion_tokens, finish_reason, route,
+                       status)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (id) DO NOTHING";
+
+pub struct Writer {
+    pool: SqlitePool,
+    options: UsageOptions,
+    metrics: Arc<Metrics>,
+    records: Vec<Record>,
+    waiting: Vec<oneshot::Sender<()>>,
+    pruned: Option<Instant>,
+}
+
+impl Writer {
+    pub fn new(pool: SqlitePool, options: UsageOptions, metrics: Arc<Metrics>) -> Self {
+        let (records, waiting) = (Vec::new(), Vec::new());
+        Self { pool, options, metrics, records, waiting, pruned: None }
+    }
+
+    /// Until every sender is gone.
+    pub async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
+        while let Some(first) = messages.recv().await {
+            if !self.take(first) {
+                self.gather(&mut messages).await;
+            }
+            self.commit().await;
+            self.prune().await;
+        }
+        self.pool.close().await;
+    }
+
+    /// True: somebody waits for the commit now.
+    fn take(&mut self, message: Message) -> bool {
+        match message {
+            Message::Record(record, committed) => {
+                self.records.push(*record);
+                self.waiting.push(committed);
+                false
+            }
+            Message::Flush(done) => {
+                self.waiting.push(done);
+                true
+            }
+        }
+    }
+
+    /// Takes what comes within the commit time, or until a flush.
+    async fn gather(&mut self, messages: &mut mpsc::Receiver<Message>) {
+        let end = tokio::time::Instant::now() + self.options.commit_time;
+        while self.records.len() < BATCH_MAX {
+            match tokio::time::timeout_at(end, messages.recv()).await {
+                Ok(Some(message)) => {
+                    if self.take(message) {
+                        return;
+                    }
+                }
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Commits the batch, however long it takes.
+    async fn commit(&mut self) {
+        let mut pause = RETRY_AFTER;
+        while let Err(error) = self.try_commit().await {
+            self.metrics.usage_commit_failures.inc();
+            tracing::error!(%error, records = self.records.len(), "usage records not committed");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_AFTER_MAX);
+        }
+        self.metrics.usage_records.inc_by(self.records.len() as u64);
+        self.records.clear();
+        for waiting in self.waiting.drain(..) {
+            // Whoever does not wait any more has its record all the same.
+            let _ = waiting.send(());
+        }
+    }
+
+    async fn try_commit(&self) -> sqlx::Result<()> {
+        if self.records.is_empty() {
+            return Ok(());
+        }
+        let mut t = self.pool.begin().await?;
+        for r in &self.records {
+            sqlx::query(INSERT)
+                .bind(&r.id)
+                .bind(&r.request_id)
+                .bind(r.ended_ms as i64)
+                .bind(&r.tenant)
+                .bind(&r.key_id)
+                .bind(&r.adapter)
+                .bind(r.version as i64)
+                .bind(&r.digest)
+                .bind(r.prompt_tokens as i64)
+                .bind(r.cached_tokens as i64)
+                .bind(r.completion_tokens as i64)
+                .bind(&r.finish_reason)
+                .bind(&r.route)
+                .bind(i64::from(r.status))
+                .execute(&mut *t)
+                .await?;
+        }
+        t.commit().await
+    }
+
+    /// Removes what is too old or too much, a bounded number at a time.
+    async fn prune(&mut self) {
+        if self.pruned.is_some_and(|at| at.elapsed() < PRUNE_EVERY) {
+            return;
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        let oldest = now.saturating_sub(self.options.days_max.saturating_mul(DAY_MS));
+        let removed = sqlx::query(
+            "DELETE FROM usage WHERE sequence IN (
+                SELECT sequence FROM usage
+                WHERE sequence <= (SELECT max(sequence) FROM usage) - ?1 OR ended_ms < ?2
+                ORDER BY sequence LIMIT ?3)",
+        )
+        .bind(self.options.records_max as i64)
+        .bind(oldest as i64)
+        .bind(PRUNED_MAX)
+        .execute(&self.pool)
+        .await;
+        match removed {
+            // A full bite leaves more to do: the next commit goes on.
+            Ok(done) if done.rows_affected() as i64 == PRUNED_MAX => {}
+            Ok(_) => self.pruned = Some(Instant::now()),
+            Err(error) => {
+                tracing::warn!(%error, "old usage records not removed");
+                self.pruned = Some(Instant::now());
+            }
+        }
+    }
+}
