@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 const RUNNING: usize = 16;
 const WAITING: usize = 32;
 const CLIENTS: usize = 32;
-const TOKENS: usize = 192;
+const TOKENS: usize = 800;
 /// Below this a run is too short to judge figures by.
 const MEASURED_SECONDS: u64 = 30;
 

@@ -234,12 +234,12 @@ async fn the_smallest_steps_still_probe_an_upload() {
     assert_eq!(live.chat(hello("small", 3)).await.status, 200);
 }
 
-/// How many adapters; the figures in the header's words are of 5,000.
+/// How many adapters; the measured figures are of 5,000.
 fn many() -> usize {
-    std::env::var("POLYLORA_ADAPTERS").map_or(60, |n| n.parse().expect("a number"))
+    std::env::var("POLYLORA_COUNT").map_or(60, |n| n.parse().expect("a number"))
 }
 
-/// With `POLYLORA_ADAPTERS=5000`: the metrics page under 1 MB and the list under 100 ms.
+/// With `POLYLORA_COUNT=5000`: the metrics page under 1 MB and the list under 100 ms.
 #[tokio::test]
 async fn thousands_of_adapters_fit_the_pages() {
     let live = Live::start(&["--adapter-bytes-max", "4GiB", "--resident-max", "8192"]);
