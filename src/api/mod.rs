@@ -28,6 +28,7 @@ mod serve;
 mod socket;
 mod stream;
 mod target;
+mod templates;
 mod tokenize;
 mod upload;
 mod usage;
@@ -41,6 +42,7 @@ use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::text::Text;
 use crate::usage::UsageLog;
+use crate::text::sandbox::Sandbox;
 pub use serve::serve;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -59,6 +61,8 @@ pub struct App {
     pub context: usize,
     pub vocab: usize,
     pub text: Text,
+    /// Renders chat templates that came with adapters.
+    pub sandbox: Arc<Sandbox>,
     pub engine: EngineHandle,
     pub registry: Registry,
     pub access: Access,
@@ -80,6 +84,8 @@ struct Api {
     draining: AtomicBool,
     /// Templates and tokenizers running on blocking threads.
     encoders: Arc<Semaphore>,
+    /// Templates of adapters, on their way or in use.
+    templates: templates::Templates,
     /// Uploads being received.
     uploads: Arc<Semaphore>,
     /// Adapters that requests are at.
@@ -93,6 +99,7 @@ impl Api {
             started: now(),
             draining: AtomicBool::new(false),
             encoders: Arc::new(Semaphore::new(encoders)),
+            templates: templates::Templates::new(),
             uploads: Arc::new(Semaphore::new(app.config.uploads_max.max(1))),
             under_way: account::UnderWay::default(),
             app,

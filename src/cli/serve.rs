@@ -7,6 +7,8 @@ use super::banner::Banner;
 use super::ledger::{self, Ledger};
 use super::{dtype_named, log, say};
 use crate::access::Access;
+use crate::adapters::BaseText;
+use crate::adapters::format::files::canonical_name;
 use crate::adapters::registry::{Entry, Publish, Registry, RegistryOptions};
 use crate::api::{self, App};
 use crate::config::{Config, RawConfig, memory_available};
@@ -20,6 +22,7 @@ use crate::model::weights::Weights;
 use crate::model::{Model, ModelOptions};
 use crate::text::Text;
 use crate::usage::{UsageLog, UsageOptions};
+use crate::text::sandbox::{Sandbox, TemplateSource};
 use clap::Args;
 use polylora_kernels::{Device, Dtype, KvCache};
 use std::path::{Path, PathBuf};
@@ -71,11 +74,18 @@ pub fn run(args: ServeArgs) -> Result<()> {
         .enable_all()
         .build()
         .map_err(|e| Error::fault(format!("cannot start the runtime: {e}")))?;
-    let access = Access::open(&config.data_dir, config.api_key.as_deref());
-    let access = runtime.block_on(access)?;
+    runtime.block_on(async {
+        let (app, storage) = assemble(config).await?;
+        listen(app, &storage).await
+    })
+}
+
+/// A whole server but its port, with the adapters named at start; and how the weights are stored,
+/// in words. Blocks while the model loads.
+pub async fn assemble(config: Config) -> Result<(App, String)> {
+    let access = Access::open(&config.data_dir, config.api_key.as_deref()).await?;
     config.guarded(access.required())?;
-    let ready = Prepared::new(&config)?;
-    runtime.block_on(ready.serve(config, access))
+    Prepared::new(&config)?.start(config, access).await
 }
 
 /// Everything that holds big memory, made and checked.
@@ -133,21 +143,22 @@ impl Prepared {
         })
     }
 
-    /// Starts the engine, opens the registry, loads the adapters named at start, listens until told
-    /// to stop.
-    async fn serve(self, config: Config, access: Access) -> Result<()> {
+    /// Starts the engine, opens the registry, loads the adapters named at start.
+    async fn start(self, config: Config, access: Access) -> Result<(App, String)> {
         let device = self.model.device().name();
         let shape = Arc::new(self.weights.shape.clone());
         let metrics = Arc::new(Metrics::bounded(config.metric_adapters_max));
         let options = engine_options(&config, self.kv_pages, self.context, &self.text)?;
         let engine =
             EngineHandle::start(self.model, self.weights.digest, options, metrics.clone())?;
+        let sandbox = Arc::new(Sandbox::of_this_program()?);
         let registry = Registry::open(
             RegistryOptions {
                 data_dir: config.data_dir.clone(),
                 base_name: self.base_name.clone(),
                 shape: shape.clone(),
                 dtype: self.weights.dtype,
+                text: base_text(&self.text, &sandbox, shape.vocab, self.context),
                 resident_bytes_max: config.adapter_bytes_max,
                 upload_bytes_max: config.upload_bytes_max,
                 versions_kept: config.versions_kept,
@@ -164,22 +175,6 @@ impl Prepared {
             load_adapter(&registry, name, dir).await?;
         }
 
-        let listener = listen(&config).await?;
-        let address = listener
-            .local_addr()
-            .map_err(|e| Error::fault(format!("cannot tell the address: {e}")))?;
-        let banner = Banner {
-            url: &format!("http://{address}"),
-            base: &self.base_name,
-            device: &device,
-            storage: &self.storage,
-            context: self.context,
-            adapters: &registry.list(),
-            program: &std::env::args().next().unwrap_or_else(|| "polylora".to_owned()),
-            locked: access.required(),
-        };
-        say(&banner.page());
-
         let app = App {
             config: Arc::new(config),
             base_name: self.base_name.into(),
@@ -188,14 +183,34 @@ impl Prepared {
             context: self.context,
             vocab: shape.vocab,
             text: self.text,
+            sandbox,
             engine,
             registry,
             access,
             metrics,
             usage,
         };
-        api::serve(app, listener, told_to_stop()?).await
+        Ok((app, self.storage))
     }
+}
+
+/// Opens the port, says so, and serves until told to stop.
+async fn listen(app: App, storage: &str) -> Result<()> {
+    let listener = bind(&app.config).await?;
+    let address =
+        listener.local_addr().map_err(|e| Error::fault(format!("cannot tell the address: {e}")))?;
+    let banner = Banner {
+        url: &format!("http://{address}"),
+        base: &app.base_name,
+        device: &app.device,
+        storage,
+        context: app.context,
+        adapters: &app.registry.list(),
+        program: &std::env::args().next().unwrap_or_else(|| "polylora".to_owned()),
+        locked: app.access.required(),
+    };
+    say(&banner.page());
+    api::serve(app, listener, told_to_stop()?).await
 }
 
 fn dtype_name(dtype: Dtype) -> &'static str {
@@ -291,6 +306,24 @@ fn usage_options(config: &Config) -> UsageOptions {
     }
 }
 
+/// What the text side says of bundles.
+fn base_text(text: &Text, sandbox: &Arc<Sandbox>, vocab: usize, context: usize) -> BaseText {
+    let (sandbox, (bos, eos)) = (sandbox.clone(), text.template_tokens());
+    let tokenizer = text.tokenizer.clone();
+    BaseText {
+        check_template: Arc::new(move |template| {
+            sandbox.check(&TemplateSource {
+                text: template.text.clone(),
+                bos_token: template.bos_token.clone().or_else(|| bos.clone()),
+                eos_token: template.eos_token.clone().or_else(|| eos.clone()),
+            })
+        }),
+        token_id: Arc::new(move |token| tokenizer.token_to_id(token)),
+        vocab,
+        context,
+    }
+}
+
 /// Brings an adapter in by the door that uploads use. A refusal stops the start and names the
 /// adapter.
 async fn load_adapter(registry: &Registry, name: &str, from: &Path) -> Result<Entry> {
@@ -306,9 +339,8 @@ async fn load_adapter(registry: &Registry, name: &str, from: &Path) -> Result<En
 fn copy_files(from: &Path, to: &Path) -> Result<(), String> {
     let ours = |path: &Path| {
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        name == "adapter_config.json"
+        canonical_name(name).is_some()
             || (name.starts_with("adapter_model.") && !name.ends_with(".json"))
-            || name.ends_with(".gguf")
     };
     let files: Vec<PathBuf> = if from.is_dir() {
         let entries = std::fs::read_dir(from).map_err(|e| format!("cannot be read: {e}"))?;
@@ -326,7 +358,7 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), String> {
     Ok(())
 }
 
-async fn listen(config: &Config) -> Result<TcpListener> {
+async fn bind(config: &Config) -> Result<TcpListener> {
     let (host, port) = (config.host.as_str(), config.port);
     TcpListener::bind((host, port)).await.map_err(|e| {
         let message =

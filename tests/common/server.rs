@@ -42,6 +42,10 @@ impl Server {
         Self { child, url }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Asks it to stop, as an operator would, and waits.
     pub fn terminate(self) -> std::process::ExitStatus {
         self.ask_to_stop();
