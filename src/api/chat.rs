@@ -45,7 +45,7 @@ pub async fn post(
 ) -> Result<Response> {
     let ChatRequest { shared, own } = ChatRequest { shared: take(&mut body)?, own: rest(body)? };
     let (mut checked, conversation) = check(&api, shared.clone(), own)?;
-    let target = api.lease(&caller, &shared.model).await?;
+    let target = api.lease(&caller, &shared.model, shared.user.as_deref()).await?;
     let tokens_default = checked.fill(&shared, &target, &api);
     let answer = async {
         let version = target.lease.as_ref().map(|l| l.version().clone());

@@ -7,6 +7,7 @@
 
 mod account;
 mod adapters;
+mod aliases;
 mod archive;
 mod auth;
 mod body;
@@ -32,6 +33,7 @@ mod templates;
 mod tokenize;
 mod upload;
 mod usage;
+mod versions;
 mod wire;
 
 use crate::access::Access;

@@ -17,3 +17,4 @@ mod refusals;
 mod routes;
 mod streams;
 mod usage;
+mod versions;

@@ -5,6 +5,7 @@
 //! documentation at `/docs`.
 
 mod adapters;
+mod aliases;
 mod chat;
 mod completions;
 mod keys;
@@ -15,6 +16,7 @@ mod tokens;
 mod usage;
 
 pub use adapters::*;
+pub use aliases::*;
 pub use chat::*;
 pub use completions::*;
 pub use keys::*;

@@ -5,7 +5,7 @@
 //! output can run out of them. Whose turn it is and who gives way is `shares`' to say: the newest
 //! of whoever has most.
 
-use super::{End, Notice, Scheduler};
+use super::{Notice, Scheduler};
 use crate::engine::pages::{PAGE, Pages, pages_for};
 use crate::engine::sequence::Sequence;
 use std::time::Instant;
@@ -77,12 +77,12 @@ impl Plan {
 }
 
 impl Scheduler {
-    /// Fills `plan` with the rows of the next step. First lets go of whoever was cancelled. The
-    /// plan is empty only when nothing is left; it is to be committed or aborted before the next
-    /// one.
+    /// Fills `plan` with the rows of the next step. First lets go of whoever was cancelled or cut.
+    /// The plan is empty only when nothing is left; it is to be committed or aborted before the
+    /// next one.
     pub fn plan(&mut self, pages: &mut Pages, now: Instant, plan: &mut Plan) {
         plan.clear();
-        self.drop_abandoned(pages);
+        self.drop_given_up(pages);
         self.shares.tally(&self.running);
         self.secure_pages(pages);
         self.admit(pages, now);
@@ -90,20 +90,20 @@ impl Scheduler {
         self.check(plan);
     }
 
-    fn drop_abandoned(&mut self, pages: &mut Pages) {
+    fn drop_given_up(&mut self, pages: &mut Pages) {
         let mut ended = 0;
-        for sequence in self.running.iter_mut().filter(|s| s.is_abandoned()) {
-            sequence.end = Some(End::Abandoned);
-            ended += 1;
+        for sequence in &mut self.running {
+            sequence.end = sequence.given_up();
+            ended += usize::from(sequence.end.is_some());
         }
         if ended > 0 {
             self.remove_ended(pages);
         }
         for index in (0..self.waiting.len()).rev() {
-            if self.waiting[index].is_abandoned()
+            if let Some(end) = self.waiting[index].given_up()
                 && let Some(sequence) = self.waiting.remove(index)
             {
-                self.end(sequence, End::Abandoned, pages);
+                self.end(sequence, end, pages);
             }
         }
     }
