@@ -45,6 +45,12 @@ impl Cut {
         Cut { rows, row_parts, blocks, runs: blocks.map(|count| count.div_ceil(run)) }
     }
 
+    /// Tasks of any call: `TASKS_PER_THREAD` a thread and one more a site, or, where rows are cut
+    /// too, fewer than twice that.
+    pub(super) fn tasks_max(dev: &Device) -> usize {
+        2 * TASKS_PER_THREAD * dev.threads() + SITES_MAX
+    }
+
     pub(super) fn tasks(&self) -> usize {
         self.runs.iter().sum::<usize>() * self.row_parts
     }

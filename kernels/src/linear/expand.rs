@@ -6,7 +6,8 @@
 
 use std::ops::Range;
 
-use crate::linear::delta::{Stream, block_start, block_width};
+use crate::linear::Change;
+use crate::linear::delta::{Delta, FactorB, Stream, block_start, block_width};
 use crate::matrix::BLOCK;
 use crate::simd::{Element, GROUP, Kernel, LANES, Simd};
 
@@ -20,28 +21,86 @@ pub(super) struct Expand<'a> {
     pub(super) outputs: usize,
     /// The base's bias, where it was not added yet.
     pub(super) bias: Option<&'a [f32]>,
+    /// The site's, by rows; some may lie outside `rows`.
+    pub(super) changes: &'a [Change],
+}
+
+/// What one delta does to its rows.
+struct Segment<'a, E> {
+    at: &'a Expand<'a>,
+    rows: Range<usize>,
+    b: &'a [E],
+    rank: usize,
+    gain: Option<&'a [f32]>,
+    own_bias: Option<&'a [f32]>,
     /// What this thread probably reads next.
-    pub(super) after: *const u8,
+    after: *const u8,
 }
 
-pub(super) struct ExpandRows<'a, E> {
-    pub(super) at: Expand<'a>,
-    pub(super) b: *const E,
-    pub(super) rank: usize,
-    pub(super) gain: Option<&'a [f32]>,
-    pub(super) own_bias: Option<&'a [f32]>,
-}
-
-impl<E: Element> Kernel for ExpandRows<'_, E> {
+impl Kernel for Expand<'_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        let mut row = self.rows.start;
+        let first = self.changes.partition_point(|change| change.rows().end <= row);
+        for (index, change) in self.changes.iter().enumerate().skip(first) {
+            let start = change.rows().start.min(self.rows.end);
+            let end = change.rows().end.min(self.rows.end);
+            self.base_rows::<S>(row..start);
+            if start == end {
+                return;
+            }
+            let next = self.changes.get(index + 1);
+            let after = next.map_or(std::ptr::null(), |n| n.delta().place_b(self.blocks.start));
+            self.changed_rows::<S>(change.delta(), start.max(row)..end, after);
+            row = end;
+        }
+        self.base_rows::<S>(row..self.rows.end);
+    }
+}
+
+impl Expand<'_> {
+    #[inline(always)]
+    unsafe fn changed_rows<S: Simd>(&self, delta: &Delta, rows: Range<usize>, after: *const u8) {
+        let (b, gain, own_bias) = delta.parts();
+        let rank = delta.rank();
+        match b {
+            FactorB::F32(b) => {
+                Segment { at: self, rows, b, rank, gain, own_bias, after }.run::<S>();
+            }
+            FactorB::Bf16(b) => {
+                Segment { at: self, rows, b, rank, gain, own_bias, after }.run::<S>();
+            }
+        }
+    }
+
+    /// Rows without a delta only lack the bias.
+    #[inline(always)]
+    unsafe fn base_rows<S: Simd>(&self, rows: Range<usize>) {
+        let Some(bias) = self.bias else { return };
+        for row in rows {
+            for block in self.blocks.clone() {
+                for output in (block * BLOCK..self.outputs.min((block + 1) * BLOCK)).step_by(LANES)
+                {
+                    let n = (self.outputs - output).min(LANES);
+                    let y = self.y.add(row * self.outputs + output);
+                    let bias = S::load_n(bias.as_ptr().add(output), n);
+                    S::store_n(y, n, S::add(S::load_n(y, n), bias));
+                }
+            }
+        }
+    }
+}
+
+impl<E: Element> Segment<'_, E> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
         for block in self.at.blocks.clone() {
             let full = block_width(self.at.outputs, block) == BLOCK;
-            let mut row = self.at.rows.start;
-            while row < self.at.rows.end {
-                let rows = match self.at.rows.end - row {
+            let mut row = self.rows.start;
+            while row < self.rows.end {
+                let rows = match self.rows.end - row {
                     4.. if S::WIDE => 4,
                     2.. => 2,
                     _ => 1,
@@ -58,9 +117,7 @@ impl<E: Element> Kernel for ExpandRows<'_, E> {
             }
         }
     }
-}
 
-impl<E: Element> ExpandRows<'_, E> {
     /// Some rows of a block of `GROUPS` groups.
     #[inline(always)]
     unsafe fn tile<S: Simd, const ROWS: usize, const GROUPS: usize>(
@@ -76,13 +133,13 @@ impl<E: Element> ExpandRows<'_, E> {
             }
         }
         let start = block_start(self.at.outputs, self.rank, block);
-        let b = self.b.wrapping_add(start);
+        let b = self.b.as_ptr().wrapping_add(start);
         let end = block_start(self.at.outputs, self.rank, self.at.blocks.end);
         let first = block_start(self.at.outputs, self.rank, self.at.blocks.start);
         let bytes = (end - first) * size_of::<E>();
         let stream = Stream {
-            end: self.b.wrapping_add(end).cast(),
-            after: self.at.after,
+            end: self.b.as_ptr().wrapping_add(end).cast(),
+            after: self.after,
             distance: Stream::DISTANCE.min(bytes).max(1),
         };
         let ahead = stream.ahead(b.cast());
