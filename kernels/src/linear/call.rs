@@ -40,7 +40,7 @@ pub(super) struct Call<'c> {
     share: usize,
     u: Shared<f32>,
     rows_max: usize,
-    rank_max: usize,
+    u_stride: usize,
     /// The next piece, product and product to look at again.
     next_piece: AtomicUsize,
     next_product: AtomicUsize,
@@ -74,7 +74,7 @@ impl<'c> Call<'c> {
             share: scratch.pieces.len().div_ceil(TURNS_PER_THREAD * dev.threads()).max(1),
             u: Shared::of(&mut scratch.u),
             rows_max: scratch.rows_max,
-            rank_max: scratch.rank_max,
+            u_stride: scratch.u_stride,
             next_piece: AtomicUsize::new(0),
             next_product: AtomicUsize::new(0),
             next_left: AtomicUsize::new(0),
@@ -164,7 +164,8 @@ impl<'c> Call<'c> {
         } else {
             std::ptr::null()
         };
-        self.site(i).run(self.isa, rows, blocks, after);
+        let changes = self.changes_among(i, &rows);
+        self.site(i).run(self.isa, rows, blocks, after, changes);
     }
 
     /// Adds the deltas to the y of a task, stretch by stretch, while that is near.
@@ -183,9 +184,17 @@ impl<'c> Call<'c> {
         self.sites[i].as_ref().expect("tasks name existing sites")
     }
 
+    /// A site's changes that some of `rows` have.
+    fn changes_among(&self, i: usize, rows: &Range<usize>) -> &[Change] {
+        let all = &self.changes[self.firsts[i]..self.firsts[i + 1]];
+        let start = all.partition_point(|change| change.rows().end <= rows.start);
+        let end = all.partition_point(|change| change.rows().start < rows.end);
+        &all[start..end]
+    }
+
     /// Row 0 of a site's u.
     fn u(&self, i: usize) -> *mut f32 {
-        self.u.get().wrapping_add(i * self.rows_max * self.rank_max)
+        self.u.get().wrapping_add(i * self.rows_max * self.u_stride)
     }
 
     unsafe fn place_a(&self, piece: &Piece) -> *const u8 {
@@ -200,7 +209,7 @@ impl<'c> Call<'c> {
             rows: piece.rows[0] as usize..piece.rows[1] as usize,
             ranks: piece.ranks[0] as usize..piece.ranks[1] as usize,
             u: self.u(piece.site as usize),
-            u_stride: self.rank_max,
+            u_stride: self.u_stride,
             after,
         };
         self.changes[piece.change as usize].delta().shrink(self.isa, at);
@@ -211,13 +220,13 @@ impl<'c> Call<'c> {
         let site = self.site(i);
         self.isa.run(Expand {
             u: self.u(i),
-            u_stride: self.rank_max,
+            u_stride: self.u_stride,
+            changes: self.changes_among(i, &rows),
             rows,
             blocks,
             y: site.y.get(),
             outputs: site.weight.outputs(),
             bias: site.bias,
-            changes: &self.changes[self.firsts[i]..self.firsts[i + 1]],
         });
     }
 }

@@ -6,6 +6,8 @@
 //! products read both as one sequential stream. Within a row values lie in groups of 32 (see
 //! [`Element`]). Ranks are exact. Factors have their own dtype.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use crate::Dtype;
@@ -157,6 +159,11 @@ impl Delta {
             Factors::F32(pair) => pair.b.as_ptr().wrapping_add(at).cast(),
             Factors::Bf16(pair) => pair.b.as_ptr().wrapping_add(at).cast(),
         }
+    }
+
+    /// Bytes of B of some output blocks.
+    pub(super) fn b_bytes(&self, blocks: Range<usize>) -> usize {
+        self.place_b(blocks.end).addr() - self.place_b(blocks.start).addr()
     }
 
     /// u = x·Aᵀ of some rows and ranks.

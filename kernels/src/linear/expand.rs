@@ -21,7 +21,7 @@ pub(super) struct Expand<'a> {
     pub(super) outputs: usize,
     /// The base's bias, where it was not added yet.
     pub(super) bias: Option<&'a [f32]>,
-    /// The site's, by rows; some may lie outside `rows`.
+    /// Those of some of `rows`, in their order.
     pub(super) changes: &'a [Change],
 }
 
@@ -43,17 +43,15 @@ impl Kernel for Expand<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let mut row = self.rows.start;
-        let first = self.changes.partition_point(|change| change.rows().end <= row);
-        for (index, change) in self.changes.iter().enumerate().skip(first) {
-            let start = change.rows().start.min(self.rows.end);
+        for (index, change) in self.changes.iter().enumerate() {
+            let start = change.rows().start.max(row);
             let end = change.rows().end.min(self.rows.end);
             self.base_rows::<S>(row..start);
-            if start == end {
-                return;
-            }
-            let next = self.changes.get(index + 1);
+            // Runs of B are short when blocks are few: the run to ask for is some changes on.
+            let run = change.delta().b_bytes(self.blocks.clone()).max(1);
+            let next = self.changes.get(index + (Stream::DISTANCE / run).max(1));
             let after = next.map_or(std::ptr::null(), |n| n.delta().place_b(self.blocks.start));
-            self.changed_rows::<S>(change.delta(), start.max(row)..end, after);
+            self.changed_rows::<S>(change.delta(), start..end, after);
             row = end;
         }
         self.base_rows::<S>(row..self.rows.end);
@@ -97,7 +95,8 @@ impl<E: Element> Segment<'_, E> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         for block in self.at.blocks.clone() {
-            let full = block_width(self.at.outputs, block) == BLOCK;
+            let full = (block + 1) * BLOCK <= self.at.outputs;
+            let wide = block_width(self.at.outputs, block) == BLOCK;
             let mut row = self.rows.start;
             while row < self.rows.end {
                 let rows = match self.rows.end - row {
@@ -105,22 +104,25 @@ impl<E: Element> Segment<'_, E> {
                     2.. => 2,
                     _ => 1,
                 };
-                match (rows, full) {
-                    (4, true) => self.tile::<S, 4, 2>(row, block),
-                    (4, false) => self.tile::<S, 4, 1>(row, block),
-                    (2, true) => self.tile::<S, 2, 2>(row, block),
-                    (2, false) => self.tile::<S, 2, 1>(row, block),
-                    (_, true) => self.tile::<S, 1, 2>(row, block),
-                    (_, false) => self.tile::<S, 1, 1>(row, block),
+                match (rows, wide, full) {
+                    (4, _, true) => self.tile::<S, 4, 2, true>(row, block),
+                    (4, true, _) => self.tile::<S, 4, 2, false>(row, block),
+                    (4, ..) => self.tile::<S, 4, 1, false>(row, block),
+                    (2, _, true) => self.tile::<S, 2, 2, true>(row, block),
+                    (2, true, _) => self.tile::<S, 2, 2, false>(row, block),
+                    (2, ..) => self.tile::<S, 2, 1, false>(row, block),
+                    (_, _, true) => self.tile::<S, 1, 2, true>(row, block),
+                    (_, true, _) => self.tile::<S, 1, 2, false>(row, block),
+                    _ => self.tile::<S, 1, 1, false>(row, block),
                 }
                 row += rows;
             }
         }
     }
 
-    /// Some rows of a block of `GROUPS` groups.
+    /// Some rows of a block of `GROUPS` groups; `FULL`: all its lanes are outputs.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const ROWS: usize, const GROUPS: usize>(
+    unsafe fn tile<S: Simd, const ROWS: usize, const GROUPS: usize, const FULL: bool>(
         &self,
         row: usize,
         block: usize,
@@ -128,7 +130,7 @@ impl<E: Element> Segment<'_, E> {
         let mut acc = [[[S::zero(); 2]; GROUPS]; ROWS];
         for (t, row_acc) in acc.iter_mut().enumerate() {
             for (v, sum) in row_acc.as_flattened_mut().iter_mut().enumerate() {
-                let (y, n, _) = self.place(row + t, block, v);
+                let (y, n, _) = self.place::<FULL>(row + t, block, v);
                 *sum = S::load_n(y, n);
             }
         }
@@ -164,7 +166,7 @@ impl<E: Element> Segment<'_, E> {
         }
         for (t, sums) in acc.iter().enumerate() {
             for (v, &sum) in sums.as_flattened().iter().enumerate() {
-                let (y, n, output) = self.place(row + t, block, v);
+                let (y, n, output) = self.place::<FULL>(row + t, block, v);
                 S::store_n(y, n, self.finish::<S>(sum, output, n));
             }
         }
@@ -173,9 +175,14 @@ impl<E: Element> Segment<'_, E> {
     /// Where vector `v` of a block lies in y, how many of its lanes are outputs, and its first
     /// output.
     #[inline(always)]
-    fn place(&self, row: usize, block: usize, v: usize) -> (*mut f32, usize, usize) {
+    fn place<const FULL: bool>(
+        &self,
+        row: usize,
+        block: usize,
+        v: usize,
+    ) -> (*mut f32, usize, usize) {
         let output = block * BLOCK + v * LANES;
-        let n = self.at.outputs.saturating_sub(output).min(LANES);
+        let n = if FULL { LANES } else { self.at.outputs.saturating_sub(output).min(LANES) };
         (self.at.y.wrapping_add(row * self.at.outputs + output), n, output)
     }
 

@@ -18,6 +18,7 @@ mod base;
 mod call;
 mod delta;
 mod expand;
+mod lines;
 mod shrink;
 
 use std::ops::Range;
@@ -90,8 +91,9 @@ struct Piece {
 
 /// Memory of [`linear`], taken once.
 pub struct LoraScratch {
-    /// `[SITES_MAX, rows_max, rank_max]`
+    /// `[SITES_MAX, rows_max, u_stride]`
     u: Buffer<f32>,
+    u_stride: usize,
     /// Of all sites, site by site, by rows; where each site's start.
     changes: Vec<Change>,
     firsts: [usize; SITES_MAX + 1],
@@ -105,10 +107,13 @@ pub struct LoraScratch {
 impl LoraScratch {
     /// For steps of at most `rows_max` rows and adapters of rank at most `rank_max`.
     pub fn new(rows_max: usize, rank_max: usize) -> LoraScratch {
+        // Rows of u start at a cache line of their own.
+        let u_stride = rank_max.next_multiple_of(PIECE_RANKS);
         // A segment has a row at least, so chunks of rows never outnumber rows.
         let pieces = SITES_MAX * rows_max * rank_max.div_ceil(PIECE_RANKS);
         LoraScratch {
-            u: Buffer::zeroed(SITES_MAX * rows_max * rank_max),
+            u: Buffer::zeroed(SITES_MAX * rows_max * u_stride),
+            u_stride,
             changes: Vec::with_capacity(SITES_MAX * rows_max),
             firsts: [0; SITES_MAX + 1],
             pieces: Vec::with_capacity(pieces),
