@@ -65,6 +65,12 @@ impl Device {
         self.team.run(tasks, &|task, _| body(task));
     }
 
+    /// Calls `body` with a worker's number `calls` times in all, for work that is not cut up in
+    /// order: the body chooses what to do. The result must not depend on who does what.
+    pub(crate) fn fork_calls(&self, calls: usize, body: &(dyn Fn(usize) + Sync)) {
+        self.team.run(calls, &|_, worker| body(worker));
+    }
+
     /// Whether a task of the current fork panicked.
     pub(crate) fn failed(&self) -> &AtomicBool {
         self.team.failed()

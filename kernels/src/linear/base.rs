@@ -3,7 +3,8 @@
 //! A tile of up to 6 rows by 4 panels lives in registers; each of its lanes is one chain over the
 //! inputs in order. Many rows are taken through a chunk of weights, tile by tile, while the next
 //! chunk is fetched beside the products; partial sums rest in y meanwhile, which changes no bit.
-//! Few rows read the block as one stream, for which the CPU's own prefetch is best.
+//! Few rows read the block as one stream, for which the CPU's own prefetch is best. Products of many
+//! rows leave the memory idle: where deltas follow, their B is fetched beside them.
 
 use std::ops::Range;
 
@@ -11,7 +12,8 @@ use crate::Dtype;
 use crate::act::Act;
 use crate::buffer::Shared;
 use crate::device::{Device, part};
-use crate::linear::{Linear, SITES_MAX};
+use crate::linear::lines::{LINE, Lines};
+use crate::linear::{Change, Linear, SITES_MAX};
 use crate::matrix::{BLOCK, BLOCK_PANELS, Matrix};
 use crate::simd::{Isa, Kernel, LANES, Simd};
 
@@ -43,6 +45,12 @@ impl Cut {
         let run = total.div_ceil(target);
         let row_parts = target.div_ceil(total).min(rows / SPLIT_ROWS).max(1);
         Cut { rows, row_parts, blocks, runs: blocks.map(|count| count.div_ceil(run)) }
+    }
+
+    /// Tasks of any call: `TASKS_PER_THREAD` a thread and one more a site, or, where rows are cut
+    /// too, fewer than twice that.
+    pub(super) fn tasks_max(dev: &Device) -> usize {
+        2 * TASKS_PER_THREAD * dev.threads() + SITES_MAX
     }
 
     pub(super) fn tasks(&self) -> usize {
@@ -97,20 +105,25 @@ impl<'a> Site<'a> {
         rows: Range<usize>,
         blocks: Range<usize>,
         after: *const u32,
+        changes: &[Change],
     ) {
+        let at = Blocks::<true, false> { site: self, rows, blocks, after, changes };
         match self.weight.dtype() {
-            Dtype::F32 => isa.run(Blocks::<false> { site: self, rows, blocks, after }),
-            Dtype::Bf16 => isa.run(Blocks::<true> { site: self, rows, blocks, after }),
+            Dtype::F32 => isa.run(at.of::<false, false>()),
+            Dtype::Bf16 if at.gathers() => isa.run(at.of::<true, true>()),
+            Dtype::Bf16 => isa.run(at),
         }
     }
 }
 
-struct Blocks<'a, const BF16: bool> {
+struct Blocks<'a, const BF16: bool, const GATHER: bool> {
     site: &'a Site<'a>,
     rows: Range<usize>,
     blocks: Range<usize>,
     /// What this thread probably reads next.
     after: *const u32,
+    /// Those of the rows; their B is fetched beside the products if `GATHER`.
+    changes: &'a [Change],
 }
 
 /// One tile's place: some rows, one or four panels, some steps.
@@ -133,9 +146,11 @@ struct Tile {
     /// What to bring near beside each step: so many lines from here on.
     ahead: *const u32,
     ahead_lines: usize,
+    /// Null, or what else to bring near, one beside each step.
+    gather: *const *const u8,
 }
 
-impl<const BF16: bool> Kernel for Blocks<'_, BF16> {
+impl<const BF16: bool, const GATHER: bool> Kernel for Blocks<'_, BF16, GATHER> {
     type Output = ();
 
     #[inline(always)]
@@ -148,27 +163,52 @@ impl<const BF16: bool> Kernel for Blocks<'_, BF16> {
             _ => steps.div_ceil(CHUNK_STEPS),
         };
         let turns = self.blocks.len() * chunks;
+        let span = steps.div_ceil(chunks);
+        let mut lines = Lines::none();
         for turn in 0..turns {
-            let (block, span) = self.turn(turn, chunks);
+            let (block, part_of) = self.turn(turn, chunks);
+            if GATHER && turn % chunks == 0 {
+                lines.list(self.changes, block, span);
+            }
             let ahead = if turn + 1 < turns {
-                let (block, span) = self.turn(turn + 1, chunks);
-                self.place(block, span.start)
+                let (block, next) = self.turn(turn + 1, chunks);
+                self.place(block, next.start)
             } else {
                 self.after
             };
             for group in 0..groups {
                 let r = part(self.rows.len(), groups, group);
-                let mut tile = self.tile(block, span.clone(), self.rows.start + r.start);
+                let mut tile = self.tile(block, part_of.clone(), self.rows.start + r.start);
                 if groups > 1 {
                     tile.look_ahead(ahead, group, groups);
                 }
-                tile.rows::<S, BF16>(r.len(), self.site.weight.panels(block));
+                if GATHER {
+                    // The last group first: it has the fewest weights to fetch.
+                    let first = (turn % chunks * groups + groups - 1 - group) * span;
+                    tile.gather = lines.from(first, span);
+                }
+                tile.rows::<S, BF16, GATHER>(r.len(), self.site.weight.panels(block));
             }
         }
     }
 }
 
-impl<const BF16: bool> Blocks<'_, BF16> {
+impl<'a, const BF16: bool, const GATHER: bool> Blocks<'a, BF16, GATHER> {
+    fn of<const B: bool, const G: bool>(self) -> Blocks<'a, B, G> {
+        let Blocks { site, rows, blocks, after, changes } = self;
+        Blocks { site, rows, blocks, after, changes }
+    }
+
+    /// Whether the deltas bring so many lines, and the rows so many products, that fetching the
+    /// ones beside the others pays.
+    fn gathers(&self) -> bool {
+        let block = self.blocks.start;
+        // SAFETY: changes are of this call.
+        let bytes = |c: &Change| unsafe { c.delta() }.b_bytes(block..block + 1);
+        let lines = self.changes.iter().map(bytes).sum::<usize>() / LINE;
+        self.rows.len() > TILE_ROWS && lines >= self.site.weight.steps() / 2
+    }
+
     /// Block and steps of a turn: a stretch of weights all rows are taken through.
     #[inline(always)]
     fn turn(&self, turn: usize, chunks: usize) -> (usize, Range<usize>) {
@@ -201,6 +241,7 @@ impl<const BF16: bool> Blocks<'_, BF16> {
             first: span.start == 0,
             ahead: std::ptr::null(),
             ahead_lines: 0,
+            gather: std::ptr::null(),
         }
     }
 }
@@ -218,22 +259,32 @@ impl Tile {
     }
 
     #[inline(always)]
-    unsafe fn rows<S: Simd, const BF16: bool>(self, rows: usize, panels: usize) {
+    unsafe fn rows<S: Simd, const BF16: bool, const GATHER: bool>(
+        self,
+        rows: usize,
+        panels: usize,
+    ) {
         match rows {
-            1 => self.panels::<S, BF16, 1>(panels),
-            2 => self.panels::<S, BF16, 2>(panels),
-            3 => self.panels::<S, BF16, 3>(panels),
-            4 => self.panels::<S, BF16, 4>(panels),
-            5 => self.panels::<S, BF16, 5>(panels),
-            6 => self.panels::<S, BF16, 6>(panels),
+            1 => self.panels::<S, BF16, GATHER, 1>(panels),
+            2 => self.panels::<S, BF16, GATHER, 2>(panels),
+            3 => self.panels::<S, BF16, GATHER, 3>(panels),
+            4 => self.panels::<S, BF16, GATHER, 4>(panels),
+            5 => self.panels::<S, BF16, GATHER, 5>(panels),
+            6 => self.panels::<S, BF16, GATHER, 6>(panels),
             _ => unreachable!("a tile of {rows} rows"),
         }
     }
 
     #[inline(always)]
-    unsafe fn panels<S: Simd, const BF16: bool, const ROWS: usize>(self, panels: usize) {
+    unsafe fn panels<S: Simd, const BF16: bool, const GATHER: bool, const ROWS: usize>(
+        self,
+        panels: usize,
+    ) {
         if panels == BLOCK_PANELS && (S::WIDE || ROWS == 1) {
-            return self.compute::<S, BF16, ROWS, BLOCK_PANELS>();
+            if GATHER && !self.gather.is_null() {
+                return self.compute::<S, BF16, true, ROWS, BLOCK_PANELS>();
+            }
+            return self.compute::<S, BF16, false, ROWS, BLOCK_PANELS>();
         }
         for panel in 0..panels {
             let mut tile = self;
@@ -243,12 +294,20 @@ impl Tile {
             if !self.bias.is_null() {
                 tile.bias = self.bias.add(panel * LANES);
             }
-            tile.compute::<S, BF16, ROWS, 1>();
+            tile.compute::<S, BF16, false, ROWS, 1>();
         }
     }
 
     #[inline(always)]
-    unsafe fn compute<S: Simd, const BF16: bool, const ROWS: usize, const PANELS: usize>(self) {
+    unsafe fn compute<
+        S: Simd,
+        const BF16: bool,
+        const GATHER: bool,
+        const ROWS: usize,
+        const PANELS: usize,
+    >(
+        self,
+    ) {
         let lanes = |panel: usize| (self.outputs - panel * LANES).min(LANES);
         let mut acc = [[S::zero(); PANELS]; ROWS];
         if !self.first {
@@ -258,7 +317,7 @@ impl Tile {
                 }
             }
         }
-        let (mut w, mut ahead) = (self.w, self.ahead);
+        let (mut w, mut ahead, mut gather) = (self.w, self.ahead, self.gather);
         for step in 0..self.steps {
             // One or two lines: a loop would be unrolled into more branches than products hide.
             if self.ahead_lines > 0 {
@@ -267,6 +326,10 @@ impl Tile {
                     S::prefetch(ahead.wrapping_add(LANES).cast());
                 }
                 ahead = ahead.wrapping_add(self.ahead_lines * LANES);
+            }
+            if GATHER {
+                S::prefetch(*gather);
+                gather = gather.add(1);
             }
             for (r, row) in acc.iter_mut().enumerate() {
                 let x = *self.x.add(r * self.x_stride + step);

@@ -6,11 +6,12 @@
 //! products read both as one sequential stream. Within a row values lie in groups of 32 (see
 //! [`Element`]). Ranks are exact. Factors have their own dtype.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use crate::Dtype;
 use crate::buffer::{Buffer, Zeroed};
-use crate::linear::expand::{Expand, ExpandRows};
 use crate::linear::shrink::{Shrink, ShrinkRows};
 use crate::matrix::BLOCK;
 use crate::simd::{Element, GROUP, Isa};
@@ -160,6 +161,11 @@ impl Delta {
         }
     }
 
+    /// Bytes of B of some output blocks.
+    pub(super) fn b_bytes(&self, blocks: Range<usize>) -> usize {
+        self.place_b(blocks.end).addr() - self.place_b(blocks.start).addr()
+    }
+
     /// u = x·Aᵀ of some rows and ranks.
     ///
     /// # Safety
@@ -173,26 +179,21 @@ impl Delta {
         }
     }
 
-    /// y = gain ∘ (y + u·Bᵀ) + delta.bias + bias of some rows and outputs; without a delta only the
-    /// bias.
-    ///
-    /// # Safety
-    /// Rows lie within u and y, blocks within the outputs; u is written; no other task touches
-    /// these y.
-    pub(super) unsafe fn expand(delta: Option<&Delta>, isa: Isa, at: Expand<'_>) {
-        let rank = delta.map_or(0, |d| d.rank);
-        let gain = delta.and_then(|d| d.gain.as_deref());
-        let own_bias = delta.and_then(|d| d.bias.as_deref());
-        let (f32, bf16) = match delta.map(|d| &d.factors) {
-            Some(Factors::F32(pair)) => (pair.b.as_ptr(), None),
-            Some(Factors::Bf16(pair)) => (std::ptr::null(), Some(pair.b.as_ptr())),
-            None => (std::ptr::null(), None),
+    /// B, gain and bias, as they are kept.
+    #[inline(always)]
+    pub(super) fn parts(&self) -> (FactorB<'_>, Option<&[f32]>, Option<&[f32]>) {
+        let b = match &self.factors {
+            Factors::F32(pair) => FactorB::F32(&pair.b),
+            Factors::Bf16(pair) => FactorB::Bf16(&pair.b),
         };
-        match bf16 {
-            Some(b) => isa.run(ExpandRows { at, b, rank, gain, own_bias }),
-            None => isa.run(ExpandRows { at, b: f32, rank, gain, own_bias }),
-        }
+        (b, self.gain.as_deref(), self.bias.as_deref())
     }
+}
+
+/// B of a delta.
+pub(super) enum FactorB<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
 }
 
 /// A stretch of factors read once from front to back, and what is read next. The stretches are too

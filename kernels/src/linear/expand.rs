@@ -6,7 +6,8 @@
 
 use std::ops::Range;
 
-use crate::linear::delta::{Stream, block_start, block_width};
+use crate::linear::Change;
+use crate::linear::delta::{Delta, FactorB, Stream, block_start, block_width};
 use crate::matrix::BLOCK;
 use crate::simd::{Element, GROUP, Kernel, LANES, Simd};
 
@@ -20,50 +21,108 @@ pub(super) struct Expand<'a> {
     pub(super) outputs: usize,
     /// The base's bias, where it was not added yet.
     pub(super) bias: Option<&'a [f32]>,
+    /// Those of some of `rows`, in their order.
+    pub(super) changes: &'a [Change],
+}
+
+/// What one delta does to its rows.
+struct Segment<'a, E> {
+    at: &'a Expand<'a>,
+    rows: Range<usize>,
+    b: &'a [E],
+    rank: usize,
+    gain: Option<&'a [f32]>,
+    own_bias: Option<&'a [f32]>,
     /// What this thread probably reads next.
-    pub(super) after: *const u8,
+    after: *const u8,
 }
 
-pub(super) struct ExpandRows<'a, E> {
-    pub(super) at: Expand<'a>,
-    pub(super) b: *const E,
-    pub(super) rank: usize,
-    pub(super) gain: Option<&'a [f32]>,
-    pub(super) own_bias: Option<&'a [f32]>,
-}
-
-impl<E: Element> Kernel for ExpandRows<'_, E> {
+impl Kernel for Expand<'_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        for block in self.at.blocks.clone() {
-            let full = block_width(self.at.outputs, block) == BLOCK;
-            let mut row = self.at.rows.start;
-            while row < self.at.rows.end {
-                let rows = match self.at.rows.end - row {
-                    4.. if S::WIDE => 4,
-                    2.. => 2,
-                    _ => 1,
-                };
-                match (rows, full) {
-                    (4, true) => self.tile::<S, 4, 2>(row, block),
-                    (4, false) => self.tile::<S, 4, 1>(row, block),
-                    (2, true) => self.tile::<S, 2, 2>(row, block),
-                    (2, false) => self.tile::<S, 2, 1>(row, block),
-                    (_, true) => self.tile::<S, 1, 2>(row, block),
-                    (_, false) => self.tile::<S, 1, 1>(row, block),
+        let mut row = self.rows.start;
+        for (index, change) in self.changes.iter().enumerate() {
+            let start = change.rows().start.max(row);
+            let end = change.rows().end.min(self.rows.end);
+            self.base_rows::<S>(row..start);
+            // Runs of B are short when blocks are few: the run to ask for is some changes on.
+            let run = change.delta().b_bytes(self.blocks.clone()).max(1);
+            let next = self.changes.get(index + (Stream::DISTANCE / run).max(1));
+            let after = next.map_or(std::ptr::null(), |n| n.delta().place_b(self.blocks.start));
+            self.changed_rows::<S>(change.delta(), start..end, after);
+            row = end;
+        }
+        self.base_rows::<S>(row..self.rows.end);
+    }
+}
+
+impl Expand<'_> {
+    #[inline(always)]
+    unsafe fn changed_rows<S: Simd>(&self, delta: &Delta, rows: Range<usize>, after: *const u8) {
+        let (b, gain, own_bias) = delta.parts();
+        let rank = delta.rank();
+        match b {
+            FactorB::F32(b) => {
+                Segment { at: self, rows, b, rank, gain, own_bias, after }.run::<S>();
+            }
+            FactorB::Bf16(b) => {
+                Segment { at: self, rows, b, rank, gain, own_bias, after }.run::<S>();
+            }
+        }
+    }
+
+    /// Rows without a delta only lack the bias.
+    #[inline(always)]
+    unsafe fn base_rows<S: Simd>(&self, rows: Range<usize>) {
+        let Some(bias) = self.bias else { return };
+        for row in rows {
+            for block in self.blocks.clone() {
+                for output in (block * BLOCK..self.outputs.min((block + 1) * BLOCK)).step_by(LANES)
+                {
+                    let n = (self.outputs - output).min(LANES);
+                    let y = self.y.add(row * self.outputs + output);
+                    let bias = S::load_n(bias.as_ptr().add(output), n);
+                    S::store_n(y, n, S::add(S::load_n(y, n), bias));
                 }
-                row += rows;
             }
         }
     }
 }
 
-impl<E: Element> ExpandRows<'_, E> {
-    /// Some rows of a block of `GROUPS` groups.
+impl<E: Element> Segment<'_, E> {
     #[inline(always)]
-    unsafe fn tile<S: Simd, const ROWS: usize, const GROUPS: usize>(
+    unsafe fn run<S: Simd>(self) {
+        for block in self.at.blocks.clone() {
+            let full = (block + 1) * BLOCK <= self.at.outputs;
+            let wide = block_width(self.at.outputs, block) == BLOCK;
+            let mut row = self.rows.start;
+            while row < self.rows.end {
+                let rows = match self.rows.end - row {
+                    4.. if S::WIDE => 4,
+                    2.. => 2,
+                    _ => 1,
+                };
+                match (rows, wide, full) {
+                    (4, _, true) => self.tile::<S, 4, 2, true>(row, block),
+                    (4, true, _) => self.tile::<S, 4, 2, false>(row, block),
+                    (4, ..) => self.tile::<S, 4, 1, false>(row, block),
+                    (2, _, true) => self.tile::<S, 2, 2, true>(row, block),
+                    (2, true, _) => self.tile::<S, 2, 2, false>(row, block),
+                    (2, ..) => self.tile::<S, 2, 1, false>(row, block),
+                    (_, _, true) => self.tile::<S, 1, 2, true>(row, block),
+                    (_, true, _) => self.tile::<S, 1, 2, false>(row, block),
+                    _ => self.tile::<S, 1, 1, false>(row, block),
+                }
+                row += rows;
+            }
+        }
+    }
+
+    /// Some rows of a block of `GROUPS` groups; `FULL`: all its lanes are outputs.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const ROWS: usize, const GROUPS: usize, const FULL: bool>(
         &self,
         row: usize,
         block: usize,
@@ -71,18 +130,18 @@ impl<E: Element> ExpandRows<'_, E> {
         let mut acc = [[[S::zero(); 2]; GROUPS]; ROWS];
         for (t, row_acc) in acc.iter_mut().enumerate() {
             for (v, sum) in row_acc.as_flattened_mut().iter_mut().enumerate() {
-                let (y, n, _) = self.place(row + t, block, v);
+                let (y, n, _) = self.place::<FULL>(row + t, block, v);
                 *sum = S::load_n(y, n);
             }
         }
         let start = block_start(self.at.outputs, self.rank, block);
-        let b = self.b.wrapping_add(start);
+        let b = self.b.as_ptr().wrapping_add(start);
         let end = block_start(self.at.outputs, self.rank, self.at.blocks.end);
         let first = block_start(self.at.outputs, self.rank, self.at.blocks.start);
         let bytes = (end - first) * size_of::<E>();
         let stream = Stream {
-            end: self.b.wrapping_add(end).cast(),
-            after: self.at.after,
+            end: self.b.as_ptr().wrapping_add(end).cast(),
+            after: self.after,
             distance: Stream::DISTANCE.min(bytes).max(1),
         };
         let ahead = stream.ahead(b.cast());
@@ -107,7 +166,7 @@ impl<E: Element> ExpandRows<'_, E> {
         }
         for (t, sums) in acc.iter().enumerate() {
             for (v, &sum) in sums.as_flattened().iter().enumerate() {
-                let (y, n, output) = self.place(row + t, block, v);
+                let (y, n, output) = self.place::<FULL>(row + t, block, v);
                 S::store_n(y, n, self.finish::<S>(sum, output, n));
             }
         }
@@ -116,9 +175,14 @@ impl<E: Element> ExpandRows<'_, E> {
     /// Where vector `v` of a block lies in y, how many of its lanes are outputs, and its first
     /// output.
     #[inline(always)]
-    fn place(&self, row: usize, block: usize, v: usize) -> (*mut f32, usize, usize) {
+    fn place<const FULL: bool>(
+        &self,
+        row: usize,
+        block: usize,
+        v: usize,
+    ) -> (*mut f32, usize, usize) {
         let output = block * BLOCK + v * LANES;
-        let n = self.at.outputs.saturating_sub(output).min(LANES);
+        let n = if FULL { LANES } else { self.at.outputs.saturating_sub(output).min(LANES) };
         (self.at.y.wrapping_add(row * self.at.outputs + output), n, output)
     }
 

@@ -1,0 +1,269 @@
+//! The order of one [`super::linear`]: who makes u, who multiplies, who adds the deltas.
+//!
+//! Owns the sharing out of one call's work. Never decides a value: every order gives the same bits.
+//! The thing to know: shrinks wait for memory and products (of several rows) for arithmetic, so half
+//! of the threads begin with one and half with the other. A product whose u is not made yet is left
+//! as it is and gets its deltas at the end; nobody waits while there is other work.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+
+use crate::act::Act;
+use crate::buffer::Shared;
+use crate::device::Device;
+use crate::linear::base::{Cut, Site};
+use crate::linear::expand::Expand;
+use crate::linear::shrink::Shrink;
+use crate::linear::{Change, LoraScratch, Piece, SITES_MAX, STRETCH, TURNS_PER_THREAD};
+use crate::simd::Isa;
+
+/// How far a task of the base product is.
+const BEGUN: u8 = 0;
+/// x·Wᵀ is made, its deltas are not yet added.
+const LEFT: u8 = 1;
+const DONE: u8 = 2;
+
+/// One call, as its tasks see it.
+pub(super) struct Call<'c> {
+    isa: Isa,
+    threads: usize,
+    /// Some task of this call panicked.
+    failed: &'c AtomicBool,
+    x: &'c Act,
+    sites: [Option<Site<'c>>; SITES_MAX],
+    cut: &'c Cut,
+    changes: &'c [Change],
+    /// Where the changes of each site start.
+    firsts: [usize; SITES_MAX + 1],
+    pieces: &'c [Piece],
+    /// Pieces made in one turn.
+    share: usize,
+    u: Shared<f32>,
+    rows_max: usize,
+    u_stride: usize,
+    /// The next piece, product and product to look at again.
+    next_piece: AtomicUsize,
+    next_product: AtomicUsize,
+    next_left: AtomicUsize,
+    /// Pieces of u that are made.
+    shrunk: AtomicUsize,
+    states: &'c [AtomicU8],
+}
+
+impl<'c> Call<'c> {
+    /// `scratch` holds the plan of these sites and segments; shapes are checked.
+    pub(super) fn new(
+        dev: &'c Device,
+        x: &'c Act,
+        sites: [Option<Site<'c>>; SITES_MAX],
+        cut: &'c Cut,
+        scratch: &'c mut LoraScratch,
+    ) -> Call<'c> {
+        let states = &scratch.states[..cut.tasks()];
+        states.iter().for_each(|state| state.store(BEGUN, Ordering::Relaxed));
+        Call {
+            isa: dev.isa(),
+            threads: dev.threads(),
+            failed: dev.failed(),
+            x,
+            sites,
+            cut,
+            changes: &scratch.changes,
+            firsts: scratch.firsts,
+            pieces: &scratch.pieces,
+            share: scratch.pieces.len().div_ceil(TURNS_PER_THREAD * dev.threads()).max(1),
+            u: Shared::of(&mut scratch.u),
+            rows_max: scratch.rows_max,
+            u_stride: scratch.u_stride,
+            next_piece: AtomicUsize::new(0),
+            next_product: AtomicUsize::new(0),
+            next_left: AtomicUsize::new(0),
+            shrunk: AtomicUsize::new(0),
+            states,
+        }
+    }
+
+    pub(super) fn run(&self, dev: &Device) {
+        if self.changes.is_empty() {
+            // SAFETY: shapes are checked; tasks are disjoint in y.
+            return dev.fork(self.cut.tasks(), &|task| unsafe { self.multiply(task) });
+        }
+        let shrinks = self.pieces.len().div_ceil(self.share);
+        let turns = shrinks + self.cut.tasks() + self.threads;
+        // SAFETY: the plan bounds rows and ranks; pieces are disjoint in u, products in y.
+        dev.fork_calls(turns, &|worker| unsafe { self.turn(worker) });
+    }
+
+    /// Makes some pieces of u or a product, or, when both are given out, finishes what was left.
+    unsafe fn turn(&self, worker: usize) {
+        let shrinks_first = worker.is_multiple_of(2);
+        let taken =
+            shrinks_first && self.take_pieces() || self.take_product() || self.take_pieces();
+        if !taken {
+            self.finish_left();
+        }
+    }
+
+    unsafe fn take_pieces(&self) -> bool {
+        let start = self.next_piece.fetch_add(self.share, Ordering::Relaxed);
+        let end = self.pieces.len().min(start + self.share);
+        if start >= end {
+            return false;
+        }
+        for index in start..end {
+            let next = self.pieces.get(index + 1);
+            self.shrink(
+                &self.pieces[index],
+                next.map_or(std::ptr::null(), |next| self.place_a(next)),
+            );
+        }
+        self.shrunk.fetch_add(end - start, Ordering::Release);
+        true
+    }
+
+    unsafe fn take_product(&self) -> bool {
+        let task = self.next_product.fetch_add(1, Ordering::Relaxed);
+        if task >= self.cut.tasks() {
+            return false;
+        }
+        self.multiply(task);
+        let made = self.shrunk.load(Ordering::Acquire) == self.pieces.len();
+        if made {
+            self.finish(task);
+        }
+        self.states[task].store(if made { DONE } else { LEFT }, Ordering::Release);
+        true
+    }
+
+    /// Adds the deltas to products that were made before u.
+    unsafe fn finish_left(&self) {
+        if !wait(self.failed, || self.shrunk.load(Ordering::Acquire) == self.pieces.len()) {
+            return;
+        }
+        loop {
+            let task = self.next_left.fetch_add(1, Ordering::Relaxed);
+            let Some(state) = self.states.get(task) else { return };
+            if !wait(self.failed, || state.load(Ordering::Acquire) != BEGUN) {
+                return;
+            }
+            if state.load(Ordering::Acquire) == LEFT {
+                self.finish(task);
+            }
+        }
+    }
+
+    /// y = x·Wᵀ of a task.
+    unsafe fn multiply(&self, task: usize) {
+        let (i, rows, blocks) = self.cut.task(task);
+        // Threads take tasks in turn, so this one can guess its next and have those weights on
+        // their way.
+        let next = task + self.threads;
+        let after = if next < self.cut.tasks() {
+            let (i, _, blocks) = self.cut.task(next);
+            self.site(i).weight.block(blocks.start)
+        } else {
+            std::ptr::null()
+        };
+        let changes = self.changes_among(i, &rows);
+        self.site(i).run(self.isa, rows, blocks, after, changes);
+    }
+
+    /// Adds the deltas to the y of a task, stretch by stretch, while that is near.
+    unsafe fn finish(&self, task: usize) {
+        let (i, rows, blocks) = self.cut.task(task);
+        if self.site(i).changed {
+            let most = (STRETCH / rows.len()).max(1);
+            for start in blocks.clone().step_by(most) {
+                let end = blocks.end.min(start + most);
+                self.add(i, rows.clone(), start..end);
+            }
+        }
+    }
+
+    fn site(&self, i: usize) -> &Site<'_> {
+        self.sites[i].as_ref().expect("tasks name existing sites")
+    }
+
+    /// A site's changes that some of `rows` have.
+    fn changes_among(&self, i: usize, rows: &Range<usize>) -> &[Change] {
+        let all = &self.changes[self.firsts[i]..self.firsts[i + 1]];
+        let start = all.partition_point(|change| change.rows().end <= rows.start);
+        let end = all.partition_point(|change| change.rows().start < rows.end);
+        &all[start..end]
+    }
+
+    /// Row 0 of a site's u.
+    fn u(&self, i: usize) -> *mut f32 {
+        self.u.get().wrapping_add(i * self.rows_max * self.u_stride)
+    }
+
+    unsafe fn place_a(&self, piece: &Piece) -> *const u8 {
+        self.changes[piece.change as usize].delta().place_a(piece.ranks[0] as usize)
+    }
+
+    unsafe fn shrink(&self, piece: &Piece, after: *const u8) {
+        let (x, x_stride) = self.x.wide();
+        let at = Shrink {
+            x: x.as_ptr(),
+            x_stride,
+            rows: piece.rows[0] as usize..piece.rows[1] as usize,
+            ranks: piece.ranks[0] as usize..piece.ranks[1] as usize,
+            u: self.u(piece.site as usize),
+            u_stride: self.u_stride,
+            after,
+        };
+        self.changes[piece.change as usize].delta().shrink(self.isa, at);
+    }
+
+    /// Adds the deltas of `rows`, and the bias, to x·Wᵀ.
+    unsafe fn add(&self, i: usize, rows: Range<usize>, blocks: Range<usize>) {
+        let site = self.site(i);
+        self.isa.run(Expand {
+            u: self.u(i),
+            u_stride: self.u_stride,
+            changes: self.changes_among(i, &rows),
+            rows,
+            blocks,
+            y: site.y.get(),
+            outputs: site.weight.outputs(),
+            bias: site.bias,
+        });
+    }
+}
+
+/// Waits for what another thread is at. False when some task panicked: then it never comes.
+fn wait(failed: &AtomicBool, ready: impl Fn() -> bool) -> bool {
+    const POLLS_MAX: usize = 10_000;
+    let mut polls = 0;
+    while !ready() {
+        if failed.load(Ordering::Acquire) {
+            return false;
+        }
+        if polls < POLLS_MAX {
+            polls += 1;
+            std::hint::spin_loop();
+        } else {
+            std::thread::yield_now();
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+    use std::time::Duration;
+
+    #[test]
+    fn nobody_waits_for_a_task_that_panicked() {
+        let failed = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| wait(&failed, || false));
+            thread::sleep(Duration::from_millis(20));
+            failed.store(true, Ordering::Release);
+            assert!(!waiting.join().expect("the wait ends"));
+        });
+        assert!(wait(&failed, || true), "what is ready needs no wait");
+    }
+}
