@@ -258,8 +258,9 @@ impl EngineHandle {
 
     /// Whether the next request would be refused for want of a place in the queue.
     pub fn is_full(&self) -> bool {
-        self.shared.waiting.load(Ordering::Acquire) >= self.options.waiting_max
-            || self.shared.waiting_tokens.load(Ordering::Acquire) >= self.options.waiting_tokens_max
+        let (queue, o) = (&self.shared.queue, &self.options);
+        queue.sequences.load(Ordering::Acquire) >= o.waiting_max
+            || queue.tokens.load(Ordering::Acquire) >= o.waiting_tokens_max
     }
 }
 
