@@ -10,8 +10,8 @@ mod common;
 
 use common::adapters::Noise;
 use common::tiny;
-use polylora::adapters::BaseRows;
 use polylora::adapters::registry::{Publish, Registry, RegistryOptions};
+use polylora::adapters::{BaseRows, BaseText};
 use polylora::engine::step::EngineOptions;
 use polylora::engine::{EngineHandle, Event, Request, Sampling, probe};
 use polylora::metrics::Metrics;
@@ -84,6 +84,7 @@ impl House {
             rows_max: 64,
             logit_rows_max: 64,
             sequences_max: 32,
+            turn_tokens: 512,
             waiting_max: 256,
             waiting_tokens_max: 1 << 16,
             kv_pages,
@@ -117,9 +118,20 @@ impl House {
         let options = RegistryOptions {
             data_dir: dir.path().join("data"),
             base_name: "tiny".to_owned(),
+            base_digest: weights.digest,
+            // No bundle comes with these adapters, so nobody asks.
+            text: BaseText {
+                check_template: Arc::new(|_| Ok(())),
+                token_id: Arc::new(|_| None),
+                vocab: weights.shape.vocab,
+                context: CONTEXT,
+            },
             shape: Arc::new(weights.shape.clone()),
             dtype: weights.dtype,
             resident_bytes_max: one * room.unwrap_or(ADAPTERS as u64),
+            residents_max: ADAPTERS,
+            room_wait_max: Duration::from_secs(10),
+            room_patience: Duration::from_millis(500),
             upload_bytes_max: 1 << 20,
             versions_kept: 3,
             adapters_max: 1000,
@@ -166,6 +178,7 @@ impl House {
             stop_tokens: Vec::new(),
             lease,
             tenant: String::new(),
+            weight: 1,
         };
         let mut stream = self.engine.submit(request).expect("room");
         let first = stream.next().await;
