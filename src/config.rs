@@ -52,6 +52,10 @@ pub struct Config {
     pub adapter_bytes_max: u64,
     /// Slots of the bank: adapter versions in memory at once.
     pub resident_max: usize,
+    /// A request for an adapter that has no room waits so long, and then gets 507.
+    pub adapter_wait_seconds: u64,
+    /// It waits so long before adapters in use take no new requests for its sake.
+    pub adapter_patience_ms: u64,
     pub upload_bytes_max: u64,
     pub body_bytes_max: usize,
     pub adapters_max: usize,
@@ -120,6 +124,8 @@ impl Config {
             prefix_cache: raw.prefix_cache.unwrap_or(true),
             adapter_bytes_max: number("adapter_bytes_max"),
             resident_max: size("resident_max"),
+            adapter_wait_seconds: number("adapter_wait_seconds"),
+            adapter_patience_ms: number("adapter_patience_ms"),
             upload_bytes_max: number("upload_bytes_max"),
             body_bytes_max: size("body_bytes_max"),
             adapters_max: size("adapters_max"),

@@ -33,6 +33,8 @@ pub enum Kind {
     NotFound,
     /// 409: the state it assumes is not the state there is.
     Conflict,
+    /// 412: the caller said what it expects, and it is not so.
+    Precondition,
     /// 413
     TooLarge,
     /// 422: well-formed, but cannot be applied in full (adapters).

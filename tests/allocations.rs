@@ -95,6 +95,7 @@ async fn lease(engine: &EngineHandle, weights: &Arc<Weights>, dir: &Path, rank: 
         created: 0,
         file_bytes: 0,
         resident_bytes: 0,
+        lineage: Default::default(),
     };
     Lease::detached(version, slot)
 }

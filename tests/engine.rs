@@ -136,6 +136,7 @@ async fn install(engine: &EngineHandle, weights: &Arc<Weights>, dtype: Dtype, di
         created: 0,
         file_bytes: 0,
         resident_bytes: 0,
+        lineage: Default::default(),
     };
     Lease::detached(version, slot)
 }

@@ -17,6 +17,15 @@ use std::sync::Arc;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest(pub [u8; 32]);
 
+impl Digest {
+    /// Reads what `Display` writes; `None` for anything else.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut digest = [0; 32];
+        hex::decode_to_slice(text.strip_prefix("sha256:")?, &mut digest).ok()?;
+        Some(Self(digest))
+    }
+}
+
 impl fmt::Display for Digest {
     /// `sha256:<64 hex digits>`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,71 +5,48 @@
 //! itself: it sends `BankCommand`s. The thing to know: a name moves atomically; a request keeps the
 //! version that it leased.
 
+mod aliases;
 mod book;
+mod holds;
 mod publish;
+mod remove;
 mod residency;
+mod room;
+mod staging;
 mod turns;
+mod version;
+mod versions;
 
 use super::{
     BaseBias, BaseRows, Digest,
     bank::{BankSender, Slot},
-    format::{Summary, files},
-    store::Store,
+    store::{Catalogue, Store},
 };
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::shape::ModelShape;
-use book::{Book, Found, Held, Hold, Versions};
+pub use aliases::{Alias, Target};
+use book::{Book, Found};
+pub use holds::not_found as model_not_found;
+use holds::{Bells, Held, Hold, Versions};
 use polylora_kernels::Dtype;
 use residency::lock;
+pub use staging::Staging;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore};
+use std::time::Duration;
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
+use tokio::time::Instant;
 use turns::Turns;
+pub use version::*;
 
 /// Names that could be taken for something else.
 const RESERVED_NAMES: [&str; 5] = ["base", "default", "auto", "none", "null"];
 const NAME_BYTES_MAX: usize = 128;
 /// Adapters that are read and prepared at once; each takes memory of its size.
 const PREPARES_MAX: usize = 2;
-
-/// One immutable version of a name.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Version {
-    pub name: String,
-    /// 1, 2, 3 … per name; never used twice, not even after a delete.
-    pub number: u64,
-    pub digest: Digest,
-    pub summary: Summary,
-    /// Largest logit change over the probe's prompts.
-    pub logit_change_max: f32,
-    /// The uploader said to serve it even if the probe sees no change.
-    pub forced: bool,
-    /// Unix seconds.
-    pub created: u64,
-    /// Bytes of the files.
-    pub file_bytes: u64,
-    /// Bytes when resident.
-    pub resident_bytes: u64,
-}
-
-impl Version {
-    /// `name@number`, as clients may ask for it.
-    pub fn id(&self) -> String {
-        format!("{}@{}", self.name, self.number)
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    Ready,
-    /// The probe saw no change at all; not servable unless forced.
-    Ineffective,
-    /// Replaced or deleted; running requests finish on it.
-    Draining,
-}
 
 /// A version held in place while a request runs. Cheap to clone; the last drop lets the version go.
 /// Dropping is safe on any thread: it never blocks and never sends to the engine.
@@ -83,6 +60,8 @@ struct LeaseInner {
     slot: Slot,
     /// On the version and on the resident; `None` outside any registry.
     _holds: Option<[Hold; 2]>,
+    /// Turns true when the version was deleted and its time to drain is over.
+    cut: Arc<AtomicBool>,
 }
 
 impl Lease {
@@ -92,9 +71,19 @@ impl Lease {
     pub fn slot(&self) -> Slot {
         self.inner.slot
     }
+    /// Says why when the lease is revoked: whoever runs on it ends with that. Cheap: asked in every
+    /// step.
+    pub fn revoked(&self) -> Option<Error> {
+        self.inner.cut.load(Ordering::Relaxed).then(|| {
+            let id = self.inner.version.id();
+            let message = format!("adapter `{id}` was deleted while this request ran on it");
+            Error::not_found("adapter_deleted", message).param("model")
+        })
+    }
     /// A lease outside any registry, for tests of the engine.
     pub fn detached(version: Version, slot: Slot) -> Self {
-        Self { inner: Arc::new(LeaseInner { version: Arc::new(version), slot, _holds: None }) }
+        let version = Arc::new(version);
+        Self { inner: Arc::new(LeaseInner { version, slot, _holds: None, cut: Arc::default() }) }
     }
 }
 
@@ -102,11 +91,19 @@ pub struct RegistryOptions {
     pub data_dir: PathBuf,
     /// Served name of the base: refused as an adapter name.
     pub base_name: String,
+    /// What the adapters are for; a directory that was used with another base is refused.
+    pub base_digest: Digest,
     pub shape: Arc<ModelShape>,
     /// Storage of resident factors.
     pub dtype: Dtype,
     /// Budget of resident bytes.
     pub resident_bytes_max: u64,
+    /// Adapters resident at once; at most the bank's slots.
+    pub residents_max: usize,
+    /// How long a load waits for room when all that is resident is in use.
+    pub room_wait_max: Duration,
+    /// How long it waits before a resident that others use takes no new requests for its sake.
+    pub room_patience: Duration,
     /// Largest upload.
     pub upload_bytes_max: u64,
     /// Versions of a name kept on disk, the current one included.
@@ -114,36 +111,6 @@ pub struct RegistryOptions {
     pub adapters_max: usize,
     /// Where loads and evictions are counted.
     pub metrics: Arc<Metrics>,
-}
-
-/// What a listing shows of one version.
-#[derive(Debug, Clone)]
-pub struct Entry {
-    pub version: Arc<Version>,
-    pub state: State,
-    /// Whether it is the version that the bare name means.
-    pub current: bool,
-    pub resident: bool,
-    pub leases: usize,
-}
-
-/// How an upload is meant.
-#[derive(Debug, Clone, Default)]
-pub struct Publish {
-    /// Serve it even if the probe sees no change.
-    pub force: bool,
-}
-
-/// Numbers for metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stats {
-    pub names: usize,
-    pub versions: usize,
-    pub residents: usize,
-    pub resident_bytes: u64,
-    /// Since the start.
-    pub loads: u64,
-    pub evictions: u64,
 }
 
 /// Cheap to clone. The last clone's drop ends the reaper and unlocks the data directory.
@@ -162,60 +129,60 @@ struct Inner {
     /// or not at all, and every hold is a few map operations, so sharding would only make the
     /// invariants harder to see.
     book: Arc<Mutex<Book>>,
-    /// Whoever changes the bank holds it until the engine has answered.
-    gate: AsyncMutex<()>,
-    /// Publishing and deleting, one at a time per name. Taken before a digest's turn.
+    /// Whoever takes something out of the bank holds it until the engine has answered.
+    gate: Arc<AsyncMutex<()>>,
+    /// Loads that found no room, in order of arrival.
+    line: AsyncMutex<()>,
+    /// Publishing, deleting and moving, one at a time per name. Taken before a digest's turn.
     name_turns: Turns<String>,
     /// Storing, loading and discarding, one at a time per content. Taken before the gate.
     digest_turns: Turns<Digest>,
     prepares: Semaphore,
-    reaper: Arc<Notify>,
+    bells: Arc<Bells>,
+    /// Counts what the reaper finished.
+    swept: watch::Sender<u64>,
 }
 
 impl Registry {
-    /// Opens the data directory, clears staging, restores names and versions; loads nothing yet.
-    /// Errors: `data_dir_locked`, `data_dir_unsupported`.
+    /// Opens the data directory, clears staging, restores names, versions and aliases; loads what
+    /// is pinned and nothing else. Errors: `data_dir_locked`, `data_dir_unsupported`,
+    /// `data_dir_other_base`.
     pub async fn open(
         options: RegistryOptions,
         rows: BaseRows,
         bias: BaseBias,
         bank: BankSender,
     ) -> Result<Self> {
-        let (store, catalogue) = Store::open(&options.data_dir).await?;
-        let mut names: BTreeMap<String, Versions> = BTreeMap::new();
-        for version in catalogue.versions {
-            let versions = names.entry(version.name.clone()).or_default();
-            versions.held.insert(version.number, Held::new(version));
-        }
-        for (name, current) in catalogue.current {
-            names.entry(name).or_default().current = current;
-        }
-        let reaper = Arc::new(Notify::new());
+        let (store, catalogue) = Store::open(&options.data_dir, options.base_digest).await?;
+        let bells = Arc::new(Bells::default());
         let inner = Arc::new(Inner {
             options,
             rows,
             bias,
             bank,
             store: Arc::new(store),
-            book: Arc::new(Mutex::new(Book::new(names, reaper.clone()))),
-            gate: AsyncMutex::new(()),
+            book: Arc::new(Mutex::new(restored(catalogue, bells.clone()))),
+            gate: Arc::default(),
+            line: AsyncMutex::new(()),
             name_turns: Turns::new(),
             digest_turns: Turns::new(),
             prepares: Semaphore::new(PREPARES_MAX),
-            reaper: reaper.clone(),
+            bells: bells.clone(),
+            swept: watch::Sender::new(0),
         });
+        inner.load_pinned().await;
         // The reaper holds no registry while it waits, so the last clone's drop ends both.
         let weak = Arc::downgrade(&inner);
         tokio::spawn(async move {
             loop {
-                reaper.notified().await;
+                bells.reaper.notified().await;
                 match weak.upgrade() {
                     Some(inner) => inner.sweep().await,
                     None => return,
                 }
             }
         });
-        inner.reaper.notify_one();
+        inner.bells.reaper.notify_one();
         Ok(Self { inner })
     }
 
@@ -230,40 +197,80 @@ impl Registry {
     /// Checks, hashes, stores, loads, probes and then moves the name to the new version; all or
     /// nothing. Publishing content that is already the name's current version returns that version
     /// unchanged. A version without effect is kept and listed, but does not take the name from one
-    /// that works. Errors: every code of `format::check`, `upload_too_large`,
-    /// `insufficient_capacity`, `adapter_limit_reached`.
+    /// that works. Errors: every code of `format::check`, `upload_too_large`, `version_conflict`,
+    /// `name_taken`, `insufficient_capacity`, `adapter_limit_reached`.
     pub async fn publish(&self, staging: Staging, how: Publish) -> Result<Entry> {
         let inner = self.inner.clone();
         detached(async move { inner.publish(staging, how).await }).await
     }
 
-    /// Leases what `model` names: `name` or `name@version`. Loads it first when it is not resident
-    /// (one load per digest, least recently used unleased adapters make room). Errors:
-    /// model_not_found, adapter_ineffective, insufficient_capacity, corrupt_adapter.
-    pub async fn acquire(&self, model: &str) -> Result<Lease> {
-        let mut pin: Option<Hold> = None;
+    /// Leases what `model` names: `name`, `name@version`, or an alias. Loads it first when it is
+    /// not resident (one load per digest; least recently used unleased adapters make room; when all
+    /// are leased it waits its turn). Errors: `model_not_found`, `adapter_ineffective`,
+    /// `insufficient_capacity`, `corrupt_adapter`.
+    ///
+    /// `sticky` is whose request it is: an alias leads the same caller to the same version. Without
+    /// it every request is drawn anew.
+    pub async fn acquire_for(&self, model: &str, sticky: Option<&str>) -> Result<Lease> {
+        let anyone: String;
+        let sticky = match sticky {
+            Some(sticky) => sticky,
+            None => {
+                anyone = format!("{:032x}", rand::random::<u128>());
+                &anyone
+            }
+        };
+        let arrived = Instant::now();
+        let mut pin: Option<(Digest, Hold)> = None;
         loop {
             // Found again after a load: the name may have moved meanwhile.
-            let version = match self.inner.book().lease(model)? {
+            let held = pin.as_ref().map(|(digest, _)| *digest);
+            let version = match self.inner.book().lease(model, sticky, held)? {
                 Found::Leased(lease) => return Ok(lease),
                 Found::Absent(version) => version,
             };
             drop(pin.take());
-            let inner = self.inner.clone();
-            let load = async move {
-                let _turn = inner.digest_turns.take(version.digest).await;
-                let known = Some(version.logit_change_max);
-                inner.cold_start(version.digest, known).await
-            };
-            pin = Some(detached(load).await?);
+            pin = Some((version.digest, self.inner.bring(&version, arrived).await?));
         }
     }
 
-    /// Takes the name away: new requests get 404 at once, running ones finish. Returns the entries
-    /// that were removed. Errors: model_not_found.
-    pub async fn delete(&self, name: &str) -> Result<Vec<Entry>> {
+    /// `acquire_for` nobody in particular.
+    pub async fn acquire(&self, model: &str) -> Result<Lease> {
+        self.acquire_for(model, None).await
+    }
+
+    /// Takes the name away: new requests get 404 at once. With `drain`, waits for running ones so
+    /// long, and then cuts them. Errors: `model_not_found`, `version_conflict`, `adapter_aliased`.
+    pub async fn delete(&self, name: &str, how: Removal) -> Result<Removed> {
         let (inner, name) = (self.inner.clone(), name.to_owned());
-        detached(async move { inner.delete(name).await }).await
+        detached(async move { inner.delete(name, how).await }).await
+    }
+
+    /// Moves the name to another of its versions: `number`, or else the newest servable one before
+    /// the current. It is loaded before the name moves. Errors: `model_not_found`,
+    /// `nothing_to_roll_back`, `adapter_ineffective`, `version_conflict`, `corrupt_adapter`.
+    pub async fn roll_back(
+        &self,
+        name: &str,
+        number: Option<u64>,
+        expected: Vec<Expected>,
+    ) -> Result<Entry> {
+        let (inner, name) = (self.inner.clone(), name.to_owned());
+        detached(async move { inner.roll_back(name, number, expected).await }).await
+    }
+
+    /// Keeps a version (the current one unless said) resident and on disk until it is unpinned,
+    /// restarts included. Errors: `model_not_found`, `adapter_ineffective`,
+    /// `insufficient_capacity`.
+    pub async fn pin(&self, name: &str, number: Option<u64>) -> Result<Entry> {
+        let (inner, name) = (self.inner.clone(), name.to_owned());
+        detached(async move { inner.pin(name, number).await }).await
+    }
+
+    /// Undoes `pin`; a version that is not pinned stays as it is. Errors: `model_not_found`.
+    pub async fn unpin(&self, name: &str, number: Option<u64>) -> Result<Entry> {
+        let (inner, name) = (self.inner.clone(), name.to_owned());
+        detached(async move { inner.unpin(name, number).await }).await
     }
 
     /// Every version of every name, by name then number.
@@ -283,21 +290,38 @@ impl Registry {
     }
 
     pub fn stats(&self) -> Stats {
-        let book = self.inner.book();
-        Stats {
-            names: book.names.len(),
-            versions: book.names.values().map(|v| v.held.len()).sum(),
-            residents: book.residents.len(),
-            resident_bytes: book.used_bytes(),
-            loads: book.loads,
-            evictions: book.evictions,
+        self.inner.book().stats()
+    }
+}
+
+/// The book as the catalogue has it.
+fn restored(catalogue: Catalogue, bells: Arc<Bells>) -> Book {
+    let mut names: BTreeMap<String, Versions> = BTreeMap::new();
+    for version in catalogue.versions {
+        let versions = names.entry(version.name.clone()).or_default();
+        versions.held.insert(version.number, Held::new(version));
+    }
+    for (name, current) in catalogue.current {
+        names.entry(name).or_default().current = current;
+    }
+    for (name, number) in catalogue.pinned {
+        let versions = names.get_mut(&name);
+        if let Some(held) = versions.and_then(|v| v.held.get_mut(&number)) {
+            held.pinned = true;
         }
     }
+    let aliases = catalogue.aliases.into_iter().map(|a| (a.name.clone(), a));
+    Book::new(names, aliases.collect(), bells)
 }
 
 impl Inner {
     fn book(&self) -> MutexGuard<'_, Book> {
         lock(&self.book)
+    }
+
+    fn wake_reaper(&self) {
+        self.book().unsettled = true;
+        self.bells.reaper.notify_one();
     }
 
     fn check_name(&self, name: &str) -> Result<()> {
@@ -323,7 +347,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.reaper.notify_one();
+        self.bells.reaper.notify_one();
     }
 }
 
@@ -333,41 +357,4 @@ async fn detached<T: Send + 'static>(
 ) -> Result<T> {
     let done = tokio::spawn(work).await;
     done.unwrap_or_else(|e| Err(Error::fault(format!("a task failed: {e}"))))
-}
-
-/// An upload in progress: a directory below the store's staging area that only this upload knows.
-/// Removed on drop.
-pub struct Staging {
-    pub name: String,
-    pub dir: PathBuf,
-}
-
-impl Staging {
-    /// Where an uploaded file goes; `None` for a file that is no part of an adapter (README.md, a
-    /// tokenizer) and should be read over. Nothing of the uploaded name but its kind reaches the
-    /// disk.
-    pub fn file_path(&self, uploaded: &str) -> Option<PathBuf> {
-        if let Some(name) = files::canonical_name(uploaded) {
-            return Some(self.dir.join(name));
-        }
-        if files::is_pickle(uploaded) {
-            // The pickle itself is not kept; an empty mark lets the check say why it does not
-            // count.
-            let mark = self.dir.join(files::PICKLE_MARK);
-            if let Err(e) = std::fs::File::create(mark) {
-                tracing::warn!(error = %e, "cannot mark an uploaded pickle");
-            }
-        }
-        None
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        if let Err(e) = std::fs::remove_dir_all(&self.dir)
-            && e.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(error = %e, "cannot remove a staging directory");
-        }
-    }
 }

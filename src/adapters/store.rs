@@ -5,11 +5,13 @@
 //! synced and renamed into place first, one transaction names them after, and opening removes what
 //! no row names.
 
+mod aliases;
+
 use super::Digest;
 use super::format::files::AdapterFiles;
-use super::registry::Version;
+use super::registry::{Alias, Version};
 use crate::database;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use sqlx::Row as _;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use std::collections::HashSet;
@@ -19,7 +21,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How the catalogue came to its format, oldest first. "IF NOT EXISTS" in the first: files made
 /// before migrations were counted have these tables.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE IF NOT EXISTS names (
         name TEXT PRIMARY KEY, current INTEGER, next_number INTEGER NOT NULL) STRICT;
     CREATE TABLE IF NOT EXISTS versions (
@@ -28,7 +31,16 @@ const MIGRATIONS: &[&str] = &["
         logit_change_max REAL, forced INTEGER NOT NULL, created INTEGER NOT NULL,
         file_bytes INTEGER NOT NULL, resident_bytes INTEGER NOT NULL,
         PRIMARY KEY (name, number)) STRICT;
-"];
+",
+    "
+    ALTER TABLE versions ADD COLUMN lineage TEXT NOT NULL DEFAULT '{\"kind\":\"uploaded\"}';
+    ALTER TABLE versions ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE base (only INTEGER PRIMARY KEY CHECK (only = 1), digest TEXT NOT NULL) STRICT;
+    CREATE TABLE aliases (
+        alias TEXT PRIMARY KEY, targets TEXT NOT NULL, previous TEXT,
+        created INTEGER NOT NULL, updated INTEGER NOT NULL) STRICT;
+",
+];
 
 /// The data directory of one server.
 pub struct Store {
@@ -46,13 +58,16 @@ pub struct Catalogue {
     pub versions: Vec<Version>,
     /// (name, number of its current version)
     pub current: Vec<(String, u64)>,
+    /// (name, number)
+    pub pinned: Vec<(String, u64)>,
+    pub aliases: Vec<Alias>,
 }
 
 impl Store {
     /// Opens or creates the directory, takes its lock, clears staging and removes files that no
     /// version names. Errors: `data_dir_locked` (another server has it), `data_dir_unsupported` (a
-    /// newer format).
-    pub async fn open(dir: &Path) -> Result<(Self, Catalogue)> {
+    /// newer format), `data_dir_other_base` (its adapters were checked against another base).
+    pub async fn open(dir: &Path, base: Digest) -> Result<(Self, Catalogue)> {
         let io = |e: std::io::Error| Error::fault(format!("data directory {}: {e}", dir.display()));
         let blobs = dir.join("adapters").join("sha256");
         let staging = dir.join("staging");
@@ -64,6 +79,7 @@ impl Store {
         fs::create_dir_all(&staging).map_err(io)?;
         let catalogue = database::open(&dir.join("polylora.db"), MIGRATIONS).await?;
         let store = Self { blobs, staging, catalogue, staged: AtomicU64::new(0), _lock: lock };
+        store.check_base(dir, base).await?;
         let catalogue = store.read().await?;
         store.remove_orphans(&catalogue).map_err(io)?;
         Ok((store, catalogue))
@@ -120,23 +136,22 @@ impl Store {
 
     /// Adds a version, and makes it the name's current one if asked, in one transaction.
     pub async fn add(&self, version: &Version, current: bool) -> Result<()> {
-        let summary = serde_json::to_string(&version.summary)
-            .map_err(|e| Error::fault(format!("cannot write a summary: {e}")))?;
         let change = version.logit_change_max;
         let mut t = self.catalogue.begin().await.map_err(catalogue_error)?;
         sqlx::query(
             "INSERT INTO versions (name, number, digest, summary, logit_change_max, forced, created,
-             file_bytes, resident_bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             file_bytes, resident_bytes, lineage) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(&version.name)
         .bind(version.number as i64)
         .bind(hex::encode(version.digest.0))
-        .bind(summary)
+        .bind(json(&version.summary)?)
         .bind((!change.is_nan()).then_some(f64::from(change))) // SQLite has no NaN
         .bind(version.forced)
         .bind(version.created as i64)
         .bind(version.file_bytes as i64)
         .bind(version.resident_bytes as i64)
+        .bind(json(&version.lineage)?)
         .execute(&mut *t)
         .await
         .map_err(catalogue_error)?;
@@ -177,6 +192,29 @@ impl Store {
         t.commit().await.map_err(catalogue_error)
     }
 
+    /// Makes another version of a name its current one.
+    pub async fn turn(&self, name: &str, version: u64) -> Result<()> {
+        sqlx::query("UPDATE names SET current = ?2 WHERE name = ?1")
+            .bind(name)
+            .bind(version as i64)
+            .execute(&self.catalogue)
+            .await
+            .map_err(catalogue_error)
+            .map(drop)
+    }
+
+    /// Whether a version is to stay resident.
+    pub async fn set_pinned(&self, name: &str, version: u64, pinned: bool) -> Result<()> {
+        sqlx::query("UPDATE versions SET pinned = ?3 WHERE name = ?1 AND number = ?2")
+            .bind(name)
+            .bind(version as i64)
+            .bind(pinned)
+            .execute(&self.catalogue)
+            .await
+            .map_err(catalogue_error)
+            .map(drop)
+    }
+
     /// Removes one version that is not current.
     pub async fn remove_version(&self, name: &str, version: u64) -> Result<()> {
         sqlx::query("DELETE FROM versions WHERE name = ? AND number = ?")
@@ -201,19 +239,56 @@ impl Store {
         t.commit().await.map_err(catalogue_error)
     }
 
+    /// Refuses a directory whose adapters were checked and probed against another base: equal
+    /// shapes would let them load and answer nonsense. One without versions is for any base.
+    async fn check_base(&self, dir: &Path, base: Digest) -> Result<()> {
+        let held: Option<String> = sqlx::query_scalar("SELECT digest FROM base")
+            .fetch_optional(&self.catalogue)
+            .await
+            .map_err(catalogue_error)?;
+        let base = base.to_string();
+        if held.as_ref() == Some(&base) {
+            return Ok(());
+        }
+        let versions: i64 = sqlx::query_scalar("SELECT count(*) FROM versions")
+            .fetch_one(&self.catalogue)
+            .await
+            .map_err(catalogue_error)?;
+        if let Some(held) = held.filter(|_| versions > 0) {
+            let message = format!(
+                "data directory {} has adapters for the base {held}; this server's base is {base}. \
+                 Use another --data-dir for it",
+                dir.display()
+            );
+            return Err(Error::new(Kind::Conflict, "data_dir_other_base", message));
+        }
+        sqlx::query("INSERT OR REPLACE INTO base (only, digest) VALUES (1, ?)")
+            .bind(base)
+            .execute(&self.catalogue)
+            .await
+            .map_err(catalogue_error)
+            .map(drop)
+    }
+
     async fn read(&self) -> Result<Catalogue> {
         let rows = sqlx::query("SELECT * FROM versions ORDER BY name, number")
             .fetch_all(&self.catalogue)
             .await
             .map_err(catalogue_error)?;
         let versions = rows.iter().map(version).collect::<Result<_>>()?;
-        let rows = sqlx::query("SELECT name, current FROM names WHERE current IS NOT NULL")
-            .fetch_all(&self.catalogue)
-            .await
-            .map_err(catalogue_error)?;
-        let pair = |r: &SqliteRow| Ok((text(r, "name")?, number(r, "current")?));
-        let current = rows.iter().map(pair).collect::<Result<_>>()?;
-        Ok(Catalogue { versions, current })
+        let current = "SELECT name, current AS number FROM names WHERE current IS NOT NULL";
+        let pinned = "SELECT name, number FROM versions WHERE pinned";
+        Ok(Catalogue {
+            versions,
+            current: self.pairs(current).await?,
+            pinned: self.pairs(pinned).await?,
+            aliases: self.aliases().await?,
+        })
+    }
+
+    async fn pairs(&self, query: &'static str) -> Result<Vec<(String, u64)>> {
+        let rows = sqlx::query(query).fetch_all(&self.catalogue).await.map_err(catalogue_error)?;
+        rows.iter().map(|r| Ok((text(r, "name")?, number(r, "number")?))).collect()
     }
 
     fn remove_orphans(&self, catalogue: &Catalogue) -> std::io::Result<()> {
@@ -277,7 +352,13 @@ fn version(row: &SqliteRow) -> Result<Version> {
         created: number(row, "created")?,
         file_bytes: number(row, "file_bytes")?,
         resident_bytes: number(row, "resident_bytes")?,
+        lineage: serde_json::from_str(&text(row, "lineage")?).map_err(|_| bad("lineage"))?,
     })
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string(value)
+        .map_err(|e| Error::fault(format!("cannot write to the catalogue: {e}")))
 }
 
 fn text(row: &SqliteRow, column: &str) -> Result<String> {

@@ -5,26 +5,36 @@
 //! begun, to its end even if the client hangs up.
 
 use super::wire::{
-    Adapter, AdapterDeleted, AdapterList, AdapterProbe, AdapterPut, AdapterSummary, AdapterVersion,
-    ErrorBody,
+    Adapter, AdapterDeleted, AdapterLineage, AdapterList, AdapterParent, AdapterProbe, AdapterPut,
+    AdapterSummary, AdapterVersion, ErrorBody, FreedBytes,
 };
-use super::{Api, errors, upload};
+use super::{Api, errors, upload, versions};
 use crate::access::Caller;
-use crate::adapters::registry::{Entry, Publish, State as AdapterState};
+use crate::adapters::registry::{Entry, Lineage, Parent, Publish, Removal, State as AdapterState};
 use crate::error::{Error, Kind, Result};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Query of an upload.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PutQuery {
     force: Option<bool>,
+    expected_version: Option<u64>,
+}
+
+/// Query of a removal.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveQuery {
+    drain_seconds: Option<u64>,
+    expected_version: Option<u64>,
 }
 
 /// Uploads an adapter: a new name, or a new version of one.
@@ -38,22 +48,28 @@ pub struct PutQuery {
     params(
         ("name" = String, Path, description = "1 to 128 of A-Z a-z 0-9 . _ -"),
         ("force" = Option<bool>, Query, description = "Serve it even if the probe sees no change"),
+        ("expected_version" = Option<u64>, Query,
+            description = "Refuse unless it is current; 0: unless there is none"),
+        ("if-match" = Option<String>, Header, description = "Refuse unless this ETag is current"),
+        ("if-none-match" = Option<String>, Header, description = "`*`: refuse if the name exists"),
     ),
     request_body(content = Vec<u8>, content_type = "multipart/form-data"),
     responses(
         (status = 201, description = "A new name", body = AdapterPut),
         (status = 200, description = "A new version, or the same content again", body = AdapterPut),
+        (status = 412, description = "Not what was expected", body = ErrorBody),
         (status = "4XX", description = "Refused, with what does not fit", body = ErrorBody),
         (status = 507, description = "No room", body = ErrorBody),
     )
 )]
 pub async fn put(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
     query: Result<Query<PutQuery>, QueryRejection>,
     request: Request,
 ) -> Result<Response> {
-    let published = publish(&api, &name, query, request).await;
+    let published = publish(&api, &caller, &name, query, request).await;
     if let Err(error) = &published {
         let counter = &api.app.metrics.adapters_refused;
         counter.with_label_values(&[error.code]).inc();
@@ -64,13 +80,16 @@ pub async fn put(
 
 async fn publish(
     api: &Arc<Api>,
+    caller: &Caller,
     name: &str,
     query: Result<Query<PutQuery>, QueryRejection>,
     request: Request,
 ) -> Result<Response> {
     let Query(query) = query.map_err(|_| {
-        errors::invalid_value("force", "the query may only hold `force=true` or `force=false`")
+        let message = "the query may only hold `force` (true or false) and `expected_version`";
+        errors::invalid_value("force", message)
     })?;
+    let expected = versions::expected(request.headers(), query.expected_version)?;
     let _place = api.uploads.clone().try_acquire_owned().map_err(|_| {
         let most = api.app.config.uploads_max;
         Error::new(
@@ -82,7 +101,8 @@ async fn publish(
     let staging = api.app.registry.stage(name)?;
     let files = upload::receive(request, staging, api.app.config.upload_bytes_max).await?;
     let before = api.app.registry.versions(name);
-    let how = Publish { force: query.force.unwrap_or(false) };
+    let lineage = Lineage::Uploaded { by: Some(caller.id().to_owned()), files: files.names };
+    let how = Publish { force: query.force.unwrap_or(false), expected, lineage };
     let entry = api.app.registry.publish(files.staging, how).await?;
     let (status, result) = if before.is_empty() {
         (StatusCode::CREATED, "created")
@@ -98,7 +118,7 @@ async fn publish(
         "adapter published"
     );
     let body = AdapterPut { adapter: version(&entry), result, ignored_files: files.ignored };
-    Ok((status, Json(body)).into_response())
+    Ok((status, versions::etag(&entry), Json(body)).into_response())
 }
 
 /// Lists every version of every adapter.
@@ -126,49 +146,83 @@ pub async fn list(
     params(("name" = String, Path)),
     responses((status = 200, body = Adapter), (status = 404, body = ErrorBody))
 )]
-pub async fn show(State(api): State<Arc<Api>>, Path(name): Path<String>) -> Result<Json<Adapter>> {
+pub async fn show(State(api): State<Arc<Api>>, Path(name): Path<String>) -> Result<Response> {
     let entries = api.app.registry.versions(&name);
     if entries.is_empty() {
         return Err(not_found(&name));
     }
     let current = entries.iter().find(|e| e.current);
-    Ok(Json(Adapter {
+    let body = Json(Adapter {
         object: "adapter",
         current: current.map(|e| e.version.number),
         versions: entries.iter().map(version).collect(),
         name,
-    }))
+    });
+    Ok(match current {
+        Some(current) => (versions::etag(current), body).into_response(),
+        None => body.into_response(),
+    })
 }
 
-/// Takes an adapter's name away: new requests get 404 at once, running ones finish.
+/// Takes an adapter's name away: new requests get 404 at once.
+///
+/// Without `drain_seconds` the answer comes at once, and running requests finish in their own time.
+/// With it, the answer waits for them so long; what still runs then is cut: its stream gets an
+/// `error` event with the code `adapter_deleted` and ends.
 #[utoipa::path(
     delete,
     path = "/v1/adapters/{name}",
-    params(("name" = String, Path)),
-    responses((status = 200, body = AdapterDeleted), (status = 404, body = ErrorBody))
+    params(
+        ("name" = String, Path),
+        ("drain_seconds" = Option<u64>, Query, description = "Wait so long, then cut"),
+        ("expected_version" = Option<u64>, Query, description = "Refuse unless it is current"),
+        ("if-match" = Option<String>, Header, description = "Refuse unless this ETag is current"),
+    ),
+    responses(
+        (status = 200, description = "Gone, memory and files too", body = AdapterDeleted),
+        (status = 202, description = "Running requests hold it still", body = AdapterDeleted),
+        (status = "4XX", description = "Refused", body = ErrorBody),
+    )
 )]
 pub async fn remove(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
-) -> Result<Json<AdapterDeleted>> {
-    let removed = api.app.registry.delete(&name).await;
-    let entries = removed.map_err(|e| match e.code {
-        "model_not_found" => not_found(&name),
-        _ => e,
-    })?;
-    tracing::info!(name, versions = entries.len(), "adapter removed");
-    Ok(Json(AdapterDeleted {
+    query: Result<Query<RemoveQuery>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response> {
+    let most = api.app.config.request_seconds_max;
+    let Query(query) = query.map_err(|e| errors::invalid_value("drain_seconds", e.body_text()))?;
+    if query.drain_seconds.is_some_and(|s| s > most) {
+        let message = format!("`drain_seconds` may be at most request_seconds_max = {most}");
+        return Err(errors::invalid_value("drain_seconds", message));
+    }
+    let how = Removal {
+        expected: versions::expected(&headers, query.expected_version)?,
+        drain: query.drain_seconds.map(Duration::from_secs),
+    };
+    let removed = api.app.registry.delete(&name, how).await;
+    let removed = removed.map_err(|e| versions::named(e, &name))?;
+    let status = if removed.gone { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let body = AdapterDeleted {
         object: "adapter",
         name,
         deleted: true,
-        versions: entries.iter().map(version).collect(),
-    }))
+        state: if removed.gone { "gone" } else { "draining" },
+        freed_bytes: FreedBytes {
+            resident: removed.resident_bytes_freed,
+            file: removed.file_bytes_freed,
+        },
+        cut: removed.cut,
+        versions: removed.entries.iter().map(version).collect(),
+    };
+    Ok((status, Json(body)).into_response())
 }
 
 /// The answer for a name that nobody has, or that the caller may not know of.
 pub fn not_found(name: &str) -> Error {
     let shown: String = name.chars().take(160).collect();
-    Error::not_found("adapter_not_found", format!("there is no adapter `{shown}`")).param("name")
+    Error::not_found("adapter_not_found", format!("there is no adapter or alias `{shown}`"))
+        .param("name")
 }
 
 /// The state as the wire says it.
@@ -180,7 +234,7 @@ pub fn state_word(state: AdapterState) -> &'static str {
     }
 }
 
-fn version(entry: &Entry) -> AdapterVersion {
+pub fn version(entry: &Entry) -> AdapterVersion {
     let v = &entry.version;
     AdapterVersion {
         object: "adapter.version",
@@ -190,12 +244,14 @@ fn version(entry: &Entry) -> AdapterVersion {
         digest: v.digest.to_string(),
         state: state_word(entry.state),
         current: entry.current,
+        pinned: entry.pinned,
         resident: entry.resident,
         leases: entry.leases,
         created: v.created,
         file_bytes: v.file_bytes,
         resident_bytes: v.resident_bytes,
         forced: v.forced,
+        lineage: lineage(&v.lineage),
         probe: AdapterProbe { logit_change_max: v.logit_change_max },
         summary: AdapterSummary {
             method: v.summary.method.clone(),
@@ -205,5 +261,22 @@ fn version(entry: &Entry) -> AdapterVersion {
             parameters: v.summary.parameters,
             base_model: v.summary.base_model.clone(),
         },
+    }
+}
+
+fn lineage(lineage: &Lineage) -> AdapterLineage {
+    let parent =
+        |p: &Parent| AdapterParent { id: p.id.clone(), digest: p.digest.clone(), weight: p.weight };
+    match lineage {
+        Lineage::Uploaded { by, files } => {
+            AdapterLineage::Uploaded { by: by.clone(), files: files.clone() }
+        }
+        Lineage::Merged { method, from } => AdapterLineage::Merged {
+            method: method.clone(),
+            from: from.iter().map(parent).collect(),
+        },
+        Lineage::Trained { from, job } => {
+            AdapterLineage::Trained { from: from.as_ref().map(parent), job: job.clone() }
+        }
     }
 }

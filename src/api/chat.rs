@@ -45,7 +45,7 @@ pub async fn post(
 ) -> Result<Response> {
     let ChatRequest { shared, own } = ChatRequest { shared: take(&mut body)?, own: rest(body)? };
     let (checked, conversation) = check(&api, shared.clone(), own)?;
-    let target = api.lease(&caller, &shared.model).await?;
+    let target = api.lease(&caller, &shared.model, shared.user.as_deref()).await?;
     let answer = async {
         let prompt = Prompt {
             param: "messages".to_owned(),

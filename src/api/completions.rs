@@ -52,7 +52,7 @@ pub async fn post(
     let echo = own.echo.unwrap_or(false);
     let checked = check(&api, &shared, &own)?;
     let prompts = inputs(&api, own.prompt, checked.n)?;
-    let target = api.lease(&caller, &shared.model).await?;
+    let target = api.lease(&caller, &shared.model, shared.user.as_deref()).await?;
     let answer = async {
         let prompts = api.on_text(move |text| encode(text, prompts, echo)).await?;
         let default = Some(TOKENS_DEFAULT);

@@ -7,6 +7,7 @@
 
 mod account;
 mod adapters;
+mod aliases;
 mod archive;
 mod auth;
 mod body;
@@ -29,6 +30,7 @@ mod stream;
 mod target;
 mod tokenize;
 mod upload;
+mod versions;
 mod wire;
 
 use crate::access::Access;

@@ -24,7 +24,13 @@ pub async fn list(
     let ready = entries.iter().filter(|e| e.current && e.state == AdapterState::Ready);
     let ready = ready.filter(|e| caller.sees(&e.version.name));
     let adapters = ready.map(|e| adapter(&api, &e.version.name, e));
-    Json(ModelList { object: "list", data: std::iter::once(base(&api)).chain(adapters).collect() })
+    let aliases = api.app.registry.aliases();
+    let aliases = aliases.iter().filter(|a| caller.sees(&a.name)).filter_map(|alias| {
+        let entry = api.look_up(&caller, &alias.name).ok()??;
+        Some(adapter(&api, &alias.name, &entry))
+    });
+    let data = std::iter::once(base(&api)).chain(adapters).chain(aliases).collect();
+    Json(ModelList { object: "list", data })
 }
 
 /// Shows one model.

@@ -4,7 +4,7 @@
 //! The thing to know: the page is one file without anything from elsewhere, so it works on a
 //! machine without a network.
 
-use super::{adapters, chat, completions, health, keys, models, tokenize};
+use super::{adapters, aliases, chat, completions, health, keys, models, tokenize, versions};
 use axum::Json;
 use axum::response::Html;
 use utoipa::OpenApi;
@@ -21,6 +21,15 @@ use utoipa::OpenApi;
         adapters::show,
         adapters::put,
         adapters::remove,
+        versions::roll_back,
+        versions::pin,
+        versions::unpin,
+        aliases::list,
+        aliases::show,
+        aliases::put,
+        aliases::remove,
+        aliases::promote,
+        aliases::roll_back,
         keys::list,
         keys::create,
         keys::show,

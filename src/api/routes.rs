@@ -5,7 +5,8 @@
 
 use super::errors::METHOD_NOT_ALLOWED;
 use super::{
-    Api, adapters, auth, chat, completions, health, keys, limits, models, openapi, tokenize,
+    Api, adapters, aliases, auth, chat, completions, health, keys, limits, models, openapi,
+    tokenize, versions,
 };
 use crate::error::Error;
 use axum::Router;
@@ -65,6 +66,15 @@ pub const ROUTES: &[Route] = &[
         put(adapters::put).layer(DefaultBodyLimit::disable())
     }),
     row("delete", "/v1/adapters/{name}", Scope::Admin, || delete(adapters::remove)),
+    row("post", "/v1/adapters/{name}/rollback", Scope::Admin, || post(versions::roll_back)),
+    row("post", "/v1/adapters/{name}/pin", Scope::Admin, || post(versions::pin)),
+    row("post", "/v1/adapters/{name}/unpin", Scope::Admin, || post(versions::unpin)),
+    row("get", "/v1/aliases", Scope::Admin, || get(aliases::list)),
+    row("get", "/v1/aliases/{name}", Scope::Admin, || get(aliases::show)),
+    row("put", "/v1/aliases/{name}", Scope::Admin, || put(aliases::put)),
+    row("delete", "/v1/aliases/{name}", Scope::Admin, || delete(aliases::remove)),
+    row("post", "/v1/aliases/{name}/promote", Scope::Admin, || post(aliases::promote)),
+    row("post", "/v1/aliases/{name}/rollback", Scope::Admin, || post(aliases::roll_back)),
     row("post", "/tokenize", Scope::Inference, || post(tokenize::tokenize)),
     row("post", "/detokenize", Scope::Inference, || post(tokenize::detokenize)),
     row("get", "/live", Scope::Public, || get(health::live)),

@@ -61,9 +61,11 @@ pub fn not_found(model: &str) -> Error {
 }
 
 impl Api {
-    /// Leases what `model` names, loading it when it is not resident.
-    pub async fn lease(&self, caller: &Caller, model: &str) -> Result<Target> {
+    /// Leases what `model` names, loading it when it is not resident. An alias leads the same
+    /// `user`, else the same key, to the same version.
+    pub async fn lease(&self, caller: &Caller, model: &str, user: Option<&str>) -> Result<Target> {
         let caller = caller.clone();
+        let sticky = user.or_else(|| caller.own_id());
         match read_for(&caller, model, &self.app.base_name)? {
             Name::Base => Ok(Target {
                 lease: None,
@@ -72,7 +74,7 @@ impl Api {
                 digest: self.app.base_digest.to_string(),
             }),
             Name::Adapter(name) => {
-                let leased = self.app.registry.acquire(name).await;
+                let leased = self.app.registry.acquire_for(name, sticky).await;
                 let lease = leased.map_err(|e| match e.code {
                     "model_not_found" => not_found(model),
                     _ => e.param("model"),
@@ -94,14 +96,22 @@ impl Api {
             Name::Adapter(name) => name,
         };
         let (name, number) = match name.split_once('@') {
-            None => (name, None),
+            // An alias is shown as the version that most of its requests get.
+            None => match self.app.registry.alias(name) {
+                Ok(alias) => {
+                    let most = alias.targets.into_iter().max_by_key(|t| t.weight);
+                    let most = most.ok_or_else(|| not_found(model))?;
+                    (most.name, Some(most.number))
+                }
+                Err(_) => (name.to_owned(), None),
+            },
             Some((name, number)) => {
                 let number = number.parse::<u64>().map_err(|_| not_found(model))?;
-                (name, Some(number))
+                (name.to_owned(), Some(number))
             }
         };
         let found =
-            self.app.registry.versions(name).into_iter().find(|entry| {
+            self.app.registry.versions(&name).into_iter().find(|entry| {
                 number.map_or(entry.current, |number| entry.version.number == number)
             });
         found.map(Some).ok_or_else(|| not_found(model))

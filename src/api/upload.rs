@@ -45,6 +45,8 @@ impl Budget {
 pub struct Files {
     pub staging: Staging,
     taken: Vec<PathBuf>,
+    /// Names of the files that were taken, as the uploader called them.
+    pub names: Vec<String>,
     /// Names of files that an adapter does not need.
     pub ignored: Vec<String>,
     /// Over all files together.
@@ -56,6 +58,7 @@ impl Files {
         Self {
             staging,
             taken: Vec::new(),
+            names: Vec::new(),
             ignored: Vec::new(),
             budget: Budget { left: bytes_max, bytes_max },
         }
@@ -77,6 +80,7 @@ impl Files {
             ));
         }
         self.taken.push(place.clone());
+        self.names.push(shown);
         Ok(Some(place))
     }
 }

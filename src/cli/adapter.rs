@@ -1,4 +1,4 @@
-//! `polylora adapter`: push, list, show and rm against a running server.
+//! `polylora adapter`: adapters, versions and aliases of a running server.
 //!
 //! Owns how a directory or file becomes an upload and how the answer is shown. Never checks an
 //! adapter: the server does, and its refusal is printed. The thing to know: only the two PEFT
@@ -10,7 +10,7 @@ use crate::config::human;
 use crate::error::Result;
 use clap::{Args, Subcommand};
 use reqwest::{Method, multipart};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,7 +20,10 @@ Examples:
   polylora adapter push pirate pirate.zip            an archive of it (.zip, .tar), or a .gguf
   polylora adapter list
   polylora adapter show pirate
-  polylora adapter rm pirate
+  polylora adapter rm pirate --drain-seconds 30      wait for running requests, then cut them
+  polylora adapter rollback pirate                   the version before, or --version N
+  polylora adapter pin pirate                        never evicted
+  polylora adapter alias prod pirate@1=95 pirate@2=5 one user always gets the same version
 
 Pushing onto a name that exists makes a new version; running requests finish on the old one.";
 
@@ -52,7 +55,36 @@ enum Verb {
     /// Show one adapter in full, as JSON
     Show { name: String },
     /// Remove an adapter; running requests finish
-    Rm { name: String },
+    Rm {
+        name: String,
+        /// Wait so long for running requests, then end them
+        #[arg(long, value_name = "S")]
+        drain_seconds: Option<u64>,
+    },
+    /// Move a name back to the version before, or to any version that is kept
+    Rollback(VersionArgs),
+    /// Keep a version in memory, restarts included
+    Pin(VersionArgs),
+    /// Undo a pin
+    Unpin(VersionArgs),
+    /// Set a name over weighted versions; without weights show it
+    Alias {
+        name: String,
+        /// NAME@VERSION=WEIGHT
+        #[arg(value_name = "WEIGHT")]
+        weights: Vec<String>,
+        /// Remove it
+        #[arg(long, conflicts_with = "weights")]
+        rm: bool,
+    },
+}
+
+#[derive(Args)]
+struct VersionArgs {
+    name: String,
+    /// Default: for a rollback the one before, else the current one
+    #[arg(long, value_name = "N")]
+    version: Option<u64>,
 }
 
 pub fn run(args: AdapterArgs) -> Result<()> {
@@ -66,13 +98,71 @@ pub fn run(args: AdapterArgs) -> Result<()> {
                 say(&format!("{shown:#}\n"));
                 Ok(())
             }
-            Verb::Rm { name } => {
-                client.send(client.request(Method::DELETE, &path(&name)?)).await?;
-                say(&format!("removed {name}\n"));
-                Ok(())
-            }
+            Verb::Rm { name, drain_seconds } => remove(&client, &name, drain_seconds).await,
+            Verb::Rollback(args) => change(&client, "rollback", args).await,
+            Verb::Pin(args) => change(&client, "pin", args).await,
+            Verb::Unpin(args) => change(&client, "unpin", args).await,
+            Verb::Alias { name, weights, rm } => alias(&client, &name, &weights, rm).await,
         }
     })
+}
+
+async fn remove(client: &Client, name: &str, drain_seconds: Option<u64>) -> Result<()> {
+    let query = drain_seconds.map_or(String::new(), |s| format!("?drain_seconds={s}"));
+    let route = format!("{}{query}", path(name)?);
+    let done = client.json(client.request(Method::DELETE, &route)).await?;
+    let freed = &done["freed_bytes"];
+    let bytes = |key: &str| human(freed[key].as_u64().unwrap_or(0));
+    let state = done["state"].as_str().unwrap_or_default();
+    say(&format!(
+        "removed {name}  {state}, freed {} of memory and {} of disk\n",
+        bytes("resident"),
+        bytes("file")
+    ));
+    Ok(())
+}
+
+/// One of the routes that take a version and answer with one.
+async fn change(client: &Client, what: &str, args: VersionArgs) -> Result<()> {
+    let route = format!("{}/{what}", path(&args.name)?);
+    let body = match args.version {
+        Some(version) => json!({ "version": version }),
+        None => json!({}),
+    };
+    let done = client.json(client.request(Method::POST, &route).json(&body)).await?;
+    say(&format!("{}\n", line(&done)));
+    Ok(())
+}
+
+async fn alias(client: &Client, name: &str, weights: &[String], rm: bool) -> Result<()> {
+    let route = path(name)?.replace("/v1/adapters/", "/v1/aliases/");
+    let mut body = serde_json::Map::new();
+    for weight in weights {
+        let parts = weight.split_once('=').and_then(|(id, w)| Some((id, w.parse::<u32>().ok()?)));
+        let (id, weight) = parts.ok_or_else(|| {
+            bad_argument(format!("'{weight}' is not NAME@VERSION=WEIGHT, e.g. pirate@2=5"))
+        })?;
+        body.insert(id.to_owned(), json!(weight));
+    }
+    let request = match (rm, body.is_empty()) {
+        (true, _) => client.request(Method::DELETE, &route),
+        (false, true) => client.request(Method::GET, &route),
+        (false, false) => client.request(Method::PUT, &route).json(&json!({ "weights": body })),
+    };
+    let done = client.json(request).await?;
+    if rm {
+        say(&format!("removed {name}\n"));
+        return Ok(());
+    }
+    let targets = done["targets"].as_array().into_iter().flatten();
+    let shares: Vec<String> = targets
+        .map(|t| {
+            let id = t["id"].as_str().unwrap_or_default();
+            format!("{id} {:.1} %", 100.0 * t["share"].as_f64().unwrap_or(0.0))
+        })
+        .collect();
+    say(&format!("{name}  {}\n", shares.join(", ")));
+    Ok(())
 }
 
 /// The route of a name; a name that would lead elsewhere is refused here.
@@ -137,20 +227,16 @@ async fn list(client: &Client) -> Result<()> {
 /// One version on one line: `pirate@1  ready, current  lora r8  1.8 MiB  sha256:…`.
 fn line(v: &Value) -> String {
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-    let current = if v["current"] == true { ", current" } else { "" };
+    let mut state = text(&v["state"]);
+    for mark in ["current", "pinned"].into_iter().filter(|mark| v[*mark] == true) {
+        state += &format!(", {mark}");
+    }
     let method = text(&v["method"]);
     let rank = v["rank_max"].as_u64().map_or(String::new(), |r| format!(" r{r}"));
     let size = v["file_bytes"].as_u64().map_or(String::new(), human);
-    [
-        text(&v["id"]),
-        text(&v["result"]),
-        text(&v["state"]) + current,
-        method + &rank,
-        size,
-        text(&v["digest"]),
-    ]
-    .into_iter()
-    .filter(|t| !t.is_empty())
-    .collect::<Vec<_>>()
-    .join("  ")
+    [text(&v["id"]), text(&v["result"]), state, method + &rank, size, text(&v["digest"])]
+        .into_iter()
+        .filter(|t| !t.is_empty())
+        .collect::<Vec<_>>()
+        .join("  ")
 }

@@ -7,7 +7,7 @@ use super::banner::Banner;
 use super::ledger::{self, Ledger};
 use super::{dtype_named, say};
 use crate::access::Access;
-use crate::adapters::registry::{Entry, Publish, Registry, RegistryOptions};
+use crate::adapters::registry::{Entry, Lineage, Publish, Registry, RegistryOptions};
 use crate::api::{self, App};
 use crate::config::{Config, RawConfig, memory_available};
 use crate::engine::step::EngineOptions;
@@ -24,6 +24,7 @@ use polylora_kernels::{Device, Dtype, KvCache};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 
@@ -158,9 +159,13 @@ impl Prepared {
             RegistryOptions {
                 data_dir: config.data_dir.clone(),
                 base_name: self.base_name.clone(),
+                base_digest: self.weights.digest,
                 shape: shape.clone(),
                 dtype: self.weights.dtype,
                 resident_bytes_max: config.adapter_bytes_max,
+                residents_max: config.resident_max,
+                room_wait_max: Duration::from_secs(config.adapter_wait_seconds),
+                room_patience: Duration::from_millis(config.adapter_patience_ms),
                 upload_bytes_max: config.upload_bytes_max,
                 versions_kept: config.versions_kept,
                 adapters_max: config.adapters_max,
@@ -295,13 +300,16 @@ async fn load_adapter(registry: &Registry, name: &str, from: &Path) -> Result<En
     let blame =
         |e: Error| Error { message: format!("adapter {name} ({}): {e}", from.display()), ..e };
     let staging = registry.stage(name).map_err(blame)?;
-    copy_files(from, &staging.dir).map_err(|e| blame(Error::invalid("invalid_config", e)))?;
-    registry.publish(staging, Publish::default()).await.map_err(blame)
+    let files = copy_files(from, &staging.dir);
+    let files = files.map_err(|e| blame(Error::invalid("invalid_config", e)))?;
+    let lineage = Lineage::Uploaded { by: Some("start".to_owned()), files };
+    let how = Publish { lineage, ..Publish::default() };
+    registry.publish(staging, how).await.map_err(blame)
 }
 
-/// Copies what belongs to an adapter and nothing else. Weights in other formats come along to be
-/// refused by name.
-fn copy_files(from: &Path, to: &Path) -> Result<(), String> {
+/// Copies what belongs to an adapter and nothing else; returns the names. Weights in other formats
+/// come along to be refused by name.
+fn copy_files(from: &Path, to: &Path) -> Result<Vec<String>, String> {
     let ours = |path: &Path| {
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         name == "adapter_config.json"
@@ -317,11 +325,13 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), String> {
     if files.is_empty() {
         return Err("no adapter_config.json, adapter_model.safetensors or .gguf in it".to_owned());
     }
+    let mut names = Vec::new();
     for file in files {
         let name = file.file_name().unwrap_or_default();
         std::fs::copy(&file, to.join(name)).map_err(|e| format!("{}: {e}", file.display()))?;
+        names.push(name.to_string_lossy().into_owned());
     }
-    Ok(())
+    Ok(names)
 }
 
 async fn listen(config: &Config) -> Result<TcpListener> {

@@ -86,6 +86,13 @@ pub struct RawConfig {
     /// Adapter versions resident at once, whatever their size
     #[arg(long, env = "POLYLORA_RESIDENT_MAX", value_name = "N")]
     pub resident_max: Option<u64>,
+    /// Seconds that a request waits for room when all resident adapters are in use; then 507
+    #[arg(long, env = "POLYLORA_ADAPTER_WAIT_SECONDS", value_name = "S")]
+    pub adapter_wait_seconds: Option<u64>,
+    /// Milliseconds that it waits before the longest resident adapter takes no new requests, so
+    /// that its room comes free
+    #[arg(long, env = "POLYLORA_ADAPTER_PATIENCE_MS", value_name = "MS")]
+    pub adapter_patience_ms: Option<u64>,
     /// Largest adapter upload
     #[arg(long, env = "POLYLORA_UPLOAD_BYTES_MAX", value_name = "SIZE")]
     pub upload_bytes_max: Option<Size>,
@@ -172,6 +179,8 @@ impl RawConfig {
             prefix_cache: self.prefix_cache.or(below.prefix_cache),
             adapter_bytes_max: self.adapter_bytes_max.or(below.adapter_bytes_max),
             resident_max: self.resident_max.or(below.resident_max),
+            adapter_wait_seconds: self.adapter_wait_seconds.or(below.adapter_wait_seconds),
+            adapter_patience_ms: self.adapter_patience_ms.or(below.adapter_patience_ms),
             upload_bytes_max: self.upload_bytes_max.or(below.upload_bytes_max),
             body_bytes_max: self.body_bytes_max.or(below.body_bytes_max),
             adapters_max: self.adapters_max.or(below.adapters_max),
@@ -255,6 +264,8 @@ pub const RANGES: &[Range] = ranges! {
         waiting_tokens_max: 1, 1_073_741_824, 524_288;
         stream_events_max: 16, 65_536, 1024;
         resident_max: 1, 65_536, 1024;
+        adapter_wait_seconds: 0, 3600, 30;
+        adapter_patience_ms: 0, 3_600_000, 500;
         adapters_max: 1, 1_000_000, 10_000;
         versions_kept: 1, 1000, 3;
         choices_max: 1, 128, 16;

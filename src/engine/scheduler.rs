@@ -146,7 +146,7 @@ impl Scheduler {
             assert_eq!(sample.is_some(), planned.samples, "samples where the plan says so");
             let end = sample.and_then(|sample| self.append(planned.sequence, sample, now));
             let sequence = &mut self.running[planned.sequence];
-            sequence.end = end.or_else(|| sequence.is_abandoned().then_some(End::Abandoned));
+            sequence.end = end.or_else(|| sequence.given_up());
             ended += usize::from(sequence.end.is_some());
         }
         if ended > 0 {

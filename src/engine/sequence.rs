@@ -165,6 +165,14 @@ impl Sequence {
         self.unread || self.sender.is_cancelled()
     }
 
+    /// Why it is to end before it is done, if it is: nobody reads it, or its lease is revoked.
+    pub(super) fn given_up(&self) -> Option<End> {
+        if self.is_abandoned() {
+            return Some(End::Abandoned);
+        }
+        self.lease.as_ref()?.revoked().map(End::Failed)
+    }
+
     /// Takes all memory it will ever need, so that no step does, and hashes its full pages if they
     /// are to be found.
     pub(super) fn prepare(&mut self, hashes: bool) {

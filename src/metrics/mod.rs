@@ -113,7 +113,7 @@ impl Metrics {
                 .counter("adapter_evictions_total", "Adapters taken out to make room."),
             cold_starts: m.counters(
                 "adapter_cold_starts_total",
-                "Loads that a request waited for, by why it was not resident.",
+                "Loads of stored adapters by why: restart, evicted, replaced.",
                 &["reason"],
             ),
             load_seconds: m.seconds(

@@ -14,3 +14,4 @@ mod metrics;
 mod refusals;
 mod routes;
 mod streams;
+mod versions;

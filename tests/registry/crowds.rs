@@ -2,7 +2,7 @@
 
 use super::adapter_files::Files;
 use super::{House, code_of, plain_bytes, publish, until};
-use polylora::adapters::registry::{Lease, Publish};
+use polylora::adapters::registry::{Lease, Publish, Removal};
 use polylora::error::Kind;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -68,7 +68,7 @@ async fn a_storm_of_everything_ends_with_clean_books() {
                     let roll = task * 31 + round * 17;
                     let name = format!("n{}", roll % 7);
                     match roll % 10 {
-                        0 => drop(registry.delete(&name).await),
+                        0 => drop(registry.delete(&name, Removal::default()).await),
                         1..=3 => drop(publish(&registry, &name, roll % 11, false).await),
                         _ => {
                             if let Ok(lease) = registry.acquire(&name).await {
@@ -94,7 +94,7 @@ async fn a_storm_of_everything_ends_with_clean_books() {
     }
     assert!(house.registry.list().iter().all(|e| e.leases == 0));
     for n in 0..7 {
-        let _ = house.registry.delete(&format!("n{n}")).await;
+        let _ = house.registry.delete(&format!("n{n}"), Removal::default()).await;
     }
     until("all is free", || {
         house.registry.residency().0 == 0 && house.counts().2 == 0 && house.blobs() == 0

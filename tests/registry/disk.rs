@@ -2,7 +2,7 @@
 
 use super::adapter_files::Files;
 use super::{House, code_of, open, options, publish, until};
-use polylora::adapters::registry::Publish;
+use polylora::adapters::registry::{Publish, Removal};
 use polylora::error::Kind;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -28,7 +28,7 @@ async fn the_digest_is_of_content_and_not_of_names_or_neighbours() {
     // Two names, one content: one blob, one slot, one load, one probe.
     let probes = house.seen.probes.load(Ordering::SeqCst);
     assert_eq!((house.blobs(), house.counts().0, probes), (2, 2, 2));
-    house.registry.delete("a").await.unwrap();
+    house.registry.delete("a", Removal::default()).await.unwrap();
     let lease = house.registry.acquire("b").await.unwrap();
     assert_eq!(lease.version().digest, first.version.digest);
     assert_eq!((house.blobs(), house.counts()), (2, (2, 0, 2)));

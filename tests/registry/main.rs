@@ -5,10 +5,12 @@
 mod adapter_files;
 mod crowds;
 mod disk;
+mod moves;
+mod room;
 
 use adapter_files::{Files, base_bias, base_rows, tiny};
 use polylora::adapters::bank::{Bank, BankCommand, BankSender, Probe, Slot};
-use polylora::adapters::registry::{Entry, Publish, Registry, RegistryOptions, State};
+use polylora::adapters::registry::{Entry, Publish, Registry, RegistryOptions, Removal, State};
 use polylora::adapters::{BaseRows, Digest};
 use polylora::error::{Error, Kind};
 use polylora_kernels::Dtype;
@@ -102,9 +104,13 @@ fn options(dir: &Path) -> RegistryOptions {
     RegistryOptions {
         data_dir: dir.to_owned(),
         base_name: "tiny-base".into(),
+        base_digest: Digest([7; 32]),
         shape: Arc::new(tiny()),
         dtype: Dtype::F32,
         resident_bytes_max: 1 << 30,
+        residents_max: 1000,
+        room_wait_max: Duration::ZERO,
+        room_patience: Duration::ZERO,
         upload_bytes_max: 1 << 20,
         versions_kept: 3,
         adapters_max: 1000,
@@ -113,10 +119,18 @@ fn options(dir: &Path) -> RegistryOptions {
 }
 
 async fn open(o: RegistryOptions, slots: usize) -> Result<(Registry, Arc<Seen>), Error> {
+    open_with(o, slots, base_rows(&tiny())).await
+}
+
+async fn open_with(
+    o: RegistryOptions,
+    slots: usize,
+    rows: BaseRows,
+) -> Result<(Registry, Arc<Seen>), Error> {
     let shape = tiny();
     let engine = FakeEngine::start(slots);
     let bank = engine.bank();
-    let (rows, seen) = (base_rows(&shape), engine.seen.clone());
+    let seen = engine.seen.clone();
     let counted: BaseRows = Arc::new(move |site, row, out| {
         seen.rows_read.fetch_add(1, Ordering::SeqCst);
         rows(site, row, out);
@@ -133,6 +147,7 @@ impl House {
     async fn with(slots: usize, change: impl FnOnce(&mut RegistryOptions)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut o = options(dir.path());
+        o.residents_max = slots;
         change(&mut o);
         let (registry, seen) = open(o, slots).await.unwrap();
         Self { registry, seen, dir }
@@ -189,7 +204,7 @@ async fn reopened(dir: &Path) -> (Registry, Arc<Seen>) {
 async fn publish(r: &Registry, name: &str, seed: u64, force: bool) -> Result<Entry, Error> {
     let staging = r.stage(name)?;
     Files::plain(seed).write(&staging.dir);
-    r.publish(staging, Publish { force }).await
+    r.publish(staging, Publish { force, ..Publish::default() }).await
 }
 
 /// Waits until something that happens in the background is so.
@@ -342,13 +357,13 @@ async fn a_deleted_name_is_gone_at_once_and_its_memory_after_the_last_lease() {
     house.put("sql", 1).await;
     house.put("sql", 2).await;
     let lease = house.registry.acquire("sql").await.unwrap();
-    let removed = house.registry.delete("sql").await.unwrap();
-    assert_eq!(removed.len(), 2);
-    assert_eq!(removed[1].leases, 1);
+    let removed = house.registry.delete("sql", Removal::default()).await.unwrap();
+    assert_eq!((removed.entries.len(), removed.gone, removed.cut), (2, false, 0));
+    assert_eq!(removed.entries[1].leases, 1);
     assert_eq!(code_of(&house.registry, "sql").await.0, "model_not_found");
     assert_eq!(code_of(&house.registry, "sql@2").await.0, "model_not_found");
     assert!(house.registry.versions("sql").is_empty() && house.registry.list().is_empty());
-    let gone = house.registry.delete("sql").await.unwrap_err();
+    let gone = house.registry.delete("sql", Removal::default()).await.unwrap_err();
     assert_eq!((gone.code, gone.kind), ("model_not_found", Kind::NotFound));
     until("the unused version's files went", || house.blobs() == 1).await;
     assert_eq!(house.counts().2, 1);
@@ -360,7 +375,7 @@ async fn a_deleted_name_is_gone_at_once_and_its_memory_after_the_last_lease() {
     // A number is never used twice.
     assert_eq!(house.put("sql", 1).await.version.number, 3);
     let house = house.restarted().await;
-    house.registry.delete("sql").await.unwrap();
+    house.registry.delete("sql", Removal::default()).await.unwrap();
     let house = house.restarted().await;
     assert_eq!(house.put("sql", 1).await.version.number, 4);
 }

@@ -367,6 +367,7 @@ fn lease(number: u8) -> Lease {
         created: 0,
         file_bytes: 0,
         resident_bytes: 0,
+        lineage: Default::default(),
     };
     Lease::detached(version, Slot(u32::from(number)))
 }

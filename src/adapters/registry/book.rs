@@ -4,89 +4,16 @@
 //! The thing to know: counts of leases rise only under the book's lock, so a zero seen under it
 //! stays zero while it is held.
 
-use super::{Entry, Lease, LeaseInner, State, Version};
+use super::aliases::Alias;
+use super::holds::{Bells, Held, Hold, Resident, Versions, ineffective, not_found, servable};
+use super::{Cold, Entry, Lease, LeaseInner, State, Stats, Version};
 use crate::adapters::Digest;
 use crate::adapters::bank::Slot;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use tokio::sync::Notify;
-
-/// One of the holders of a version or a resident. Dropping the last one wakes the reaper; it never
-/// blocks.
-pub struct Hold {
-    count: Arc<AtomicUsize>,
-    reaper: Arc<Notify>,
-}
-
-impl Hold {
-    fn new(count: &Arc<AtomicUsize>, reaper: &Arc<Notify>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self { count: count.clone(), reaper: reaper.clone() }
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        if self.count.fetch_sub(1, Ordering::Release) == 1 {
-            self.reaper.notify_one();
-        }
-    }
-}
-
-/// A version and who uses it.
-pub struct Held {
-    pub version: Arc<Version>,
-    pub leases: Arc<AtomicUsize>,
-    /// Replaced, and not yet out of the bank.
-    pub draining: bool,
-}
-
-impl Held {
-    pub fn new(version: Version) -> Self {
-        Self { version: Arc::new(version), leases: Arc::default(), draining: false }
-    }
-
-    fn idle(&self) -> bool {
-        self.leases.load(Ordering::Acquire) == 0
-    }
-
-    fn warm(&self) -> bool {
-        !self.draining && servable(&self.version)
-    }
-}
-
-/// Whether requests may use the version: its probe saw a finite change, or its uploader forced it.
-pub fn servable(version: &Version) -> bool {
-    let change = version.logit_change_max;
-    version.forced || (change.is_finite() && change > 0.0)
-}
-
-/// The versions of one name.
-#[derive(Default)]
-pub struct Versions {
-    pub current: u64,
-    pub held: BTreeMap<u64, Held>,
-}
-
-/// An adapter in the bank. Versions with one digest share it.
-pub struct Resident {
-    pub slot: Slot,
-    pub bytes: u64,
-    pub logit_change_max: f32,
-    pub leases: Arc<AtomicUsize>,
-    /// Clock of the last use.
-    pub used: u64,
-    /// Its removal is under way: no new lease.
-    pub leaving: bool,
-}
-
-impl Resident {
-    fn idle(&self) -> bool {
-        !self.leaving && self.leases.load(Ordering::Acquire) == 0
-    }
-}
+use std::sync::atomic::Ordering;
+use tokio::time::Instant;
 
 /// What a request's `model` led to.
 pub enum Found {
@@ -97,34 +24,47 @@ pub enum Found {
 
 pub struct Book {
     pub names: BTreeMap<String, Versions>,
+    pub aliases: BTreeMap<String, Alias>,
     /// Versions of deleted names that requests still use.
     pub departing: Vec<Held>,
     pub residents: HashMap<Digest, Resident>,
-    /// Bytes promised to loads under way.
+    /// Bytes and places promised to loads under way.
     pub reserved: u64,
+    pub arriving: usize,
+    /// The first of the line for room has waited long: nobody goes before it.
+    pub claimed: bool,
+    pub room_waiting: usize,
     pub loads: u64,
     pub evictions: u64,
-    /// Contents that have been in the bank since the start.
-    pub seen: HashSet<Digest>,
+    /// Why contents that were resident are not.
+    left: HashMap<Digest, Cold>,
     /// Something drains or must go: the reaper has work when a hold ends.
     pub unsettled: bool,
     clock: u64,
-    reaper: Arc<Notify>,
+    bells: Arc<Bells>,
 }
 
 impl Book {
-    pub fn new(names: BTreeMap<String, Versions>, reaper: Arc<Notify>) -> Self {
+    pub fn new(
+        names: BTreeMap<String, Versions>,
+        aliases: BTreeMap<String, Alias>,
+        bells: Arc<Bells>,
+    ) -> Self {
         Self {
             names,
+            aliases,
             departing: Vec::new(),
             residents: HashMap::new(),
             reserved: 0,
+            arriving: 0,
+            claimed: false,
+            room_waiting: 0,
             loads: 0,
             evictions: 0,
-            seen: HashSet::new(),
+            left: HashMap::new(),
             unsettled: true,
             clock: 0,
-            reaper,
+            bells,
         }
     }
 
@@ -133,93 +73,99 @@ impl Book {
         self.residents.values().map(|r| r.bytes).sum::<u64>() + self.reserved
     }
 
-    /// Bytes that no eviction could free now.
-    pub fn pinned_bytes(&self) -> u64 {
-        let pinned = self.residents.values().filter(|r| !r.idle());
-        pinned.map(|r| r.bytes).sum::<u64>() + self.reserved
-    }
-
-    /// Leases what `model` names, if it is resident. Errors: `model_not_found`,
+    /// Leases what `model` names, if it is resident. `held` is a content that the caller keeps
+    /// resident: it brought it, and may use it even when it is closing. Errors: `model_not_found`,
     /// `adapter_ineffective`.
-    pub fn lease(&mut self, model: &str) -> Result<Found> {
+    pub fn lease(&mut self, model: &str, sticky: &str, held: Option<Digest>) -> Result<Found> {
         let (name, number) = match model.split_once('@') {
-            None => (model, None),
+            None => match self.aliases.get(model) {
+                Some(alias) => {
+                    let target = alias.choose(sticky);
+                    (target.name.as_str(), Some(target.number))
+                }
+                None => (model, None),
+            },
             Some((name, number)) => {
                 // Only the way that versions are printed; no version has the number 0.
                 let parsed = number.parse().ok().filter(|n: &u64| n.to_string() == number);
                 (name, Some(parsed.unwrap_or(0)))
             }
         };
-        let held = self.names.get(name).and_then(|v| v.held.get(&number.unwrap_or(v.current)));
-        let Some(held) = held else {
-            let model: String = model.chars().take(160).collect();
-            return Err(Error::not_found(
-                "model_not_found",
-                format!("The model `{model}` does not exist."),
-            )
-            .param("model"));
-        };
-        if !servable(&held.version) {
-            return Err(Error::new(
-                Kind::Conflict,
-                "adapter_ineffective",
-                format!(
-                    "Adapter `{}` is not served: its probe saw a logit change of {}. Publish it \
-                     with force to serve it anyway.",
-                    held.version.id(),
-                    held.version.logit_change_max
-                ),
-            )
-            .param("model"));
+        let found = self.names.get(name).and_then(|v| v.held.get(&number.unwrap_or(v.current)));
+        let found = found.ok_or_else(|| not_found(model))?;
+        if !servable(&found.version) {
+            return Err(ineffective(&found.version));
         }
         self.clock += 1;
-        match self.residents.get_mut(&held.version.digest) {
-            Some(resident) if !resident.leaving => {
-                resident.used = self.clock;
-                Ok(Found::Leased(Lease {
-                    inner: Arc::new(LeaseInner {
-                        version: held.version.clone(),
-                        slot: resident.slot,
-                        _holds: Some([
-                            Hold::new(&held.leases, &self.reaper),
-                            Hold::new(&resident.leases, &self.reaper),
-                        ]),
-                    }),
-                }))
-            }
-            _ => Ok(Found::Absent(held.version.clone())),
-        }
+        let digest = found.version.digest;
+        let open = |r: &&mut Resident| !r.leaving && (!r.closing || held == Some(digest));
+        let Some(resident) = self.residents.get_mut(&digest).filter(open) else {
+            return Ok(Found::Absent(found.version.clone()));
+        };
+        resident.used = self.clock;
+        Ok(Found::Leased(Lease {
+            inner: Arc::new(LeaseInner {
+                version: found.version.clone(),
+                slot: resident.slot,
+                _holds: Some([
+                    Hold::new(&found.leases, &self.bells),
+                    Hold::new(&resident.leases, &self.bells),
+                ]),
+                cut: found.cut.clone(),
+            }),
+        }))
     }
 
-    /// Enters a loaded adapter as the one used last; `bytes` are no longer a promise.
-    pub fn admit(&mut self, digest: Digest, slot: Slot, bytes: u64, logit_change_max: f32) {
+    /// Enters a loaded adapter as the one used last; its room is no longer a promise.
+    pub fn admit(&mut self, digest: Digest, slot: Slot, bytes: u64, change: f32, since: Instant) {
         self.reserved -= bytes;
+        self.arriving -= 1;
         self.loads += 1;
         self.clock += 1;
+        self.left.remove(&digest);
         let resident = Resident {
             slot,
             bytes,
-            logit_change_max,
+            logit_change_max: change,
             leases: Arc::default(),
             used: self.clock,
+            since,
             leaving: false,
+            closing: false,
         };
         self.residents.insert(digest, resident);
-        self.seen.insert(digest);
+    }
+
+    /// Why a content is not resident.
+    pub fn why_cold(&self, digest: Digest) -> Cold {
+        self.left.get(&digest).copied().unwrap_or(Cold::Restart)
+    }
+
+    /// Keeps a version from being pruned while something is done with it. Errors:
+    /// `model_not_found`, `adapter_ineffective`.
+    pub fn keep(&self, name: &str, number: u64) -> Result<(Arc<Version>, Hold)> {
+        let held = self.names.get(name).and_then(|v| v.held.get(&number));
+        let held = held.ok_or_else(|| not_found(&format!("{name}@{number}")))?;
+        if !servable(&held.version) {
+            return Err(ineffective(&held.version));
+        }
+        Ok((held.version.clone(), Hold::new(&held.leases, &self.bells)))
     }
 
     /// Keeps a resident from eviction while something is done with it.
     pub fn pin(&mut self, digest: Digest) -> Option<Hold> {
-        let resident = self.residents.get(&digest).filter(|r| !r.leaving)?;
-        Some(Hold::new(&resident.leases, &self.reaper))
+        let resident = self.residents.get(&digest).filter(|r| !r.leaving && !r.closing)?;
+        Some(Hold::new(&resident.leases, &self.bells))
     }
 
-    /// Marks the least recently used idle resident as leaving.
-    pub fn choose_victim(&mut self) -> Option<(Digest, Slot)> {
-        let idle = self.residents.iter_mut().filter(|(_, r)| r.idle());
+    /// Marks the least recently used idle resident as leaving, or `this` one if it is idle.
+    pub fn choose_victim(&mut self, this: Option<Digest>) -> Option<(Digest, Slot)> {
+        let may = |d: &Digest| this.is_none_or(|this| this == *d);
+        let idle = self.residents.iter_mut().filter(|(d, r)| r.idle() && may(d));
         let (digest, resident) = idle.min_by_key(|(_, r)| r.used)?;
         resident.leaving = true;
         self.evictions += 1;
+        self.left.insert(*digest, Cold::Evicted);
         Some((*digest, resident.slot))
     }
 
@@ -238,11 +184,13 @@ impl Book {
 
     /// Marks a resident as leaving if it is still unwanted.
     pub fn let_go(&mut self, digest: Digest) -> Option<Slot> {
-        if !self.unwanted().contains(&digest) {
+        let living = self.names.values().flat_map(|v| v.held.values());
+        if living.filter(|h| h.version.digest == digest).any(Held::warm) {
             return None;
         }
-        let resident = self.residents.get_mut(&digest)?;
+        let resident = self.residents.get_mut(&digest).filter(|r| r.idle())?;
         resident.leaving = true;
+        self.left.insert(digest, Cold::Replaced);
         Some(resident.slot)
     }
 
@@ -258,32 +206,48 @@ impl Book {
         }
     }
 
-    /// Takes out idle versions beyond the newest `kept` of each name (the current one always
-    /// stays), and deleted ones. Returns those of living names and the digests of all.
+    /// Takes out idle versions beyond the newest `kept` of each name (those that are current,
+    /// pinned or in an alias always stay), and deleted ones. Returns those of living names and the
+    /// digests of all.
     pub fn take_surplus(&mut self, kept: usize) -> (Vec<Arc<Version>>, Vec<Digest>) {
         let mut pruned = Vec::new();
-        for versions in self.names.values_mut() {
-            let surplus = versions.held.len().saturating_sub(kept.max(1));
-            let old: Vec<u64> = versions
-                .held
-                .iter()
-                .filter(|(n, _)| **n != versions.current)
-                .take(surplus)
-                .filter(|(_, h)| h.idle() && !h.draining)
-                .map(|(n, _)| *n)
-                .collect();
-            pruned.extend(old.iter().filter_map(|n| versions.held.remove(n)));
+        let mut waiting = false;
+        for (name, versions) in &mut self.names {
+            if versions.held.len() <= kept.max(1) {
+                continue;
+            }
+            let aliases = &self.aliases;
+            let free = |n: &u64, h: &Held| {
+                let led_to = || aliases.values().any(|a| a.leads_to(name, *n));
+                *n != versions.current && !h.pinned && !led_to()
+            };
+            let old: Vec<u64> =
+                versions.held.iter().filter(|(n, h)| free(n, h)).map(|(n, _)| *n).collect();
+            for number in &old[..old.len().saturating_sub(kept.max(1) - 1)] {
+                if versions.held[number].idle() && !versions.held[number].draining {
+                    pruned.extend(versions.held.remove(number));
+                } else {
+                    waiting = true;
+                }
+            }
         }
         let gone = self.departing.extract_if(.., |h| h.idle());
         let mut digests: Vec<Digest> = gone.map(|h| h.version.digest).collect();
         digests.extend(pruned.iter().map(|h| h.version.digest));
-        self.unsettled = !self.departing.is_empty()
+        for digest in &digests {
+            self.left.remove(digest);
+        }
+        self.unsettled = waiting
+            || !self.departing.is_empty()
             || !self.unwanted().is_empty()
-            || self
-                .names
-                .values()
-                .any(|v| v.held.len() > kept.max(1) || v.held.values().any(|h| h.draining));
+            || self.names.values().any(|v| v.held.values().any(|h| h.draining));
         (pruned.into_iter().map(|h| h.version).collect(), digests)
+    }
+
+    /// Whether a living version has this content.
+    pub fn wanted(&self, digest: Digest) -> bool {
+        let mut living = self.names.values().flat_map(|v| v.held.values());
+        living.any(|h| h.version.digest == digest)
     }
 
     /// Whether any version, living or departing, has this content.
@@ -301,12 +265,82 @@ impl Book {
 
     /// Adds a version; the one it replaces drains.
     pub fn publish(&mut self, version: Version, current: bool) {
-        let number = version.number;
-        let versions = self.names.entry(version.name.clone()).or_default();
+        let (name, number) = (version.name.clone(), version.number);
+        let versions = self.names.entry(name.clone()).or_default();
         versions.held.insert(number, Held::new(version));
         if current {
-            versions.turn_to(number);
+            self.turn(&name, number);
         }
+    }
+
+    /// Makes `number` the name's current version; the one before drains, unless it is pinned or an
+    /// alias leads to it.
+    pub fn turn(&mut self, name: &str, number: u64) {
+        let Some(versions) = self.names.get_mut(name) else { return };
+        let before = std::mem::replace(&mut versions.current, number);
+        if before != number
+            && let Some(held) = versions.held.get_mut(&before)
+        {
+            let led_to = self.aliases.values().any(|a| a.leads_to(name, before));
+            held.draining = servable(&held.version) && !held.pinned && !led_to;
+        }
+        if let Some(held) = versions.held.get_mut(&number) {
+            held.draining = false;
+        }
+    }
+
+    /// Pins a version, or unpins it without a hold; an unpinned one that is not current drains.
+    pub fn set_pin(&mut self, name: &str, number: u64, pin: Option<Hold>) {
+        let Some(versions) = self.names.get_mut(name) else { return };
+        let current = versions.current == number;
+        let led_to = self.aliases.values().any(|a| a.leads_to(name, number));
+        if let Some(held) = versions.held.get_mut(&number) {
+            held.draining = pin.is_none() && held.pinned && !current && !led_to;
+            held.pinned = pin.is_some();
+            held.pin = pin;
+        }
+    }
+
+    /// Versions that are pinned, in no order that matters.
+    pub fn pinned(&self) -> Vec<Arc<Version>> {
+        let living = self.names.values().flat_map(|v| v.held.values());
+        living.filter(|h| h.pinned).map(|h| h.version.clone()).collect()
+    }
+
+    pub fn pinned_contents(&self) -> HashSet<Digest> {
+        self.pinned().iter().map(|v| v.digest).collect()
+    }
+
+    /// What the bare name means.
+    pub fn current(&self, name: &str) -> Option<Arc<Version>> {
+        let versions = self.names.get(name)?;
+        versions.held.get(&versions.current).map(|h| h.version.clone())
+    }
+
+    /// The newest servable version before the current one.
+    pub fn before_current(&self, name: &str) -> Option<u64> {
+        let versions = self.names.get(name)?;
+        let older = versions.held.range(..versions.current).rev();
+        older.filter(|(_, h)| servable(&h.version)).map(|(n, _)| *n).next()
+    }
+
+    /// Revokes the leases on deleted versions; how many there were.
+    pub fn cut(&mut self, versions: &[Arc<Version>]) -> usize {
+        let theirs = |h: &&Held| versions.iter().any(|v| Arc::ptr_eq(v, &h.version));
+        let mut leases = 0;
+        for held in self.departing.iter().filter(theirs) {
+            leases += held.leases.load(Ordering::Acquire);
+            held.cut.store(true, Ordering::Relaxed);
+        }
+        leases
+    }
+
+    /// Whether none of these deleted versions is in use, nor in the bank but for others' sake.
+    pub fn has_left(&self, versions: &[Arc<Version>]) -> bool {
+        versions.iter().all(|v| {
+            let used = self.departing.iter().any(|h| Arc::ptr_eq(v, &h.version));
+            !used && (!self.residents.contains_key(&v.digest) || self.wanted(v.digest))
+        })
     }
 
     /// Removes a name; its versions drain. `None` when there is no such name.
@@ -315,13 +349,32 @@ impl Book {
         let mut versions = self.names.remove(name)?;
         for held in versions.held.values_mut() {
             held.draining = true;
+            held.pinned = false;
+            held.pin = None;
         }
         for entry in &mut entries {
             entry.state = State::Draining;
             entry.current = false;
+            entry.pinned = false;
         }
         self.departing.extend(versions.held.into_values());
         Some(entries)
+    }
+
+    pub fn stats(&self) -> Stats {
+        let living = || self.names.values().flat_map(|v| v.held.values());
+        Stats {
+            names: self.names.len(),
+            versions: living().count(),
+            departing: self.departing.len(),
+            pinned: living().filter(|h| h.pinned).count(),
+            aliases: self.aliases.len(),
+            residents: self.residents.len(),
+            resident_bytes: self.used_bytes(),
+            loads: self.loads,
+            evictions: self.evictions,
+            room_waiting: self.room_waiting,
+        }
     }
 
     pub fn entries_of(&self, name: &str) -> Vec<Entry> {
@@ -349,29 +402,10 @@ impl Book {
                     (false, true) => State::Ready,
                 },
                 current: *number == versions.current,
+                pinned: held.pinned,
                 resident: resident.is_some_and(|r| !r.leaving),
                 leases: held.leases.load(Ordering::Relaxed),
             }
         })
-    }
-}
-
-impl Versions {
-    /// Makes `number` the current version; the one before drains.
-    pub fn turn_to(&mut self, number: u64) {
-        let before = std::mem::replace(&mut self.current, number);
-        if before != number
-            && let Some(held) = self.held.get_mut(&before)
-        {
-            held.draining = servable(&held.version);
-        }
-        if let Some(held) = self.held.get_mut(&number) {
-            held.draining = false;
-        }
-    }
-
-    /// The version that the bare name means, if requests may use it.
-    pub fn current_servable(&self) -> bool {
-        self.held.get(&self.current).is_some_and(|h| servable(&h.version))
     }
 }

@@ -1,28 +1,20 @@
 //! Into the bank and out of it: loads, evictions and removals.
 //!
-//! Owns the order of everything that changes the bank. Never decides what a name means. The thing
-//! to know: one gate stands before the bank, so an eviction and a load never wait on each other;
-//! reading and preparing happen outside it.
+//! Owns the order of everything that changes the bank. Never decides what a name means, nor who
+//! gets room. The thing to know: a load holds its content's turn from the look for room to the
+//! slot, so there is one load per content; whatever leaves the bank passes one gate.
 
-use super::Inner;
-use super::book::{Book, Hold};
+use super::book::Book;
+use super::holds::Hold;
+use super::room::{Need, Room, Sought};
+use super::turns::Turn;
+use super::{Inner, Version, detached};
 use crate::adapters::bank::{BankCommand, Prepared, Probe, Slot};
 use crate::adapters::{Digest, format};
 use crate::error::{Error, Kind, Result};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
-
-/// Bytes promised to a load. Dropping it takes the promise back.
-struct Reservation {
-    book: Arc<Mutex<Book>>,
-    bytes: u64,
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        lock(&self.book).reserved -= self.bytes;
-    }
-}
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::Instant;
 
 /// The book, also after a panic elsewhere: each change to it is complete before anything can panic.
 pub fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
@@ -37,66 +29,82 @@ pub async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|e| Err(Error::fault(format!("a task failed: {e}"))))
 }
 
+/// What reading a stored content came to.
+enum Loaded {
+    In(Hold),
+    /// The catalogue knew its bytes from a start with another storage type; with the turn, to go
+    /// and look for that much room.
+    Sized(u64, Turn<Digest>),
+}
+
 impl Inner {
-    /// Makes the content resident and keeps it there while the `Hold` lives. `known` is the probe's
-    /// finding from before; without it the probe runs. The caller holds the digest's turn: one load
-    /// per digest.
-    pub async fn load(&self, digest: Digest, known: Option<f32>) -> Result<Hold> {
-        let begun = Instant::now();
+    /// Makes a stored version resident and keeps it there while the `Hold` lives. Room comes before
+    /// reading, so that those who wait for it hold no memory. May be dropped at any point: who
+    /// waits gives the place up, and a load that has begun runs to its end.
+    pub async fn bring(self: &Arc<Self>, version: &Version, arrived: Instant) -> Result<Hold> {
+        let (digest, known) = (version.digest, version.logit_change_max);
+        let mut need = Need { digest, bytes: version.resident_bytes, arrived, stored: true };
+        let mut turn = self.digest_turns.take(digest).await;
         loop {
-            if let Some(pin) = self.book().pin(digest) {
-                return Ok(pin);
-            }
-            let prepared = self.prepare(digest).await?;
-            let _gate = self.gate.lock().await;
-            // A removal that was under way before the gate opened may have been refused.
-            if let Some(pin) = self.book().pin(digest) {
-                return Ok(pin);
-            }
-            let reservation = self.reserve(digest, prepared.bytes as u64).await?;
-            match self.install(prepared, known.is_none()).await {
-                Ok((slot, probe)) => {
-                    let found = known.or(probe.map(|p| p.logit_change_max));
-                    self.options.metrics.load_seconds.observe(begun.elapsed().as_secs_f64());
-                    return self.admit(digest, slot, reservation, found);
+            let room = match self.find_room(need).await? {
+                Sought::Resident(pin) => return Ok(pin),
+                Sought::Room(room) => room,
+            };
+            let inner = self.clone();
+            let load = detached(async move {
+                let begun = Instant::now();
+                let prepared = inner.prepare(digest).await?;
+                let bytes = prepared.bytes as u64;
+                if bytes != room.bytes {
+                    return Ok(Loaded::Sized(bytes, turn));
                 }
-                // The bank has a bound of its own, on slots: make room and read the files again.
-                Err(e) if e.kind == Kind::Capacity => {
-                    drop(reservation);
-                    if !self.evict_one().await? {
-                        return Err(e);
-                    }
-                }
-                Err(e) => return Err(e),
+                let why = inner.book().why_cold(digest).name();
+                inner.options.metrics.cold_starts.with_label_values(&[why]).inc();
+                inner.enter(prepared, Some(known), room, begun).await.map(Loaded::In)
+            });
+            match load.await? {
+                Loaded::In(hold) => return Ok(hold),
+                Loaded::Sized(bytes, again) => (need.bytes, turn) = (bytes, again),
             }
         }
     }
 
-    /// The same for a request that waits for it, counted by why it was not resident.
-    pub async fn cold_start(&self, digest: Digest, known: Option<f32>) -> Result<Hold> {
-        let reason = {
-            let mut book = self.book();
-            if let Some(pin) = book.pin(digest) {
-                return Ok(pin);
-            }
-            if book.seen.contains(&digest) { "evicted" } else { "start" }
-        };
-        self.options.metrics.cold_starts.with_label_values(&[reason]).inc();
-        self.load(digest, known).await
+    /// The same for a content that no version has yet, and so was never probed. The caller holds
+    /// its turn, and runs detached.
+    pub async fn bring_new(self: &Arc<Self>, digest: Digest) -> Result<Hold> {
+        if let Some(pin) = self.book().pin(digest) {
+            return Ok(pin);
+        }
+        let known = self.book().known_change(digest);
+        let begun = Instant::now();
+        let prepared = self.prepare(digest).await?;
+        let need = Need { digest, bytes: prepared.bytes as u64, arrived: begun, stored: false };
+        match self.find_room(need).await? {
+            Sought::Resident(pin) => Ok(pin),
+            Sought::Room(room) => self.enter(prepared, known, room, begun).await,
+        }
     }
 
-    fn admit(
+    /// Into a slot and into the book. `known` is the probe's finding from before; without it the
+    /// probe runs.
+    async fn enter(
         &self,
-        digest: Digest,
-        slot: Slot,
-        mut reservation: Reservation,
-        found: Option<f32>,
+        prepared: Box<Prepared>,
+        known: Option<f32>,
+        mut room: Room,
+        begun: Instant,
     ) -> Result<Hold> {
-        let bytes = std::mem::take(&mut reservation.bytes);
-        let mut book = self.book();
+        let digest = prepared.digest;
+        let (slot, probe) = self.install(prepared, known.is_none()).await?;
         // An engine that did not probe when asked has shown no change.
-        book.admit(digest, slot, bytes, found.unwrap_or(0.0));
-        self.options.metrics.adapter_loads.inc();
+        let change = known.or(probe.map(|p| p.logit_change_max)).unwrap_or(0.0);
+        let now = Instant::now();
+        let metrics = &self.options.metrics;
+        metrics.load_seconds.observe((now - begun).as_secs_f64());
+        metrics.adapter_loads.inc();
+        let mut book = self.book();
+        book.admit(digest, slot, room.bytes, change, now);
+        room.taken = true;
         let pin = book.pin(digest);
         drop(book);
         pin.ok_or_else(|| Error::fault("a loaded adapter vanished"))
@@ -127,44 +135,22 @@ impl Inner {
         .await
     }
 
-    /// Promises bytes, evicting idle residents for them. The caller holds the gate.
-    async fn reserve(&self, digest: Digest, bytes: u64) -> Result<Reservation> {
-        let max = self.options.resident_bytes_max;
-        loop {
-            {
-                let mut book = self.book();
-                let available = max.saturating_sub(book.pinned_bytes());
-                if bytes > available {
-                    return Err(Error::new(
-                        Kind::Capacity,
-                        "insufficient_capacity",
-                        format!(
-                            "adapter {digest} needs {bytes} bytes of memory; {available} of {max} \
-                             are available"
-                        ),
-                    ));
-                }
-                if book.used_bytes() + bytes <= max {
-                    book.reserved += bytes;
-                    return Ok(Reservation { book: self.book.clone(), bytes });
-                }
-            }
-            self.evict_one().await?;
-        }
-    }
-
-    /// Evicts the least recently used idle resident; false when there is none. The caller holds the
-    /// gate.
-    async fn evict_one(&self) -> Result<bool> {
-        let victim = self.book().choose_victim();
-        match victim {
-            None => Ok(false),
-            Some((digest, slot)) => {
-                self.take_out(digest, slot).await?;
-                self.options.metrics.adapter_evictions.inc();
-                Ok(true)
-            }
-        }
+    /// Takes a resident that `choose_victim` marked out of the bank. The gate goes with it: should
+    /// the caller be dropped, nobody passes before the engine has answered.
+    pub async fn evict(
+        self: &Arc<Self>,
+        gate: OwnedMutexGuard<()>,
+        digest: Digest,
+        slot: Slot,
+    ) -> Result<()> {
+        let inner = self.clone();
+        detached(async move {
+            let _gate = gate;
+            inner.take_out(digest, slot).await?;
+            inner.options.metrics.adapter_evictions.inc();
+            Ok(())
+        })
+        .await
     }
 
     /// Removes, one by one, the residents that nobody wants any more.
@@ -200,6 +186,8 @@ impl Inner {
                 }
             }
         }
+        drop(book);
+        self.bells.room.notify_one();
         outcome
     }
 

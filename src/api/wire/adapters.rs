@@ -1,6 +1,6 @@
 //! `/v1/adapters`: versions, states and what an upload came to.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 #[derive(Serialize, ToSchema)]
@@ -38,6 +38,8 @@ pub struct AdapterVersion {
     /// `ready`, `ineffective` or `draining`
     pub state: &'static str,
     pub current: bool,
+    /// Stays resident and is kept until unpinned.
+    pub pinned: bool,
     pub resident: bool,
     /// Running requests that hold it.
     pub leases: usize,
@@ -48,6 +50,7 @@ pub struct AdapterVersion {
     /// Served although the probe saw no change.
     pub forced: bool,
     pub probe: AdapterProbe,
+    pub lineage: AdapterLineage,
     #[serde(flatten)]
     pub summary: AdapterSummary,
 }
@@ -81,13 +84,64 @@ pub struct AdapterPut {
     pub ignored_files: Vec<String>,
 }
 
+/// Where a version came from.
+#[derive(Serialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum AdapterLineage {
+    /// `by`: the id of the key; `anonymous` where none is asked for, `start` for `--adapter`.
+    Uploaded {
+        by: Option<String>,
+        files: Vec<String>,
+    },
+    Merged {
+        method: String,
+        from: Vec<AdapterParent>,
+    },
+    Trained {
+        from: Option<AdapterParent>,
+        job: String,
+    },
+}
+
+/// A version that another was made of.
+#[derive(Serialize, ToSchema)]
+pub struct AdapterParent {
+    /// `name@version` as it was called then.
+    pub id: String,
+    pub digest: String,
+    pub weight: Option<f64>,
+}
+
+/// Body of rollback, pin and unpin; may be `{}`.
+#[derive(Deserialize, ToSchema)]
+pub struct VersionFields {
+    /// Default: for a rollback the newest servable version before the current one, else the
+    /// current one.
+    pub version: Option<u64>,
+}
+
+/// Bytes that are no longer taken; what other names share stays and is not counted.
+#[derive(Serialize, ToSchema)]
+pub struct FreedBytes {
+    /// Of memory.
+    pub resident: u64,
+    /// Of disk.
+    pub file: u64,
+}
+
 /// Answer to a removal.
 #[derive(Serialize, ToSchema)]
 pub struct AdapterDeleted {
     #[schema(example = "adapter")]
     pub object: &'static str,
     pub name: String,
+    /// The name is gone: always true.
     pub deleted: bool,
+    /// `gone`, or `draining` while running requests still hold versions of it.
+    pub state: &'static str,
+    pub freed_bytes: FreedBytes,
+    /// Requests that still ran when `drain_seconds` were over, and were ended.
+    pub cut: usize,
     /// What went; versions with leases finish their requests first.
     pub versions: Vec<AdapterVersion>,
 }

@@ -5,6 +5,7 @@
 //! documentation at `/docs`.
 
 mod adapters;
+mod aliases;
 mod chat;
 mod completions;
 mod keys;
@@ -14,6 +15,7 @@ mod sampling;
 mod tokens;
 
 pub use adapters::*;
+pub use aliases::*;
 pub use chat::*;
 pub use completions::*;
 pub use keys::*;

@@ -44,6 +44,9 @@ pub struct SamplingFields {
     pub min_tokens: Option<i64>,
     /// Answers per prompt. Default 1.
     pub n: Option<i64>,
+    /// Whose request it is: an alias leads the same user to the same version. Default: the key, if
+    /// it is not the one that all share.
+    pub user: Option<String>,
     /// Send the answer as server-sent events while it is made. Default false.
     pub stream: Option<bool>,
     pub stream_options: Option<StreamOptions>,

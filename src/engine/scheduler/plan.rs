@@ -4,7 +4,7 @@
 //! to know: a sequence has pages for all its known tokens from admission on, so only a growing
 //! output can run out of them; then the newest gives its pages back, and the oldest always goes on.
 
-use super::{End, Notice, Scheduler};
+use super::{Notice, Scheduler};
 use crate::engine::pages::{PAGE, Pages, pages_for};
 use crate::engine::sequence::Sequence;
 use std::time::Instant;
@@ -76,32 +76,32 @@ impl Plan {
 }
 
 impl Scheduler {
-    /// Fills `plan` with the rows of the next step. First lets go of whoever was cancelled. The
-    /// plan is empty only when nothing is left; it is to be committed or aborted before the next
-    /// one.
+    /// Fills `plan` with the rows of the next step. First lets go of whoever was cancelled or cut.
+    /// The plan is empty only when nothing is left; it is to be committed or aborted before the
+    /// next one.
     pub fn plan(&mut self, pages: &mut Pages, now: Instant, plan: &mut Plan) {
         plan.clear();
-        self.drop_abandoned(pages);
+        self.drop_given_up(pages);
         self.plan_decode(pages, plan);
         self.plan_prefill(plan);
         self.admit(pages, now, plan);
         self.check(plan);
     }
 
-    fn drop_abandoned(&mut self, pages: &mut Pages) {
+    fn drop_given_up(&mut self, pages: &mut Pages) {
         let mut ended = 0;
-        for sequence in self.running.iter_mut().filter(|s| s.is_abandoned()) {
-            sequence.end = Some(End::Abandoned);
-            ended += 1;
+        for sequence in &mut self.running {
+            sequence.end = sequence.given_up();
+            ended += usize::from(sequence.end.is_some());
         }
         if ended > 0 {
             self.remove_ended(pages);
         }
         for index in (0..self.waiting.len()).rev() {
-            if self.waiting[index].is_abandoned()
+            if let Some(end) = self.waiting[index].given_up()
                 && let Some(sequence) = self.waiting.remove(index)
             {
-                self.end(sequence, End::Abandoned, pages);
+                self.end(sequence, end, pages);
             }
         }
     }

@@ -1,0 +1,138 @@
+//! What the book counts: holds on versions and on residents, and who rings when the last one ends.
+//!
+//! Owns the two kinds of things that can be held. Never decides what goes. The thing to know:
+//! counts rise only under the book's lock, and fall anywhere without it.
+
+use super::Version;
+use crate::adapters::bank::Slot;
+use crate::error::{Error, Kind};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// Who is told when a hold ends.
+#[derive(Default)]
+pub struct Bells {
+    pub reaper: Notify,
+    /// The first load in the line for room.
+    pub room: Notify,
+}
+
+/// One of the holders of a version or a resident. Dropping the last one rings; it never blocks.
+pub struct Hold {
+    count: Arc<AtomicUsize>,
+    bells: Arc<Bells>,
+}
+
+impl Hold {
+    pub fn new(count: &Arc<AtomicUsize>, bells: &Arc<Bells>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self { count: count.clone(), bells: bells.clone() }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if self.count.fetch_sub(1, Ordering::Release) == 1 {
+            self.bells.reaper.notify_one();
+            self.bells.room.notify_one();
+        }
+    }
+}
+
+/// A version and who uses it.
+pub struct Held {
+    pub version: Arc<Version>,
+    pub leases: Arc<AtomicUsize>,
+    /// Replaced, and not yet out of the bank.
+    pub draining: bool,
+    pub pinned: bool,
+    /// What keeps a pinned version resident; `None` while it could not be loaded.
+    pub pin: Option<Hold>,
+    /// Says true to the leases when the version was deleted and may no longer be used.
+    pub cut: Arc<AtomicBool>,
+}
+
+impl Held {
+    pub fn new(version: Version) -> Self {
+        Self {
+            version: Arc::new(version),
+            leases: Arc::default(),
+            draining: false,
+            pinned: false,
+            pin: None,
+            cut: Arc::default(),
+        }
+    }
+
+    pub fn idle(&self) -> bool {
+        self.leases.load(Ordering::Acquire) == 0
+    }
+
+    /// Whether it may be asked for, and so may stay in the bank.
+    pub fn warm(&self) -> bool {
+        !self.draining && servable(&self.version)
+    }
+}
+
+/// Whether requests may use the version: its probe saw a finite change, or its uploader forced it.
+pub fn servable(version: &Version) -> bool {
+    let change = version.logit_change_max;
+    version.forced || (change.is_finite() && change > 0.0)
+}
+
+/// The versions of one name.
+#[derive(Default)]
+pub struct Versions {
+    pub current: u64,
+    pub held: BTreeMap<u64, Held>,
+}
+
+/// An adapter in the bank. Versions with one digest share it.
+pub struct Resident {
+    pub slot: Slot,
+    pub bytes: u64,
+    pub logit_change_max: f32,
+    pub leases: Arc<AtomicUsize>,
+    /// Clock of the last use.
+    pub used: u64,
+    /// When it came.
+    pub since: Instant,
+    /// Its removal is under way: no new lease.
+    pub leaving: bool,
+    /// Somebody has waited long for its room: it takes no new leases but those of its loaders.
+    pub closing: bool,
+}
+
+impl Resident {
+    pub fn idle(&self) -> bool {
+        !self.leaving && self.leases.load(Ordering::Acquire) == 0
+    }
+}
+
+impl Versions {
+    /// The version that the bare name means, if requests may use it.
+    pub fn current_servable(&self) -> bool {
+        self.held.get(&self.current).is_some_and(|h| servable(&h.version))
+    }
+}
+
+/// 404 for a model that nobody has.
+pub fn not_found(model: &str) -> Error {
+    let model: String = model.chars().take(160).collect();
+    Error::not_found("model_not_found", format!("The model `{model}` does not exist."))
+        .param("model")
+}
+
+/// 409 for a version whose probe saw nothing.
+pub fn ineffective(version: &Version) -> Error {
+    let message = format!(
+        "Adapter `{}` is not served: its probe saw a logit change of {}. Publish it with force to \
+         serve it anyway.",
+        version.id(),
+        version.logit_change_max
+    );
+    Error::new(Kind::Conflict, "adapter_ineffective", message).param("model")
+}

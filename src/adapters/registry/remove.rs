@@ -1,0 +1,144 @@
+//! Removal of a name: ready, draining, gone; and the sweep that makes things go.
+//!
+//! Owns what leaves memory and disk, and when. Never decides that something should go without a
+//! lease being over. The thing to know: the name goes at once; its bytes go when the last request
+//! on it ends, or is cut because the operator's patience did.
+
+use super::holds::not_found;
+use super::residency::blocking;
+use super::{Inner, Removal, Removed, Version};
+use crate::adapters::Digest;
+use crate::adapters::store::Store;
+use crate::error::{Error, Kind, Result};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// For what is no longer used to leave memory and disk: a step, and a few file operations.
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// What a deleted name had: to be told what of it was freed.
+struct Leaving {
+    versions: Vec<Arc<Version>>,
+    /// (bytes in the bank when the name went, bytes of files)
+    contents: BTreeMap<Digest, (u64, u64)>,
+}
+
+impl Inner {
+    /// See `Registry::delete`.
+    pub async fn delete(self: &Arc<Self>, name: String, how: Removal) -> Result<Removed> {
+        let turn = self.name_turns.take(name.clone()).await;
+        if self.book().current(&name).is_none() {
+            return Err(not_found(&name));
+        }
+        self.expect(&name, &how.expected)?;
+        if let Some(alias) = self.book().alias_of(&name) {
+            let message = format!("alias `{}` leads to `{name}`; change it first", alias.name);
+            return Err(Error::new(Kind::Conflict, "adapter_aliased", message).param("name"));
+        }
+        self.store.remove_name(&name).await?;
+        let (leaving, entries) = {
+            let mut book = self.book();
+            let entries = book.entries_of(&name);
+            let contents = entries.iter().map(|e| {
+                let digest = e.version.digest;
+                let resident = book.residents.get(&digest).map_or(0, |r| r.bytes);
+                (digest, (resident, e.version.file_bytes))
+            });
+            let versions = entries.iter().map(|e| e.version.clone()).collect();
+            let leaving = Leaving { versions, contents: contents.collect() };
+            (leaving, book.remove(&name).ok_or_else(|| not_found(&name))?)
+        };
+        drop(turn);
+        tracing::info!(adapter = %name, "deleted");
+        let in_use = entries.iter().any(|e| e.leases > 0);
+        let mut gone = false;
+        let mut cut = 0;
+        if let Some(drain) = how.drain {
+            gone = self.settled(&leaving, drain).await;
+            if !gone {
+                cut = self.book().cut(&leaving.versions);
+                tracing::warn!(adapter = %name, requests = cut, "cut what still ran on it");
+            }
+        }
+        if how.drain.is_some() || !in_use {
+            gone = gone || self.settled(&leaving, SETTLE_TIME_MAX).await;
+        } else {
+            self.wake_reaper();
+        }
+        let (resident_bytes_freed, file_bytes_freed) = self.freed(&leaving);
+        Ok(Removed { entries, gone, cut, resident_bytes_freed, file_bytes_freed })
+    }
+
+    /// Waits until nobody uses the versions and their memory is free; false when it takes longer.
+    async fn settled(&self, leaving: &Leaving, time_max: Duration) -> bool {
+        let end = Instant::now() + time_max;
+        let mut swept = self.swept.subscribe();
+        self.wake_reaper();
+        loop {
+            if self.book().has_left(&leaving.versions) {
+                return true;
+            }
+            if timeout_at(end, swept.changed()).await.is_err() {
+                return self.book().has_left(&leaving.versions);
+            }
+        }
+    }
+
+    /// (resident bytes, file bytes) that are no longer taken.
+    fn freed(&self, leaving: &Leaving) -> (u64, u64) {
+        let book = self.book();
+        let mut freed = (0, 0);
+        for (digest, (resident, file)) in &leaving.contents {
+            if !book.residents.contains_key(digest) {
+                freed.0 += resident;
+            }
+            if !book.refers_to(*digest) {
+                freed.1 += file;
+            }
+        }
+        freed
+    }
+
+    /// What the reaper does when a hold ended: residents out of the bank, then old versions and
+    /// their files.
+    pub async fn sweep(self: &Arc<Self>) {
+        if !self.book().unsettled {
+            return;
+        }
+        self.remove_unwanted().await;
+        let (pruned, digests) = {
+            let mut book = self.book();
+            book.settle_drained();
+            book.take_surplus(self.options.versions_kept)
+        };
+        for version in pruned {
+            let removed = self.store.remove_version(&version.name, version.number).await;
+            if let Err(e) = removed {
+                // It comes back with the next start, and is pruned again then.
+                tracing::warn!(adapter = %version.id(), error = %e, "cannot prune a version");
+            }
+        }
+        for digest in digests {
+            let _turn = self.digest_turns.take(digest).await;
+            if !self.book().refers_to(digest) {
+                let store = self.store.clone();
+                discard(store, digest).await;
+            }
+        }
+        self.swept.send_modify(|n| *n += 1);
+    }
+}
+
+/// Removes a content's files off the async threads. A failure only leaves an orphan for the next
+/// start.
+pub async fn discard(store: Arc<Store>, digest: Digest) {
+    let removed = blocking(move || {
+        store.discard(digest);
+        Ok(())
+    });
+    if let Err(e) = removed.await {
+        tracing::warn!(%digest, error = %e, "cannot remove adapter files");
+    }
+}

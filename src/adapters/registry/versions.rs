@@ -1,0 +1,136 @@
+//! Changes to a name that bring no new files: rollback, pin, unpin, and what a change may expect.
+//!
+//! Owns their order: load first, record, then move. Never reads files itself. The thing to know:
+//! each runs in the name's turn, so what it expected still holds when it acts.
+
+use super::holds::{Hold, not_found};
+use super::{Entry, Expected, Inner, Version};
+use crate::error::{Error, Kind, Result};
+use std::sync::Arc;
+use tokio::time::Instant;
+
+impl Inner {
+    /// Whether the name is what the caller takes it for. The caller holds its turn.
+    pub fn expect(&self, name: &str, expected: &[Expected]) -> Result<()> {
+        let current = self.book().current(name);
+        let now = match &current {
+            None => "there is no such adapter".to_owned(),
+            Some(v) => format!("its current version is {} ({})", v.number, v.digest),
+        };
+        for expected in expected {
+            let (holds, wanted) = match (expected, &current) {
+                (Expected::Absent, now) => (now.is_none(), "no adapter of that name".to_owned()),
+                (Expected::Present, now) => (now.is_some(), "an adapter of that name".to_owned()),
+                (Expected::Version(n), now) => {
+                    (now.as_ref().is_some_and(|v| v.number == *n), format!("version {n}"))
+                }
+                (Expected::Content(all), now) => {
+                    let listed: Vec<String> = all.iter().map(|d| d.to_string()).collect();
+                    let listed = match listed.is_empty() {
+                        true => "a content that no version has".to_owned(),
+                        false => listed.join(" or "),
+                    };
+                    (now.as_ref().is_some_and(|v| all.contains(&v.digest)), listed)
+                }
+            };
+            if !holds {
+                let message = format!("`{name}` is not as expected ({wanted}): {now}");
+                return Err(Error::new(Kind::Precondition, "version_conflict", message));
+            }
+        }
+        Ok(())
+    }
+
+    /// See `Registry::roll_back`.
+    pub async fn roll_back(
+        self: &Arc<Self>,
+        name: String,
+        number: Option<u64>,
+        expected: Vec<Expected>,
+    ) -> Result<Entry> {
+        let _turn = self.name_turns.take(name.clone()).await;
+        let (version, _kept) = {
+            if self.book().current(&name).is_none() {
+                return Err(not_found(&name));
+            }
+            self.expect(&name, &expected)?;
+            let book = self.book();
+            let number = match number {
+                Some(number) => number,
+                None => book.before_current(&name).ok_or_else(|| {
+                    let message = format!("adapter `{name}` has no servable version before this");
+                    Error::new(Kind::Conflict, "nothing_to_roll_back", message)
+                })?,
+            };
+            book.keep(&name, number)?
+        };
+        // Warm before the name moves. Without room it is loaded by the first request instead: a
+        // rollback is the last thing that should fail because the server is busy.
+        let loaded = self.bring(&version, Instant::now()).await;
+        match &loaded {
+            Err(e) if e.kind == Kind::Capacity => {
+                tracing::warn!(adapter = %version.id(), error = %e, "rolled back to what is cold");
+            }
+            Err(e) => return Err(e.clone()),
+            Ok(_) => {}
+        }
+        self.store.turn(&name, version.number).await?;
+        tracing::info!(adapter = %version.id(), digest = %version.digest, "rolled back");
+        let mut book = self.book();
+        book.turn(&name, version.number);
+        let entry = book.entry(&name, version.number);
+        drop(book);
+        self.wake_reaper();
+        entry.ok_or_else(|| not_found(&name))
+    }
+
+    /// See `Registry::pin`.
+    pub async fn pin(self: &Arc<Self>, name: String, number: Option<u64>) -> Result<Entry> {
+        let _turn = self.name_turns.take(name.clone()).await;
+        let (version, _kept) = self.named(&name, number)?;
+        let hold = self.bring(&version, Instant::now()).await?;
+        self.store.set_pinned(&name, version.number, true).await?;
+        tracing::info!(adapter = %version.id(), "pinned");
+        self.enter_pin(&name, version.number, Some(hold))
+    }
+
+    /// See `Registry::unpin`.
+    pub async fn unpin(&self, name: String, number: Option<u64>) -> Result<Entry> {
+        let _turn = self.name_turns.take(name.clone()).await;
+        let (version, _kept) = self.named(&name, number)?;
+        self.store.set_pinned(&name, version.number, false).await?;
+        tracing::info!(adapter = %version.id(), "unpinned");
+        self.enter_pin(&name, version.number, None)
+    }
+
+    fn enter_pin(&self, name: &str, number: u64, pin: Option<Hold>) -> Result<Entry> {
+        let mut book = self.book();
+        book.set_pin(name, number, pin);
+        let entry = book.entry(name, number);
+        drop(book);
+        self.wake_reaper();
+        entry.ok_or_else(|| not_found(name))
+    }
+
+    /// The version meant by an admin: `number`, or the current one; kept from pruning meanwhile.
+    fn named(&self, name: &str, number: Option<u64>) -> Result<(Arc<Version>, Hold)> {
+        let book = self.book();
+        let current = book.current(name).ok_or_else(|| not_found(name))?;
+        book.keep(name, number.unwrap_or(current.number))
+    }
+
+    /// Makes what the catalogue says is pinned resident again. What cannot be loaded stays pinned
+    /// and cold: a damaged adapter must not keep the others from starting.
+    pub async fn load_pinned(self: &Arc<Self>) {
+        let pinned = self.book().pinned();
+        for version in pinned {
+            match self.bring(&version, Instant::now()).await {
+                Ok(hold) => self.book().set_pin(&version.name, version.number, Some(hold)),
+                Err(e) => {
+                    let id = version.id();
+                    tracing::error!(adapter = %id, error = %e, "cannot load a pinned adapter");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Aliases in the catalogue: one row each, targets as JSON.
+//!
+//! Owns that table's statements. Never knows how an alias chooses. The thing to know: a row holds
+//! what the alias is and what it was before, so both change in one statement.
+
+use super::{Store, catalogue_error, json, number, text};
+use crate::adapters::registry::{Alias, Target};
+use crate::error::{Error, Result};
+use sqlx::Row as _;
+use sqlx::sqlite::SqliteRow;
+
+impl Store {
+    /// Adds an alias or replaces it.
+    pub async fn put_alias(&self, alias: &Alias) -> Result<()> {
+        sqlx::query(
+            "INSERT OR REPLACE INTO aliases (alias, targets, previous, created, updated)
+             VALUES (?, ?, ?, ?, ?)",
+        )
+        .bind(&alias.name)
+        .bind(json(&alias.targets)?)
+        .bind(alias.previous.as_ref().map(json).transpose()?)
+        .bind(alias.created as i64)
+        .bind(alias.updated as i64)
+        .execute(&self.catalogue)
+        .await
+        .map_err(catalogue_error)
+        .map(drop)
+    }
+
+    pub async fn remove_alias(&self, name: &str) -> Result<()> {
+        sqlx::query("DELETE FROM aliases WHERE alias = ?")
+            .bind(name)
+            .execute(&self.catalogue)
+            .await
+            .map_err(catalogue_error)
+            .map(drop)
+    }
+
+    pub(super) async fn aliases(&self) -> Result<Vec<Alias>> {
+        let rows = sqlx::query("SELECT * FROM aliases ORDER BY alias")
+            .fetch_all(&self.catalogue)
+            .await
+            .map_err(catalogue_error)?;
+        rows.iter().map(alias).collect()
+    }
+}
+
+fn alias(row: &SqliteRow) -> Result<Alias> {
+    let targets = |json: &str| -> Result<Vec<Target>> {
+        serde_json::from_str(json)
+            .map_err(|e| Error::fault(format!("polylora.db: an alias has bad targets: {e}")))
+    };
+    let previous: Option<String> = row.try_get("previous").map_err(catalogue_error)?;
+    Ok(Alias {
+        name: text(row, "alias")?,
+        targets: targets(&text(row, "targets")?)?,
+        previous: previous.as_deref().map(targets).transpose()?,
+        created: number(row, "created")?,
+        updated: number(row, "updated")?,
+    })
+}
