@@ -58,6 +58,8 @@ pub struct Config {
     /// It waits so long before adapters in use take no new requests for its sake.
     pub adapter_patience_ms: u64,
     pub upload_bytes_max: u64,
+    /// Directories below which `load_lora_adapter` may read.
+    pub adapter_dirs: Vec<PathBuf>,
     pub body_bytes_max: usize,
     pub adapters_max: usize,
     pub versions_kept: usize,
@@ -140,6 +142,7 @@ impl Config {
             adapter_wait_seconds: number("adapter_wait_seconds"),
             adapter_patience_ms: number("adapter_patience_ms"),
             upload_bytes_max: number("upload_bytes_max"),
+            adapter_dirs: raw.adapter_dirs.clone().unwrap_or_default(),
             body_bytes_max: size("body_bytes_max"),
             adapters_max: size("adapters_max"),
             versions_kept: size("versions_kept"),

@@ -6,7 +6,8 @@
 
 use super::limits::Deadline;
 use super::target::Target;
-use super::{Api, errors};
+use super::{Api, clock, errors};
+use crate::access::Ticket;
 use crate::engine::{Admission, FinishReason};
 use crate::error::{Error, Result};
 use crate::metrics::adapters::BASE;
@@ -50,6 +51,8 @@ pub struct Account {
     place: Place,
     /// The request's.
     span: Span,
+    /// What it took of its key's and its adapter's limits.
+    ticket: Option<Ticket>,
     /// Taken by the settlement.
     record: Option<(LogPlace, Box<Record>)>,
     /// Whether answers wait for their record's commit, and the commit to wait for.
@@ -88,10 +91,21 @@ impl Account {
             submitted: Instant::now(),
             place: Place::new(api, name),
             span: Span::current(),
+            ticket: None,
             record: Some((api.app.usage.reserve()?, Box::new(record))),
             waits: api.app.config.usage_sync,
             receipt: None,
         })
+    }
+
+    /// Reserves `tokens` of what key and adapter may use. Errors: those of [`Access::admit`].
+    ///
+    /// [`Access::admit`]: crate::access::Access::admit
+    pub fn admit(&mut self, api: &Api, target: &Target, tokens: u64) -> Result<()> {
+        let name = target.lease.as_ref().map(|lease| lease.version().name.as_str());
+        let ticket = api.app.access.admit(&target.caller, name, tokens, clock())?;
+        self.ticket = Some(ticket);
+        Ok(())
     }
 
     /// The sequences are queued, in the order of choices.
@@ -145,6 +159,9 @@ impl Account {
         };
         if self.admissions.is_empty() {
             return;
+        }
+        if let Some(ticket) = &mut self.ticket {
+            ticket.used(used.prompt + used.completion);
         }
         for admitted in self.admissions.iter().filter_map(Admission::get) {
             self.series.queued(admitted.waited);

@@ -4,6 +4,7 @@
 //! staging, the registry judges them. The thing to know: the registry runs a publication, once
 //! begun, to its end even if the client hangs up.
 
+use super::audit::Touched;
 use super::wire::{
     Adapter, AdapterDeleted, AdapterGeneration, AdapterLineage, AdapterList, AdapterParent,
     AdapterProbe, AdapterPut, AdapterSummary, AdapterVersion, ErrorBody, FreedBytes,
@@ -118,8 +119,10 @@ async fn publish(
         result,
         "adapter published"
     );
+    let digest = Some(entry.version.digest.to_string());
+    let touched = Extension(Touched { name: None, digest });
     let body = AdapterPut { adapter: version(&entry), result, ignored_files: files.ignored };
-    Ok((status, versions::etag(&entry), Json(body)).into_response())
+    Ok((status, versions::etag(&entry), touched, Json(body)).into_response())
 }
 
 /// Lists every version of every adapter.

@@ -13,7 +13,7 @@ use super::wire::{
     ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatFields, ChatMessage,
     ChatRequest, ErrorBody, SamplingFields, Usage,
 };
-use super::{Api, errors, logprobs, messages, now, random_id, stream};
+use super::{Api, errors, logprobs, messages, now, random_id, stream, target};
 use crate::access::Caller;
 use crate::engine::FinishReason;
 use crate::error::Result;
@@ -45,7 +45,8 @@ pub async fn post(
 ) -> Result<Response> {
     let ChatRequest { shared, own } = ChatRequest { shared: take(&mut body)?, own: rest(body)? };
     let (mut checked, conversation) = check(&api, shared.clone(), own)?;
-    let target = api.lease(&caller, &shared.model, shared.user.as_deref()).await?;
+    let asked = target::asked(&shared, &api.app.base_name)?;
+    let target = api.lease(&caller, asked, shared.user.as_deref()).await?;
     let tokens_default = checked.fill(&shared, &target, &api);
     let answer = async {
         let version = target.lease.as_ref().map(|l| l.version().clone());

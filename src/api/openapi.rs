@@ -5,7 +5,8 @@
 //! machine without a network.
 
 use super::{
-    adapters, aliases, chat, completions, health, keys, models, tokenize, usage, versions,
+    adapters, aliases, audit, chat, compat, completions, health, keys, models, tokenize, usage,
+    versions,
 };
 use axum::Json;
 use axum::response::Html;
@@ -38,6 +39,12 @@ use utoipa::OpenApi;
         keys::revoke,
         keys::rotate,
         usage::usage,
+        keys::show_limits,
+        keys::set_limits,
+        audit::list,
+        compat::load,
+        compat::unload,
+        models::remove,
         tokenize::tokenize,
         tokenize::detokenize,
         health::live,

@@ -99,6 +99,9 @@ pub struct RawConfig {
     /// Largest adapter upload
     #[arg(long, env = "POLYLORA_UPLOAD_BYTES_MAX", value_name = "SIZE")]
     pub upload_bytes_max: Option<Size>,
+    /// Directories below which vLLM's load_lora_adapter may read adapters; without: nowhere
+    #[arg(long, env = "POLYLORA_ADAPTER_DIRS", value_name = "DIR", value_delimiter = ',')]
+    pub adapter_dirs: Option<Vec<PathBuf>>,
     /// Largest body of any other request
     #[arg(long, env = "POLYLORA_BODY_BYTES_MAX", value_name = "SIZE")]
     pub body_bytes_max: Option<Size>,
@@ -209,6 +212,7 @@ impl RawConfig {
             adapter_wait_seconds: self.adapter_wait_seconds.or(below.adapter_wait_seconds),
             adapter_patience_ms: self.adapter_patience_ms.or(below.adapter_patience_ms),
             upload_bytes_max: self.upload_bytes_max.or(below.upload_bytes_max),
+            adapter_dirs: self.adapter_dirs.or(below.adapter_dirs),
             body_bytes_max: self.body_bytes_max.or(below.body_bytes_max),
             adapters_max: self.adapters_max.or(below.adapters_max),
             versions_kept: self.versions_kept.or(below.versions_kept),

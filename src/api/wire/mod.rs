@@ -6,7 +6,9 @@
 
 mod adapters;
 mod aliases;
+mod audit;
 mod chat;
+mod compat;
 mod completions;
 mod keys;
 pub mod known;
@@ -17,7 +19,9 @@ mod usage;
 
 pub use adapters::*;
 pub use aliases::*;
+pub use audit::*;
 pub use chat::*;
+pub use compat::*;
 pub use completions::*;
 pub use keys::*;
 pub use models::*;
