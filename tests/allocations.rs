@@ -54,6 +54,7 @@ fn start(weights: &Arc<Weights>, metrics: &Arc<Metrics>) -> EngineHandle {
         rows_max: 64,
         logit_rows_max: 64,
         sequences_max: 32,
+        turn_tokens: 512,
         waiting_max: 64,
         waiting_tokens_max: 4096,
         kv_pages,
@@ -121,6 +122,7 @@ fn watch(engine: &EngineHandle, metrics: &Metrics, leases: &[Option<Lease>]) -> 
                 stop_tokens: Vec::new(),
                 lease: leases[i % leases.len()].clone(),
                 tenant: String::new(),
+                weight: 1,
             };
             engine.submit(request).expect("room")
         })

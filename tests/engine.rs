@@ -82,6 +82,7 @@ impl Bench {
             rows_max: 96,
             logit_rows_max: 96,
             sequences_max: 64,
+            turn_tokens: 512,
             waiting_max: 256,
             waiting_tokens_max: 1 << 16,
             kv_pages: setup.kv_pages,
@@ -111,6 +112,7 @@ impl Bench {
             stop_tokens: Vec::new(),
             lease: adapter.map(|i| self.leases[i].clone()),
             tenant: String::new(),
+            weight: 1,
         }
     }
 }

@@ -33,6 +33,7 @@ fn budgets() -> Budgets {
         rows_max: 64,
         logit_rows_max: 16,
         sequences_max: 8,
+        turn_tokens: 512,
         waiting_max: 16,
         waiting_tokens_max: 4000,
         pages: 40,
@@ -48,6 +49,7 @@ fn ask(prompt: &[u32], tokens_max: u32) -> Request {
         stop_tokens: vec![],
         lease: None,
         tenant: String::new(),
+        weight: 1,
     }
 }
 

@@ -70,7 +70,13 @@ const CRATES: &[(&str, &[&str])] = &[
 ];
 
 /// Pure modules: state and integers in, integers out.
-const PURE: &[&str] = &["src/engine/scheduler.rs", "src/engine/pages.rs", "src/engine/sequence.rs"];
+const PURE: &[&str] = &[
+    "src/engine/scheduler.rs",
+    "src/engine/scheduler/plan.rs",
+    "src/engine/scheduler/shares.rs",
+    "src/engine/pages.rs",
+    "src/engine/sequence.rs",
+];
 const IMPURE: &[&str] =
     &["candle", "polylora_kernels", "Instant::now", "SystemTime", "rand::", "std::fs"];
 

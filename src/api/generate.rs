@@ -108,6 +108,7 @@ impl Run {
                 stop_tokens: checked.stop_tokens.clone(),
                 lease: target.lease.clone(),
                 tenant: target.caller.tenant().unwrap_or_default().to_owned(),
+                weight: target.caller.weight(),
             };
             for stream in api.app.engine.submit_n(request, checked.n)? {
                 admissions.push(stream.admission());

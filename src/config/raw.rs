@@ -67,6 +67,9 @@ pub struct RawConfig {
     /// Sequences computed at once
     #[arg(long, env = "POLYLORA_SEQUENCES_MAX", value_name = "N")]
     pub sequences_max: Option<u64>,
+    /// Tokens that a tenant, or an adapter, may be ahead of another that waits before it makes room
+    #[arg(long, env = "POLYLORA_TURN_TOKENS", value_name = "TOKENS")]
+    pub turn_tokens: Option<u64>,
     /// Sequences waiting; more are answered 429
     #[arg(long, env = "POLYLORA_WAITING_MAX", value_name = "N")]
     pub waiting_max: Option<u64>,
@@ -166,6 +169,7 @@ impl RawConfig {
             kv_dtype: self.kv_dtype.or(below.kv_dtype),
             rows_max: self.rows_max.or(below.rows_max),
             sequences_max: self.sequences_max.or(below.sequences_max),
+            turn_tokens: self.turn_tokens.or(below.turn_tokens),
             waiting_max: self.waiting_max.or(below.waiting_max),
             waiting_tokens_max: self.waiting_tokens_max.or(below.waiting_tokens_max),
             stream_events_max: self.stream_events_max.or(below.stream_events_max),
@@ -251,6 +255,7 @@ pub const RANGES: &[Range] = ranges! {
         context: 0, 16_777_216, 0;
         rows_max: 1, 8192, 256;
         sequences_max: 1, 4096, 64;
+        turn_tokens: 1, 1_048_576, 512;
         waiting_max: 1, 65_536, 256;
         waiting_tokens_max: 1, 1_073_741_824, 524_288;
         stream_events_max: 16, 65_536, 1024;

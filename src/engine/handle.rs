@@ -11,6 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::metrics::Metrics;
 use crate::model::Model;
 use crossbeam_channel::{Sender, TrySendError, bounded};
+use dashmap::DashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -26,11 +27,36 @@ pub enum Command {
 /// Commands in flight beyond the waiting queue's bound: bank work and aborts.
 const COMMANDS_SPARE: usize = 64;
 
+/// Sequences that wait, and their prompt tokens.
+#[derive(Default)]
+struct Line {
+    sequences: AtomicUsize,
+    tokens: AtomicUsize,
+}
+
+/// Places of one sequence in the queue: among all, and among its tenant's. Given back by its drop,
+/// when it first runs or ends without.
+pub struct Place {
+    shared: Arc<Shared>,
+    tenant: Option<Arc<Line>>,
+    tokens: usize,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for line in [Some(&self.shared.queue), self.tenant.as_deref()].into_iter().flatten() {
+            line.sequences.fetch_sub(1, Ordering::AcqRel);
+            line.tokens.fetch_sub(self.tokens, Ordering::AcqRel);
+        }
+    }
+}
+
 /// Counters that both sides see.
 pub struct Shared {
     accepting: AtomicBool,
-    waiting: AtomicUsize,
-    waiting_tokens: AtomicUsize,
+    queue: Line,
+    /// The part of each tenant in it.
+    tenants: DashMap<String, Arc<Line>>,
     /// Sequences submitted and not yet ended.
     unfinished: AtomicUsize,
     next_id: AtomicU64,
@@ -44,18 +70,13 @@ impl Shared {
     fn new() -> Self {
         Self {
             accepting: AtomicBool::new(true),
-            waiting: AtomicUsize::new(0),
-            waiting_tokens: AtomicUsize::new(0),
+            queue: Line::default(),
+            tenants: DashMap::new(),
             unfinished: AtomicUsize::new(0),
             next_id: AtomicU64::new(0),
             started: Instant::now(),
             heartbeat: AtomicU64::new(u64::MAX),
         }
-    }
-    /// A sequence of `tokens` prompt tokens left the waiting queue.
-    pub fn leave_queue(&self, tokens: usize) {
-        self.waiting.fetch_sub(1, Ordering::AcqRel);
-        self.waiting_tokens.fetch_sub(tokens, Ordering::AcqRel);
     }
     /// A sequence ended, however it did.
     pub fn end(&self) {
@@ -106,7 +127,7 @@ impl EngineHandle {
         assert!(!request.prompt.is_empty() && request.tokens_max > 0, "checked at the edge");
         self.check_length(&request)?;
         let tokens = request.prompt.len();
-        self.reserve(n, tokens)?;
+        let mut places = self.reserve(n, tokens, &request.tenant)?;
         let mut streams = Vec::with_capacity(n);
         for i in 0..n {
             let mut r = request.clone();
@@ -117,12 +138,10 @@ impl EngineHandle {
             let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
             let (base, context) = (&self.base, self.options.context);
             let sequence = Sequence::new(id, r, base, context, sender, Instant::now());
-            if let Err(e) = self.send(Command::Submit(Box::new(sequence))) {
+            let place = places.pop().expect("a place for each");
+            if let Err(e) = self.send(Command::Submit(Box::new(sequence.in_place(place)))) {
                 // The ones already sent are cancelled by dropping their streams.
-                (i..n).for_each(|_| {
-                    self.shared.leave_queue(tokens);
-                    self.shared.end();
-                });
+                (i..n).for_each(|_| self.shared.end());
                 return Err(e);
             }
             streams.push(stream);
@@ -144,16 +163,37 @@ impl EngineHandle {
         Ok(())
     }
 
-    /// Takes places in the queue for `n` sequences of `tokens` prompt tokens each; the engine gives
-    /// them back.
-    fn reserve(&self, n: usize, tokens: usize) -> Result<()> {
+    /// Takes places in the queue for `n` sequences of `tokens` prompt tokens each. A named tenant
+    /// may hold as many as are left free, and no more: so one that floods fills half of the queue,
+    /// two fill two thirds, and somebody else's request always finds a place.
+    fn reserve(&self, n: usize, tokens: usize, tenant: &str) -> Result<Vec<Place>> {
         if !self.shared.accepting.load(Ordering::Acquire) {
             return Err(shutting_down());
         }
-        let full = |what: &str, max: usize| {
-            let message = format!("the waiting queue is full ({max} {what}); try again shortly");
+        let (all, o) = (&self.shared.queue, &self.options);
+        let own = (!tenant.is_empty()).then(|| {
+            let lines = &self.shared.tenants;
+            let known = lines.get(tenant).map(|line| line.value().clone());
+            known.unwrap_or_else(|| lines.entry(tenant.to_owned()).or_default().clone())
+        });
+        let full = |whose: &str, what: &str, max: usize| {
+            let message = format!("the waiting queue is full{whose} ({max} {what}); try again");
             Err(Error::new(Kind::Busy, "queue_full", message))
         };
+        if let Some(own) = &own {
+            let free = |max: usize, used: &AtomicUsize| {
+                max.saturating_sub(used.load(Ordering::Acquire)).max(1)
+            };
+            let left = free(o.waiting_max, &all.sequences);
+            if own.sequences.load(Ordering::Acquire) + n > left {
+                return full(" for your tenant", "requests", o.waiting_max);
+            }
+            let left = free(o.waiting_tokens_max, &all.tokens);
+            let held = own.tokens.load(Ordering::Acquire);
+            if held > 0 && held + n * tokens > left {
+                return full(" for your tenant", "prompt tokens", o.waiting_tokens_max);
+            }
+        }
         let add = |counter: &AtomicUsize, by: usize, max: usize| {
             counter
                 .try_update(Ordering::AcqRel, Ordering::Acquire, |x| {
@@ -161,15 +201,20 @@ impl EngineHandle {
                 })
                 .is_ok()
         };
-        if !add(&self.shared.waiting, n, self.options.waiting_max) {
-            return full("requests", self.options.waiting_max);
+        if !add(&all.sequences, n, o.waiting_max) {
+            return full("", "requests", o.waiting_max);
         }
-        if !add(&self.shared.waiting_tokens, n * tokens, self.options.waiting_tokens_max) {
-            self.shared.waiting.fetch_sub(n, Ordering::AcqRel);
-            return full("prompt tokens", self.options.waiting_tokens_max);
+        if !add(&all.tokens, n * tokens, o.waiting_tokens_max) {
+            all.sequences.fetch_sub(n, Ordering::AcqRel);
+            return full("", "prompt tokens", o.waiting_tokens_max);
+        }
+        if let Some(own) = &own {
+            own.sequences.fetch_add(n, Ordering::AcqRel);
+            own.tokens.fetch_add(n * tokens, Ordering::AcqRel);
         }
         self.shared.unfinished.fetch_add(n, Ordering::AcqRel);
-        Ok(())
+        let place = || Place { shared: self.shared.clone(), tenant: own.clone(), tokens };
+        Ok((0..n).map(|_| place()).collect())
     }
 
     fn send(&self, command: Command) -> Result<()> {

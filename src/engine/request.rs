@@ -63,8 +63,10 @@ pub struct Request {
     pub stop_tokens: Vec<u32>,
     /// `None` is the base model.
     pub lease: Option<Lease>,
-    /// Whose prefix pages may be shared; empty in this version.
+    /// Whose turn is taken; empty for whoever has no tenant.
     pub tenant: String,
+    /// Share of the tenant against others, at least 1.
+    pub weight: u32,
 }
 
 /// Alternatives kept per token, at most.

@@ -6,8 +6,11 @@
 //! others, from [`commit`](Scheduler::commit) on.
 
 mod plan;
+mod shares;
 
 pub use plan::{Plan, Planned};
+pub use shares::Flow;
+use shares::Shares;
 
 use super::pages::{PAGE, Pages};
 use super::request::{Event, FinishReason, TokenEvent};
@@ -27,6 +30,8 @@ pub struct Budgets {
     /// Sequences running at once. Never more run than there are rows, or logit rows, so that each
     /// gets its row.
     pub sequences_max: usize,
+    /// Tokens that a tenant or adapter may be ahead of one that waits, places being equal.
+    pub turn_tokens: usize,
     /// Sequences that wait for their first step, and their prompt tokens together. Whoever submits
     /// has counted.
     pub waiting_max: usize,
@@ -57,13 +62,17 @@ pub enum Notice {
 pub struct Scheduler {
     budgets: Budgets,
     running_max: usize,
-    /// First come, first served; the preempted at the front.
+    /// In the order in which they came, the preempted at the front: first come, first served among
+    /// those of one tenant and adapter; `shares` says whose turn it is.
     waiting: VecDeque<Sequence>,
     /// In the order of admission: the newest, last, is the first to be preempted.
     running: Vec<Sequence>,
     /// Of the waiting, those never admitted, and their prompt tokens.
     queued: usize,
     queued_tokens: usize,
+    shares: Shares,
+    /// Prompts that share the rows of a plan; kept for its memory.
+    prompts: Vec<usize>,
     notices: Vec<Notice>,
 }
 
@@ -78,22 +87,25 @@ impl Scheduler {
             running: Vec::with_capacity(running_max),
             queued: 0,
             queued_tokens: 0,
-            // In a step a place among the running sees at most one sequence cancelled or preempted,
-            // one admitted, and that one sampled and ended.
-            notices: Vec::with_capacity(b.waiting_max + 5 * running_max),
+            shares: Shares::new(b.turn_tokens),
+            prompts: Vec::with_capacity(running_max),
+            // In a step a place among the running sees a sequence cancelled or preempted, one
+            // admitted, perhaps preempted again, another in its stead, sampled and ended.
+            notices: Vec::with_capacity(b.waiting_max + 8 * running_max),
             budgets,
         }
     }
 
     /// Puts a sequence at the end of the queue. It was counted against the bounds of the queue and
     /// can fit the pages: both checked at the edge, asserted here.
-    pub fn submit(&mut self, sequence: Sequence) {
+    pub fn submit(&mut self, mut sequence: Sequence) {
         self.queued += 1;
         self.queued_tokens += sequence.prompt_len;
         assert!(self.queued <= self.budgets.waiting_max, "queue overflow by sequences");
         assert!(self.queued_tokens <= self.budgets.waiting_tokens_max, "queue overflow by tokens");
         let pages_max = sequence.pages_max();
         assert!(pages_max <= self.budgets.pages, "{pages_max} pages can never be had");
+        self.shares.enter(&mut sequence);
         self.waiting.push_back(sequence);
     }
 
@@ -159,6 +171,9 @@ impl Scheduler {
         let sequence = &mut self.running[planned.sequence];
         assert_eq!(sequence.computed, planned.start, "a plan is committed once");
         sequence.computed += planned.len;
+        let fresh = sequence.computed.saturating_sub(sequence.paid);
+        self.shares.charge(sequence, fresh);
+        sequence.paid += fresh;
         assert!(sequence.computed <= sequence.tokens.len(), "computed <= known");
         if pages.caches() {
             for index in planned.start / PAGE..sequence.computed / PAGE {
@@ -188,6 +203,7 @@ impl Scheduler {
             since: now.saturating_duration_since(before.unwrap_or(sequence.submitted)),
         });
         sequence.tokens.push(event.token);
+        sequence.has_gained = true;
         sequence.send(Event::Token(event));
         if sequence.is_abandoned() {
             Some(End::Abandoned)
@@ -233,6 +249,7 @@ impl Scheduler {
     /// Gives everything back that `sequence` holds, its lease included, and sends its last event.
     fn end(&mut self, mut sequence: Sequence, end: End, pages: &mut Pages) {
         pages.release(&mut sequence.pages);
+        self.shares.leave(&sequence);
         let admitted = sequence.admitted.is_some();
         if !admitted {
             self.leave_queue(sequence.prompt_len);

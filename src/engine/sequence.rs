@@ -4,9 +4,11 @@
 //! Owns one stream's state from submission to its last event. Never decides when it runs. The thing
 //! to know: `computed <= known`; all that is left to do for a sequence is the difference.
 
+use super::handle::Place;
 use super::pages::{PAGE, PageHash, Seed, page_hash, pages_for, seed};
 use super::request::{Admitted, Event, EventSender, FinishReason, Request, Sampling, TokenEvent};
 use super::sampler::History;
+use super::scheduler::Flow;
 use crate::adapters::Digest;
 use crate::adapters::bank::Slot;
 use crate::adapters::registry::Lease;
@@ -64,6 +66,9 @@ pub struct Sequence {
     pub len_max: usize,
     pub tokens_min: usize,
     pub stop_tokens: Vec<u32>,
+    /// Whose turn it takes, and that one's share against others.
+    pub tenant: String,
+    pub weight: u32,
     /// The version it is computed with, from submission to the end; `None` is the base model.
     pub lease: Option<Lease>,
     pub submitted: Instant,
@@ -72,6 +77,14 @@ pub struct Sequence {
     /// When its newest token was sampled.
     pub last_token: Option<Instant>,
 
+    /// Where its turns are counted, from submission on.
+    pub(super) flow: Flow,
+    /// Tokens whose computation was charged, or was found done: none is charged twice.
+    pub(super) paid: usize,
+    /// It sampled a token since it was last taken in.
+    pub(super) has_gained: bool,
+    /// Its place in the queue, until it first runs.
+    pub(super) place: Option<Place>,
     /// Set while the scheduler is about to take it out.
     pub(super) end: Option<End>,
     sender: EventSender,
@@ -112,10 +125,16 @@ impl Sequence {
             stop_tokens: request.stop_tokens,
             seed: seed(base, adapter.as_ref(), 1.0, &request.tenant),
             tokens: request.prompt,
+            tenant: request.tenant,
+            weight: request.weight,
             lease: request.lease,
             submitted,
             admitted: None,
             last_token: None,
+            flow: Flow::default(),
+            paid: 0,
+            has_gained: false,
+            place: None,
             end: None,
             sender,
             prompt_sent: 0,
@@ -143,6 +162,15 @@ impl Sequence {
     /// Known tokens that are not computed yet.
     pub fn pending(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+    /// Known tokens whose computation was not charged yet.
+    pub(super) fn unpaid(&self) -> usize {
+        self.tokens.len() - self.paid.min(self.tokens.len())
+    }
+    /// Gives it a place in the queue, which goes with it.
+    pub(super) fn in_place(mut self, place: Place) -> Self {
+        self.place = Some(place);
+        self
     }
     /// Pages it may come to hold.
     pub fn pages_max(&self) -> usize {

@@ -33,6 +33,8 @@ pub struct EngineOptions {
     pub logit_rows_max: usize,
     /// Sequences running at once.
     pub sequences_max: usize,
+    /// Tokens that a tenant or adapter may be ahead of one that waits, places being equal.
+    pub turn_tokens: usize,
     /// Sequences waiting, and their prompt tokens together.
     pub waiting_max: usize,
     pub waiting_tokens_max: usize,
@@ -99,6 +101,7 @@ impl Engine {
             rows_max: o.rows_max,
             logit_rows_max: o.logit_rows_max,
             sequences_max: o.sequences_max,
+            turn_tokens: o.turn_tokens,
             waiting_max: o.waiting_max,
             waiting_tokens_max: o.waiting_tokens_max,
             pages: o.kv_pages,
@@ -274,7 +277,6 @@ impl Engine {
         for notice in self.scheduler.notices() {
             match notice {
                 Notice::Admitted { prompt_tokens, waited, cached_tokens } => {
-                    self.shared.leave_queue(prompt_tokens);
                     m.queue_time.observe(waited.as_secs_f64());
                     if let Some(cached) = cached_tokens {
                         m.prefix_cache_queries.inc_by(prompt_tokens as u64);
@@ -288,10 +290,7 @@ impl Engine {
                         if first { &m.time_to_first_token } else { &m.inter_token_latency };
                     series.observe(since.as_secs_f64());
                 }
-                Notice::Ended { reason, admitted, prompt_tokens, .. } => {
-                    if !admitted {
-                        self.shared.leave_queue(prompt_tokens);
-                    }
+                Notice::Ended { reason, prompt_tokens, .. } => {
                     self.shared.end();
                     m.prompt_tokens.inc_by(prompt_tokens as u64);
                     self.ended[reason as usize].inc();

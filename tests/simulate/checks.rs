@@ -7,7 +7,7 @@ use crate::client::Place;
 use crate::world::World;
 use polylora::engine::pages::PAGE;
 use polylora::engine::scheduler::Planned;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 impl World {
@@ -41,14 +41,37 @@ impl World {
         for (id, client) in self.clients.iter().filter(|(_, c)| c.alive()) {
             assert!(self.seen.steps <= client.deadline, "sequence {id} waits for ever");
         }
+        self.check_turns();
+    }
+
+    /// While one waits for its first step, no other tenant gets far ahead of its own.
+    fn check_turns(&mut self) {
+        let most = self.overtaking_max();
+        for (id, client) in self.clients.iter().filter(|(_, c)| c.place == Place::Queue) {
+            let since = |tenant: &String| self.done[tenant] - client.before[tenant];
+            let own = since(&client.request.tenant);
+            for other in self.done.keys() {
+                let ahead = since(other).saturating_sub(own);
+                self.seen.overtaken_percent_max =
+                    self.seen.overtaken_percent_max.max((100 * ahead / most) as usize);
+                assert!(ahead <= most, "{other:?} is {ahead} ahead while sequence {id} waits");
+            }
+        }
     }
 
     /// Everything that holds between any two events.
     pub fn check(&mut self) {
         let (running, waiting) = (self.scheduler.running(), self.scheduler.waiting());
-        // In exactly one place, and nobody overtakes: running, then waiting, in the order in which
-        // they came.
-        let ids: Vec<u64> = running.iter().chain(waiting).map(|s| s.id).collect();
+        // In exactly one place; and nobody overtakes of one tenant and adapter: running, then
+        // waiting, in the order in which they came.
+        let mut ids: Vec<u64> = running.iter().chain(waiting).map(|s| s.id).collect();
+        let mut last = BTreeMap::new();
+        for sequence in running.iter().chain(waiting) {
+            let flow = (sequence.tenant.clone(), sequence.digest());
+            let before = last.insert(flow, sequence.id);
+            assert!(before < Some(sequence.id), "{} was overtaken", sequence.id);
+        }
+        ids.sort_unstable();
         let alive = self.clients.iter().filter(|(_, c)| c.alive()).map(|(id, _)| *id);
         assert_eq!(ids, alive.collect::<Vec<_>>(), "waiting, running or gone");
         let queued = || self.clients.values().filter(|c| c.place == Place::Queue);

@@ -8,6 +8,7 @@ use futures::FutureExt;
 use polylora::adapters::registry::Version;
 use polylora::engine::request::{Event, EventStream, FinishReason, Request};
 use polylora::engine::scheduler::EndReason;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub const VOCAB: u32 = 6;
@@ -56,6 +57,10 @@ pub struct Client {
     pub ended: bool,
     /// The step by which it must be gone.
     pub deadline: usize,
+    /// Its tokens computed so far, each counted once.
+    pub paid: usize,
+    /// What each tenant had when it came.
+    pub before: BTreeMap<String, u64>,
 }
 
 impl Client {
@@ -85,6 +90,8 @@ impl Client {
             got_prompt: Vec::new(),
             ended: false,
             deadline: 0,
+            paid: 0,
+            before: BTreeMap::new(),
             request,
         };
         foresee(&mut client);

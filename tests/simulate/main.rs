@@ -52,6 +52,8 @@ pub struct Seen {
     pub failed_steps: usize,
     pub prompts_recomputed: usize,
     pub shared_pages: usize,
+    /// How near one came to the bound on overtaking.
+    pub overtaken_percent_max: usize,
 }
 
 impl Seen {
@@ -63,6 +65,8 @@ impl Seen {
         self.failed_steps += seen.failed_steps;
         self.prompts_recomputed += seen.prompts_recomputed;
         self.shared_pages += seen.shared_pages;
+        let percent = seen.overtaken_percent_max;
+        self.overtaken_percent_max = self.overtaken_percent_max.max(percent);
         for (reason, times) in seen.ends {
             *self.ends.entry(reason).or_default() += times;
         }

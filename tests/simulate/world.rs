@@ -18,6 +18,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 const BASE: Digest = Digest([7; 32]);
+/// Tenants and their weights.
+const TENANTS: [(&str, u32); 3] = [("", 1), ("acme", 1), ("globex", 3)];
+/// A computed token at weight 1.
+pub const TOKEN: u64 = 300;
 
 /// What a client asks for; `adapter` 0 is the base model.
 #[derive(Clone)]
@@ -39,6 +43,10 @@ pub struct World {
     /// Clients forgotten, by how their sequences must have ended.
     gone: BTreeMap<&'static str, usize>,
     prefixes: Vec<Vec<u32>>,
+    /// Weighted tokens computed for each tenant, none counted twice.
+    pub done: BTreeMap<String, u64>,
+    /// In percent, how often the first tenant asks rather than another.
+    skew: usize,
     recent: Option<Ask>,
     start: Instant,
     next_id: u64,
@@ -61,6 +69,7 @@ impl World {
                 rows_max.min(40)
             },
             sequences_max: dice.between(1, 10),
+            turn_tokens: dice.between(1, 60),
             waiting_max: dice.between(1, 12),
             waiting_tokens_max: dice.between(context, 12 * context),
             pages,
@@ -75,6 +84,8 @@ impl World {
             clients: BTreeMap::new(),
             gone: BTreeMap::new(),
             prefixes: prefixes(&mut dice, context),
+            done: TENANTS.map(|(name, _)| (name.to_owned(), 0)).into(),
+            skew: [0, 0, 60, 95][dice.between(0, 3)],
             recent: None,
             start,
             next_id: 0,
@@ -128,6 +139,7 @@ impl World {
         let tail = d.between(tail_min, 8).min(self.context - 1 - prompt.len());
         prompt.extend(d.tokens(tail));
         let stops = d.between(0, 1) * d.between(0, 2);
+        let (tenant, weight) = TENANTS[if d.percent(self.skew) { 0 } else { d.between(0, 2) }];
         let ask = Ask {
             adapter: d.between(0, 2) as u8,
             request: Request {
@@ -141,7 +153,8 @@ impl World {
                 tokens_min: d.between(0, 20) as u32,
                 stop_tokens: (0..stops).map(|token| token as u32 * 2).collect(),
                 lease: None,
-                tenant: ["", "acme"][d.between(0, 1)].into(),
+                tenant: tenant.into(),
+                weight,
             },
         };
         self.recent = Some(ask.clone());
@@ -159,10 +172,13 @@ impl World {
         let capacity = if slow { self.dice.between(1, 12) } else { 2 * self.context + 2 };
         let (sender, stream) = channel(capacity);
         let mut client = Client::new(request.clone(), adapter, self.context, stream, capacity);
-        // The oldest gains a row a step, at least.
+        // Somebody gains a row in every step; whoever is there may be computed again, and others
+        // may overtake as far as fairness lets them.
         let ahead = self.clients.values().filter(|c| c.alive());
         let steps: usize = ahead.map(|c| c.len_max).sum();
-        client.deadline = self.seen.steps + steps + client.len_max;
+        let overtaken = TENANTS.len() * (self.overtaking_max() / TOKEN) as usize;
+        client.deadline = self.seen.steps + 3 * (steps + client.len_max + overtaken);
+        client.before = self.done.clone();
         request.lease = (adapter > 0).then(|| lease(adapter));
         client.version = request.lease.as_ref().map(|lease| lease.version().clone());
         let now = self.now();
@@ -170,6 +186,13 @@ impl World {
         self.scheduler.submit(sequence);
         self.clients.insert(self.next_id, client);
         self.next_id += 1;
+    }
+
+    /// By how many weighted tokens another tenant may get ahead while one waits: what all places
+    /// hold, when it begins to wait and again when it ends, and a turn.
+    pub fn overtaking_max(&self) -> u64 {
+        let places = self.budgets.sequences_max.min(self.budgets.rows_max);
+        TOKEN * (self.budgets.turn_tokens + 2 * places * self.context) as u64
     }
 
     fn any_client(&mut self) -> Option<u64> {
@@ -266,6 +289,12 @@ impl World {
             if planned.prompt_logits && planned.start == 0 && self.clients[&id].prompt_told > 0 {
                 self.seen.prompts_recomputed += 1;
             }
+            let client = self.clients.get_mut(&id).unwrap();
+            let end = planned.start + planned.len;
+            let fresh = end.saturating_sub(client.paid.max(planned.start)) as u64;
+            client.paid = client.paid.max(end);
+            *self.done.get_mut(&client.request.tenant).unwrap() +=
+                fresh * TOKEN / u64::from(client.request.weight);
             self.expect(id, planned, sample.as_ref().is_some_and(Result::is_err));
             self.sampled.push(sample);
             if planned.prompt_logits {

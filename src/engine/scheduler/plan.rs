@@ -2,7 +2,8 @@
 //!
 //! Owns the choice of rows, admission and preemption. Never computes, samples or sends. The thing
 //! to know: a sequence has pages for all its known tokens from admission on, so only a growing
-//! output can run out of them; then the newest gives its pages back, and the oldest always goes on.
+//! output can run out of them. Whose turn it is and who gives way is `shares`' to say: the newest
+//! of whoever has most.
 
 use super::{End, Notice, Scheduler};
 use crate::engine::pages::{PAGE, Pages, pages_for};
@@ -82,9 +83,10 @@ impl Scheduler {
     pub fn plan(&mut self, pages: &mut Pages, now: Instant, plan: &mut Plan) {
         plan.clear();
         self.drop_abandoned(pages);
-        self.plan_decode(pages, plan);
-        self.plan_prefill(plan);
-        self.admit(pages, now, plan);
+        self.shares.tally(&self.running);
+        self.secure_pages(pages);
+        self.admit(pages, now);
+        self.lay_out(plan);
         self.check(plan);
     }
 
@@ -106,99 +108,126 @@ impl Scheduler {
         }
     }
 
-    /// One row for each sequence with one token to go, oldest first: prefill never starves them.
-    fn plan_decode(&mut self, pages: &mut Pages, plan: &mut Plan) {
+    /// Sees that every sequence with one token to go has a page for it. Where none is free, the
+    /// tenant that holds most places gives up its newest sequence.
+    fn secure_pages(&mut self, pages: &mut Pages) {
         let mut index = 0;
         while index < self.running.len() {
-            if self.running[index].pending() == 1 {
-                while !has_page(&mut self.running[index], pages) {
-                    self.preempt_newest(pages);
-                    if index == self.running.len() {
-                        return; // it was the newest itself
-                    }
-                }
-                plan.push(index, &self.running[index], 1);
+            if self.running[index].pending() > 1 || has_page(&mut self.running[index], pages) {
+                index += 1;
+                continue;
             }
-            index += 1;
+            assert!(self.running.len() > 1, "a sequence alone always fits");
+            let heaviest = self.shares.heaviest(&self.running).expect("somebody runs");
+            self.preempt(heaviest, pages);
+            index -= usize::from(heaviest < index);
         }
     }
 
-    /// The newest running sequence gives its pages back and waits, at the front, to be computed
-    /// again. Its tokens stay: sampling depends on seed and index only, so that the stream goes on
-    /// as if nothing had happened.
-    fn preempt_newest(&mut self, pages: &mut Pages) {
-        assert!(self.running.len() > 1, "a sequence alone always fits");
-        let Some(mut sequence) = self.running.pop() else {
-            return;
-        };
+    /// A running sequence gives its pages back and waits, at the front, to be computed again. Its
+    /// tokens stay: sampling depends on seed and index only, so that the stream goes on as if
+    /// nothing had happened.
+    fn preempt(&mut self, index: usize, pages: &mut Pages) {
+        let mut sequence = self.running.remove(index);
+        self.shares.pause(&sequence);
         pages.release(&mut sequence.pages);
         sequence.computed = 0;
         self.waiting.push_front(sequence);
         self.notices.push(Notice::Preempted);
     }
 
-    /// The next chunk of a prompt. Only the newest can be in the middle of one: as long as it is,
-    /// it takes all that is left of some budget, and nobody is admitted after it.
-    fn plan_prefill(&self, plan: &mut Plan) {
-        if let Some(newest) = self.running.last()
-            && newest.pending() > 1
-        {
-            plan.push(self.running.len() - 1, newest, self.chunk(newest, plan));
-        }
-    }
-
-    /// Rows that the budgets leave for `sequence`. At least one: there are no more sequences than
-    /// rows, or logit rows, and all others take one at most.
-    fn chunk(&self, sequence: &Sequence, plan: &Plan) -> usize {
-        let len = sequence.pending().min(self.budgets.rows_max - plan.rows);
-        if sequence.wants_prompt_logits() {
-            len.min(self.budgets.logit_rows_max - plan.logit_rows)
-        } else {
-            len
-        }
-    }
-
-    /// Takes sequences in from the queue while there is room for their rows, logits and pages.
-    /// First come, first served: nobody overtakes one that does not fit yet.
-    fn admit(&mut self, pages: &mut Pages, now: Instant, plan: &mut Plan) {
-        while self.running.len() < self.running_max
-            && plan.rows < self.budgets.rows_max
-            && plan.logit_rows < self.budgets.logit_rows_max
-        {
-            let Some(sequence) = self.waiting.front_mut() else {
+    /// Takes sequences in from the queue, in turn, while there is room for their rows, logits and
+    /// pages; whoever holds more than its share gives way. Nobody overtakes one whose turn it is
+    /// and that does not fit yet.
+    fn admit(&mut self, pages: &mut Pages, now: Instant) {
+        let mut settled = self.running.len();
+        while let Some(mut at) = self.shares.next(&self.waiting) {
+            if !self.has_rows(&self.waiting[at]) {
                 return;
+            }
+            self.waiting[at].prepare(pages.caches());
+            let hits = loop {
+                let sequence = &self.waiting[at];
+                let looks_up = pages.caches() && !sequence.wants_prompt_logits();
+                let hits = if looks_up { prefix_hits(sequence, pages) } else { 0 };
+                if looks_up && is_underway(sequence, hits, &self.running) {
+                    return;
+                }
+                if self.running.len() < self.running_max
+                    && fits(sequence, hits, pages, self.running.len())
+                {
+                    break hits;
+                }
+                let Some(index) = self.shares.gives_way(sequence, &self.running, settled) else {
+                    return;
+                };
+                self.preempt(index, pages);
+                settled -= 1;
+                at += 1; // what gave way stands in front
             };
-            sequence.prepare(pages.caches());
-            let looks_up = pages.caches() && !sequence.wants_prompt_logits();
-            let hits = if looks_up { prefix_hits(sequence, pages) } else { 0 };
-            if looks_up && is_underway(sequence, hits, &self.running, plan) {
-                return;
-            }
-            // One page of headroom for each running sequence, lest the next tokens throw the
-            // newcomer out again.
-            let fresh = pages_for(sequence.tokens.len()) - hits;
-            let found = (0..hits).filter_map(|index| hit(sequence, index, pages));
-            let revived = found.filter(|&page| pages.holders(page) == 0).count();
-            if pages.free() < fresh + revived + self.running.len() {
-                return;
-            }
-            let Some(mut sequence) = self.waiting.pop_front() else {
+            let Some(mut sequence) = self.waiting.remove(at) else {
                 return;
             };
             take_pages(&mut sequence, hits, pages);
-            self.enter(&mut sequence, looks_up, now);
-            let len = self.chunk(&sequence, plan);
-            plan.push(self.running.len(), &sequence, len);
+            sequence.paid = sequence.paid.max(sequence.computed);
+            sequence.has_gained = false;
+            self.enter(&mut sequence, pages.caches(), now);
+            self.shares.begin(&sequence);
             self.running.push(sequence);
         }
     }
 
+    /// Whether rows are left for `comer` when each of the running has one, and prompts whose turn
+    /// is not after its own have all they want.
+    fn has_rows(&self, comer: &Sequence) -> bool {
+        let each = self.running.len().min(self.running_max - 1) + 1;
+        let mut rows = self.budgets.rows_max - each;
+        let mut logit_rows = self.budgets.logit_rows_max - each;
+        for prompt in self.running.iter().filter(|s| s.pending() > 1) {
+            if !self.shares.before(prompt, comer) {
+                continue;
+            }
+            let more = prompt.pending() - 1;
+            let more_logits = if prompt.wants_prompt_logits() { more } else { 0 };
+            if more > rows || more_logits > logit_rows {
+                return false;
+            }
+            rows -= more;
+            logit_rows -= more_logits;
+        }
+        true
+    }
+
+    /// Deals out the rows: one for each sequence, so that prefill never starves decode; what is
+    /// left to the prompts, in turn.
+    fn lay_out(&mut self, plan: &mut Plan) {
+        self.prompts.clear();
+        for (index, sequence) in self.running.iter().enumerate() {
+            match sequence.pending() {
+                1 => plan.push(index, sequence, 1),
+                _ => self.prompts.push(index),
+            }
+        }
+        let (shares, running) = (&self.shares, &self.running);
+        self.prompts.sort_unstable_by_key(|&index| (shares.rank(&running[index]), index));
+        for (behind, &index) in (0..self.prompts.len()).rev().zip(&self.prompts) {
+            let sequence = &self.running[index];
+            let rows = self.budgets.rows_max - plan.rows - behind;
+            let logit_rows = self.budgets.logit_rows_max - plan.logit_rows - behind;
+            let len = sequence.pending().min(rows);
+            let len = if sequence.wants_prompt_logits() { len.min(logit_rows) } else { len };
+            plan.push(index, sequence, len);
+        }
+    }
+
     /// Notes the first admission of a sequence; a preempted one has had its own.
-    fn enter(&mut self, sequence: &mut Sequence, looked_up: bool, now: Instant) {
+    fn enter(&mut self, sequence: &mut Sequence, caches: bool, now: Instant) {
         if sequence.admitted.is_some() {
             return;
         }
+        let looked_up = caches && !sequence.wants_prompt_logits();
         sequence.admitted = Some(now);
+        sequence.place = None;
         sequence.cached = sequence.computed;
         self.leave_queue(sequence.prompt_len);
         let waited = now.saturating_duration_since(sequence.submitted);
@@ -219,8 +248,6 @@ impl Scheduler {
         assert_eq!(plan.entries.len(), self.running.len(), "whoever runs gets rows");
         for planned in &plan.entries {
             let sequence = &self.running[planned.sequence];
-            let newest = planned.sequence + 1 == self.running.len();
-            assert!(planned.samples || newest, "only the newest is in the middle");
             let end = planned.start + planned.len;
             assert!(planned.len > 0 && end <= sequence.tokens.len(), "rows of unknown tokens");
             assert!(end <= sequence.pages.len() * PAGE, "rows without a page");
@@ -247,17 +274,28 @@ fn prefix_hits(sequence: &Sequence, pages: &Pages) -> usize {
     (0..pages_max).take_while(|&index| hit(sequence, index, pages).is_some()).count()
 }
 
-/// Whether the first page that `sequence` does not find is being computed by this very plan, whose
-/// sequences all come to the end of what they know when there is room to admit one more. A step
-/// later it is there to be found, so that waiting ends, and nothing is computed twice.
-fn is_underway(sequence: &Sequence, hits: usize, running: &[Sequence], plan: &Plan) -> bool {
+/// Whether its own tenant is about to compute the first page that `sequence` does not find: then it
+/// waits for that, and nothing is computed twice. The wait ends: who computes gets rows in every
+/// step, and all it wants before `sequence` gets any.
+fn is_underway(sequence: &Sequence, hits: usize, running: &[Sequence]) -> bool {
     let end = (hits + 1) * PAGE;
     let hash = sequence.known_hash(hits);
     // Its last page is computed in any case.
     sequence.tokens.len() > end
-        && plan.entries.iter().any(|planned| {
-            planned.start < end && running[planned.sequence].known_hash(hits) == hash
+        && running.iter().any(|s| {
+            s.flow.tenant() == sequence.flow.tenant()
+                && s.computed < end
+                && s.known_hash(hits) == hash
         })
+}
+
+/// Whether there are pages for `sequence`, of which it finds `hits`, and one of headroom for each
+/// of the running, lest the next tokens throw the newcomer out again.
+fn fits(sequence: &Sequence, hits: usize, pages: &Pages, running: usize) -> bool {
+    let fresh = pages_for(sequence.tokens.len()) - hits;
+    let found = (0..hits).filter_map(|index| hit(sequence, index, pages));
+    let revived = found.filter(|&page| pages.holders(page) == 0).count();
+    pages.free() >= fresh + revived + running
 }
 
 /// The page that holds full page `index` of `sequence` and all before it.
