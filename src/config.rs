@@ -54,6 +54,8 @@ pub struct Config {
     /// Slots of the bank: adapter versions in memory at once.
     pub resident_max: usize,
     pub upload_bytes_max: u64,
+    /// Directories below which `load_lora_adapter` may read.
+    pub adapter_dirs: Vec<PathBuf>,
     pub body_bytes_max: usize,
     pub adapters_max: usize,
     pub versions_kept: usize,
@@ -123,6 +125,7 @@ impl Config {
             adapter_bytes_max: number("adapter_bytes_max"),
             resident_max: size("resident_max"),
             upload_bytes_max: number("upload_bytes_max"),
+            adapter_dirs: raw.adapter_dirs.clone().unwrap_or_default(),
             body_bytes_max: size("body_bytes_max"),
             adapters_max: size("adapters_max"),
             versions_kept: size("versions_kept"),

@@ -18,6 +18,8 @@ pub struct Error {
     pub message: String,
     /// The request field to blame, if one is.
     pub param: Option<String>,
+    /// Seconds after which trying again makes sense, where that is known.
+    pub retry_after: Option<u64>,
 }
 
 /// Whose turn it is to act, in the words of HTTP statuses that clients know.
@@ -49,7 +51,7 @@ pub enum Kind {
 
 impl Error {
     pub fn new(kind: Kind, code: &'static str, message: impl Into<String>) -> Self {
-        Self { kind, code, message: message.into(), param: None }
+        Self { kind, code, message: message.into(), param: None, retry_after: None }
     }
     pub fn invalid(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(Kind::Invalid, code, message)

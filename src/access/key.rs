@@ -68,8 +68,8 @@ impl Limits {
             ("tokens_per_day", self.tokens_per_day),
             ("tokens_per_month", self.tokens_per_month),
         ] {
-            if value.is_some_and(|n| n == 0 || n > 1 << 48) {
-                let message = format!("`{name}` must be from 1 to 2^48, or left out");
+            if value.is_some_and(|n| n == 0 || n > 1 << 40) {
+                let message = format!("`{name}` must be from 1 to 2^40, or left out");
                 return Err(Error::invalid("invalid_value", message).param(name));
             }
         }

@@ -1,20 +1,26 @@
-//! Who may what: keys with their scopes, tenants and names, and how they are kept.
+//! Who may what and how much: keys, tenants, limits, and the record of what was done with them.
 //!
 //! Owns `access.db` in the data directory. Never sees HTTP, a model or an adapter's content, and
 //! has no clock: every call brings `now`, the time since 1970. The thing to know: a request is
 //! judged by its [`Caller`], made of its key when it came in; revoking stops new requests, not
 //! running ones.
 
+pub mod audit;
 pub mod key;
 mod keyring;
+pub mod meters;
 mod store;
 
 pub use key::{Caller, Key, Limits, NewKey, Scope};
 use keyring::Keyring;
 pub use keyring::Secret;
+pub use meters::{Left, Standing, Ticket};
 use store::Store;
 
 use crate::error::{Error, Kind, Result};
+use audit::{Query, Record};
+use meters::Meters;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -34,6 +40,9 @@ struct Inner {
     store: Store,
     /// What requests are judged by: a copy of the store's rows, replaced whole after each change.
     ring: RwLock<Keyring>,
+    meters: Arc<Meters>,
+    /// Limits of adapters, by name.
+    adapters: RwLock<BTreeMap<String, Limits>>,
     /// The key of the configuration, hashed.
     bootstrap: Option<[u8; 32]>,
     /// One change at a time.
@@ -47,8 +56,15 @@ impl Access {
         let store = Store::open(dir).await?;
         let bootstrap = api_key.map(keyring::hash);
         let ring = Keyring::new(store.read().await?, bootstrap);
-        let turn = tokio::sync::Mutex::new(());
-        Ok(Self { inner: Arc::new(Inner { store, ring: RwLock::new(ring), bootstrap, turn }) })
+        let inner = Inner {
+            meters: Arc::new(Meters::new(store.usage().await?)),
+            adapters: RwLock::new(store.limits().await?),
+            store,
+            ring: RwLock::new(ring),
+            bootstrap,
+            turn: tokio::sync::Mutex::new(()),
+        };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Whether requests need a key: one is configured, or one was ever made. The last one's end
@@ -137,12 +153,69 @@ impl Access {
         self.key(id)
     }
 
-    /// Writes down when keys were last used. To be called now and then: a crash loses what is
-    /// newer, and nothing else depends on it.
+    /// Writes down when keys were last used, and what they used of their quotas. To be called now
+    /// and then: a crash loses what is newer.
     pub async fn flush(&self) -> Result<()> {
         let _turn = self.inner.turn.lock().await;
         let used = self.ring(Keyring::take_used);
-        self.inner.store.used(&used).await
+        self.inner.store.used(&used).await?;
+        self.inner.store.write_usage(&self.inner.meters.take_unwritten()).await
+    }
+
+    /// Lets a request in that may take `tokens` of prompt and answer: by the limits of its key and
+    /// of its adapter, or nothing is taken. Errors: `rate_limit_exceeded`, `quota_exceeded`,
+    /// `request_exceeds_limit`.
+    pub fn admit(
+        &self,
+        caller: &Caller,
+        adapter: Option<&str>,
+        tokens: u64,
+        now: Duration,
+    ) -> Result<Ticket> {
+        let limits = adapter.and_then(|name| Some((name, self.limits(name)?)));
+        let limits = limits.as_ref().map(|(name, limits)| (*name, limits));
+        self.inner.meters.admit(caller, limits, tokens, now)
+    }
+
+    /// What is left to the caller's key in this minute.
+    pub fn standing(&self, caller: &Caller, now: Duration) -> Standing {
+        self.inner.meters.standing(caller, now)
+    }
+
+    /// The limits of an adapter's name, if it has any.
+    pub fn limits(&self, name: &str) -> Option<Limits> {
+        let limits = self.inner.adapters.read().unwrap_or_else(PoisonError::into_inner);
+        limits.get(name).cloned()
+    }
+
+    /// Sets the limits of an adapter's name, there or not yet; empty ones are none. Errors:
+    /// `invalid_value`, `key_limit_reached`.
+    pub async fn set_limits(&self, name: &str, limits: Limits) -> Result<()> {
+        limits.check()?;
+        let _turn = self.inner.turn.lock().await;
+        let write = || self.inner.adapters.write().unwrap_or_else(PoisonError::into_inner);
+        if limits.is_empty() {
+            self.inner.store.remove_limits(name).await?;
+            write().remove(name);
+            return Ok(());
+        }
+        if self.limits(name).is_none() && write().len() >= KEYS_MAX {
+            let message = format!("{KEYS_MAX} adapters have limits, which is the limit");
+            return Err(Error::new(Kind::Capacity, "key_limit_reached", message));
+        }
+        self.inner.store.set_limits(name, &limits).await?;
+        write().insert(name.to_owned(), limits);
+        Ok(())
+    }
+
+    /// Appends to the audit log; synced when it returns.
+    pub async fn record(&self, record: &Record) -> Result<()> {
+        self.inner.store.record(record).await
+    }
+
+    /// Records of the audit log, newest first.
+    pub async fn records(&self, query: &Query) -> Result<Vec<Record>> {
+        self.inner.store.records(query).await
     }
 
     fn ring<T>(&self, look: impl FnOnce(&Keyring) -> T) -> T {

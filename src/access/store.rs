@@ -1,17 +1,21 @@
-//! `access.db`: keys and the hashes of their secrets.
+//! `access.db`: keys and the hashes of their secrets, limits, use of quotas, the audit log.
 //!
 //! Owns the tables. Never holds a secret itself, and judges nothing. The thing to know: a change is
 //! one transaction, synced when the call returns.
 
-use super::key::{Key, Scope};
+use super::audit::{Query, Record};
+use super::key::{Key, Limits, Scope};
 use super::keyring::{Rows, SecretRow};
+use super::meters::{Period, UsageRow};
 use crate::database;
 use crate::error::{Error, Result};
 use sqlx::Row as _;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
+use std::collections::BTreeMap;
 use std::path::Path;
 
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE keys (
         number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, label TEXT NOT NULL,
         scopes TEXT NOT NULL, tenant TEXT, adapters TEXT NOT NULL, weight INTEGER NOT NULL,
@@ -19,7 +23,22 @@ const MIGRATIONS: &[&str] = &["
         last_used INTEGER) STRICT;
     CREATE TABLE secrets (
         hash BLOB PRIMARY KEY, key TEXT NOT NULL REFERENCES keys (id), expires INTEGER) STRICT;
-"];
+",
+    "
+    CREATE TABLE limits (name TEXT PRIMARY KEY, limits TEXT NOT NULL) STRICT;
+    CREATE TABLE usage (
+        subject TEXT PRIMARY KEY, day INTEGER NOT NULL, day_tokens INTEGER NOT NULL,
+        month INTEGER NOT NULL, month_tokens INTEGER NOT NULL) STRICT;
+    CREATE TABLE audit (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, key TEXT NOT NULL, tenant TEXT,
+        action TEXT NOT NULL, name TEXT, digest TEXT, outcome TEXT NOT NULL,
+        status INTEGER NOT NULL, request TEXT NOT NULL) STRICT;
+    CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit BEGIN
+        SELECT RAISE(ABORT, 'the audit log is append-only'); END;
+    CREATE TRIGGER audit_is_not_shortened BEFORE DELETE ON audit BEGIN
+        SELECT RAISE(ABORT, 'the audit log is append-only'); END;
+",
+];
 
 pub struct Store {
     pool: SqlitePool,
@@ -98,6 +117,120 @@ impl Store {
         }
         t.commit().await.map_err(failed)
     }
+}
+
+impl Store {
+    pub async fn usage(&self) -> Result<Vec<UsageRow>> {
+        let rows = sqlx::query("SELECT * FROM usage").fetch_all(&self.pool).await;
+        let row = |r: &SqliteRow| -> Result<UsageRow> {
+            let period = |of: &str, tokens: &str| -> Result<Period> {
+                Ok(Period::of(number(r, of)?, number(r, tokens)?))
+            };
+            Ok(UsageRow {
+                subject: r.try_get("subject").map_err(failed)?,
+                day: period("day", "day_tokens")?,
+                month: period("month", "month_tokens")?,
+            })
+        };
+        rows.map_err(failed)?.iter().map(row).collect()
+    }
+
+    /// Sets what was used; the rows are sums, so writing one twice changes nothing.
+    pub async fn write_usage(&self, rows: &[UsageRow]) -> Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let mut t = self.pool.begin().await.map_err(failed)?;
+        for row in rows {
+            sqlx::query("INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?, ?)")
+                .bind(&row.subject)
+                .bind(row.day.number as i64)
+                .bind(row.day.used as i64)
+                .bind(row.month.number as i64)
+                .bind(row.month.used as i64)
+                .execute(&mut *t)
+                .await
+                .map_err(failed)?;
+        }
+        t.commit().await.map_err(failed)
+    }
+
+    pub async fn limits(&self) -> Result<BTreeMap<String, Limits>> {
+        let rows = sqlx::query("SELECT * FROM limits").fetch_all(&self.pool).await;
+        let row = |r: &SqliteRow| -> Result<(String, Limits)> {
+            let text: String = r.try_get("limits").map_err(failed)?;
+            let limits = serde_json::from_str(&text);
+            let limits = limits.map_err(|_| Error::fault("access.db: bad limits"))?;
+            Ok((r.try_get("name").map_err(failed)?, limits))
+        };
+        rows.map_err(failed)?.iter().map(row).collect()
+    }
+
+    pub async fn set_limits(&self, name: &str, limits: &Limits) -> Result<()> {
+        let insert = sqlx::query("INSERT OR REPLACE INTO limits VALUES (?, ?)");
+        let insert = insert.bind(name).bind(json(limits)?);
+        insert.execute(&self.pool).await.map(drop).map_err(failed)
+    }
+
+    pub async fn remove_limits(&self, name: &str) -> Result<()> {
+        let delete = sqlx::query("DELETE FROM limits WHERE name = ?").bind(name);
+        delete.execute(&self.pool).await.map(drop).map_err(failed)
+    }
+
+    pub async fn record(&self, record: &Record) -> Result<()> {
+        sqlx::query(
+            "INSERT INTO audit (at, key, tenant, action, name, digest, outcome, status, request)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(record.at as i64)
+        .bind(&record.key)
+        .bind(&record.tenant)
+        .bind(&record.action)
+        .bind(&record.name)
+        .bind(&record.digest)
+        .bind(&record.outcome)
+        .bind(record.status)
+        .bind(&record.request)
+        .execute(&self.pool)
+        .await
+        .map(drop)
+        .map_err(failed)
+    }
+
+    pub async fn records(&self, query: &Query) -> Result<Vec<Record>> {
+        let rows = sqlx::query(
+            "SELECT * FROM audit WHERE (?1 IS NULL OR tenant = ?1) AND (?2 IS NULL OR id < ?2)
+             ORDER BY id DESC LIMIT ?3",
+        );
+        let rows = rows
+            .bind(&query.tenant)
+            .bind(query.before.map(|n| n as i64))
+            .bind(query.limit as i64)
+            .fetch_all(&self.pool)
+            .await;
+        let row = |r: &SqliteRow| -> Result<Record> {
+            let text = |column: &str| r.try_get::<String, _>(column).map_err(failed);
+            let maybe = |column: &str| r.try_get::<Option<String>, _>(column).map_err(failed);
+            Ok(Record {
+                id: number(r, "id")?,
+                at: number(r, "at")?,
+                key: text("key")?,
+                tenant: maybe("tenant")?,
+                action: text("action")?,
+                name: maybe("name")?,
+                digest: maybe("digest")?,
+                outcome: text("outcome")?,
+                status: number(r, "status")? as u16,
+                request: text("request")?,
+            })
+        };
+        rows.map_err(failed)?.iter().map(row).collect()
+    }
+}
+
+fn number(row: &SqliteRow, column: &str) -> Result<u64> {
+    let n: i64 = row.try_get(column).map_err(failed)?;
+    Ok(n.max(0) as u64)
 }
 
 async fn insert(hash: &[u8; 32], key: &str, t: &mut sqlx::SqliteConnection) -> Result<()> {

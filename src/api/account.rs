@@ -6,9 +6,10 @@
 
 use super::limits::Deadline;
 use super::target::Target;
-use super::{Api, errors};
+use super::{Api, clock, errors};
+use crate::access::Ticket;
 use crate::engine::{Admission, FinishReason};
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::metrics::{AdapterSeries, Outcome};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,6 +41,8 @@ pub struct Account {
     queue_time_max: Duration,
     submitted: Instant,
     place: Place,
+    /// What it took of its key's and its adapter's limits.
+    ticket: Option<Ticket>,
     settled: bool,
 }
 
@@ -55,8 +58,19 @@ impl Account {
             queue_time_max: Duration::from_secs(api.app.config.queue_seconds_max),
             submitted: Instant::now(),
             place: Place::new(api, name),
+            ticket: None,
             settled: false,
         }
+    }
+
+    /// Reserves `tokens` of what key and adapter may use. Errors: those of [`Access::admit`].
+    ///
+    /// [`Access::admit`]: crate::access::Access::admit
+    pub fn admit(&mut self, api: &Api, target: &Target, tokens: u64) -> Result<()> {
+        let name = target.lease.as_ref().map(|lease| lease.version().name.as_str());
+        let ticket = api.app.access.admit(&target.caller, name, tokens, clock())?;
+        self.ticket = Some(ticket);
+        Ok(())
     }
 
     /// The sequences are queued, in the order of choices.
@@ -106,6 +120,9 @@ impl Account {
     pub fn settle(&mut self, used: Used, outcome: Outcome) {
         if std::mem::replace(&mut self.settled, true) || self.admissions.is_empty() {
             return;
+        }
+        if let Some(ticket) = &mut self.ticket {
+            ticket.used(used.prompt + used.completion);
         }
         for admitted in self.admissions.iter().filter_map(Admission::get) {
             self.series.queued(admitted.waited);

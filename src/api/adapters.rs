@@ -4,6 +4,7 @@
 //! staging, the registry judges them. The thing to know: the registry runs a publication, once
 //! begun, to its end even if the client hangs up.
 
+use super::audit::Touched;
 use super::wire::{
     Adapter, AdapterDeleted, AdapterList, AdapterProbe, AdapterPut, AdapterSummary, AdapterVersion,
     ErrorBody,
@@ -97,8 +98,10 @@ async fn publish(
         result,
         "adapter published"
     );
+    let digest = Some(entry.version.digest.to_string());
+    let touched = Extension(Touched { name: None, digest });
     let body = AdapterPut { adapter: version(&entry), result, ignored_files: files.ignored };
-    Ok((status, Json(body)).into_response())
+    Ok((status, touched, Json(body)).into_response())
 }
 
 /// Lists every version of every adapter.

@@ -5,7 +5,7 @@
 //! whether it exists: so a forbidden name that exists and one that does not take the same way.
 
 use super::routes::{self, Scope};
-use super::{Api, adapters, body, clock};
+use super::{Api, adapters, audit, body, clock, limits};
 use crate::access::{self, Caller};
 use crate::error::{Error, Kind, Result};
 use axum::extract::{FromRequestParts, MatchedPath, RawPathParams, Request, State};
@@ -27,24 +27,50 @@ pub async fn require_key(State(api): State<Arc<Api>>, request: Request, next: Ne
         Ok(caller) => caller,
         Err(error) => return error.into_response(),
     };
-    if let Some(scope) = scope
-        && let Err(error) = admit(scope, &caller)
-    {
-        return error.into_response();
+    let action = path.map(|path| format!("{} {}", request.method(), path.as_str()));
+    let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
+    match scope {
+        Some(Scope::Admin | Scope::Operator) if changes => {
+            audit::recorded(api, caller, action.unwrap_or_default(), request, next).await
+        }
+        Some(Scope::Inference) if changes => {
+            let mut response = judged(scope, &caller, request, next).await.0;
+            limits::tell(&api.app.access.standing(&caller, clock()), response.headers_mut());
+            response
+        }
+        _ => judged(scope, &caller, request, next).await.0,
     }
+}
+
+/// Holds scope and name against `caller`; the answer, and the name in the path.
+pub async fn judged(
+    scope: Option<Scope>,
+    caller: &Caller,
+    request: Request,
+    next: Next,
+) -> (Response, Option<String>) {
     let (mut parts, content) = request.into_parts();
-    let name = RawPathParams::from_request_parts(&mut parts, &()).await.ok().and_then(|params| {
-        params.iter().find(|(key, _)| *key == "name").map(|(_, name)| name.to_owned())
-    });
+    let params = RawPathParams::from_request_parts(&mut parts, &()).await.ok();
+    let of = |key: &str| {
+        let params = params.as_ref()?;
+        params.iter().find(|(k, _)| *k == key).map(|(_, value)| value.to_owned())
+    };
+    let name = of("name");
+    let subject = name.clone().or_else(|| of("id"));
+    if let Some(scope) = scope
+        && let Err(error) = admit(scope, caller)
+    {
+        return (error.into_response(), subject);
+    }
     if let Some(name) = name.filter(|name| !caller.sees(name)) {
         if parts.method == Method::PUT {
             body::discard(content.into_data_stream()).await;
-            return not_allowed(&name).into_response();
+            return (not_allowed(&name).into_response(), subject);
         }
-        return adapters::not_found(&name).into_response();
+        return (adapters::not_found(&name).into_response(), subject);
     }
-    parts.extensions.insert(caller);
-    next.run(Request::from_parts(parts, content)).await
+    parts.extensions.insert(caller.clone());
+    (next.run(Request::from_parts(parts, content)).await, subject)
 }
 
 /// Whether `caller` may use routes of `scope`. Errors: `insufficient_scope`.

@@ -12,7 +12,7 @@ use super::wire::{
     ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatFields, ChatMessage,
     ChatRequest, ErrorBody, SamplingFields, Usage,
 };
-use super::{Api, errors, logprobs, messages, now, random_id, stream};
+use super::{Api, errors, logprobs, messages, now, random_id, stream, target};
 use crate::access::Caller;
 use crate::engine::FinishReason;
 use crate::error::Result;
@@ -45,7 +45,7 @@ pub async fn post(
 ) -> Result<Response> {
     let ChatRequest { shared, own } = ChatRequest { shared: take(&mut body)?, own: rest(body)? };
     let (checked, conversation) = check(&api, shared.clone(), own)?;
-    let target = api.lease(&caller, &shared.model).await?;
+    let target = api.lease(&caller, target::asked(&shared, &api.app.base_name)?).await?;
     let answer = async {
         let prompt = Prompt {
             param: "messages".to_owned(),

@@ -14,7 +14,7 @@ use super::wire::{
     self, Completion, CompletionChoice, CompletionFields, CompletionRequest, ErrorBody,
     SamplingFields, Usage,
 };
-use super::{Api, logprobs, now, random_id, stream};
+use super::{Api, logprobs, now, random_id, stream, target};
 use crate::access::Caller;
 use crate::engine::FinishReason;
 use crate::error::Result;
@@ -52,7 +52,7 @@ pub async fn post(
     let echo = own.echo.unwrap_or(false);
     let checked = check(&api, &shared, &own)?;
     let prompts = inputs(&api, own.prompt, checked.n)?;
-    let target = api.lease(&caller, &shared.model).await?;
+    let target = api.lease(&caller, target::asked(&shared, &api.app.base_name)?).await?;
     let answer = async {
         let prompts = api.on_text(move |text| encode(text, prompts, echo)).await?;
         let default = Some(TOKENS_DEFAULT);

@@ -18,6 +18,10 @@ pub const METHOD_NOT_ALLOWED: &str = "method_not_allowed";
 pub const UNSUPPORTED_MEDIA_TYPE: &str = "unsupported_media_type";
 pub const REQUEST_TIMEOUT: &str = "request_timeout";
 
+/// Left on the answer of an error for whoever records how it ended.
+#[derive(Clone, Copy)]
+pub struct Code(pub &'static str);
+
 /// The status of an error.
 pub fn status(error: &Error) -> StatusCode {
     match error.code {
@@ -77,6 +81,10 @@ impl IntoResponse for Error {
             tracing::error!(code = self.code, message = %self.message, "request failed");
         }
         let mut response = (status(&self), Json(body(&self))).into_response();
+        response.extensions_mut().insert(Code(self.code));
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
         if self.kind == Kind::Unauthorized {
             let bearer = HeaderValue::from_static("Bearer");
             response.headers_mut().insert(http::header::WWW_AUTHENTICATE, bearer);

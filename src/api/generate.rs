@@ -74,7 +74,7 @@ impl Run {
         tokens_default: Option<u32>,
         account: Account,
     ) -> Result<Self> {
-        let mut admissions = Vec::new();
+        let (mut requests, mut tokens) = (Vec::new(), 0);
         let mut run = Self {
             events: StreamMap::new(),
             choices: Vec::new(),
@@ -110,6 +110,13 @@ impl Run {
                 tenant: target.caller.tenant().unwrap_or_default().to_owned(),
                 weight: target.caller.weight(),
             };
+            let each = request.prompt.len() as u64 + checked.n as u64 * u64::from(tokens_max);
+            tokens += each;
+            requests.push(request);
+        }
+        run.account.admit(api, target, tokens)?;
+        let mut admissions = Vec::new();
+        for request in requests {
             for stream in api.app.engine.submit_n(request, checked.n)? {
                 admissions.push(stream.admission());
                 run.events.insert(run.events.len(), events(stream));

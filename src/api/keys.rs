@@ -1,20 +1,23 @@
-//! `/v1/keys`: make, list, rotate and revoke keys. For operators.
+//! `/v1/keys` and `/v1/limits`: keys, and what all of them together may use of an adapter.
 //!
 //! Owns the routes and their answers. Never shows a secret but the moment it is made. The thing to
 //! know: a key keeps its id, limits and usage through rotations; only the secret is new.
 
+use super::audit::Touched;
 use super::body::{JsonObject, rest};
-use super::wire::{ErrorBody, KeyCreate, KeyMade, KeyObject, KeyObjectList, KeyRotate};
-use super::{Api, clock};
+use super::wire::{
+    AdapterLimits, ErrorBody, KeyCreate, KeyLimits, KeyMade, KeyObject, KeyObjectList, KeyRotate,
+};
+use super::{Api, adapters, clock};
 use crate::access::{Key, NewKey, Secret};
 use crate::error::Result;
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use http::StatusCode;
 use http::header::CACHE_CONTROL;
 use std::sync::Arc;
 
-type Made = (StatusCode, [(http::HeaderName, &'static str); 1], Json<KeyMade>);
+type Made = (StatusCode, Extension<Touched>, [(http::HeaderName, &'static str); 1], Json<KeyMade>);
 
 /// Lists every key, revoked ones too; never a secret.
 #[utoipa::path(get, path = "/v1/keys", responses((status = 200, body = KeyObjectList)))]
@@ -87,9 +90,47 @@ pub async fn rotate(
     Ok(made(StatusCode::OK, api.app.access.rotate(&id, overlap, clock()).await?))
 }
 
+/// Shows the limits of an adapter, over all keys together.
+#[utoipa::path(
+    get,
+    path = "/v1/limits/{name}",
+    params(("name" = String, Path)),
+    responses((status = 200, body = AdapterLimits), (status = 404, body = ErrorBody))
+)]
+pub async fn show_limits(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+) -> Result<Json<AdapterLimits>> {
+    if api.app.registry.versions(&name).is_empty() {
+        return Err(adapters::not_found(&name));
+    }
+    let limits = api.app.access.limits(&name).unwrap_or_default().into();
+    Ok(Json(AdapterLimits { object: "limits", name, limits }))
+}
+
+/// Sets the limits of a name, over all keys together, whether an adapter has it yet or not; `{}`
+/// takes them away.
+#[utoipa::path(
+    put,
+    path = "/v1/limits/{name}",
+    params(("name" = String, Path)),
+    request_body = KeyLimits,
+    responses((status = 200, body = AdapterLimits), (status = "4XX", body = ErrorBody))
+)]
+pub async fn set_limits(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+    JsonObject(body): JsonObject,
+) -> Result<Json<AdapterLimits>> {
+    let limits: KeyLimits = rest(body)?;
+    api.app.access.set_limits(&name, limits.clone().into()).await?;
+    Ok(Json(AdapterLimits { object: "limits", name, limits }))
+}
+
 fn made(status: StatusCode, (key, secret): (Key, Secret)) -> Made {
+    let touched = Touched { name: Some(key.id.clone()), digest: None };
     let body = KeyMade { secret: secret.reveal().to_owned(), key: shown(key) };
-    (status, [(CACHE_CONTROL, "no-store")], Json(body))
+    (status, Extension(touched), [(CACHE_CONTROL, "no-store")], Json(body))
 }
 
 fn shown(key: Key) -> KeyObject {

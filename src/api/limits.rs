@@ -5,13 +5,14 @@
 
 use super::account::Origin;
 use super::{Api, errors};
+use crate::access::Standing;
 use crate::error::Error;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 use http::header::RETRY_AFTER;
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +20,10 @@ use std::time::{Duration, Instant};
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id of a client that we repeat.
 const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// The id that the answer will carry.
+#[derive(Clone)]
+pub struct RequestId(pub String);
 
 /// When a request must be over.
 #[derive(Clone, Copy)]
@@ -62,6 +67,8 @@ pub async fn edge(State(api): State<Arc<Api>>, mut request: Request, next: Next)
         at: tokio::time::Instant::now() + Duration::from_secs(seconds_max),
         seconds_max,
     };
+    let sane = id.to_str().unwrap_or_default().to_owned();
+    request.extensions_mut().insert(RequestId(sane));
     request.extensions_mut().insert(Origin { begun, deadline });
     let mut response = contained(deadline, next.run(request)).await;
     count.status = response.status();
@@ -101,6 +108,32 @@ fn request_id(request: &Request) -> HeaderValue {
     given.unwrap_or_else(|| {
         HeaderValue::from_str(&super::random_id("req-")).expect("an id is plain ASCII")
     })
+}
+
+/// Puts OpenAI's headers on an answer: what is left to its key.
+pub fn tell(standing: &Standing, headers: &mut HeaderMap) {
+    let both = [("requests", standing.requests), ("tokens", standing.tokens)];
+    for (what, left) in both.into_iter().filter_map(|(what, left)| Some((what, left?))) {
+        for (which, value) in [
+            ("limit", left.limit.to_string()),
+            ("remaining", left.remaining.to_string()),
+            ("reset", reset(left.reset_ms)),
+        ] {
+            let name = HeaderName::try_from(format!("x-ratelimit-{which}-{what}"));
+            if let (Ok(name), Ok(value)) = (name, HeaderValue::try_from(value)) {
+                headers.insert(name, value);
+            }
+        }
+    }
+}
+
+/// A time as OpenAI writes it: `20ms`, `7s`, `1m0s`.
+fn reset(ms: u64) -> String {
+    match ms {
+        0..=999 => format!("{ms}ms"),
+        1000..60_000 => format!("{}s", ms.div_ceil(1000)),
+        _ => format!("{}m{}s", ms / 60_000, ms / 1000 % 60),
+    }
 }
 
 /// Seconds after which trying again makes sense: the longer the queue against what runs, the later.

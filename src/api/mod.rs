@@ -8,10 +8,12 @@
 mod account;
 mod adapters;
 mod archive;
+mod audit;
 mod auth;
 mod body;
 mod chat;
 mod choice;
+mod compat;
 mod completions;
 mod errors;
 mod generate;

@@ -3,8 +3,9 @@
 //! Owns OpenAI's model object. Never lists a version that a request could not get. The thing to
 //! know: `parent` is the base.
 
-use super::wire::{ErrorBody, Model, ModelIdentity, ModelList};
-use super::{Api, adapters};
+use super::audit::Touched;
+use super::wire::{ErrorBody, Model, ModelDeleted, ModelIdentity, ModelList};
+use super::{Api, adapters, errors};
 use crate::access::Caller;
 use crate::adapters::registry::{Entry, State as AdapterState};
 use crate::error::Result;
@@ -43,6 +44,30 @@ pub async fn show(
         None => base(&api),
         Some(entry) => adapter(&api, &id, &entry),
     }))
+}
+
+/// Removes an adapter, as OpenAI removes a fine-tuned model: running requests finish.
+#[utoipa::path(
+    delete,
+    path = "/v1/models/{id}",
+    params(("id" = String, Path, description = "The adapter's name, with all its versions")),
+    responses((status = 200, body = ModelDeleted), (status = "4XX", body = ErrorBody))
+)]
+pub async fn remove(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<(Extension<Touched>, Json<ModelDeleted>)> {
+    let Some(entry) = api.look_up(&caller, &id)? else {
+        return Err(errors::invalid_value("model", "the base model cannot be removed"));
+    };
+    if id.contains('@') {
+        let message = "a model is removed with all its versions; leave `@version` out";
+        return Err(errors::invalid_value("model", message));
+    }
+    api.app.registry.delete(&entry.version.name).await?;
+    let touched = Touched { name: Some(entry.version.name.clone()), digest: None };
+    Ok((Extension(touched), Json(ModelDeleted { id, object: "model", deleted: true })))
 }
 
 fn base(api: &Api) -> Model {

@@ -4,7 +4,7 @@
 //! The thing to know: the page is one file without anything from elsewhere, so it works on a
 //! machine without a network.
 
-use super::{adapters, chat, completions, health, keys, models, tokenize};
+use super::{adapters, audit, chat, compat, completions, health, keys, models, tokenize};
 use axum::Json;
 use axum::response::Html;
 use utoipa::OpenApi;
@@ -26,6 +26,12 @@ use utoipa::OpenApi;
         keys::show,
         keys::revoke,
         keys::rotate,
+        keys::show_limits,
+        keys::set_limits,
+        audit::list,
+        compat::load,
+        compat::unload,
+        models::remove,
         tokenize::tokenize,
         tokenize::detokenize,
         health::live,

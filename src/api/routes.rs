@@ -5,7 +5,8 @@
 
 use super::errors::METHOD_NOT_ALLOWED;
 use super::{
-    Api, adapters, auth, chat, completions, health, keys, limits, models, openapi, tokenize,
+    Api, adapters, audit, auth, chat, compat, completions, health, keys, limits, models, openapi,
+    tokenize,
 };
 use crate::error::Error;
 use axum::Router;
@@ -58,6 +59,9 @@ pub const ROUTES: &[Route] = &[
     row("post", "/v1/completions", Scope::Inference, || post(completions::post)),
     row("get", "/v1/models", Scope::Inference, || get(models::list)),
     row("get", "/v1/models/{*id}", Scope::Inference, || get(models::show)),
+    row("delete", "/v1/models/{*id}", Scope::Admin, || delete(models::remove)),
+    row("post", "/v1/load_lora_adapter", Scope::Admin, || post(compat::load)),
+    row("post", "/v1/unload_lora_adapter", Scope::Admin, || post(compat::unload)),
     row("get", "/v1/adapters", Scope::Admin, || get(adapters::list)),
     row("get", "/v1/adapters/{name}", Scope::Admin, || get(adapters::show)),
     // The upload counts its own bytes while it writes them to disk.
@@ -75,6 +79,9 @@ pub const ROUTES: &[Route] = &[
     row("get", "/v1/keys/{id}", Scope::Operator, || get(keys::show)),
     row("delete", "/v1/keys/{id}", Scope::Operator, || delete(keys::revoke)),
     row("post", "/v1/keys/{id}/rotate", Scope::Operator, || post(keys::rotate)),
+    row("get", "/v1/limits/{name}", Scope::Admin, || get(keys::show_limits)),
+    row("put", "/v1/limits/{name}", Scope::Operator, || put(keys::set_limits)),
+    row("get", "/v1/audit", Scope::Admin, || get(audit::list)),
     row("get", "/version", Scope::AnyKey, || get(health::version)),
     row("get", "/metrics", Scope::Metrics, || get(health::metrics)),
     row("get", "/openapi.json", Scope::AnyKey, || get(openapi::json)),

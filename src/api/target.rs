@@ -5,6 +5,8 @@
 //! what computes, not what was asked.
 
 use super::Api;
+use super::errors::invalid_value;
+use super::wire::SamplingFields;
 use crate::access::Caller;
 use crate::adapters::registry::{Entry, Lease};
 use crate::error::{Error, Result};
@@ -58,6 +60,19 @@ pub fn not_found(model: &str) -> Error {
     let shown: String = model.chars().take(160).collect();
     Error::not_found("model_not_found", format!("the model `{shown}` does not exist"))
         .param("model")
+}
+
+/// The name that a completion asks for: `model`, or LoRAX's `adapter_id` beside the base's name.
+pub fn asked<'a>(fields: &'a SamplingFields, base: &str) -> Result<&'a str> {
+    if fields.adapter_source.as_deref().is_some_and(|source| source != "local") {
+        let message = "`adapter_source` may only be `local`: adapters are uploaded, never fetched";
+        return Err(Error::invalid("unsupported_parameter", message).param("adapter_source"));
+    }
+    match fields.adapter_id.as_deref() {
+        None | Some("") => Ok(&fields.model),
+        Some(id) if fields.model == base || fields.model == id || fields.model.is_empty() => Ok(id),
+        Some(_) => Err(invalid_value("adapter_id", "`model` and `adapter_id` name two adapters")),
+    }
 }
 
 impl Api {

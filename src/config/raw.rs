@@ -92,6 +92,9 @@ pub struct RawConfig {
     /// Largest adapter upload
     #[arg(long, env = "POLYLORA_UPLOAD_BYTES_MAX", value_name = "SIZE")]
     pub upload_bytes_max: Option<Size>,
+    /// Directories below which vLLM's load_lora_adapter may read adapters; without: nowhere
+    #[arg(long, env = "POLYLORA_ADAPTER_DIRS", value_name = "DIR", value_delimiter = ',')]
+    pub adapter_dirs: Option<Vec<PathBuf>>,
     /// Largest body of any other request
     #[arg(long, env = "POLYLORA_BODY_BYTES_MAX", value_name = "SIZE")]
     pub body_bytes_max: Option<Size>,
@@ -177,6 +180,7 @@ impl RawConfig {
             adapter_bytes_max: self.adapter_bytes_max.or(below.adapter_bytes_max),
             resident_max: self.resident_max.or(below.resident_max),
             upload_bytes_max: self.upload_bytes_max.or(below.upload_bytes_max),
+            adapter_dirs: self.adapter_dirs.or(below.adapter_dirs),
             body_bytes_max: self.body_bytes_max.or(below.body_bytes_max),
             adapters_max: self.adapters_max.or(below.adapters_max),
             versions_kept: self.versions_kept.or(below.versions_kept),

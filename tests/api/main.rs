@@ -6,11 +6,15 @@ mod common;
 
 mod adapters;
 mod answers;
+mod compat;
 mod keys;
 mod lifetime;
+mod limits;
 mod live;
 mod logprobs;
 mod metrics;
+mod noisy;
 mod refusals;
 mod routes;
 mod streams;
+mod tenants;

@@ -23,7 +23,6 @@ const HARMLESS: &[&str] = &[
 
 /// (name, values beside `false`, `""`, `[]`, `{}` that ask for nothing, as JSON).
 const REFUSED: &[(&str, &[&str])] = &[
-    ("adapter_id", &[]),
     ("allowed_token_ids", &[]),
     ("audio", &[]),
     ("bad_words", &[]),

@@ -5,7 +5,9 @@
 //! documentation at `/docs`.
 
 mod adapters;
+mod audit;
 mod chat;
+mod compat;
 mod completions;
 mod keys;
 pub mod known;
@@ -14,7 +16,9 @@ mod sampling;
 mod tokens;
 
 pub use adapters::*;
+pub use audit::*;
 pub use chat::*;
+pub use compat::*;
 pub use completions::*;
 pub use keys::*;
 pub use models::*;

@@ -41,3 +41,11 @@ pub struct ModelIdentity {
     /// Whether the next request finds it in memory.
     pub resident: bool,
 }
+
+#[derive(Serialize, ToSchema)]
+pub struct ModelDeleted {
+    pub id: String,
+    #[schema(example = "model")]
+    pub object: &'static str,
+    pub deleted: bool,
+}

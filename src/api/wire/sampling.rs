@@ -9,6 +9,11 @@ use utoipa::ToSchema;
 pub struct SamplingFields {
     /// The base model's name, an adapter's `name`, `name@version`, or `base:name`.
     pub model: String,
+    /// LoRAX's way to name an adapter: one that is registered here, beside the base's name as
+    /// `model`.
+    pub adapter_id: Option<String>,
+    /// Only `local`.
+    pub adapter_source: Option<String>,
     /// 0 (greedy) to 2. Default 1.
     pub temperature: Option<f64>,
     /// Above 0, at most 1. Default 1.

@@ -1,0 +1,406 @@
+//! Meters: what each key, and each adapter with limits, has used and may still use.
+//!
+//! Owns rates, places and quotas. Never knows a clock: `now` comes with every call. The thing to
+//! know: a request reserves its prompt and all that it may generate before it is queued, everything
+//! or nothing, and settles to what it used when it ends. Settled use of quotas is written every few
+//! seconds: a crash forgets so much, and what was under way, and never charges twice.
+
+use super::key::{Caller, Limits};
+use crate::error::{Error, Kind, Result};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// A minute, in the milliseconds that buckets count in.
+const MINUTE_MS: u64 = 60_000;
+
+/// A rate: a bucket that holds a minute's worth and fills evenly.
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    /// A minute's worth, and what is in it now in units of 1/60000.
+    size: u64,
+    level: u64,
+    /// Milliseconds since 1970.
+    at: u64,
+}
+
+impl Bucket {
+    fn new(size: u64, now: u64) -> Self {
+        Self { size, level: size * MINUTE_MS, at: now }
+    }
+
+    fn fill(&mut self, now: u64) {
+        let passed = now.saturating_sub(self.at).min(MINUTE_MS);
+        self.level = (self.level + passed * self.size).min(self.size * MINUTE_MS);
+        self.at = self.at.max(now);
+    }
+
+    /// Milliseconds until `amount` is there.
+    fn wait(&self, amount: u64) -> u64 {
+        (amount * MINUTE_MS).saturating_sub(self.level).div_ceil(self.size)
+    }
+
+    fn left(&self) -> u64 {
+        self.level / MINUTE_MS
+    }
+
+    fn take(&mut self, amount: u64) {
+        self.level -= amount * MINUTE_MS;
+    }
+
+    fn give(&mut self, amount: u64) {
+        self.level = (self.level + amount * MINUTE_MS).min(self.size * MINUTE_MS);
+    }
+}
+
+/// A quota's period and what was used of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Period {
+    /// Days since 1970, or months since the year 0.
+    pub number: u64,
+    pub used: u64,
+    reserved: u64,
+}
+
+impl Period {
+    fn turn_to(&mut self, number: u64) {
+        if self.number < number {
+            // What runs across the border is charged to where it began, which is over.
+            *self = Self { number, used: 0, reserved: 0 };
+        }
+    }
+}
+
+fn day(now: Duration) -> u64 {
+    now.as_secs() / 86_400
+}
+
+/// (months since the year 0, seconds until the next)
+fn month(now: Duration) -> (u64, u64) {
+    let (year, month, _) = civil(day(now) as i64);
+    let number = (year * 12 + month - 1) as u64;
+    let mut next = day(now);
+    while {
+        let (y, m, _) = civil(next as i64);
+        (y * 12 + m - 1) as u64 == number
+    } {
+        next += 1;
+    }
+    (number, next * 86_400 - now.as_secs())
+}
+
+/// Year, month and day of a day since 1970: the Gregorian calendar counted from March, in eras of
+/// 400 years.
+fn civil(day: i64) -> (i64, i64, i64) {
+    let z = day + 719_468;
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    (yoe + era * 400 + i64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
+}
+
+struct Meter {
+    limits: Limits,
+    requests: Option<Bucket>,
+    tokens: Option<Bucket>,
+    running: u64,
+    day: Period,
+    month: Period,
+    /// Used since the store was last told.
+    unwritten: bool,
+}
+
+impl Meter {
+    fn new() -> Self {
+        Self {
+            limits: Limits::default(),
+            requests: None,
+            tokens: None,
+            running: 0,
+            day: Period::default(),
+            month: Period::default(),
+            unwritten: false,
+        }
+    }
+
+    /// Takes new limits; a rate that changed begins with a full bucket.
+    fn set(&mut self, limits: &Limits, now: u64) {
+        let bucket = |size: Option<u64>, old: Option<Bucket>| {
+            let kept = old.filter(|b| Some(b.size) == size);
+            kept.or_else(|| size.map(|size| Bucket::new(size, now)))
+        };
+        self.requests = bucket(limits.requests_per_minute, self.requests);
+        self.tokens = bucket(limits.tokens_per_minute, self.tokens);
+        self.limits = limits.clone();
+    }
+
+    fn turn_to(&mut self, now: Duration) {
+        let ms = now.as_millis() as u64;
+        self.requests.iter_mut().chain(&mut self.tokens).for_each(|b| b.fill(ms));
+        self.day.turn_to(day(now));
+        self.month.turn_to(month(now).0);
+    }
+
+    /// Whether a request of so many tokens may come in now. Errors: `rate_limit_exceeded`,
+    /// `quota_exceeded`, `request_exceeds_limit`.
+    fn check(&self, whose: &str, tokens: u64, now: Duration) -> Result<()> {
+        let busy = |code: &'static str, what: String, wait_ms: u64| {
+            let after = wait_ms.div_ceil(1000).max(1);
+            let message = format!("{whose}: {what}; try again in {after} s");
+            Err(Error { retry_after: Some(after), ..busy(code, message) })
+        };
+        if let Some(most) = self.limits.concurrent_max.filter(|most| self.running >= *most) {
+            let what = format!("{most} requests are being answered, which is its limit");
+            return busy("rate_limit_exceeded", what, 1000);
+        }
+        if let Some(bucket) = &self.requests
+            && bucket.left() < 1
+        {
+            let what = format!("{} requests a minute are its limit", bucket.size);
+            return busy("rate_limit_exceeded", what, bucket.wait(1));
+        }
+        if let Some(bucket) = &self.tokens {
+            if tokens > bucket.size {
+                let message = format!(
+                    "{whose}: the request may take {tokens} tokens, and {} a minute are its limit; \
+                     shorten it or set a smaller `max_tokens`",
+                    bucket.size
+                );
+                return Err(Error::invalid("request_exceeds_limit", message));
+            }
+            if bucket.left() < tokens {
+                let what = format!("{} tokens a minute are its limit", bucket.size);
+                return busy("rate_limit_exceeded", what, bucket.wait(tokens));
+            }
+        }
+        let (_, month_left) = month(now);
+        let day_left = 86_400 - now.as_secs() % 86_400;
+        for (quota, period, name, left) in [
+            (self.limits.tokens_per_day, &self.day, "day", day_left),
+            (self.limits.tokens_per_month, &self.month, "month", month_left),
+        ] {
+            if quota.is_some_and(|quota| period.used + period.reserved + tokens > quota) {
+                let quota = quota.unwrap_or_default();
+                let what = format!("{quota} tokens a {name} are its quota");
+                return busy("quota_exceeded", what, left * 1000);
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, tokens: u64) {
+        self.running += 1;
+        if let Some(bucket) = &mut self.requests {
+            bucket.take(1);
+        }
+        if let Some(bucket) = &mut self.tokens {
+            bucket.take(tokens);
+        }
+        self.day.reserved += tokens;
+        self.month.reserved += tokens;
+    }
+
+    fn settle(&mut self, ticket: &Ticket, used: u64) {
+        self.running -= 1;
+        if let Some(bucket) = &mut self.tokens {
+            bucket.give(ticket.reserved.saturating_sub(used));
+        }
+        for (period, number) in [(&mut self.day, ticket.day), (&mut self.month, ticket.month)] {
+            if period.number == number {
+                period.reserved = period.reserved.saturating_sub(ticket.reserved);
+                period.used += used;
+                self.unwritten = true;
+            }
+        }
+    }
+}
+
+fn busy(code: &'static str, message: String) -> Error {
+    // Two codes, spelled out where tests of the documentation look for them.
+    match code {
+        "quota_exceeded" => Error::new(Kind::Busy, "quota_exceeded", message),
+        _ => Error::new(Kind::Busy, "rate_limit_exceeded", message),
+    }
+}
+
+/// Use of one subject, as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsageRow {
+    pub subject: String,
+    pub day: Period,
+    pub month: Period,
+}
+
+impl Period {
+    pub fn of(number: u64, used: u64) -> Self {
+        Self { number, used, reserved: 0 }
+    }
+}
+
+/// What is left to a key: of requests and of tokens in a minute, where it has such limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    pub requests: Option<Left>,
+    pub tokens: Option<Left>,
+}
+
+/// One rate's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Left {
+    pub limit: u64,
+    pub remaining: u64,
+    /// Until the rate is whole again.
+    pub reset_ms: u64,
+}
+
+/// All meters. Those of keys are named `key:<id>`, those of adapters `adapter:<name>`.
+#[derive(Default)]
+pub struct Meters {
+    book: Mutex<HashMap<String, Meter>>,
+}
+
+/// A request's reservation; dropping it gives everything back but the request itself.
+pub struct Ticket {
+    meters: Arc<Meters>,
+    subjects: Vec<String>,
+    reserved: u64,
+    day: u64,
+    month: u64,
+    used: u64,
+}
+
+impl Ticket {
+    /// What the request came to use, to be settled when the ticket goes.
+    pub fn used(&mut self, tokens: u64) {
+        self.used = tokens;
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut book = self.meters.book();
+        for subject in &self.subjects {
+            if let Some(meter) = book.get_mut(subject) {
+                meter.settle(self, self.used);
+            }
+        }
+    }
+}
+
+impl Meters {
+    /// Meters that go on from what was kept.
+    pub fn new(rows: Vec<UsageRow>) -> Self {
+        let meter = |row: UsageRow| {
+            let meter = Meter { day: row.day, month: row.month, ..Meter::new() };
+            (row.subject, meter)
+        };
+        Self { book: Mutex::new(rows.into_iter().map(meter).collect()) }
+    }
+
+    fn book(&self) -> MutexGuard<'_, HashMap<String, Meter>> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a request in that may take `tokens`, or nothing is taken. `adapter` is its name and its
+    /// limits. Errors: `rate_limit_exceeded`, `quota_exceeded`, `request_exceeds_limit`.
+    pub fn admit(
+        self: &Arc<Self>,
+        caller: &Caller,
+        adapter: Option<(&str, &Limits)>,
+        tokens: u64,
+        now: Duration,
+    ) -> Result<Ticket> {
+        let key = ("key", caller.id(), caller.limits());
+        let adapter = adapter.map(|(name, limits)| ("adapter", name, limits));
+        let all = [Some(key), adapter].into_iter().flatten();
+        let mut book = self.book();
+        let mut subjects = Vec::new();
+        for (kind, name, limits) in all.filter(|(.., limits)| !limits.is_empty()) {
+            let subject = format!("{kind}:{name}");
+            let ms = now.as_millis() as u64;
+            let meter = book.entry(subject.clone()).or_insert_with(Meter::new);
+            if meter.limits != *limits {
+                meter.set(limits, ms);
+            }
+            meter.turn_to(now);
+            meter.check(&format!("{kind} {name}"), tokens, now)?;
+            subjects.push(subject);
+        }
+        for subject in &subjects {
+            if let Some(meter) = book.get_mut(subject) {
+                meter.take(tokens);
+            }
+        }
+        drop(book);
+        Ok(Ticket {
+            meters: self.clone(),
+            subjects,
+            reserved: tokens,
+            day: day(now),
+            month: month(now).0,
+            used: 0,
+        })
+    }
+
+    /// What is left to the caller's key.
+    pub fn standing(&self, caller: &Caller, now: Duration) -> Standing {
+        let limits = caller.limits();
+        let mut book = self.book();
+        let meter = book.get_mut(&format!("key:{}", caller.id()));
+        let left = |size: Option<u64>, bucket: Option<Bucket>| {
+            let bucket = bucket.filter(|b| Some(b.size) == size);
+            size.map(|limit| Left {
+                limit,
+                remaining: bucket.map_or(limit, |b| b.left()),
+                reset_ms: bucket.map_or(0, |b| b.wait(b.size)),
+            })
+        };
+        let (requests, tokens) = match meter {
+            Some(meter) => {
+                meter.turn_to(now);
+                (meter.requests, meter.tokens)
+            }
+            None => (None, None),
+        };
+        Standing {
+            requests: left(limits.requests_per_minute, requests),
+            tokens: left(limits.tokens_per_minute, tokens),
+        }
+    }
+
+    /// Use that the store was not told of; it is as good as told.
+    pub fn take_unwritten(&self) -> Vec<UsageRow> {
+        let mut book = self.book();
+        let told = book.iter_mut().filter(|(_, meter)| meter.unwritten);
+        let row = |(subject, meter): (&String, &mut Meter)| {
+            meter.unwritten = false;
+            UsageRow { subject: subject.clone(), day: meter.day, month: meter.month }
+        };
+        told.map(row).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_calendar_knows_leap_years_and_the_ends_of_months() {
+        for (day, date) in [
+            (0, (1970, 1, 1)),
+            (59, (1970, 3, 1)),
+            (11_016, (2000, 2, 29)),
+            (20_513, (2026, 3, 1)),
+            (20_788, (2026, 12, 1)),
+        ] {
+            assert_eq!(civil(day), date);
+        }
+        let noon = |day: u64| Duration::from_secs(day * 86_400 + 43_200);
+        // 28 February 2026, at noon: half a day is left of the month.
+        assert_eq!(month(noon(20_512)), (2026 * 12 + 1, 43_200));
+        assert_eq!(month(noon(20_787)), (2026 * 12 + 10, 43_200));
+    }
+}

@@ -1,0 +1,110 @@
+//! The audit log over HTTP: every administrative request is recorded, and `GET /v1/audit` shows it.
+//!
+//! Owns when a record is made. Never asks a route to: whatever changes something for administrators
+//! is recorded by its scope and method alone. The thing to know: such a request runs as a task of
+//! its own, so that a client that hangs up cannot keep its deed out of the log.
+
+use super::auth;
+use super::errors::{Code, invalid_value};
+use super::routes;
+use super::wire::{AuditList, AuditRecord, ErrorBody};
+use super::{Api, clock};
+use crate::access::Caller;
+use crate::access::audit::{Query as AuditQuery, Record};
+use crate::error::{Error, Result};
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Extension, MatchedPath, Query, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use std::sync::Arc;
+
+/// Records of one page.
+const RECORDS_DEFAULT: u64 = 100;
+const RECORDS_MAX: u64 = 1000;
+
+/// Left on an answer by a route that knows what it was done to, where the path does not say.
+#[derive(Clone, Default)]
+pub struct Touched {
+    pub name: Option<String>,
+    pub digest: Option<String>,
+}
+
+/// Runs an administrative request to its end and records it, whether or not anyone still waits.
+pub async fn recorded(
+    api: Arc<Api>,
+    caller: Caller,
+    action: String,
+    request: Request,
+    next: Next,
+) -> Response {
+    let done = tokio::spawn(async move {
+        let id = request.extensions().get::<super::limits::RequestId>().cloned();
+        let path = request.extensions().get::<MatchedPath>();
+        let scope = path.and_then(|path| routes::scope(request.method(), path.as_str()));
+        let (response, subject) = auth::judged(scope, &caller, request, next).await;
+        let touched = response.extensions().get::<Touched>().cloned().unwrap_or_default();
+        let code = response.extensions().get::<Code>();
+        let record = Record {
+            id: 0,
+            at: clock().as_millis() as u64,
+            key: caller.id().to_owned(),
+            tenant: caller.tenant().map(str::to_owned),
+            action,
+            name: touched.name.or(subject).map(|name| name.chars().take(160).collect()),
+            digest: touched.digest,
+            outcome: code.map_or("ok", |code| code.0).to_owned(),
+            status: response.status().as_u16(),
+            request: id.map_or(String::new(), |id| id.0),
+        };
+        let line = serde_json::to_string(&record).unwrap_or_default();
+        tracing::info!(target: "polylora::audit", "{line}");
+        if let Err(error) = api.app.access.record(&record).await {
+            tracing::error!(%error, line, "an action is missing in the audit log");
+        }
+        response
+    });
+    match done.await {
+        Ok(response) => response,
+        Err(_) => Error::fault("a bug ended the request").into_response(),
+    }
+}
+
+/// Query of a page.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PageQuery {
+    before: Option<u64>,
+    limit: Option<u64>,
+}
+
+/// What administrators did, newest first; a tenant's key sees its tenant's.
+#[utoipa::path(
+    get,
+    path = "/v1/audit",
+    params(
+        ("before" = Option<u64>, Query, description = "Only records with a smaller id"),
+        ("limit" = Option<u64>, Query, description = "1 to 1000, default 100"),
+    ),
+    responses((status = 200, body = AuditList), (status = "4XX", body = ErrorBody))
+)]
+pub async fn list(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+    page: Result<Query<PageQuery>, QueryRejection>,
+) -> Result<Json<AuditList>> {
+    let wrong = || invalid_value("limit", "the query may hold `before` and `limit`, 1 to 1000");
+    let Query(page) = page.map_err(|_| wrong())?;
+    let limit = page.limit.unwrap_or(RECORDS_DEFAULT);
+    if !(1..=RECORDS_MAX).contains(&limit) {
+        return Err(wrong());
+    }
+    let tenant = caller.tenant().map(str::to_owned);
+    let query = AuditQuery { tenant, before: page.before, limit: limit + 1 };
+    let mut records = api.app.access.records(&query).await?;
+    let has_more = records.len() as u64 > limit;
+    records.truncate(limit as usize);
+    let data = records.into_iter().map(AuditRecord::from).collect();
+    Ok(Json(AuditList { object: "list", data, has_more }))
+}

@@ -1,0 +1,63 @@
+//! `/v1/audit` and `/v1/limits`: records and limits.
+
+use super::KeyLimits;
+use crate::access::audit::Record;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// One administrative action, done or refused.
+#[derive(Serialize, ToSchema)]
+pub struct AuditRecord {
+    #[schema(example = "audit.record")]
+    pub object: &'static str,
+    pub id: u64,
+    /// Unix milliseconds
+    pub at: u64,
+    /// Id of the key; `api_key` is the configured one, `anonymous` none.
+    pub key: String,
+    pub tenant: Option<String>,
+    /// Method and route
+    pub action: String,
+    pub name: Option<String>,
+    pub digest: Option<String>,
+    /// `ok` or the error's code
+    pub outcome: String,
+    pub status: u16,
+    pub request_id: String,
+}
+
+impl From<Record> for AuditRecord {
+    fn from(r: Record) -> Self {
+        Self {
+            object: "audit.record",
+            id: r.id,
+            at: r.at,
+            key: r.key,
+            tenant: r.tenant,
+            action: r.action,
+            name: r.name,
+            digest: r.digest,
+            outcome: r.outcome,
+            status: r.status,
+            request_id: r.request,
+        }
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct AuditList {
+    #[schema(example = "list")]
+    pub object: &'static str,
+    pub data: Vec<AuditRecord>,
+    /// Older ones follow: ask again with `before` = the last id.
+    pub has_more: bool,
+}
+
+/// The limits of an adapter, over all keys together.
+#[derive(Serialize, ToSchema)]
+pub struct AdapterLimits {
+    #[schema(example = "limits")]
+    pub object: &'static str,
+    pub name: String,
+    pub limits: KeyLimits,
+}

@@ -1,0 +1,169 @@
+//! Three tenants, six adapters, every route: nothing of one is visible to another, and a name that
+//! one may not know of answers as one that nobody has.
+//!
+//! `POLYLORA_ROUNDS` (default 3) is how often each pair of timings is taken; the medians are
+//! printed, not judged.
+
+use crate::keys::{ask, make, upload_as};
+use crate::live::{Answer, Live, hello};
+use reqwest::Method;
+use serde_json::{Value, json};
+use std::time::Instant;
+
+const TENANTS: [&str; 3] = ["acme", "glob", "init"];
+
+struct House {
+    live: Live,
+    /// By tenant: its key, and (name, digest) of its adapters.
+    keys: Vec<String>,
+    adapters: Vec<Vec<(String, String)>>,
+}
+
+async fn house() -> House {
+    let live = Live::start(&["--api-key", "secret"]);
+    let (mut keys, mut adapters) = (Vec::new(), Vec::new());
+    for (t, tenant) in TENANTS.iter().enumerate() {
+        let body = json!({"scopes": ["inference", "admin", "metrics"], "tenant": tenant,
+                          "adapters": [format!("{tenant}-*")]});
+        let (key, _) = make(&live, body).await;
+        let mut own = Vec::new();
+        for (i, part) in ["sql", "web"].iter().enumerate() {
+            let name = format!("{tenant}-{part}");
+            let put = upload_as(&live, &key, &name, (2 * t + i) as u64 + 1).await;
+            assert_eq!(put.status, 201, "{}", put.text);
+            own.push((name, put.json()["digest"].as_str().expect("a digest").to_owned()));
+        }
+        keys.push(key);
+        adapters.push(own);
+    }
+    House { live, keys, adapters }
+}
+
+/// What `route` is asked about `name`.
+fn body(method: &Method, path: &str, name: &str) -> Value {
+    match (method.as_str(), path) {
+        ("GET" | "DELETE", _) => Value::Null,
+        (_, "/v1/chat/completions") => hello(name, 1),
+        (_, "/v1/completions") => json!({"model": name, "prompt": "a", "max_tokens": 1}),
+        (_, "/tokenize") => json!({"model": name, "prompt": "a"}),
+        (_, "/detokenize") => json!({"model": name, "tokens": [65]}),
+        (_, "/v1/load_lora_adapter") => json!({"lora_name": name, "lora_path": "/nowhere"}),
+        (_, "/v1/unload_lora_adapter") => json!({"lora_name": name}),
+        _ => json!({}),
+    }
+}
+
+/// Every documented route, as (method, path with `{name}` and `{id}`).
+async fn routes(live: &Live) -> Vec<(Method, String)> {
+    let document = ask(live, Method::GET, "/openapi.json", "secret", Value::Null).await.json();
+    let paths = document["paths"].as_object().expect("paths").clone();
+    let all = paths.iter().flat_map(|(path, methods)| {
+        let methods = methods.as_object().expect("methods").keys();
+        methods.map(|m| (m.to_ascii_uppercase().parse().expect("a method"), path.clone()))
+    });
+    all.collect()
+}
+
+/// The answer about `name`, with the name itself taken out, and what differs by the moment.
+async fn about(house: &House, key: &str, route: &(Method, String), name: &str) -> String {
+    let (method, path) = route;
+    let at = path.replace("{name}", name).replace("{id}", name);
+    let answer = ask(&house.live, method.clone(), &at, key, body(method, path, name)).await;
+    shape(&answer).replace(name, "NAME")
+}
+
+fn shape(answer: &Answer) -> String {
+    let ours = |name: &str| !["x-request-id", "date", "retry-after"].contains(&name);
+    let headers = answer.headers.iter().filter(|(name, _)| ours(name.as_str()));
+    let headers: Vec<String> = headers.map(|(name, value)| format!("{name}: {value:?}")).collect();
+    format!("{} {} {}", answer.status, headers.join("; "), answer.text)
+}
+
+#[tokio::test]
+async fn nothing_of_one_tenant_is_visible_to_another() {
+    let house = house().await;
+    let routes = routes(&house.live).await;
+    assert!(routes.len() > 20, "the document lists routes");
+    let mut compared = 0;
+    for (t, key) in house.keys.iter().enumerate() {
+        let foreign = (0..3).filter(|o| *o != t);
+        let foreign: Vec<&(String, String)> = foreign.flat_map(|o| &house.adapters[o]).collect();
+        for route in &routes {
+            let named = route.1.contains('{') || matches!(route.0, Method::POST);
+            for (name, _) in &foreign {
+                for asked in [name.clone(), format!("{name}@1"), format!("tiny:{name}")] {
+                    let missing = asked.replace("-sql", "-xyz").replace("-web", "-xyz");
+                    let there = about(&house, key, route, &asked).await;
+                    let not_there = about(&house, key, route, &missing).await;
+                    // Liveness says how long, the audit log what this tenant itself has done.
+                    let moves = ["/live", "/ready", "/health", "/v1/audit"];
+                    if !moves.contains(&route.1.as_str()) {
+                        assert_eq!(there, not_there, "{route:?} {asked}");
+                    }
+                    for (other, digest) in &foreign {
+                        // The audit log repeats what a tenant itself has asked for.
+                        let told = there.contains(other.as_str()) && route.1 != "/v1/audit";
+                        assert!(!told, "{route:?} about {asked} tells of {other}: {there}");
+                        assert!(!there.contains(digest.as_str()), "{route:?} tells a digest");
+                    }
+                    compared += usize::from(named);
+                    if !named {
+                        break; // the name makes no difference to it
+                    }
+                }
+                // Nor does it look otherwise than a name of one's own that nobody has.
+                let makes = route.0 == Method::PUT || route.1 == "/v1/load_lora_adapter";
+                if named && !makes {
+                    let own = format!("{}-xyz", TENANTS[t]);
+                    let there = about(&house, key, route, name).await;
+                    assert_eq!(there, about(&house, key, route, &own).await, "{route:?}");
+                }
+            }
+        }
+    }
+    println!("{compared} pairs of answers over {} routes", routes.len());
+    // Positive control: all of it is still there, for those whose it is.
+    for (t, key) in house.keys.iter().enumerate() {
+        for (name, digest) in &house.adapters[t] {
+            let chat = hello(name, 1);
+            let path = "/v1/chat/completions";
+            let answer = ask(&house.live, Method::POST, path, key, chat).await;
+            assert_eq!((answer.status, answer.header("x-polylora-digest")), (200, &**digest));
+            let list = ask(&house.live, Method::GET, "/v1/models", key, Value::Null).await;
+            assert!(list.text.contains(name.as_str()));
+        }
+    }
+}
+
+#[tokio::test]
+async fn forbidden_and_missing_names_take_the_same_time() {
+    let rounds: usize =
+        std::env::var("POLYLORA_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
+    let house = house().await;
+    let (key, mine) = (&house.keys[0], "acme-xyz");
+    let (theirs, nobodys) = ("glob-sql", "glob-xyz");
+    for route in [
+        (Method::GET, "/v1/adapters/{name}".to_owned()),
+        (Method::DELETE, "/v1/adapters/{name}".to_owned()),
+        (Method::GET, "/v1/models/{id}".to_owned()),
+        (Method::POST, "/v1/chat/completions".to_owned()),
+        (Method::POST, "/tokenize".to_owned()),
+    ] {
+        let mut times = [Vec::new(), Vec::new(), Vec::new()];
+        for _ in 0..rounds {
+            for (name, times) in [theirs, nobodys, mine].into_iter().zip(&mut times) {
+                let begun = Instant::now();
+                about(&house, key, &route, name).await;
+                times.push(begun.elapsed().as_micros());
+            }
+        }
+        let medians = times.map(|mut t| {
+            t.sort_unstable();
+            t[t.len() / 2]
+        });
+        println!(
+            "{} {}: forbidden, forbidden and missing, missing: {medians:?} us",
+            route.0, route.1
+        );
+    }
+}
