@@ -33,6 +33,21 @@ impl fmt::Debug for Digest {
 /// Reads one row of a base weight as f32: (site, output row, out `[I]`). DoRA's norms need it.
 /// Called off the engine thread.
 pub type BaseRows = Arc<dyn Fn(crate::shape::Site, usize, &mut [f32]) + Send + Sync>;
+/// What bundles are checked against on the text side, which `adapters` cannot see. Called on
+/// blocking threads.
+#[derive(Clone)]
+pub struct BaseText {
+    /// Tries a bundle's chat template. Errors: `invalid_chat_template`.
+    pub check_template:
+        Arc<dyn Fn(&format::bundle::Template) -> crate::error::Result<()> + Send + Sync>,
+    /// The id of a token of the base's tokenizer, added tokens included.
+    pub token_id: Arc<dyn Fn(&str) -> Option<u32> + Send + Sync>,
+    /// Tokens that the model has rows for.
+    pub vocab: usize,
+    /// Prompt plus answer, in tokens.
+    pub context: usize,
+}
+
 /// Reads the base bias of a site, `None` where it has none. `bias = "all" | "lora_only"` replaces
 /// it.
 pub type BaseBias = Arc<dyn Fn(crate::shape::Site) -> Option<Vec<f32>> + Send + Sync>;

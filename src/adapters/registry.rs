@@ -11,9 +11,9 @@ mod residency;
 mod turns;
 
 use super::{
-    BaseBias, BaseRows, Digest,
+    BaseBias, BaseRows, BaseText, Digest,
     bank::{BankSender, Slot},
-    format::{Summary, files},
+    format::{Summary, bundle, files},
     store::Store,
 };
 use crate::error::{Error, Result};
@@ -105,6 +105,8 @@ pub struct RegistryOptions {
     pub shape: Arc<ModelShape>,
     /// Storage of resident factors.
     pub dtype: Dtype,
+    /// What bundles are checked against.
+    pub text: BaseText,
     /// Budget of resident bytes.
     pub resident_bytes_max: u64,
     /// Largest upload.
@@ -274,6 +276,14 @@ impl Registry {
     /// The versions of one name, newest last; empty when there is none.
     pub fn versions(&self, name: &str) -> Vec<Entry> {
         self.inner.book().entries_of(name)
+    }
+
+    /// The chat template that came with a version; `None`: it has none. Blocking.
+    pub fn chat_template(&self, version: &Version) -> Result<Option<bundle::Template>> {
+        if !version.summary.chat_template {
+            return Ok(None);
+        }
+        bundle::template(&files::AdapterFiles::find(&self.inner.store.blob(version.digest))?)
     }
 
     /// (resident bytes, budget); bytes promised to loads under way included.

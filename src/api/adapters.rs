@@ -5,11 +5,12 @@
 //! begun, to its end even if the client hangs up.
 
 use super::wire::{
-    Adapter, AdapterDeleted, AdapterList, AdapterProbe, AdapterPut, AdapterSummary, AdapterVersion,
-    ErrorBody,
+    Adapter, AdapterDeleted, AdapterGeneration, AdapterList, AdapterProbe, AdapterPut,
+    AdapterSummary, AdapterVersion, ErrorBody,
 };
 use super::{Api, errors, upload};
 use crate::access::Caller;
+use crate::adapters::format::generation::Generation;
 use crate::adapters::registry::{Entry, Publish, State as AdapterState};
 use crate::error::{Error, Kind, Result};
 use axum::Json;
@@ -204,6 +205,22 @@ fn version(entry: &Entry) -> AdapterVersion {
             targets: v.summary.targets.clone(),
             parameters: v.summary.parameters,
             base_model: v.summary.base_model.clone(),
+            chat_template: v.summary.chat_template,
+            generation: generation(&v.summary.generation),
         },
     }
+}
+
+fn generation(own: &Generation) -> Option<AdapterGeneration> {
+    (!own.is_empty()).then(|| AdapterGeneration {
+        temperature: own.temperature,
+        top_p: own.top_p,
+        top_k: own.top_k,
+        min_p: own.min_p,
+        repetition_penalty: own.repetition_penalty,
+        max_tokens: own.tokens_max,
+        eos_token_ids: own.stop_tokens.clone(),
+        stop_token_ids: own.stop_tokens_more.clone(),
+        stop: own.stops.clone(),
+    })
 }

@@ -8,6 +8,7 @@ use super::body::{JsonObject, rest, take};
 use super::choice::Piece;
 use super::generate::{Prompt, Run, Show, reason_word};
 use super::sampling::{self, Checked};
+use super::templates::Conversation;
 use super::wire::{
     ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatFields, ChatMessage,
     ChatRequest, ErrorBody, SamplingFields, Usage,
@@ -20,7 +21,6 @@ use crate::text::Text;
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
 use http::header::CONTENT_TYPE;
-use serde_json::Value;
 use std::sync::Arc;
 
 /// Continues a conversation.
@@ -44,17 +44,19 @@ pub async fn post(
     JsonObject(mut body): JsonObject,
 ) -> Result<Response> {
     let ChatRequest { shared, own } = ChatRequest { shared: take(&mut body)?, own: rest(body)? };
-    let (checked, conversation) = check(&api, shared.clone(), own)?;
+    let (mut checked, conversation) = check(&api, shared.clone(), own)?;
     let target = api.lease(&caller, &shared.model).await?;
+    let tokens_default = checked.fill(&shared, &target, &api);
     let answer = async {
+        let version = target.lease.as_ref().map(|l| l.version().clone());
         let prompt = Prompt {
             param: "messages".to_owned(),
-            tokens: api.on_text(move |text| conversation.encode(text)).await?,
+            tokens: api.encode_chat(version, conversation).await?,
             continued: false,
             echo: None,
         };
         let account = Account::open(&api, &target, origin);
-        let mut run = Run::start(&api, &target, &checked, vec![prompt], None, account)?;
+        let mut run = Run::start(&api, &target, &checked, vec![prompt], tokens_default, account)?;
         let show = ChatShow {
             text: api.app.text.clone(),
             id: random_id("chatcmpl-"),
@@ -72,24 +74,6 @@ pub async fn post(
         Ok((json, run.collect(show).await?).into_response())
     };
     Ok(target.sign(answer.await))
-}
-
-/// What the template gets.
-struct Conversation {
-    messages: Vec<Value>,
-    tools: Option<Value>,
-    add_generation_prompt: bool,
-}
-
-impl Conversation {
-    fn encode(&self, text: &Text) -> Result<Vec<u32>> {
-        text.encode_chat(&self.messages, self.tools.as_ref(), self.add_generation_prompt).map_err(
-            |e| match e.param {
-                Some(_) => e,
-                None => e.param("messages"),
-            },
-        )
-    }
 }
 
 fn check(

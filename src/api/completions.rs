@@ -50,12 +50,12 @@ pub async fn post(
     let CompletionRequest { shared, own } =
         CompletionRequest { shared: take(&mut body)?, own: rest(body)? };
     let echo = own.echo.unwrap_or(false);
-    let checked = check(&api, &shared, &own)?;
+    let mut checked = check(&api, &shared, &own)?;
     let prompts = inputs(&api, own.prompt, checked.n)?;
     let target = api.lease(&caller, &shared.model).await?;
+    let default = checked.fill(&shared, &target, &api).or(Some(TOKENS_DEFAULT));
     let answer = async {
         let prompts = api.on_text(move |text| encode(text, prompts, echo)).await?;
-        let default = Some(TOKENS_DEFAULT);
         let account = Account::open(&api, &target, origin);
         let mut run = Run::start(&api, &target, &checked, prompts, default, account)?;
         let show = CompletionShow {

@@ -27,6 +27,7 @@ mod sampling;
 mod serve;
 mod stream;
 mod target;
+mod templates;
 mod tokenize;
 mod upload;
 mod wire;
@@ -38,6 +39,7 @@ use crate::engine::EngineHandle;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::text::Text;
+use crate::text::sandbox::Sandbox;
 pub use serve::serve;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -56,6 +58,8 @@ pub struct App {
     pub context: usize,
     pub vocab: usize,
     pub text: Text,
+    /// Renders chat templates that came with adapters.
+    pub sandbox: Arc<Sandbox>,
     pub engine: EngineHandle,
     pub registry: Registry,
     pub access: Access,
@@ -76,6 +80,8 @@ struct Api {
     draining: AtomicBool,
     /// Templates and tokenizers running on blocking threads.
     encoders: Arc<Semaphore>,
+    /// Templates of adapters, on their way or in use.
+    templates: templates::Templates,
     /// Uploads being received.
     uploads: Arc<Semaphore>,
     /// Adapters that requests are at.
@@ -89,6 +95,7 @@ impl Api {
             started: now(),
             draining: AtomicBool::new(false),
             encoders: Arc::new(Semaphore::new(encoders)),
+            templates: templates::Templates::new(),
             uploads: Arc::new(Semaphore::new(app.config.uploads_max.max(1))),
             under_way: account::UnderWay::default(),
             app,

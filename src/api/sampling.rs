@@ -5,6 +5,7 @@
 
 use super::Api;
 use super::errors::invalid_value;
+use super::target::Target;
 use super::wire::{SamplingFields, Stop};
 use crate::engine::Sampling;
 use crate::engine::request::TOP_LOGPROBS_MAX;
@@ -30,6 +31,38 @@ pub struct Checked {
     pub tokens_min: u32,
     pub stream: bool,
     pub include_usage: bool,
+}
+
+impl Checked {
+    /// Fills in what the client left open from the adapter's own defaults. Returns its
+    /// `max_new_tokens`, which the context may cut.
+    pub fn fill(&mut self, asked: &SamplingFields, target: &Target, api: &Api) -> Option<u32> {
+        let own = &target.lease.as_ref()?.version().summary.generation;
+        let sampling = &mut self.sampling;
+        let or = |asked: Option<f64>, own: Option<f32>, now: f32| match asked {
+            Some(_) => now,
+            None => own.unwrap_or(now),
+        };
+        sampling.temperature = or(asked.temperature, own.temperature, sampling.temperature);
+        sampling.top_p = or(asked.top_p, own.top_p, sampling.top_p);
+        sampling.min_p = or(asked.min_p, own.min_p, sampling.min_p);
+        let penalty = sampling.repetition_penalty;
+        sampling.repetition_penalty = or(asked.repetition_penalty, own.repetition_penalty, penalty);
+        if let (None, Some(top_k)) = (asked.top_k, own.top_k) {
+            sampling.top_k = top_k;
+        }
+        if asked.stop.is_none() {
+            self.stops.clone_from(&own.stops);
+        }
+        if !asked.ignore_eos.unwrap_or(false) {
+            // The base's own come first in the list, the client's after them.
+            let base = api.app.text.eos.len();
+            let ends = own.stop_tokens.as_deref().unwrap_or(&api.app.text.eos);
+            let ends = ends.iter().chain(&own.stop_tokens_more).copied();
+            self.stop_tokens.splice(..base, ends);
+        }
+        own.tokens_max
+    }
 }
 
 /// Checks everything but what depends on the prompt.

@@ -1,9 +1,10 @@
 //! `/tokenize` and `/detokenize`, in vLLM's shapes.
 //!
-//! Owns the two routes. Never leases: tokens do not depend on the adapter, which only has to exist.
+//! Owns the two routes. Never leases or loads: of an adapter only the chat template matters here.
 
 use super::body::{JsonObject, missing, rest};
 use super::errors::invalid_value;
+use super::templates::Conversation;
 use super::wire::{DetokenizeRequest, Detokenized, ErrorBody, TokenizeRequest, Tokenized};
 use super::{Api, messages, sampling};
 use crate::access::Caller;
@@ -25,9 +26,10 @@ pub async fn tokenize(
     JsonObject(body): JsonObject,
 ) -> Result<Json<Tokenized>> {
     let asked: TokenizeRequest = rest(body)?;
-    if let Some(model) = &asked.model {
-        api.look_up(&caller, model)?;
-    }
+    let entry = match &asked.model {
+        Some(model) => api.look_up(&caller, model)?,
+        None => None,
+    };
     let special = asked.add_special_tokens.unwrap_or(true);
     let start = asked.add_generation_prompt.unwrap_or(true);
     let tokens = match (asked.prompt, asked.messages) {
@@ -35,7 +37,8 @@ pub async fn tokenize(
         (None, Some(list)) => {
             let list = messages::check(list, api.app.config.messages_max)?;
             let tools = messages::tools(asked.tools, None)?;
-            api.on_text(move |text| text.encode_chat(&list, tools.as_ref(), start)).await?
+            let conversation = Conversation { messages: list, tools, add_generation_prompt: start };
+            api.encode_chat(entry.map(|e| e.version), conversation).await?
         }
         (None, None) => return Err(missing("prompt")),
         (Some(_), Some(_)) => {

@@ -1,11 +1,14 @@
 //! `polylora adapter`: push, list, show and rm against a running server.
 //!
 //! Owns how a directory or file becomes an upload and how the answer is shown. Never checks an
-//! adapter: the server does, and its refusal is printed. The thing to know: only the two PEFT
-//! files, one .gguf, or one archive are ever sent.
+//! adapter: the server does, and its refusal is printed. The thing to know: only the files that
+//! count in a PEFT directory, one .gguf, or one archive are ever sent.
 
 use super::client::{Client, ServerArgs};
 use super::{bad_argument, say};
+use crate::adapters::format::files::{
+    CONFIG, GENERATION, TEMPLATE, TENSORS, TOKENIZER, TOKENIZER_CONFIG,
+};
 use crate::config::human;
 use crate::error::Result;
 use clap::{Args, Subcommand};
@@ -86,7 +89,7 @@ fn path(name: &str) -> Result<String> {
     Ok(format!("/v1/adapters/{name}"))
 }
 
-/// Files of an upload: the two of a PEFT directory, or the one file.
+/// Files of an upload: those of a PEFT directory that count, or the one file.
 fn files(from: &Path) -> Result<Vec<PathBuf>> {
     if from.is_file() {
         let kind = from.extension().and_then(|e| e.to_str()).unwrap_or_default();
@@ -98,12 +101,13 @@ fn files(from: &Path) -> Result<Vec<PathBuf>> {
             ))),
         };
     }
-    let both: Vec<PathBuf> =
-        ["adapter_config.json", "adapter_model.safetensors"].iter().map(|f| from.join(f)).collect();
-    match both.iter().find(|f| !f.is_file()) {
-        None => Ok(both),
-        Some(missing) => Err(bad_argument(format!("{} is missing", missing.display()))),
+    let mut files: Vec<PathBuf> = [CONFIG, TENSORS].iter().map(|f| from.join(f)).collect();
+    if let Some(missing) = files.iter().find(|f| !f.is_file()) {
+        return Err(bad_argument(format!("{} is missing", missing.display())));
     }
+    let more = [TEMPLATE, TOKENIZER_CONFIG, GENERATION, TOKENIZER].iter().map(|f| from.join(f));
+    files.extend(more.filter(|f| f.is_file()));
+    Ok(files)
 }
 
 async fn push(client: &Client, name: &str, from: &Path, force: bool) -> Result<()> {

@@ -62,6 +62,9 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Ask a server whether it is ready; for container health checks and scripts
     Health(client::HealthArgs),
+    /// Render chat templates of adapters for a server that started this
+    #[command(hide = true, name = crate::text::sandbox::COMMAND)]
+    RenderTemplates,
 }
 
 const VERIFY_EXAMPLES: &str = "\
@@ -116,6 +119,7 @@ pub fn main() -> ExitCode {
         }
         Command::Bench(args) => bench::run(*args),
         Command::Health(args) => client::health(args),
+        Command::RenderTemplates => crate::text::sandbox::work(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,6 +7,8 @@ use super::banner::Banner;
 use super::ledger::{self, Ledger};
 use super::{dtype_named, say};
 use crate::access::Access;
+use crate::adapters::BaseText;
+use crate::adapters::format::files::canonical_name;
 use crate::adapters::registry::{Entry, Publish, Registry, RegistryOptions};
 use crate::api::{self, App};
 use crate::config::{Config, RawConfig, memory_available};
@@ -19,6 +21,7 @@ use crate::model::source::{self, Located};
 use crate::model::weights::Weights;
 use crate::model::{Model, ModelOptions};
 use crate::text::Text;
+use crate::text::sandbox::{Sandbox, TemplateSource};
 use clap::Args;
 use polylora_kernels::{Device, Dtype, KvCache};
 use std::io::IsTerminal;
@@ -154,12 +157,14 @@ impl Prepared {
         let options = engine_options(&config, self.kv_pages, self.context, &self.text)?;
         let engine =
             EngineHandle::start(self.model, self.weights.digest, options, metrics.clone())?;
+        let sandbox = Arc::new(Sandbox::of_this_program()?);
         let registry = Registry::open(
             RegistryOptions {
                 data_dir: config.data_dir.clone(),
                 base_name: self.base_name.clone(),
                 shape: shape.clone(),
                 dtype: self.weights.dtype,
+                text: base_text(&self.text, &sandbox, shape.vocab, self.context),
                 resident_bytes_max: config.adapter_bytes_max,
                 upload_bytes_max: config.upload_bytes_max,
                 versions_kept: config.versions_kept,
@@ -199,6 +204,7 @@ impl Prepared {
             context: self.context,
             vocab: shape.vocab,
             text: self.text,
+            sandbox,
             engine,
             registry,
             access,
@@ -289,6 +295,24 @@ fn engine_options(
     })
 }
 
+/// What the text side says of bundles.
+fn base_text(text: &Text, sandbox: &Arc<Sandbox>, vocab: usize, context: usize) -> BaseText {
+    let (sandbox, (bos, eos)) = (sandbox.clone(), text.template_tokens());
+    let tokenizer = text.tokenizer.clone();
+    BaseText {
+        check_template: Arc::new(move |template| {
+            sandbox.check(&TemplateSource {
+                text: template.text.clone(),
+                bos_token: template.bos_token.clone().or_else(|| bos.clone()),
+                eos_token: template.eos_token.clone().or_else(|| eos.clone()),
+            })
+        }),
+        token_id: Arc::new(move |token| tokenizer.token_to_id(token)),
+        vocab,
+        context,
+    }
+}
+
 /// Brings an adapter in by the door that uploads use. A refusal stops the start and names the
 /// adapter.
 async fn load_adapter(registry: &Registry, name: &str, from: &Path) -> Result<Entry> {
@@ -304,9 +328,8 @@ async fn load_adapter(registry: &Registry, name: &str, from: &Path) -> Result<En
 fn copy_files(from: &Path, to: &Path) -> Result<(), String> {
     let ours = |path: &Path| {
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        name == "adapter_config.json"
+        canonical_name(name).is_some()
             || (name.starts_with("adapter_model.") && !name.ends_with(".json"))
-            || name.ends_with(".gguf")
     };
     let files: Vec<PathBuf> = if from.is_dir() {
         let entries = std::fs::read_dir(from).map_err(|e| format!("cannot be read: {e}"))?;

@@ -54,7 +54,7 @@ impl Sampler {
         }
     }
 
-    /// The next token. `logits` `[V]` are used up. Errors (`logits_not_finite`): a NaN or +inf
+    /// The next token. `logits` `[V]` are used up. Errors (`non_finite_logits`): a NaN or +inf
     /// among the logits, or nothing left above -inf.
     ///
     /// In this order: logprobs of the untouched logits; repetition penalty (prompt and output),
@@ -190,5 +190,5 @@ impl Sampler {
 
 fn not_finite() -> Error {
     let message = "the logits of this row hold a NaN or +inf, or leave no token possible";
-    Error::new(Kind::Fault, "logits_not_finite", message)
+    Error::new(Kind::Fault, "non_finite_logits", message)
 }

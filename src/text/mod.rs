@@ -4,9 +4,11 @@
 //! The thing to know: text comes back through the bytes of single tokens (`pieces`), so that a
 //! stream and a whole answer are the same characters by construction.
 
+mod canned;
 pub mod detokenizer;
 mod pieces;
 mod python;
+pub mod sandbox;
 pub mod stop;
 pub mod template;
 
@@ -85,6 +87,12 @@ impl Text {
             self.pieces.append(&piece, false, &mut bytes);
         }
         (String::from_utf8_lossy(&bytes).into_owned(), bytes)
+    }
+
+    /// The start and end tokens as templates write them.
+    pub fn template_tokens(&self) -> (Option<String>, Option<String>) {
+        let text = |id: Option<u32>| id.and_then(|id| self.tokenizer.id_to_token(id));
+        (text(self.bos), text(self.eos.first().copied()))
     }
 
     /// Whether the model has a chat template.

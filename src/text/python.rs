@@ -10,17 +10,28 @@ use minijinja::{Error, ErrorKind};
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// Levels of lists and maps that are printed; JSON bodies have at most 128. A `namespace` can hold
+/// itself.
+const LEVELS_MAX: usize = 160;
+/// Spaces per level of a JSON text.
+const INDENT_MAX: usize = 64;
+/// Bytes of one JSON text, about.
+const TEXT_BYTES_MAX: usize = 32 << 20;
+
 /// `str(value)`; undefined is empty.
 pub(super) fn write_str(out: &mut impl Write, value: &Value) -> std::fmt::Result {
     match (value.kind(), value.as_str()) {
         (ValueKind::Undefined, _) => Ok(()),
         (_, Some(text)) => out.write_str(text),
-        _ => write_repr(out, value),
+        _ => write_repr(out, value, 0),
     }
 }
 
-/// `repr(value)`
-fn write_repr(out: &mut impl Write, value: &Value) -> std::fmt::Result {
+/// `repr(value)`, at some level of an outer value. Errors: too many levels.
+fn write_repr(out: &mut impl Write, value: &Value, level: usize) -> std::fmt::Result {
+    if level > LEVELS_MAX {
+        return Err(std::fmt::Error);
+    }
     match value.kind() {
         ValueKind::Undefined => out.write_str("Undefined"),
         ValueKind::None => out.write_str("None"),
@@ -31,7 +42,7 @@ fn write_repr(out: &mut impl Write, value: &Value) -> std::fmt::Result {
             out.write_char('[')?;
             for (i, item) in items(value).enumerate() {
                 out.write_str(if i > 0 { ", " } else { "" })?;
-                write_repr(out, &item)?;
+                write_repr(out, &item, level + 1)?;
             }
             out.write_char(']')
         }
@@ -39,9 +50,9 @@ fn write_repr(out: &mut impl Write, value: &Value) -> std::fmt::Result {
             out.write_char('{')?;
             for (i, key) in items(value).enumerate() {
                 out.write_str(if i > 0 { ", " } else { "" })?;
-                write_repr(out, &key)?;
+                write_repr(out, &key, level + 1)?;
                 out.write_str(": ")?;
-                write_repr(out, &value.get_item(&key).unwrap_or_default())?;
+                write_repr(out, &value.get_item(&key).unwrap_or_default(), level + 1)?;
             }
             out.write_char('}')
         }
@@ -120,6 +131,11 @@ impl Json {
     }
 
     fn write(&self, out: &mut String, value: &Value, level: usize) -> Result<(), Error> {
+        let indent = self.indent.unwrap_or(0);
+        if level > LEVELS_MAX || indent > INDENT_MAX || out.len() > TEXT_BYTES_MAX {
+            let message = "the value is too deep or too large for JSON";
+            return Err(Error::new(ErrorKind::InvalidOperation, message));
+        }
         match value.kind() {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),

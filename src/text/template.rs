@@ -2,8 +2,9 @@
 //!
 //! Owns the Jinja environment, set up as transformers sets up its own, and the small repairs of
 //! messages that templates count on. Never encodes. The thing to know: a template has no files, no
-//! clock but `strftime_now`, a budget of steps and of output; where it fails on a client's
-//! messages, that is the client's error, in the template's words.
+//! other templates, no clock but `strftime_now`, a budget of steps and of output; where it fails on
+//! a client's messages, that is the client's error, in the template's words. A template of a
+//! stranger is rendered in another process besides (`sandbox`): memory has no budget here.
 //!
 //! Messages are passed as they came, except: text parts of `content` are joined by a newline unless
 //! the template reads parts itself (it iterates over something named content); `arguments` of a
@@ -23,7 +24,7 @@ use std::time::SystemTime;
 /// Steps a template may take. A long conversation takes some ten thousand.
 const FUEL: u64 = 4_000_000;
 /// Bytes a template may write.
-const OUTPUT_BYTES_MAX: usize = 32 << 20;
+pub(super) const OUTPUT_BYTES_MAX: usize = 32 << 20;
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
 
@@ -58,6 +59,7 @@ impl ChatTemplate {
             Self { environment: environment(), part_readers: Vec::new(), bos_token, eos_token };
         for (name, source) in named(source)? {
             let source = without_generation_blocks(&source)?;
+            refuse_other_templates(&source)?;
             if reads_parts(&source)? {
                 template.part_readers.push(name.clone());
             }
@@ -71,6 +73,11 @@ impl ChatTemplate {
 
     /// Errors: `chat_template_error`, `unsupported_content_part`.
     pub fn render(&self, inputs: &ChatInputs) -> Result<String> {
+        self.attempt(inputs)?.map_err(|e| refused(&e))
+    }
+
+    /// As `render`, with the template's own failure as the engine tells it.
+    pub(super) fn attempt(&self, inputs: &ChatInputs) -> Result<Result<String, minijinja::Error>> {
         let template = match inputs.tools {
             Some(_) => self.environment.get_template(TOOL_USE).ok(),
             None => None,
@@ -100,8 +107,11 @@ impl ChatTemplate {
             strftime_now => Value::from_function(move |format: &str| python::strftime(now, format)),
         };
         let mut output = Bounded(Vec::new());
-        template.render_captured_to(variables, &mut output).map_err(|e| refused(&e))?;
-        String::from_utf8(output.0).map_err(|e| Error::fault(format!("the chat template: {e}")))
+        if let Err(error) = template.render_captured_to(variables, &mut output) {
+            return Ok(Err(error));
+        }
+        let text = String::from_utf8(output.0);
+        text.map(Ok).map_err(|e| Error::fault(format!("the chat template: {e}")))
     }
 }
 
@@ -211,6 +221,18 @@ fn without_generation_blocks(source: &str) -> Result<String> {
     Ok(closing.replace_all(&source, "{%${1} endif ${2}%}").into_owned())
 }
 
+/// There are no other templates to include, import or extend; with none registered the engine would
+/// say so only when it comes to that line.
+fn refuse_other_templates(source: &str) -> Result<()> {
+    let statement = regex(r"\{%[-+]?\s*(include|import|extends|from)\b")?;
+    let found = statement.captures(source).ok().flatten();
+    let Some((whole, word)) = found.and_then(|c| Some((c.get(0)?, c.get(1)?))) else {
+        return Ok(());
+    };
+    let line = source[..whole.start()].matches('\n').count() + 1;
+    Err(unsupported(format!("the chat template uses `{}` in line {line}", word.as_str())))
+}
+
 /// Whether the template goes through content parts itself.
 fn reads_parts(source: &str) -> Result<bool> {
     regex(r#"\{%[-+]?\s*for\s+\w+\s+in\s+[\w.\[\]'"]*content\b"#)?
@@ -273,8 +295,8 @@ fn unsupported(message: String) -> Error {
     Error::invalid("unsupported_chat_template", message)
 }
 
-/// The client's error, in the template's words where it has any.
-fn refused(error: &minijinja::Error) -> Error {
+/// What the template itself said to refuse the messages.
+pub(super) fn raised(error: &minijinja::Error) -> Option<String> {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     let mut words = None;
     while let Some(e) = cause {
@@ -283,7 +305,12 @@ fn refused(error: &minijinja::Error) -> Error {
         }
         cause = e.source();
     }
-    let message = match (words, error.kind()) {
+    words
+}
+
+/// The client's error, in the template's words where it has any.
+pub(super) fn refused(error: &minijinja::Error) -> Error {
+    let message = match (raised(error), error.kind()) {
         (Some(words), _) => format!("the chat template refused the messages: {words}"),
         (None, ErrorKind::OutOfFuel) => {
             format!("the chat template took more than {FUEL} steps for these messages")

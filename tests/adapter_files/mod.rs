@@ -1,7 +1,8 @@
 //! Adapters made in test code: a tiny model's shape, files written by the safetensors crate, and
 //! what a prepared delta does to an input.
 
-use polylora::adapters::{BaseBias, BaseRows};
+use polylora::adapters::{BaseBias, BaseRows, BaseText};
+use polylora::error::Error;
 use polylora::shape::{Activation, ModelShape, Rope, RopeScaling, Site};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -53,6 +54,22 @@ pub fn site_seed(site: Site) -> u64 {
     match site {
         Site::Layer(l, p) => 1000 + l as u64 * 10 + p as u64,
         Site::Head => 999,
+    }
+}
+
+/// A text side whose tokens are `a` to `j`, and which likes every template but an empty one.
+pub fn base_text() -> BaseText {
+    BaseText {
+        check_template: Arc::new(|template| match template.text.is_empty() {
+            false => Ok(()),
+            true => Err(Error::unprocessable("invalid_chat_template", "it is empty")),
+        }),
+        token_id: Arc::new(|token| match token.as_bytes() {
+            [byte @ b'a'..=b'j'] => Some(u32::from(byte - b'a')),
+            _ => None,
+        }),
+        vocab: 10,
+        context: 64,
     }
 }
 

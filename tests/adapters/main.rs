@@ -2,6 +2,7 @@
 
 #[path = "../adapter_files/mod.rs"]
 mod adapter_files;
+mod bundles;
 #[path = "../adapter_files/gguf.rs"]
 mod gguf_files;
 mod modules;

@@ -6,6 +6,7 @@ mod common;
 
 mod adapters;
 mod answers;
+mod bundles;
 mod keys;
 mod lifetime;
 mod live;

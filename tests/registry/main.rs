@@ -100,6 +100,7 @@ struct House {
 
 fn options(dir: &Path) -> RegistryOptions {
     RegistryOptions {
+        text: adapter_files::base_text(),
         data_dir: dir.to_owned(),
         base_name: "tiny-base".into(),
         shape: Arc::new(tiny()),

@@ -211,7 +211,7 @@ fn a_row_of_nonsense_is_an_error_and_harms_no_other() {
                 let mut logits = fresh.clone();
                 logits[place] = bad;
                 let error = sampler.sample(&mut logits, s, no_history()).unwrap_err();
-                assert_eq!(error.code, "logits_not_finite");
+                assert_eq!(error.code, "non_finite_logits");
             }
         }
         let mut nothing = vec![-inf; 40];

@@ -5,6 +5,7 @@
 //! thing to know: a field that nobody here has heard of refuses the adapter unless it is null,
 //! false or empty.
 
+use super::json;
 use super::pattern::Pattern;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
@@ -117,15 +118,14 @@ impl PeftConfig {
     /// Parses and checks `adapter_config.json`. Errors: `invalid_adapter_config`,
     /// `unsupported_peft_type`, `unsupported_config_field`, `base_weights_changed`,
     /// `rank_out_of_range`.
-    pub fn parse(json: &[u8]) -> Result<Self> {
-        if json.len() > CONFIG_BYTES_MAX {
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        if bytes.len() > CONFIG_BYTES_MAX {
             return Err(invalid(format!(
                 "adapter_config.json has {} bytes; the limit is {CONFIG_BYTES_MAX}",
-                json.len()
+                bytes.len()
             )));
         }
-        let map: Map<String, Value> = serde_json::from_slice(json)
-            .map_err(|e| invalid(format!("adapter_config.json: {e}")))?;
+        let map = json::object(bytes).map_err(|e| invalid(format!("adapter_config.json: {e}")))?;
         let mut fields = Fields(map);
         fields.check_method()?;
         let config = Self {

@@ -5,10 +5,13 @@
 //! in one function (`PeftConfig::scale`), a GGUF scale in one (`gguf::scale`), and both are folded
 //! in once, in `prepare`.
 
+pub mod bundle;
 pub mod config;
 pub mod factors;
 pub mod files;
+pub mod generation;
 mod gguf;
+mod json;
 mod modules;
 mod parsed;
 mod pattern;
@@ -16,13 +19,15 @@ mod peft;
 mod prepare;
 mod safetensors;
 mod tensors;
+mod vocabulary;
 pub mod write;
 
-use super::{BaseBias, BaseRows, bank::Prepared};
+use super::{BaseBias, BaseRows, BaseText, bank::Prepared};
 use crate::error::Result;
 use crate::shape::ModelShape;
 use config::PeftConfig;
-use files::AdapterFiles;
+use files::{AdapterFiles, FactorFiles};
+use generation::Generation;
 use parsed::Parsed;
 use polylora_kernels::Dtype;
 use std::path::Path;
@@ -41,6 +46,11 @@ pub struct Summary {
     pub parameters: u64,
     /// `base_model_name_or_path` of the config, informative.
     pub base_model: Option<String>,
+    /// Whether chats are rendered by a template of its own.
+    #[serde(default)]
+    pub chat_template: bool,
+    #[serde(default)]
+    pub generation: Generation,
 }
 
 /// Reads the adapter in `dir` (`adapter_config.json` + `adapter_model.safetensors`, or one
@@ -50,6 +60,18 @@ pub fn check(dir: &Path, shape: &ModelShape) -> Result<Summary> {
     let parsed = parse(&AdapterFiles::find(dir)?, shape)?;
     parsed.file.check_finite()?;
     Ok(parsed.summary)
+}
+
+/// As `check`, and what lies beside the factors: an upload in full. Blocking.
+/// Errors: as `check` and `bundle::read_bundle`.
+pub fn check_upload(dir: &Path, shape: &ModelShape, base: &BaseText) -> Result<Summary> {
+    let summary = check(dir, shape)?;
+    let bundle = bundle::read_bundle(dir, &AdapterFiles::find(dir)?, base)?;
+    Ok(Summary {
+        chat_template: bundle.template.is_some(),
+        generation: bundle.generation,
+        ..summary
+    })
 }
 
 /// Reads, checks and prepares the adapter for the bank: factors in `dtype`, scale folded in, DoRA
@@ -71,9 +93,9 @@ pub fn prepare(
 }
 
 fn parse(files: &AdapterFiles, shape: &ModelShape) -> Result<Parsed> {
-    match files {
-        AdapterFiles::Gguf { path } => gguf::parse(path, shape),
-        AdapterFiles::Peft { config, tensors } => {
+    match &files.factors {
+        FactorFiles::Gguf { path } => gguf::parse(path, shape),
+        FactorFiles::Peft { config, tensors } => {
             let json = std::fs::read(config).map_err(|e| files::unreadable(config, &e))?;
             let config = PeftConfig::parse(&json)?;
             peft::parse(&config, safetensors::open(tensors)?, shape)

@@ -135,6 +135,7 @@ pub fn summarize(
         targets,
         parameters,
         base_model,
+        ..Summary::default()
     }
 }
 

@@ -50,6 +50,7 @@ impl Inner {
 
     async fn inspect(&self, staging: &Staging) -> Result<Checked> {
         let (dir, shape) = (staging.dir.clone(), self.options.shape.clone());
+        let text = self.options.text.clone();
         let max = self.options.upload_bytes_max;
         blocking(move || {
             let files = AdapterFiles::find(&dir)?;
@@ -61,7 +62,8 @@ impl Inner {
                     format!("the adapter has {bytes} bytes; the limit is {max}"),
                 ));
             }
-            Ok(Checked { summary: format::check(&dir, &shape)?, digest: files.digest()?, bytes })
+            let summary = format::check_upload(&dir, &shape, &text)?;
+            Ok(Checked { summary, digest: files.digest()?, bytes })
         })
         .await
     }

@@ -68,6 +68,26 @@ pub struct AdapterSummary {
     pub targets: Vec<String>,
     pub parameters: u64,
     pub base_model: Option<String>,
+    /// Whether chats are rendered by a template of its own.
+    pub chat_template: bool,
+    /// Its own defaults where a request says nothing; null: it has none.
+    pub generation: Option<AdapterGeneration>,
+}
+
+/// From the adapter's `generation_config.json`; null: the server's default.
+#[derive(Serialize, ToSchema)]
+pub struct AdapterGeneration {
+    pub temperature: Option<f32>,
+    pub top_p: Option<f32>,
+    pub top_k: Option<u32>,
+    pub min_p: Option<f32>,
+    pub repetition_penalty: Option<f32>,
+    pub max_tokens: Option<u32>,
+    /// Tokens that end an answer instead of the base's.
+    pub eos_token_ids: Option<Vec<u32>>,
+    /// Tokens that end an answer as the base's do.
+    pub stop_token_ids: Vec<u32>,
+    pub stop: Vec<String>,
 }
 
 /// Answer to an upload.

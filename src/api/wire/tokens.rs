@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 /// Either `prompt` or `messages`.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct TokenizeRequest {
-    /// Checked to exist; the tokens do not depend on it.
+    /// Whose chat template renders `messages`. Default: the base's.
     pub model: Option<String>,
     pub prompt: Option<String>,
     #[schema(value_type = Option<Vec<Object>>)]

@@ -1,0 +1,142 @@
+//! What an adapter brings beside its factors: a chat template and defaults of generation.
+//!
+//! Owns reading `chat_template.jinja`, `tokenizer_config.json` and the check of `tokenizer.json`.
+//! Never renders: a template is tried by `BaseText`, in a process of its own. The thing to know:
+//! the files are part of the version's content; of a `tokenizer_config.json` only the template and
+//! the names of the bos, eos and padding tokens are read.
+
+use super::files::{AdapterFiles, TOKENIZER, TOKENIZER_CONFIG, unreadable};
+use super::generation::{self, Generation};
+use super::vocabulary;
+use crate::adapters::BaseText;
+use crate::error::{Error, Result};
+use serde::Deserialize;
+use serde_json::Value;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// Longest template: its text is kept in memory for those in use.
+const TEMPLATE_BYTES_MAX: u64 = 256 << 10;
+/// Longest tokenizer_config.json; some list thousands of unused tokens.
+const TOKENIZER_CONFIG_BYTES_MAX: u64 = 8 << 20;
+
+/// A chat template and the tokens it may write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    /// Jinja, or a JSON list of `{"name", "template"}`.
+    pub text: String,
+    /// `None`: the base's.
+    pub bos_token: Option<String>,
+    pub eos_token: Option<String>,
+}
+
+/// All of it, checked.
+#[derive(Debug, Default)]
+pub struct Bundle {
+    pub template: Option<Template>,
+    pub generation: Generation,
+}
+
+/// What is read of a tokenizer_config.json.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct TokenizerConfig {
+    chat_template: Value,
+    bos_token: Value,
+    eos_token: Value,
+    pad_token: Value,
+}
+
+impl TokenizerConfig {
+    fn read(path: &Path) -> Result<Self> {
+        let bytes = read(path, TOKENIZER_CONFIG_BYTES_MAX, "invalid_tokenizer_config")?;
+        serde_json::from_slice(&bytes).map_err(|e| {
+            Error::unprocessable("invalid_tokenizer_config", format!("{TOKENIZER_CONFIG}: {e}"))
+        })
+    }
+}
+
+/// Whether the tokenizer_config.json at `path` is to be looked at for a template. One that cannot
+/// be read is: the upload is then refused, naming it.
+pub fn holds_template(path: &Path) -> bool {
+    TokenizerConfig::read(path).map_or(true, |c| !c.chat_template.is_null())
+}
+
+/// Reads and checks what lies beside the factors in `dir`. Errors: `invalid_chat_template`,
+/// `invalid_tokenizer_config`, `tokenizer_mismatch`, `invalid_generation_config`,
+/// `unsupported_generation_field`. Blocking.
+pub fn read_bundle(dir: &Path, files: &AdapterFiles, base: &BaseText) -> Result<Bundle> {
+    let tokenizer = dir.join(TOKENIZER);
+    if tokenizer.exists() {
+        let own = dir.join(TOKENIZER_CONFIG);
+        let own = if own.exists() { TokenizerConfig::read(&own)? } else { Default::default() };
+        vocabulary::check(&tokenizer, token_text(&own.pad_token).as_deref(), base)?;
+    }
+    let template = template(files)?;
+    if let Some(template) = &template {
+        (base.check_template)(template)?;
+    }
+    let mut generation = match &files.generation {
+        None => Generation::default(),
+        Some(path) => generation::parse(&read(path, 1 << 20, "invalid_generation_config")?, base)?,
+    };
+    // A chat model ends its turn with the eos of its tokenizer; PEFT saves no generation config.
+    let eos = template.as_ref().and_then(|t| t.eos_token.as_deref());
+    if let (None, Some(eos)) = (&generation.stop_tokens, eos) {
+        generation.stop_tokens_more = (base.token_id)(eos).into_iter().collect();
+    }
+    Ok(Bundle { template, generation })
+}
+
+/// The template of an adapter that was checked before. Errors as `read_bundle`. Blocking.
+pub fn template(files: &AdapterFiles) -> Result<Option<Template>> {
+    let own = match &files.tokenizer_config {
+        None => TokenizerConfig::default(),
+        Some(path) => TokenizerConfig::read(path)?,
+    };
+    let text = match (&files.template, own.chat_template) {
+        (Some(path), _) => {
+            let bytes = read(path, TEMPLATE_BYTES_MAX, "invalid_chat_template")?;
+            String::from_utf8(bytes).map_err(|e| invalid_template(e.to_string()))?
+        }
+        (None, Value::Null) => return Ok(None),
+        (None, Value::String(text)) => text,
+        (None, list @ Value::Array(_)) => list.to_string(),
+        (None, _) => return Err(invalid_template("it is neither text nor a list".into())),
+    };
+    if text.len() as u64 > TEMPLATE_BYTES_MAX {
+        return Err(invalid_template(format!(
+            "it has {} bytes; the limit is {TEMPLATE_BYTES_MAX}",
+            text.len()
+        )));
+    }
+    Ok(Some(Template {
+        text,
+        bos_token: token_text(&own.bos_token),
+        eos_token: token_text(&own.eos_token),
+    }))
+}
+
+fn invalid_template(why: String) -> Error {
+    Error::unprocessable("invalid_chat_template", format!("the chat template: {why}"))
+        .param("chat_template")
+}
+
+/// A token as a string, or as `{"content": …}`.
+fn token_text(token: &Value) -> Option<String> {
+    token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
+}
+
+/// A whole file of at most `bytes_max`.
+fn read(path: &Path, bytes_max: u64, code: &'static str) -> Result<Vec<u8>> {
+    let file = File::open(path).map_err(|e| unreadable(path, &e))?;
+    let mut bytes = Vec::new();
+    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(|e| unreadable(path, &e))?;
+    if bytes.len() as u64 > bytes_max {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let message = format!("`{name}` has more than {bytes_max} bytes");
+        return Err(Error::unprocessable(code, message));
+    }
+    Ok(bytes)
+}
