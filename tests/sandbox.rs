@@ -111,7 +111,8 @@ const HARMFUL: [(&str, &str); 8] = [
     ("replacing nothing by much", "{{ ('x' * 90000000).replace('', 'x' * 90000000) }}"),
     (
         "much raw text",
-        "{% for a in range(99999) %}{% for b in range(40) %}{{ 'x' * 65536 }}{% endfor %}{% endfor %}",
+        "{% for a in range(99999) %}{% for b in range(40) %}{{ 'x' * 65536 }}{% endfor %}\
+         {% endfor %}",
     ),
 ];
 
@@ -124,9 +125,8 @@ fn a_template_that_means_harm_ends_as_an_error_and_the_next_one_renders() {
         let e = sandbox.check(&source(&text)).expect_err(what);
         assert_eq!(e.code, "invalid_chat_template", "{what}: {e}");
         // At a request: it shows only when somebody says the word.
-        let text = format!(
-            "{{{{ messages[0].content }}}}{{% if 'harm' in messages[0].content %}}{harm}{{% endif %}}"
-        );
+        let said = "messages[0].content";
+        let text = format!("{{{{ {said} }}}}{{% if 'harm' in {said} %}}{harm}{{% endif %}}");
         sandbox.check(&source(&text)).expect("it hides well");
         let e = render(&sandbox, &text, "do harm").expect_err(what);
         assert_eq!(

@@ -68,6 +68,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tokenizers", &["src/text/", "src/model/"]),
     ("minijinja", &["src/text/"]),
     ("faer", &["src/merge/"]),
+    ("rlimit", &["src/text/"]),
 ];
 
 /// Pure modules: state and integers in, integers out.

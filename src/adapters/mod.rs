@@ -33,15 +33,17 @@ impl fmt::Debug for Digest {
 /// Reads one row of a base weight as f32: (site, output row, out `[I]`). DoRA's norms need it.
 /// Called off the engine thread.
 pub type BaseRows = Arc<dyn Fn(crate::shape::Site, usize, &mut [f32]) + Send + Sync>;
-/// What bundles are checked against on the text side, which `adapters` cannot see. Called on
-/// blocking threads.
+/// Tries a bundle's chat template. Errors: `invalid_chat_template`. Blocking.
+pub type TemplateTrial =
+    Arc<dyn Fn(&format::bundle::Template) -> crate::error::Result<()> + Send + Sync>;
+/// The id of a token of the base's tokenizer, added tokens included.
+pub type TokenId = Arc<dyn Fn(&str) -> Option<u32> + Send + Sync>;
+
+/// What bundles are checked against on the text side, which `adapters` cannot see.
 #[derive(Clone)]
 pub struct BaseText {
-    /// Tries a bundle's chat template. Errors: `invalid_chat_template`.
-    pub check_template:
-        Arc<dyn Fn(&format::bundle::Template) -> crate::error::Result<()> + Send + Sync>,
-    /// The id of a token of the base's tokenizer, added tokens included.
-    pub token_id: Arc<dyn Fn(&str) -> Option<u32> + Send + Sync>,
+    pub check_template: TemplateTrial,
+    pub token_id: TokenId,
     /// Tokens that the model has rows for.
     pub vocab: usize,
     /// Prompt plus answer, in tokens.

@@ -35,7 +35,7 @@ pub fn unpack(spool: &Path, files: &mut Files) -> Result<()> {
         std::fs::remove_file(&inflated).map_err(io)
     } else if head.starts_with(b"GGUF") {
         match files.place(GGUF)? {
-            Some(place) => copy(&mut file, &place, &mut files.budget),
+            Some(place) => copy(&mut file, &place, &mut files.budget).map(drop),
             None => Ok(()),
         }
     } else if &head[257..262] == b"ustar" {
@@ -162,7 +162,10 @@ fn untar(mut file: File, files: &mut Files) -> Result<()> {
             return Err(link(&path));
         }
         if let Some(place) = names.place(&path, files)? {
-            copy(&mut entry, &place, &mut files.budget)?;
+            let copied = copy(&mut entry, &place, &mut files.budget)?;
+            if copied != entry.size() {
+                return Err(invalid("it ends within an entry"));
+            }
         }
     }
     Ok(())
@@ -188,18 +191,20 @@ fn unzip(file: File, files: &mut Files) -> Result<()> {
     Ok(())
 }
 
-/// Copies an entry to its place, counting as it goes.
-fn copy(from: &mut impl Read, place: &Path, budget: &mut Budget) -> Result<()> {
+/// Copies an entry to its place, counting as it goes. Returns the bytes.
+fn copy(from: &mut impl Read, place: &Path, budget: &mut Budget) -> Result<u64> {
     let mut to = File::create_new(place).map_err(io)?;
     let mut buffer = vec![0u8; 1 << 16];
+    let mut copied = 0;
     loop {
         let n = match from.read(&mut buffer) {
-            Ok(0) => return to.flush().map_err(io),
+            Ok(0) => return to.flush().map(|()| copied).map_err(io),
             Ok(n) => n,
             Err(e) if e.kind() == ErrorKind::Interrupted => continue,
             Err(e) => return Err(invalid(e)),
         };
         budget.spend(n)?;
+        copied += n as u64;
         to.write_all(&buffer[..n]).map_err(io)?;
     }
 }

@@ -1,8 +1,8 @@
 //! Conversations to tokens: by the base's chat template, or by the adapter version's own.
 //!
 //! Owns which template a chat is rendered with, and the texts of those in use. Never runs a
-//! stranger's template itself: the sandbox does. The thing to know: strangers' templates have places
-//! of their own to run in, so that a slow one delays others of its kind and no other text work.
+//! stranger's template itself: the sandbox does. The thing to know: strangers' templates have
+//! places of their own to run in, so that a slow one delays its kind and no other text work.
 
 use super::Api;
 use crate::adapters::Digest;

@@ -69,11 +69,18 @@ pub fn run(args: ServeArgs) -> Result<()> {
         .enable_all()
         .build()
         .map_err(|e| Error::fault(format!("cannot start the runtime: {e}")))?;
-    let access = Access::open(&config.data_dir, config.api_key.as_deref());
-    let access = runtime.block_on(access)?;
+    runtime.block_on(async {
+        let (app, storage) = assemble(config).await?;
+        listen(app, &storage).await
+    })
+}
+
+/// A whole server but its port, with the adapters named at start; and how the weights are stored,
+/// in words. Blocks while the model loads.
+pub async fn assemble(config: Config) -> Result<(App, String)> {
+    let access = Access::open(&config.data_dir, config.api_key.as_deref()).await?;
     config.guarded(access.required())?;
-    let ready = Prepared::new(&config)?;
-    runtime.block_on(ready.serve(config, access))
+    Prepared::new(&config)?.start(config, access).await
 }
 
 /// Log lines go to stderr; stdout has the banner.
@@ -148,9 +155,8 @@ impl Prepared {
         })
     }
 
-    /// Starts the engine, opens the registry, loads the adapters named at start, listens until told
-    /// to stop.
-    async fn serve(self, config: Config, access: Access) -> Result<()> {
+    /// Starts the engine, opens the registry, loads the adapters named at start.
+    async fn start(self, config: Config, access: Access) -> Result<(App, String)> {
         let device = self.model.device().name();
         let shape = Arc::new(self.weights.shape.clone());
         let metrics = Arc::new(Metrics::bounded(config.metric_adapters_max));
@@ -180,22 +186,6 @@ impl Prepared {
             load_adapter(&registry, name, dir).await?;
         }
 
-        let listener = listen(&config).await?;
-        let address = listener
-            .local_addr()
-            .map_err(|e| Error::fault(format!("cannot tell the address: {e}")))?;
-        let banner = Banner {
-            url: &format!("http://{address}"),
-            base: &self.base_name,
-            device: &device,
-            storage: &self.storage,
-            context: self.context,
-            adapters: &registry.list(),
-            program: &std::env::args().next().unwrap_or_else(|| "polylora".to_owned()),
-            locked: access.required(),
-        };
-        say(&banner.page());
-
         let app = App {
             config: Arc::new(config),
             base_name: self.base_name.into(),
@@ -210,8 +200,27 @@ impl Prepared {
             access,
             metrics,
         };
-        api::serve(app, listener, told_to_stop()?).await
+        Ok((app, self.storage))
     }
+}
+
+/// Opens the port, says so, and serves until told to stop.
+async fn listen(app: App, storage: &str) -> Result<()> {
+    let listener = bind(&app.config).await?;
+    let address =
+        listener.local_addr().map_err(|e| Error::fault(format!("cannot tell the address: {e}")))?;
+    let banner = Banner {
+        url: &format!("http://{address}"),
+        base: &app.base_name,
+        device: &app.device,
+        storage,
+        context: app.context,
+        adapters: &app.registry.list(),
+        program: &std::env::args().next().unwrap_or_else(|| "polylora".to_owned()),
+        locked: app.access.required(),
+    };
+    say(&banner.page());
+    api::serve(app, listener, told_to_stop()?).await
 }
 
 fn dtype_name(dtype: Dtype) -> &'static str {
@@ -347,7 +356,7 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), String> {
     Ok(())
 }
 
-async fn listen(config: &Config) -> Result<TcpListener> {
+async fn bind(config: &Config) -> Result<TcpListener> {
     let (host, port) = (config.host.as_str(), config.port);
     TcpListener::bind((host, port)).await.map_err(|e| {
         let message =

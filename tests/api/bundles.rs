@@ -130,9 +130,8 @@ async fn a_template_that_means_harm_is_refused_or_fails_its_own_request_only() {
 
     let doubling = "{% set ns = namespace(s='xxxxxxxx') %}{% for i in range(60) %}\
                     {% set ns.s = ns.s ~ ns.s %}{% endfor %}";
-    let hiding = format!(
-        "{{{{ messages[0].content }}}}{{% if 'now' in messages[0].content %}}{doubling}{{% endif %}}"
-    );
+    let said = "messages[0].content";
+    let hiding = format!("{{{{ {said} }}}}{{% if 'now' in {said} %}}{doubling}{{% endif %}}");
     let put = upload(&live, "trap", 1, &[jinja(&hiding)]).await;
     assert_eq!(put.status, 201, "{}", put.text);
     let say = |text: &str| {

@@ -51,9 +51,14 @@ struct TokenizerConfig {
 impl TokenizerConfig {
     fn read(path: &Path) -> Result<Self> {
         let bytes = read(path, TOKENIZER_CONFIG_BYTES_MAX, "invalid_tokenizer_config")?;
-        serde_json::from_slice(&bytes).map_err(|e| {
-            Error::unprocessable("invalid_tokenizer_config", format!("{TOKENIZER_CONFIG}: {e}"))
-        })
+        let invalid = |why: String| {
+            Error::unprocessable("invalid_tokenizer_config", format!("{TOKENIZER_CONFIG}: {why}"))
+        };
+        // The parser would take a list for the fields in order.
+        if !bytes.trim_ascii_start().starts_with(b"{") {
+            return Err(invalid("it is no object".into()));
+        }
+        serde_json::from_slice(&bytes).map_err(|e| invalid(e.to_string()))
     }
 }
 

@@ -1,0 +1,40 @@
+//! The API's router in this process, over a real engine on a tiny model: for what has to be called
+//! more often than a socket allows.
+//!
+//! The engine takes no requests: one that is sound gets as far as `shutting_down`.
+
+use crate::tiny;
+use polylora::api::router;
+use polylora::cli::serve::assemble;
+use polylora::config::{Config, RawConfig, Size};
+use serde_json::json;
+use std::path::Path;
+use std::time::Duration;
+
+/// Name of the base.
+pub const BASE: &str = "tiny";
+
+/// Serves from `dir`, which must be empty.
+pub async fn in_process(dir: &Path) -> axum::Router {
+    let model = dir.join("model");
+    std::fs::create_dir(&model).expect("a directory");
+    let case = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama"});
+    tiny::write(&model, &case, tiny::Storage::F32, 1);
+    let given = RawConfig {
+        model: Some(model.display().to_string()),
+        served_name: Some(BASE.to_owned()),
+        data_dir: Some(dir.join("data")),
+        threads: Some(1),
+        context: Some(128),
+        kv_bytes: Some(Size(1 << 20)),
+        adapter_bytes_max: Some(Size(16 << 20)),
+        upload_bytes_max: Some(Size(1 << 20)),
+        body_bytes_max: Some(Size(1 << 20)),
+        versions_kept: Some(1),
+        ..RawConfig::default()
+    };
+    let config = Config::load(None, given).expect("a configuration");
+    let (app, _) = assemble(config).await.expect("a server");
+    app.engine.drain(Duration::ZERO).await;
+    router(app)
+}

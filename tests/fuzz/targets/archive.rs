@@ -1,0 +1,4 @@
+//! See `bodies::archive`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| polylora_fuzz::bodies::archive(data));

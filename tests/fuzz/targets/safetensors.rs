@@ -1,0 +1,4 @@
+//! See `bodies::safetensors`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| polylora_fuzz::bodies::safetensors(data));
