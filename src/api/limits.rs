@@ -63,7 +63,10 @@ pub async fn edge(State(api): State<Arc<Api>>, mut request: Request, next: Next)
         seconds_max,
     };
     request.extensions_mut().insert(Origin { begun, deadline });
-    let mut response = contained(deadline, next.run(request)).await;
+    let mut response = match is_text(request.uri().path()) {
+        true => contained(deadline, next.run(request)).await,
+        false => Error::not_found("unknown_route", "the path is not UTF-8").into_response(),
+    };
     count.status = response.status();
     response.headers_mut().insert(REQUEST_ID, id.clone());
     if let Some(seconds) = retry_after(&api, response.status()) {
@@ -89,6 +92,20 @@ async fn contained(deadline: Deadline, answer: impl Future<Output = Response>) -
         Ok(Err(_)) => Error::fault("a bug ended the request").into_response(),
         Err(_) => errors::timed_out(deadline.seconds_max).into_response(),
     }
+}
+
+/// Whether a path is UTF-8 once its escapes are undone. Extractors would refuse it in words of
+/// their own.
+fn is_text(path: &str) -> bool {
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let [first, after @ ..] = rest {
+        let escaped = after.get(..2).filter(|_| *first == b'%');
+        let byte = escaped.and_then(|digits| hex::decode(digits).ok());
+        rest = if byte.is_some() { &after[2..] } else { after };
+        bytes.push(byte.map_or(*first, |b| b[0]));
+    }
+    std::str::from_utf8(&bytes).is_ok()
 }
 
 /// The client's id when it is harmless to repeat, else a fresh one.
@@ -120,6 +137,16 @@ fn retry_after(api: &Api, status: StatusCode) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_is_text_after_its_escapes_are_undone() {
+        for path in ["/", "/v1/models/s%C3%A4l", "/%", "/%4", "/%zz", "/100%25", "/a%00b"] {
+            assert!(is_text(path), "{path}");
+        }
+        for path in ["/%FF", "/v1/adapters/%FF%FE", "/%C3", "/a%ed%a0%80"] {
+            assert!(!is_text(path), "{path}");
+        }
+    }
 
     #[tokio::test]
     async fn a_panic_is_a_500_and_lateness_a_503_in_the_same_shape() {

@@ -190,6 +190,6 @@ pub const KINDS: &[Kind] = &[
             &long,
             "%FF%FE",
         ];
-        (Sent::Path((*pick(n, &names)).to_owned()), &["invalid_name"])
+        (Sent::Path((*pick(n, &names)).to_owned()), &["invalid_name", "unknown_route"])
     }),
 ];

@@ -43,7 +43,8 @@ fn ask(model: &str, prompt: Value) -> Value {
 #[tokio::test]
 async fn a_poisoned_adapter_fails_its_own_requests_and_changes_no_bit_of_its_neighbours() {
     // Few pages: those that held NaN come back to others at once.
-    let server = Hostile::with(&["--kv-bytes", "1MiB", "--rows-max", "24"]).await;
+    let flags = ["--kv-bytes", "1MiB", "--rows-max", "24", "--sequences-max", "16"];
+    let server = Hostile::with(&flags).await;
     let put = server.put("poison", &poison()).await;
     assert_eq!(put.status, 201, "{}", put.text);
     let good: Vec<Value> = (0..6u32)

@@ -7,7 +7,7 @@
 use super::modules::short;
 use super::parsed::{Factors, Parsed};
 use super::tensors::TensorFile;
-use super::{AdapterFiles, Summary, parse, prepare, safetensors};
+use super::{AdapterFiles, FactorFiles, Summary, parse, prepare, safetensors};
 use crate::error::{Error, Result};
 use crate::shape::{Activation, ModelShape, Rope, RopeScaling, Site};
 use std::path::Path;
@@ -138,7 +138,7 @@ impl OpenAdapter {
 pub fn infer_shape(dirs: &[&Path]) -> Result<ModelShape> {
     let mut seen = Seen::default();
     for dir in dirs {
-        let AdapterFiles::Peft { tensors, .. } = AdapterFiles::find(dir)? else {
+        let FactorFiles::Peft { tensors, .. } = AdapterFiles::find(dir)?.factors else {
             return Err(Error::invalid(
                 "invalid_merge",
                 format!("{} is a GGUF file: name the base with --model", dir.display()),
