@@ -18,7 +18,7 @@ use tempfile::TempDir;
 pub const BASE: &str = "tiny";
 pub const GOOD: &str = "good";
 /// Memory that the server may take beyond what it had when it was ready.
-const GROWTH_KB_MAX: u64 = 400 << 10;
+const GROWTH_KB_MAX: u64 = 96 << 10;
 
 pub struct Hostile {
     server: Server,
