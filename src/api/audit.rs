@@ -19,6 +19,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use std::sync::Arc;
+use tracing::Instrument;
 
 /// Records of one page.
 const RECORDS_DEFAULT: u64 = 100;
@@ -39,7 +40,7 @@ pub async fn recorded(
     request: Request,
     next: Next,
 ) -> Response {
-    let done = tokio::spawn(async move {
+    let recording = async move {
         let id = request.extensions().get::<super::limits::RequestId>().cloned();
         let path = request.extensions().get::<MatchedPath>();
         let scope = path.and_then(|path| routes::scope(request.method(), path.as_str()));
@@ -64,8 +65,9 @@ pub async fn recorded(
             tracing::error!(%error, line, "an action is missing in the audit log");
         }
         response
-    });
-    match done.await {
+    };
+    // Its own task, so that the record is written even if the client hangs up.
+    match tokio::spawn(recording.in_current_span()).await {
         Ok(response) => response,
         Err(_) => Error::fault("a bug ended the request").into_response(),
     }

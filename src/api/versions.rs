@@ -10,7 +10,7 @@ use super::body::{JsonObject, rest};
 use super::errors::invalid_value;
 use super::wire::{AdapterVersion, ErrorBody, VersionFields};
 use crate::adapters::Digest;
-use crate::adapters::registry::{Entry, Expected};
+use crate::adapters::registry::{Entry, Expected, model_not_found};
 use crate::error::{Error, Result};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -102,7 +102,8 @@ fn shown(name: &str, done: Result<Entry>) -> Result<Response> {
 /// The registry speaks of models; an admin asked for an adapter.
 pub fn named(error: Error, name: &str) -> Error {
     match error.code {
-        // It may be the version that is missing, which only the registry's message says.
+        "model_not_found" if error.message == model_not_found(name).message => not_found(name),
+        // A version is missing, which only the registry's message says.
         "model_not_found" => Error { message: error.message, ..not_found(name) },
         _ => error,
     }

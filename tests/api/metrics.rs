@@ -207,7 +207,7 @@ async fn every_series_of_the_dashboard_is_on_the_page_and_the_other_way_round() 
         async || live.metric("polylora_requests_finished_total{finished_reason=\"length\"}").await;
     live.until("it is counted", async || ended().await == 1.0).await;
     let page = live.get("/metrics").await.text;
-    assert_eq!(figure(&page, "polylora_adapter_cold_starts_total{reason=\"start\"}"), 1);
+    assert_eq!(figure(&page, "polylora_adapter_cold_starts_total{reason=\"restart\"}"), 1);
     let typed = page.lines().filter_map(|l| l.strip_prefix("# TYPE polylora_"));
     let families: BTreeMap<String, bool> = typed
         .filter_map(|l| l.split_once(' '))
