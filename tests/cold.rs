@@ -75,6 +75,12 @@ struct House {
     _dir: tempfile::TempDir,
 }
 
+/// No bundle comes with these adapters, so nobody asks.
+fn no_bundles(vocab: usize) -> BaseText {
+    let (check_template, token_id) = (Arc::new(|_: &_| Ok(())), Arc::new(|_: &str| None));
+    BaseText { check_template, token_id, vocab, context: CONTEXT }
+}
+
 impl House {
     async fn new(weights: &Arc<Weights>, room: Option<u64>) -> Self {
         let dir = tempfile::tempdir().expect("directory");
@@ -119,13 +125,7 @@ impl House {
             data_dir: dir.path().join("data"),
             base_name: "tiny".to_owned(),
             base_digest: weights.digest,
-            // No bundle comes with these adapters, so nobody asks.
-            text: BaseText {
-                check_template: Arc::new(|_| Ok(())),
-                token_id: Arc::new(|_| None),
-                vocab: weights.shape.vocab,
-                context: CONTEXT,
-            },
+            text: no_bundles(weights.shape.vocab),
             shape: Arc::new(weights.shape.clone()),
             dtype: weights.dtype,
             resident_bytes_max: one * room.unwrap_or(ADAPTERS as u64),

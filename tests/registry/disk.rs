@@ -179,7 +179,9 @@ async fn only_the_files_of_an_adapter_are_staged() {
     assert_eq!(kept("adapter_config.json").unwrap(), Path::new("adapter_config.json"));
     assert_eq!(kept("adapter_model.safetensors").unwrap(), Path::new("adapter_model.safetensors"));
     assert_eq!(kept("my lora.gguf").unwrap(), Path::new("adapter.gguf"));
-    for other in ["README.md", "tokenizer.json", "../x.gguf", "a/adapter_config.json", "..", ""] {
+    // Read to see whether it is the base's, see `format::bundle`.
+    assert_eq!(kept("tokenizer.json").unwrap(), Path::new("tokenizer.json"));
+    for other in ["README.md", "vocab.txt", "../x.gguf", "a/adapter_config.json", "..", ""] {
         assert!(kept(other).is_none(), "{other}");
     }
     assert!(kept("adapter_model.bin").is_none());

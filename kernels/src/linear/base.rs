@@ -3,8 +3,8 @@
 //! A tile of up to 6 rows by 4 panels lives in registers; each of its lanes is one chain over the
 //! inputs in order. Many rows are taken through a chunk of weights, tile by tile, while the next
 //! chunk is fetched beside the products; partial sums rest in y meanwhile, which changes no bit.
-//! Few rows read the block as one stream, for which the CPU's own prefetch is best. Products of many
-//! rows leave the memory idle: where deltas follow, their B is fetched beside them.
+//! Few rows read the block as one stream, for which the CPU's own prefetch is best. Products of
+//! many rows leave the memory idle: where deltas follow, their B is fetched beside them.
 
 use std::ops::Range;
 

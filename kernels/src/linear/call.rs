@@ -1,9 +1,9 @@
 //! The order of one [`super::linear`]: who makes u, who multiplies, who adds the deltas.
 //!
 //! Owns the sharing out of one call's work. Never decides a value: every order gives the same bits.
-//! The thing to know: shrinks wait for memory and products (of several rows) for arithmetic, so half
-//! of the threads begin with one and half with the other. A product whose u is not made yet is left
-//! as it is and gets its deltas at the end; nobody waits while there is other work.
+//! The thing to know: shrinks wait for memory and products (of several rows) for arithmetic, so
+//! half of the threads begin with one and half with the other. A product whose u is not made yet is
+//! left as it is and gets its deltas at the end; nobody waits while there is other work.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
