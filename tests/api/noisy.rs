@@ -5,22 +5,29 @@
 //! the 99th percentile beside the flood is held against twice the one alone. What fairness promises
 //! in steps is in `turns.rs`.
 
-use crate::keys::{ask, make};
-use crate::live::{BASE, Live};
-use reqwest::Method;
+use crate::keys::make;
+use crate::live::{BASE, Live, whole};
+use reqwest::{Method, RequestBuilder};
 use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
 
 /// Between two requests of a quiet tenant; the flood's come a hundred times as often.
 const PERIOD: Duration = Duration::from_millis(400);
+/// Requests that the flood has open at once, at most.
+const FLOOD_OPEN_MAX: usize = 100;
 
-async fn once(live: &Live, key: &str, text: String, tokens: usize) -> (u16, Duration) {
+fn asking(live: &Live, key: &str, text: String, tokens: usize) -> RequestBuilder {
     let body = json!({"model": BASE, "prompt": text, "max_tokens": tokens, "temperature": 0,
                       "ignore_eos": true});
+    live.request(Method::POST, "/v1/completions").bearer_auth(key).json(&body)
+}
+
+async fn once(live: &Live, key: &str, text: String, tokens: usize) -> (u16, Duration) {
     let begun = Instant::now();
-    let answer = ask(live, Method::POST, "/v1/completions", key, body).await;
+    let answer = whole(asking(live, key, text, tokens)).await;
     (answer.status, begun.elapsed())
 }
 
@@ -28,7 +35,7 @@ async fn once(live: &Live, key: &str, text: String, tokens: usize) -> (u16, Dura
 async fn quiet(live: &Live, keys: &[String; 2], rounds: usize, mark: &str) -> Vec<Duration> {
     let mut times = Vec::new();
     for round in 0..rounds {
-        let text = |who: usize| format!("{mark} {who} {round} {}", "lorem ipsum ".repeat(20));
+        let text = |who: usize| format!("{mark} {who} {round} {}", "lorem ipsum ".repeat(100));
         let (a, b) =
             tokio::join!(once(live, &keys[0], text(0), 1), once(live, &keys[1], text(1), 1));
         assert_eq!((a.0, b.0), (200, 200), "a quiet tenant is always served");
@@ -58,15 +65,25 @@ async fn quiet_tenants_are_served_beside_a_flood() {
         let (live, served, refused) = (live.clone(), served.clone(), refused.clone());
         async move {
             let mut ticks = tokio::time::interval(PERIOD / 100);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let places = Arc::new(Semaphore::new(FLOOD_OPEN_MAX));
             for i in 0.. {
                 ticks.tick().await;
-                let (live, key) = (live.clone(), flooder.clone());
+                let Ok(place) = places.clone().try_acquire_owned() else {
+                    continue; // as many as it may have open
+                };
                 let (served, refused) = (served.clone(), refused.clone());
+                let text = format!("{i} {}", "dolor sit amet ".repeat(16));
+                let request = asking(&live, &flooder, text, 128);
                 tokio::spawn(async move {
-                    let text = format!("{i} {}", "dolor sit amet ".repeat(16));
-                    let (status, _) = once(&live, &key, text, 64).await;
-                    let counter = if status == 200 { served } else { refused };
+                    let answer = request.send().await.ok().filter(|a| a.status() == 200);
+                    let whole = match answer {
+                        Some(answer) => answer.bytes().await.is_ok(),
+                        None => false,
+                    };
+                    let counter = if whole { served } else { refused };
                     counter.fetch_add(1, Ordering::Relaxed);
+                    drop(place);
                 });
             }
         }
