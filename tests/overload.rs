@@ -94,6 +94,17 @@ async fn peak(load: &Arc<Load>, time: Duration) -> f64 {
     goodput(&seen, begun + time / 5, begun + time)
 }
 
+/// Sends one more request if so many may be under way, and looks at those that ended.
+fn keep_asking(requests: &mut tokio::task::JoinSet<()>, load: &Arc<Load>) {
+    if requests.len() < IN_FLIGHT_MAX {
+        let load = load.clone();
+        requests.spawn(async move { load.ask().await });
+    }
+    while let Some(done) = requests.try_join_next() {
+        done.expect("answered");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_times_too_much_is_refused_at_once_and_the_rest_is_served() {
     let seconds: u64 = std::env::var("POLYLORA_SECONDS").map_or(2, |n| n.parse().expect("seconds"));
@@ -128,13 +139,7 @@ async fn ten_times_too_much_is_refused_at_once_and_the_rest_is_served() {
     let (mut requests, mut sizes) = (tokio::task::JoinSet::new(), Vec::new());
     let mut due = begun;
     while begun.elapsed() < time {
-        if requests.len() < IN_FLIGHT_MAX {
-            let load = load.clone();
-            requests.spawn(async move { load.ask().await });
-        }
-        while let Some(done) = requests.try_join_next() {
-            done.expect("answered");
-        }
+        keep_asking(&mut requests, &load);
         if sizes.len() as u64 <= begun.elapsed().as_secs() {
             sizes.push(memory(server.id()));
         }
