@@ -6,10 +6,8 @@
 mod common;
 
 use common::adapters::{Recipe, write_adapter};
-use common::tiny;
-use polylora::adapters::bank::BankCommand;
-use polylora::adapters::format;
-use polylora::adapters::registry::{Lease, Version};
+use common::{bank, tiny};
+use polylora::adapters::registry::Lease;
 use polylora::engine::step::EngineOptions;
 use polylora::engine::{EngineHandle, EventStream, Request, Sampling, probe};
 use polylora::metrics::Metrics;
@@ -78,27 +76,7 @@ fn start(weights: &Arc<Weights>, metrics: &Arc<Metrics>) -> EngineHandle {
 
 async fn lease(engine: &EngineHandle, weights: &Arc<Weights>, dir: &Path, rank: usize) -> Lease {
     write_adapter(dir, &weights.shape, &Recipe::new(rank, &Projection::ALL, rank as u64));
-    let (rows, bias) = (weights.base_rows(), weights.base_bias());
-    let (summary, prepared) =
-        format::prepare(dir, &weights.shape, weights.dtype, &rows, &bias).expect("adapter");
-    let digest = prepared.digest;
-    let (reply, answer) = tokio::sync::oneshot::channel();
-    let command = BankCommand::Install { prepared: Box::new(prepared), probe: false, reply };
-    (engine.bank())(command).expect("engine");
-    let (slot, _) = answer.await.expect("answer").expect("installed");
-    let version = Version {
-        name: dir.display().to_string(),
-        number: 1,
-        digest,
-        summary,
-        logit_change_max: 1.0,
-        forced: false,
-        created: 0,
-        file_bytes: 0,
-        resident_bytes: 0,
-        lineage: Default::default(),
-    };
-    Lease::detached(version, slot)
+    bank::install(engine, weights, weights.dtype, dir).await
 }
 
 /// What steady decoding did in a while; allocations are the whole process's.

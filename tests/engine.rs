@@ -5,10 +5,10 @@ mod common;
 
 use common::adapters::{Noise, Recipe, write_adapter};
 use common::runner::{Runner, Weights};
-use common::tiny;
-use polylora::adapters::bank::{BankCommand, Slot};
+use common::{bank, tiny};
+use polylora::adapters::bank::Slot;
 use polylora::adapters::format;
-use polylora::adapters::registry::{Lease, Version};
+use polylora::adapters::registry::Lease;
 use polylora::engine::step::EngineOptions;
 use polylora::engine::{EngineHandle, Event, EventStream, FinishReason, Request, Sampling, probe};
 use polylora::metrics::Metrics;
@@ -98,7 +98,7 @@ impl Bench {
         for i in 0..setup.adapters {
             let path = dir.path().join(format!("adapter-{i}"));
             write_adapter(&path, &weights.shape, &recipe(i));
-            leases.push(install(&engine, &weights, setup.dtype, &path).await);
+            leases.push(bank::install(&engine, &weights, setup.dtype, &path).await);
         }
         Self { engine, metrics, weights, leases, _dir: dir }
     }
@@ -115,32 +115,6 @@ impl Bench {
             weight: 1,
         }
     }
-}
-
-async fn install(engine: &EngineHandle, weights: &Arc<Weights>, dtype: Dtype, dir: &Path) -> Lease {
-    let (rows, bias) = (weights.base_rows(), weights.base_bias());
-    let (summary, prepared) =
-        format::prepare(dir, &weights.shape, dtype, &rows, &bias).expect("adapter");
-    let digest = prepared.digest;
-    let (reply, answer) = tokio::sync::oneshot::channel();
-    let command = BankCommand::Install { prepared: Box::new(prepared), probe: true, reply };
-    (engine.bank())(command).expect("engine");
-    let (slot, probe) = answer.await.expect("answer").expect("installed");
-    let change = probe.expect("probe").logit_change_max;
-    assert!(change > 0.0, "a random adapter changes something");
-    let version = Version {
-        name: dir.display().to_string(),
-        number: 1,
-        digest,
-        summary,
-        logit_change_max: change,
-        forced: false,
-        created: 0,
-        file_bytes: 0,
-        resident_bytes: 0,
-        lineage: Default::default(),
-    };
-    Lease::detached(version, slot)
 }
 
 /// Everything a stream said.
@@ -328,8 +302,8 @@ async fn a_step_that_fails_fails_its_own_requests_and_the_next_ones_run() {
     let expected = collect(good()).await;
     // A lease on another version than the slot holds: the step that meets it panics.
     let mut wrong = bench.request(&prompt(2, 20), None, 12);
-    let version = Version::clone(bench.leases[1].version());
-    wrong.lease = Some(Lease::detached(version, bench.leases[0].slot()));
+    let digest = bench.leases[1].version().digest;
+    wrong.lease = Some(Lease::detached("another", digest, bench.leases[0].slot()));
     for round in 1..=3 {
         let mut stream = bench.engine.submit(wrong.clone()).expect("room");
         let Some(Event::Failed(error)) = stream.next().await else { panic!("it must fail") };

@@ -20,7 +20,7 @@ mod versions;
 use super::{
     BaseBias, BaseRows, BaseText, Digest,
     bank::{BankSender, Slot},
-    format::{bundle, files},
+    format::{Summary, bundle, files},
     store::{Catalogue, Store},
 };
 use crate::error::{Error, Result};
@@ -83,8 +83,19 @@ impl Lease {
         })
     }
     /// A lease outside any registry, for tests of the engine.
-    pub fn detached(version: Version, slot: Slot) -> Self {
-        let version = Arc::new(version);
+    pub fn detached(name: &str, digest: Digest, slot: Slot) -> Self {
+        let version = Arc::new(Version {
+            name: name.to_owned(),
+            number: 1,
+            digest,
+            summary: Summary::default(),
+            logit_change_max: 1.0,
+            forced: false,
+            created: 0,
+            file_bytes: 0,
+            resident_bytes: 0,
+            lineage: Lineage::default(),
+        });
         Self { inner: Arc::new(LeaseInner { version, slot, _holds: None, cut: Arc::default() }) }
     }
 }

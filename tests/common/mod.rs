@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 
 pub mod adapters;
+pub mod bank;
 pub mod runner;
 pub mod server;
 pub mod tiny;

@@ -7,8 +7,7 @@ use crate::client::{Client, Place, kv_after, next_token};
 use crate::{Dice, Seen, mix};
 use polylora::adapters::Digest;
 use polylora::adapters::bank::Slot;
-use polylora::adapters::format::Summary;
-use polylora::adapters::registry::{Lease, Version};
+use polylora::adapters::registry::Lease;
 use polylora::engine::pages::{PAGE, Pages};
 use polylora::engine::request::{Request, Sampling, TokenEvent, channel};
 use polylora::engine::scheduler::{Budgets, EndReason, Notice, Plan, Planned, Scheduler};
@@ -386,17 +385,6 @@ fn prefixes(dice: &mut Dice, len: usize) -> Vec<Vec<u32>> {
 
 /// A lease on an adapter of its own digest; two of the same number are the same content.
 fn lease(number: u8) -> Lease {
-    let version = Version {
-        name: format!("adapter-{number}"),
-        number: 1,
-        digest: Digest([number; 32]),
-        summary: Summary::default(),
-        logit_change_max: 1.0,
-        forced: false,
-        created: 0,
-        file_bytes: 0,
-        resident_bytes: 0,
-        lineage: Default::default(),
-    };
-    Lease::detached(version, Slot(u32::from(number)))
+    let digest = Digest([number; 32]);
+    Lease::detached(&format!("adapter-{number}"), digest, Slot(u32::from(number)))
 }

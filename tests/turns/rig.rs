@@ -2,8 +2,7 @@
 
 use polylora::adapters::Digest;
 use polylora::adapters::bank::Slot;
-use polylora::adapters::format::Summary;
-use polylora::adapters::registry::{Lease, Version};
+use polylora::adapters::registry::Lease;
 use polylora::engine::pages::Pages;
 use polylora::engine::request::{EventStream, Request, Sampling, TokenEvent, channel};
 use polylora::engine::scheduler::{Budgets, Notice, Plan, Scheduler};
@@ -41,19 +40,8 @@ pub fn ask(tenant: &str, number: u8, prompt: usize, tokens: u32) -> Request {
 }
 
 fn lease(number: u8) -> Lease {
-    let version = Version {
-        name: format!("adapter-{number}"),
-        number: 1,
-        digest: Digest([number; 32]),
-        summary: Summary::default(),
-        logit_change_max: 1.0,
-        forced: false,
-        created: 0,
-        file_bytes: 0,
-        resident_bytes: 0,
-        lineage: Default::default(),
-    };
-    Lease::detached(version, Slot(u32::from(number)))
+    let digest = Digest([number; 32]);
+    Lease::detached(&format!("adapter-{number}"), digest, Slot(u32::from(number)))
 }
 
 struct Client {
