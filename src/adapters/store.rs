@@ -13,7 +13,8 @@ use super::registry::{Alias, Version};
 use crate::database;
 use crate::error::{Error, Kind, Result};
 use sqlx::Row as _;
-use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::query::Query;
+use sqlx::sqlite::{Sqlite, SqliteArguments, SqlitePool, SqliteRow};
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -194,36 +195,20 @@ impl Store {
 
     /// Makes another version of a name its current one.
     pub async fn turn(&self, name: &str, version: u64) -> Result<()> {
-        sqlx::query("UPDATE names SET current = ?2 WHERE name = ?1")
-            .bind(name)
-            .bind(version as i64)
-            .execute(&self.catalogue)
-            .await
-            .map_err(catalogue_error)
-            .map(drop)
+        let change = sqlx::query("UPDATE names SET current = ?2 WHERE name = ?1");
+        self.change(change.bind(name).bind(version as i64)).await
     }
 
     /// Whether a version is to stay resident.
     pub async fn set_pinned(&self, name: &str, version: u64, pinned: bool) -> Result<()> {
-        sqlx::query("UPDATE versions SET pinned = ?3 WHERE name = ?1 AND number = ?2")
-            .bind(name)
-            .bind(version as i64)
-            .bind(pinned)
-            .execute(&self.catalogue)
-            .await
-            .map_err(catalogue_error)
-            .map(drop)
+        let change = sqlx::query("UPDATE versions SET pinned = ?3 WHERE name = ?1 AND number = ?2");
+        self.change(change.bind(name).bind(version as i64).bind(pinned)).await
     }
 
     /// Removes one version that is not current.
     pub async fn remove_version(&self, name: &str, version: u64) -> Result<()> {
-        sqlx::query("DELETE FROM versions WHERE name = ? AND number = ?")
-            .bind(name)
-            .bind(version as i64)
-            .execute(&self.catalogue)
-            .await
-            .map_err(catalogue_error)
-            .map(drop)
+        let change = sqlx::query("DELETE FROM versions WHERE name = ? AND number = ?");
+        self.change(change.bind(name).bind(version as i64)).await
     }
 
     /// Removes every version of a name. The name's row stays, so that its numbers are not used
@@ -262,12 +247,13 @@ impl Store {
             );
             return Err(Error::new(Kind::Conflict, "data_dir_other_base", message));
         }
-        sqlx::query("INSERT OR REPLACE INTO base (only, digest) VALUES (1, ?)")
-            .bind(base)
-            .execute(&self.catalogue)
-            .await
-            .map_err(catalogue_error)
-            .map(drop)
+        let change = sqlx::query("INSERT OR REPLACE INTO base (only, digest) VALUES (1, ?)");
+        self.change(change.bind(base)).await
+    }
+
+    /// A change that is one statement.
+    async fn change(&self, statement: Query<'_, Sqlite, SqliteArguments>) -> Result<()> {
+        statement.execute(&self.catalogue).await.map_err(catalogue_error).map(drop)
     }
 
     async fn read(&self) -> Result<Catalogue> {
