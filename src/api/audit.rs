@@ -4,6 +4,7 @@
 //! is recorded by its scope and method alone. The thing to know: such a request runs as a task of
 //! its own, so that a client that hangs up cannot keep its deed out of the log.
 
+use super::account::Origin;
 use super::auth;
 use super::errors::{Code, invalid_value};
 use super::routes;
@@ -41,7 +42,8 @@ pub async fn recorded(
     next: Next,
 ) -> Response {
     let recording = async move {
-        let id = request.extensions().get::<super::limits::RequestId>().cloned();
+        let origin = request.extensions().get::<Origin>();
+        let id = origin.map_or(String::new(), |origin| origin.request_id.to_string());
         let path = request.extensions().get::<MatchedPath>();
         let scope = path.and_then(|path| routes::scope(request.method(), path.as_str()));
         let (response, subject) = auth::judged(scope, &caller, request, next).await;
@@ -57,7 +59,7 @@ pub async fn recorded(
             digest: touched.digest,
             outcome: code.map_or("ok", |code| code.0).to_owned(),
             status: response.status().as_u16(),
-            request: id.map_or(String::new(), |id| id.0),
+            request: id,
         };
         let line = serde_json::to_string(&record).unwrap_or_default();
         tracing::info!(target: "polylora::audit", "{line}");

@@ -23,10 +23,6 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id of a client that we repeat.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
-/// The id that the answer will carry.
-#[derive(Clone)]
-pub struct RequestId(pub String);
-
 /// When a request must be over.
 #[derive(Clone, Copy)]
 pub struct Deadline {
@@ -70,7 +66,6 @@ pub async fn edge(State(api): State<Arc<Api>>, mut request: Request, next: Next)
         seconds_max,
     };
     let sane = id.to_str().unwrap_or_default();
-    request.extensions_mut().insert(RequestId(sane.to_owned()));
     request.extensions_mut().insert(Origin {
         begun,
         deadline,
