@@ -15,7 +15,7 @@ use crate::metrics::{AdapterSeries, Outcome};
 use crate::usage::{Place as LogPlace, Receipt, Record};
 use http::StatusCode;
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tracing::Span;
 
@@ -64,8 +64,7 @@ impl Account {
     /// Opens the account of a request for `target` whose answer will be called `id`. Errors:
     /// `usage_backlogged`.
     pub fn open(api: &Arc<Api>, target: &Target, origin: Origin, id: &str) -> Result<Self> {
-        let version = target.lease.as_ref().map(|lease| lease.version());
-        let name = version.map(|v| v.name.as_str());
+        let name = target.adapter();
         let record = Record {
             id: id.to_owned(),
             request_id: origin.request_id.to_string(),
@@ -73,7 +72,7 @@ impl Account {
             tenant: target.caller.tenant().unwrap_or_default().to_owned(),
             key_id: target.caller.id().to_owned(),
             adapter: name.unwrap_or(BASE).to_owned(),
-            version: version.map_or(0, |v| v.number),
+            version: target.lease.as_ref().map_or(0, |lease| lease.version().number),
             digest: target.digest().to_owned(),
             prompt_tokens: 0,
             cached_tokens: 0,
@@ -102,8 +101,7 @@ impl Account {
     ///
     /// [`Access::admit`]: crate::access::Access::admit
     pub fn admit(&mut self, api: &Api, target: &Target, tokens: u64) -> Result<()> {
-        let name = target.lease.as_ref().map(|lease| lease.version().name.as_str());
-        let ticket = api.app.access.admit(&target.caller, name, tokens, clock())?;
+        let ticket = api.app.access.admit(&target.caller, target.adapter(), tokens, clock())?;
         self.ticket = Some(ticket);
         Ok(())
     }
@@ -201,7 +199,14 @@ pub fn outcome(reasons: impl Iterator<Item = FinishReason>) -> Outcome {
 /// Requests for adapters that are under way.
 #[derive(Default)]
 pub struct UnderWay {
-    places: Mutex<(u64, HashMap<u64, Busy>)>,
+    places: Mutex<Places>,
+}
+
+#[derive(Default)]
+struct Places {
+    /// Numbers given out.
+    given: u64,
+    by_number: HashMap<u64, Busy>,
 }
 
 struct Busy {
@@ -210,11 +215,16 @@ struct Busy {
 }
 
 impl UnderWay {
+    /// Also after a panic elsewhere: each change is one map operation.
+    fn lock(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Names with a sequence in the steps, and names with one in the queue; sorted.
     pub fn adapters(&self) -> (Vec<String>, Vec<String>) {
-        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let places = self.lock();
         let (mut running, mut waiting) = (BTreeSet::new(), BTreeSet::new());
-        for busy in places.1.values() {
+        for busy in places.by_number.values() {
             for admission in &busy.admissions {
                 let names = if admission.get().is_some() { &mut running } else { &mut waiting };
                 names.insert(busy.adapter.clone());
@@ -233,18 +243,19 @@ struct Place {
 impl Place {
     fn new(api: &Arc<Api>, adapter: Option<&str>) -> Self {
         let id = adapter.map(|name| {
-            let mut places = api.under_way.places.lock().unwrap_or_else(PoisonError::into_inner);
-            places.0 += 1;
-            let id = places.0;
-            places.1.insert(id, Busy { adapter: name.to_owned(), admissions: Vec::new() });
+            let mut places = api.under_way.lock();
+            places.given += 1;
+            let id = places.given;
+            let busy = Busy { adapter: name.to_owned(), admissions: Vec::new() };
+            places.by_number.insert(id, busy);
             id
         });
         Self { api: api.clone(), id }
     }
 
     fn queued(&self, admissions: &[Admission]) {
-        let mut places = self.api.under_way.places.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(busy) = self.id.and_then(|id| places.1.get_mut(&id)) {
+        let mut places = self.api.under_way.lock();
+        if let Some(busy) = self.id.and_then(|id| places.by_number.get_mut(&id)) {
             busy.admissions = admissions.to_vec();
         }
     }
@@ -253,9 +264,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            let mut places =
-                self.api.under_way.places.lock().unwrap_or_else(PoisonError::into_inner);
-            places.1.remove(&id);
+            self.api.under_way.lock().by_number.remove(&id);
         }
     }
 }

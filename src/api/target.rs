@@ -134,6 +134,11 @@ impl Api {
 }
 
 impl Target {
+    /// The adapter's name; `None` for the base.
+    pub fn adapter(&self) -> Option<&str> {
+        self.lease.as_ref().map(|lease| lease.version().name.as_str())
+    }
+
     /// The digest of the weights, as the answer's header says it.
     pub fn digest(&self) -> &str {
         &self.digest
