@@ -20,8 +20,7 @@ use crate::engine::FinishReason;
 use crate::error::Result;
 use crate::text::Text;
 use axum::extract::{Extension, State};
-use axum::response::{IntoResponse, Response};
-use http::header::CONTENT_TYPE;
+use axum::response::Response;
 use std::sync::Arc;
 
 /// Tokens of an answer whose length nobody chose, as at OpenAI.
@@ -59,7 +58,7 @@ pub async fn post(
         let prompts = api.on_text(move |text| encode(text, prompts, echo)).await?;
         let id = random_id("cmpl-");
         let account = Account::open(&api, &target, origin, &id)?;
-        let mut run = Run::start(&api, &target, &checked, prompts, default, account)?;
+        let run = Run::start(&api, &target, &checked, prompts, default, account)?;
         let show = CompletionShow {
             text: api.app.text.clone(),
             id,
@@ -69,12 +68,7 @@ pub async fn post(
             scores: checked.sampling.logprobs.is_some(),
             include_usage: checked.include_usage,
         };
-        if checked.stream {
-            run.admitted().await?;
-            return Ok(stream::respond(run, show, checked.include_usage));
-        }
-        let json = [(CONTENT_TYPE, "application/json")];
-        Ok((json, run.collect(show).await?).into_response())
+        stream::respond(run, show, &checked).await
     };
     Ok(target.sign(answer.await))
 }

@@ -6,9 +6,10 @@
 
 use super::errors;
 use super::generate::{Run, Show};
-use crate::error::Error;
+use super::sampling::Checked;
+use crate::error::{Error, Result};
 use axum::body::Body;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -30,8 +31,17 @@ struct Live<S> {
     span: Span,
 }
 
-/// The streamed answer.
-pub fn respond(run: Run, show: impl Show, include_usage: bool) -> Response {
+/// The answer as it was asked for: as a stream, or in one body.
+pub async fn respond(mut run: Run, show: impl Show, checked: &Checked) -> Result<Response> {
+    if checked.stream {
+        run.admitted().await?;
+        return Ok(live(run, show, checked.include_usage));
+    }
+    let json = [(CONTENT_TYPE, "application/json")];
+    Ok((json, run.collect(show).await?).into_response())
+}
+
+fn live(run: Run, show: impl Show, include_usage: bool) -> Response {
     let frames = (0..run.choices())
         .filter_map(|index| show.opening(index))
         .map(|json| data(&json))
@@ -75,7 +85,7 @@ impl<S: Show> Live<S> {
         }
     }
 
-    async fn advance(&mut self) -> Result<(), Error> {
+    async fn advance(&mut self) -> Result<()> {
         match self.run.next().await? {
             Some((index, piece, reason)) => {
                 if !piece.is_empty() {
