@@ -1,6 +1,6 @@
 //! Whole answers: shapes, identity, sampling, stops, several choices and prompts.
 
-use crate::live::{BASE, Live, hello, with};
+use crate::live::{BASE, ENDLESS, Live, hello, with};
 use serde_json::{Value, json};
 
 fn content(answer: &Value) -> &str {
@@ -110,7 +110,7 @@ async fn a_stop_string_cancels_what_the_engine_would_still_do() {
     let text = live.chat(hello(BASE, 8)).await.json();
     let stop: String = content(&text).chars().skip(4).take(2).collect();
     for stream in [false, true] {
-        let ask = with(hello(BASE, 16_000), json!({"stop": stop, "stream": stream}));
+        let ask = with(hello(BASE, ENDLESS), json!({"stop": stop, "stream": stream}));
         assert_eq!(live.chat(ask).await.status, 200);
     }
     live.idle().await;

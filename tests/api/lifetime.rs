@@ -1,13 +1,13 @@
 //! How requests end: hang-ups, full queues, deadlines, and the server's own end.
 
-use crate::live::{BASE, Live, hello, rest, with};
+use crate::live::{BASE, ENDLESS, Live, hello, rest, with};
 use serde_json::{Value, json};
 use std::io::Read;
 use std::time::{Duration, Instant};
 
 /// Runs far longer than any test.
 fn endless(more: Value) -> String {
-    with(hello(BASE, 16_000), more).to_string()
+    with(hello(BASE, ENDLESS), more).to_string()
 }
 
 async fn running(live: &Live, count: f64) {

@@ -16,7 +16,9 @@ use tempfile::TempDir;
 /// The base's served name.
 pub const BASE: &str = "tiny";
 /// Long enough for an answer that is still running when the test acts on it.
-pub const CONTEXT: usize = 16_384;
+pub const CONTEXT: usize = 32_768;
+/// Tokens of such an answer.
+pub const ENDLESS: usize = CONTEXT - 500;
 
 /// A server and its directory.
 pub struct Live {

@@ -1,7 +1,7 @@
 //! `/metrics` and `/v1/usage` against a scripted workload: every figure by adapter is the sum of
 //! what the answers said.
 
-use crate::live::{BASE, Live, hello, with};
+use crate::live::{BASE, ENDLESS, Live, hello, with};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -139,7 +139,7 @@ async fn a_gateway_sees_which_adapters_run_and_which_wait() {
     for (seed, name) in ["one", "two"].iter().enumerate() {
         live.upload(name, seed as u64 + 1).await;
     }
-    let endless = |model: &str| hello(model, 16_000).to_string();
+    let endless = |model: &str| hello(model, ENDLESS).to_string();
     let first = live.socket("POST /v1/chat/completions", &endless("one"));
     let activity = |running: &str, waiting: &str| {
         format!(

@@ -1,7 +1,7 @@
 //! The usage log: what a record says, that pages hold all of them, and what a crash leaves.
 
 use crate::keys::{ask, make};
-use crate::live::{BASE, Live, hello, with};
+use crate::live::{BASE, ENDLESS, Live, hello, with};
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -105,7 +105,7 @@ async fn a_tenants_key_sees_its_own_usage_and_nobody_elses() {
 }
 
 fn endless(model: &str) -> String {
-    json!({"model": model, "prompt": "x", "max_tokens": 16_000, "ignore_eos": true}).to_string()
+    json!({"model": model, "prompt": "x", "max_tokens": ENDLESS, "ignore_eos": true}).to_string()
 }
 
 #[tokio::test]
