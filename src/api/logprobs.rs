@@ -4,9 +4,8 @@
 //! has no infinity, so what is less likely than e^-9999 is shown as -9999, as OpenAI does.
 
 use super::choice::Scored;
-use super::wire::{ChatLogprob, ChatLogprobs, CompletionLogprobs, TopLogprob};
+use super::wire::{Alternatives, ChatLogprob, ChatLogprobs, CompletionLogprobs, TopLogprob};
 use crate::text::Text;
-use serde_json::{Map, Value};
 
 const LOGPROB_MIN: f32 = -9999.0;
 
@@ -35,14 +34,15 @@ pub fn completion(text: &Text, scored: &[Scored]) -> CompletionLogprobs {
         let known = !s.logprob.is_nan();
         out.token_logprobs.push(known.then(|| finite(s.logprob)));
         out.top_logprobs.push(known.then(|| {
-            let mut top = Map::new();
-            for &(token, logprob) in &s.top {
-                let (token, _) = text.token_text(token);
+            let mut top: Vec<(String, f32)> = Vec::with_capacity(s.top.len() + 1);
+            for &(other, logprob) in s.top.iter().chain([&(s.token, s.logprob)]) {
+                let (other, _) = text.token_text(other);
                 // Two tokens may look alike; the likelier comes first and stays.
-                top.entry(token).or_insert_with(|| Value::from(finite(logprob)));
+                if top.iter().all(|(token, _)| *token != other) {
+                    top.push((other, finite(logprob)));
+                }
             }
-            top.entry(token.clone()).or_insert_with(|| Value::from(finite(s.logprob)));
-            top
+            Alternatives(top)
         }));
         out.tokens.push(token);
         out.text_offset.push(s.offset);

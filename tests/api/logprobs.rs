@@ -80,6 +80,10 @@ async fn an_echoed_prompt_is_scored_as_if_it_had_been_sampled() {
         let (got, want) = (got.as_f64().unwrap(), want.as_f64().unwrap());
         assert!((got - want).abs() < 1e-4, "token {i}: {got} against {want}");
     }
+    // The same score reads the same in both lists.
+    for (i, top) in tops.iter().enumerate() {
+        assert_eq!(top.as_object().unwrap().values().next(), Some(&expected[i]), "token {i}");
+    }
     let names = |v: &Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert_eq!(
         top[5..].iter().map(names).collect::<Vec<_>>(),

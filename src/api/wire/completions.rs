@@ -1,8 +1,7 @@
 //! `POST /v1/completions`: body, answer and chunks.
 
 use super::{SamplingFields, Usage};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
 /// What only plain completions take.
@@ -70,7 +69,17 @@ pub struct CompletionLogprobs {
     /// Null for the first token of an echoed prompt.
     pub token_logprobs: Vec<Option<f32>>,
     #[schema(value_type = Vec<Option<Object>>)]
-    pub top_logprobs: Vec<Option<Map<String, Value>>>,
+    pub top_logprobs: Vec<Option<Alternatives>>,
     /// Characters of `text` before the token.
     pub text_offset: Vec<usize>,
+}
+
+/// Log probabilities by token, likeliest first: an object, its numbers written as those of
+/// `token_logprobs` are.
+pub struct Alternatives(pub Vec<(String, f32)>);
+
+impl Serialize for Alternatives {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(token, logprob)| (token, logprob)))
+    }
 }
