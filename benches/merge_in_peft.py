@@ -13,13 +13,14 @@ For each adapter and text it prints the largest difference between the two logpr
 import argparse
 import json
 import struct
-import urllib.request
 import warnings
 
 import numpy as np
 import peft
 import torch
 import transformers
+
+from served import ask
 
 TEXTS = [
     "What is a bicycle? A bicycle is a vehicle with two wheels, arr!",
@@ -110,12 +111,6 @@ def base(path):
     assert not unexpected and missing in ([], ["lm_head.weight"]), (missing, unexpected)
     model.tie_weights()
     return model
-
-
-def ask(url, route, body):
-    request = urllib.request.Request(url + route, json.dumps(body).encode(),
-                                     {"Content-Type": "application/json"})
-    return json.load(urllib.request.urlopen(request))
 
 
 def served(url, model, ids):
