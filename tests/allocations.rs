@@ -7,6 +7,7 @@ mod common;
 
 use common::adapters::{Recipe, write_adapter};
 use common::{bank, tiny};
+use polylora::adapters::composition::{Composition, Part};
 use polylora::adapters::registry::Lease;
 use polylora::engine::step::EngineOptions;
 use polylora::engine::{EngineHandle, EventStream, Request, Sampling, probe};
@@ -89,7 +90,7 @@ struct Window {
 
 /// Decodes `STREAMS` sequences that nobody reads (their rings hold everything) and watches for a
 /// while.
-fn watch(engine: &EngineHandle, metrics: &Metrics, leases: &[Option<Lease>]) -> Window {
+fn watch(engine: &EngineHandle, metrics: &Metrics, leases: &[Option<Composition>]) -> Window {
     let started = metrics.generation_tokens.get();
     let streams: Vec<EventStream> = (0..STREAMS)
         .map(|i| {
@@ -142,17 +143,25 @@ async fn decode_step_allocates_nothing_and_its_ops_do_not_count_adapters() {
     let weights = Weights::load(&checkpoint, None, &mut |_, _| {}).expect("weights");
     let (weights, metrics) = (Arc::new(weights), Arc::new(Metrics::new()));
     let engine = start(&weights, &metrics);
-    let mut leases = Vec::new();
+    let (mut adapters, mut leases) = (Vec::new(), Vec::new());
     for rank in [1, 2, 3, 4, 8, 16, 32, 64] {
         let path = dir.path().join(format!("rank-{rank}"));
-        leases.push(Some(lease(&engine, &weights, &path, rank).await));
+        let lease = lease(&engine, &weights, &path, rank).await;
+        adapters.push(lease.clone());
+        leases.push(Some(Composition::from(lease)));
     }
+    let sum = |parts: &[Lease]| {
+        let part = |lease: &Lease| Part { lease: lease.clone(), weight: 0.25 };
+        Some(Composition::new(parts.iter().map(part).collect()).expect("a sum"))
+    };
+    let sums: Vec<_> = (1..=8).map(|count| sum(&adapters[..count])).collect();
     let base = watch(&engine, &metrics, &[None]);
     let one = watch(&engine, &metrics, &leases[..1]);
     let eight = watch(&engine, &metrics, &leases);
     let mixed = watch(&engine, &metrics, &[&leases[..], &[None]].concat());
+    let summed = watch(&engine, &metrics, &[&sums[..], &leases[..2], &[None]].concat());
     let ops = base.ops as f64 / base.steps as f64;
-    for window in [&base, &one, &eight, &mixed] {
+    for window in [&base, &one, &eight, &mixed, &summed] {
         eprintln!("{window:?}: {:.2} ops a step", window.ops as f64 / window.steps as f64);
         assert_eq!(window.allocations, 0, "{window:?}");
         // A window may begin and end between a step's counters, by one step at most.

@@ -176,7 +176,7 @@ impl House {
             tokens_max: 32,
             tokens_min: 0,
             stop_tokens: Vec::new(),
-            lease,
+            lease: lease.map(Into::into),
             tenant: String::new(),
             weight: 1,
         };

@@ -7,6 +7,7 @@ use common::adapters::{Noise, Recipe, write_adapter};
 use common::runner::{Runner, Weights};
 use common::{bank, tiny};
 use polylora::adapters::bank::Slot;
+use polylora::adapters::composition::{Composition, Part};
 use polylora::adapters::format;
 use polylora::adapters::registry::Lease;
 use polylora::engine::step::EngineOptions;
@@ -110,10 +111,16 @@ impl Bench {
             tokens_max,
             tokens_min: 0,
             stop_tokens: Vec::new(),
-            lease: adapter.map(|i| self.leases[i].clone()),
+            lease: adapter.map(|i| self.leases[i].clone().into()),
             tenant: String::new(),
             weight: 1,
         }
+    }
+
+    /// Some of the adapters, weighted and summed.
+    fn sum(&self, parts: &[(usize, f32)]) -> Composition {
+        let part = |&(i, weight): &(usize, f32)| Part { lease: self.leases[i].clone(), weight };
+        Composition::new(parts.iter().map(part).collect()).expect("a sum")
     }
 }
 
@@ -150,7 +157,8 @@ fn prompt(seed: u64, len: usize) -> Vec<u32> {
     (0..len).map(|_| 3 + noise.below(120) as u32).collect()
 }
 
-/// 64 requests of mixed lengths, adapters (and the base), temperatures and seeds.
+/// 64 requests of mixed lengths, adapters (sums of three and the base among them), temperatures and
+/// seeds.
 fn crowd(bench: &Bench) -> Vec<Request> {
     (0..64)
         .map(|i| {
@@ -159,6 +167,10 @@ fn crowd(bench: &Bench) -> Vec<Request> {
             r.sampling.temperature = [0.0, 0.7, 1.3][i % 3];
             r.sampling.seed = i as u64;
             r.sampling.top_p = [1.0, 0.9][i % 2];
+            if i % 4 == 1 {
+                let parts = [(i % 8, 0.5), ((i + 3) % 8, -1.25), ((i + 6) % 8, 1.0)];
+                r.lease = Some(bench.sum(&parts));
+            }
             r
         })
         .collect()
@@ -188,6 +200,23 @@ async fn no_neighbour_changes_a_bit_in_bf16() {
     no_neighbour_changes_a_bit(Dtype::Bf16).await;
 }
 
+#[tokio::test]
+async fn one_part_of_weight_one_is_the_adapter_itself() {
+    let bench = Bench::new(Setup { adapters: 2, ..Setup::default() }).await;
+    let alone: Composition = bench.leases[0].clone().into();
+    let (one, sum) = (bench.sum(&[(0, 1.0)]), bench.sum(&[(0, 1.0), (1, 0.0)]));
+    assert_eq!((one.digest(), one.id()), (alone.digest(), alone.id()));
+    assert!(one.alone().is_some() && sum.alone().is_none());
+    assert_ne!(sum.digest(), alone.digest());
+    let ask = |lease: Composition| {
+        let request = Request { lease: Some(lease), ..bench.request(&prompt(4, 40), None, 16) };
+        collect(bench.engine.submit(request).expect("room"))
+    };
+    let (alone, sum) = (ask(alone).await, ask(sum).await);
+    // A part of weight zero adds nothing but zeros.
+    assert_eq!((sum.tokens, sum.bits), (alone.tokens, alone.bits));
+}
+
 /// The engine agrees with the model run by hand, adapter by adapter.
 #[tokio::test]
 async fn engine_says_what_the_model_alone_says() {
@@ -212,18 +241,32 @@ async fn engine_says_what_the_model_alone_says() {
 async fn prefix_is_reused_within_an_identity_and_never_across() {
     let bench = Bench::new(Setup::default()).await;
     let tokens = prompt(1, 100);
-    let identities: Vec<Option<usize>> = std::iter::once(None).chain((0..4).map(Some)).collect();
+    let single = |i: usize| Some(bench.leases[i].clone().into());
+    let mut identities: Vec<Option<Composition>> = vec![None];
+    identities.extend((0..4).map(single));
+    let sums: [&[(usize, f32)]; 5] = [
+        &[(0, 1.0), (1, 1.0)],
+        &[(0, 0.5), (1, 1.0)],
+        &[(0, 1.0), (1, 0.5)],
+        &[(0, 1.0), (1, 1.0), (2, 0.0)],
+        &[(0, 0.5)],
+    ];
+    identities.extend(sums.map(|parts| Some(bench.sum(parts))));
+    let ask = |lease: &Option<Composition>| {
+        let request = Request { lease: lease.clone(), ..bench.request(&tokens, None, 8) };
+        collect(bench.engine.submit(request).expect("room"))
+    };
     let mut first = Vec::new();
-    for &identity in &identities {
-        let stream = bench.engine.submit(bench.request(&tokens, identity, 8)).expect("room");
-        let answer = collect(stream).await;
-        assert_eq!(answer.cached, 0, "{identity:?} must not find another's pages");
+    for (i, identity) in identities.iter().enumerate() {
+        let answer = ask(identity).await;
+        assert_eq!(answer.cached, 0, "identity {i} must not find another's pages");
         first.push(answer);
     }
-    for (i, &identity) in identities.iter().enumerate() {
-        let stream = bench.engine.submit(bench.request(&tokens, identity, 8)).expect("room");
-        let answer = collect(stream).await;
-        assert_eq!(answer.cached, 96, "{identity:?} finds its own pages");
+    // What is asked for in another order is the same.
+    identities[5] = Some(bench.sum(&[(1, 1.0), (0, 1.0)]));
+    for (i, identity) in identities.iter().enumerate() {
+        let answer = ask(identity).await;
+        assert_eq!(answer.cached, 96, "identity {i} finds its own pages");
         assert_eq!(answer.tokens, first[i].tokens);
         assert_eq!(answer.bits, first[i].bits, "cached pages hold the same bits");
     }
@@ -303,7 +346,7 @@ async fn a_step_that_fails_fails_its_own_requests_and_the_next_ones_run() {
     // A lease on another version than the slot holds: the step that meets it panics.
     let mut wrong = bench.request(&prompt(2, 20), None, 12);
     let digest = bench.leases[1].version().digest;
-    wrong.lease = Some(Lease::detached("another", digest, bench.leases[0].slot()));
+    wrong.lease = Some(Lease::detached("another", digest, bench.leases[0].slot()).into());
     for round in 1..=3 {
         let mut stream = bench.engine.submit(wrong.clone()).expect("room");
         let Some(Event::Failed(error)) = stream.next().await else { panic!("it must fail") };

@@ -3,13 +3,14 @@
 //!
 //! `golden/trained.json` and `golden/synthetic.json` hold what torch 2.15, transformers 5.23 and
 //! peft 0.21 computed in f32 on the same weights. Everything runs in mixed batches: all adapters
-//! and the base share each step.
+//! and the base share each step. Each adapter that can be summed is also run as the sum of a
+//! quarter and three quarters of itself: biases, embedding and head factors are weighted too.
 
 mod common;
 
 use common::golden_adapter;
 use common::runner::{Runner, Stream, Weights, best, logprobs_at};
-use polylora::adapters::bank::Slot;
+use polylora::adapters::bank::{Blend, Slot};
 use polylora::adapters::format;
 use polylora::model::{checkpoint::Checkpoint, source};
 use polylora_kernels::Dtype;
@@ -49,8 +50,8 @@ fn floats(v: &Value) -> Vec<f64> {
 
 /// One adapter's (or the base's) part of a golden file.
 struct Case<'a> {
-    name: &'a str,
-    slot: Option<Slot>,
+    name: String,
+    blend: Option<Blend>,
     expected: &'a Value,
 }
 
@@ -81,7 +82,7 @@ fn measure(runner: &mut Runner, golden: &Value, cases: &[Case]) -> Vec<Distance>
     for (c, case) in cases.iter().enumerate() {
         for (key, _) in case.expected["prompts"].as_object().expect("prompts") {
             let p: usize = key.parse().expect("prompt number");
-            streams.push(runner.stream(&prompts[p], case.slot, prompts[p].len() + 40));
+            streams.push(runner.blended(&prompts[p], case.blend, prompts[p].len() + 40));
             owner.push((c, p));
         }
     }
@@ -133,7 +134,7 @@ fn check_greedy(
 fn check_text(runner: &mut Runner, golden: &Value, cases: &[Case], out: &mut [Distance]) {
     let text = ids(&golden["info"]["text_ids"]);
     let mut streams: Vec<Stream> =
-        cases.iter().map(|c| runner.stream(&text, c.slot, text.len())).collect();
+        cases.iter().map(|c| runner.blended(&text, c.blend, text.len())).collect();
     let mut sums = vec![0.0; cases.len()];
     runner.advance(&mut streams, |i, position, logits| {
         if let Some(&next) = text.get(position + 1) {
@@ -146,19 +147,29 @@ fn check_text(runner: &mut Runner, golden: &Value, cases: &[Case], out: &mut [Di
     }
 }
 
+/// Whether all that an adapter does is adding products and biases.
+fn is_a_sum(runner: &Runner, slot: Slot) -> bool {
+    let prepared = runner.bank.get(slot).expect("installed");
+    let gained = prepared.deltas.iter().flatten().any(|delta| delta.has_gain());
+    !gained && prepared.norms.iter().all(Option::is_none)
+}
+
 /// Installs every adapter of a golden file and compares them all in shared steps.
 fn check_file(golden: &str) {
     let golden: Value = serde_json::from_str(golden).expect("golden file");
-    let mut runner = Runner::new(F32.clone(), Dtype::F32, 12_000);
+    let mut runner = Runner::new(F32.clone(), Dtype::F32, 24_000);
     let results = golden["results"].as_object().expect("results");
-    let cases: Vec<Case> = results
-        .iter()
-        .map(|(name, expected)| {
-            let slot =
-                (name != "base").then(|| install(&mut runner, &golden_adapter(name), Dtype::F32));
-            Case { name, slot, expected }
-        })
-        .collect();
+    let mut cases = Vec::new();
+    for (name, expected) in results {
+        let slot =
+            (name != "base").then(|| install(&mut runner, &golden_adapter(name), Dtype::F32));
+        cases.push(Case { name: name.clone(), blend: slot.map(Blend::from), expected });
+        if let Some(slot) = slot.filter(|slot| is_a_sum(&runner, *slot)) {
+            let blend = Some(Blend::new([(slot, 0.25), (slot, 0.75)]));
+            cases.push(Case { name: format!("{name} in parts"), blend, expected });
+        }
+    }
+    assert!(cases.iter().any(|case| case.name.ends_with("in parts")));
     let distances = measure(&mut runner, &golden, &cases);
     for (case, d) in cases.iter().zip(&distances) {
         eprintln!("{:12} {d:?}", case.name);
@@ -207,7 +218,8 @@ fn distance_when_spoiled(
 
     let mut runner = Runner::new(F32.clone(), Dtype::F32, 4_000);
     let slot = install(&mut runner, dir.path(), Dtype::F32);
-    let case = Case { name, slot: Some(slot), expected: &golden["results"][name] };
+    let (blend, expected) = (Some(slot.into()), &golden["results"][name]);
+    let case = Case { name: name.to_owned(), blend, expected };
     measure(&mut runner, &golden, &[case]).remove(0)
 }
 

@@ -207,7 +207,7 @@ fn nothing_is_found_across_identities() {
     let base = ask(&prompt(0, 40), 1);
     let mut acme = base.clone();
     acme.tenant = "acme".into();
-    let adapted = |number| Request { lease: Some(lease(number)), ..base.clone() };
+    let adapted = |number| Request { lease: Some(lease(number).into()), ..base.clone() };
     for (request, start) in [
         (base.clone(), 0),
         (adapted(1), 0),
@@ -327,7 +327,8 @@ fn a_failed_step_ends_its_own_sequences_only_and_leaves_no_prefix() {
 fn a_cancelled_sequence_gives_everything_back_before_the_next_step() {
     let mut rig = Rig::new(Budgets { sequences_max: 1, ..budgets() });
     let leases = [lease(1), lease(2)];
-    let adapted = |i: usize| Request { lease: Some(leases[i].clone()), ..ask(&prompt(0, 40), 50) };
+    let adapted =
+        |i: usize| Request { lease: Some(leases[i].clone().into()), ..ask(&prompt(0, 40), 50) };
     let [running, waiting] = [rig.submit(adapted(0)), rig.submit(adapted(1))];
     rig.step();
     let versions = leases.map(|lease| lease.version().clone());

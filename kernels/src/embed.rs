@@ -1,4 +1,4 @@
-//! h[t] = scale · W[token[t]]  (+ At[token[t]]·Bᵀ of the row's segment).
+//! h[t] = scale · W[token[t]]  (+ Σ w·At[token[t]]·Bᵀ over the deltas of the row's segment).
 //!
 //! W `[V, H]` packed   tokens `[T]`   h `[T, H]`   At `[V, R]`   B `[H, R]` (scale folded in, kept
 //! as `[R, H]`). Numerics: the delta is added to the scaled row rank by rank, in f32.
@@ -80,7 +80,11 @@ impl EmbedDelta {
     }
 }
 
-/// See the module page. `delta(g)` is segment `g`'s change of the table.
+/// Takes a delta of the table and its weight.
+pub type AddEmbed<'c, 'd> = &'c mut dyn FnMut(&'d EmbedDelta, f32);
+
+/// See the module page. `deltas(g, add)` adds segment `g`'s changes of the table, in the order in
+/// which they are summed.
 ///
 /// # Panics
 /// On shapes that do not fit, or a token outside the table.
@@ -90,7 +94,7 @@ pub fn embed<'d>(
     tokens: &[u32],
     scale: f32,
     segments: Segments<'_>,
-    delta: &(dyn Fn(usize) -> Option<&'d EmbedDelta> + Sync),
+    deltas: &(dyn Fn(usize, AddEmbed<'_, 'd>) + Sync),
     h: &mut [f32],
 ) {
     dev.count_op();
@@ -107,22 +111,23 @@ pub fn embed<'d>(
             for x in row.iter_mut() {
                 *x *= scale;
             }
-            let Some(delta) = segments.of_row(t).and_then(delta) else {
-                continue;
-            };
-            assert_eq!(delta.hidden, hidden, "an embedding delta of the same width");
-            assert!((tokens[t] as usize) < delta.vocab, "token {} of {}", tokens[t], delta.vocab);
-            // SAFETY: factor rows lie within the pair by the two asserts.
-            unsafe { delta.add(isa, tokens[t] as usize, row) };
+            let Some(segment) = segments.of_row(t) else { continue };
+            deltas(segment, &mut |delta, weight| {
+                let token = tokens[t] as usize;
+                assert_eq!(delta.hidden, hidden, "an embedding delta of the same width");
+                assert!(token < delta.vocab, "token {token} of {}", delta.vocab);
+                // SAFETY: factor rows lie within the pair by the two asserts.
+                unsafe { delta.add(isa, token, weight, row) };
+            });
         }
     });
 }
 
 impl EmbedDelta {
-    unsafe fn add(&self, isa: Isa, token: usize, h: &mut [f32]) {
+    unsafe fn add(&self, isa: Isa, token: usize, weight: f32, h: &mut [f32]) {
         match &self.factors {
-            Factors::F32(pair) => isa.run(self.row(pair, token, h)),
-            Factors::Bf16(pair) => isa.run(self.row(pair, token, h)),
+            Factors::F32(pair) => isa.run(self.row(pair, token, weight, h)),
+            Factors::Bf16(pair) => isa.run(self.row(pair, token, weight, h)),
         }
     }
 
@@ -130,15 +135,17 @@ impl EmbedDelta {
         &self,
         pair: &'a Pair<E>,
         token: usize,
+        weight: f32,
         h: &'a mut [f32],
     ) -> AddRow<'a, E> {
-        AddRow { a: &pair.a[token * self.rank..][..self.rank], b: &pair.b, h }
+        AddRow { a: &pair.a[token * self.rank..][..self.rank], b: &pair.b, weight, h }
     }
 }
 
 struct AddRow<'a, E> {
     a: &'a [E],
     b: &'a [E],
+    weight: f32,
     h: &'a mut [f32],
 }
 
@@ -155,7 +162,8 @@ impl<E: Element> Kernel for AddRow<'_, E> {
             for (r, a) in self.a.iter().enumerate() {
                 let b = self.b.as_ptr().add(r * hidden.next_multiple_of(GROUP) + column);
                 let b = E::load_pair::<S>(b);
-                sums = [0, 1].map(|half| S::fma(S::splat(a.to_f32()), b[half], sums[half]));
+                let a = S::splat(self.weight * a.to_f32());
+                sums = [0, 1].map(|half| S::fma(a, b[half], sums[half]));
             }
             S::store_n(h[0], lanes[0], sums[0]);
             S::store_n(h[1], lanes[1], sums[1]);

@@ -87,7 +87,7 @@ impl Step {
         let rows = Rows { positions, sequences: &index, pages, page_indptr: &indptr };
         let keep = |_| None;
         let norm = NormWeight { base: &self.norm, replaced: &keep };
-        embed(dev, &self.table, &index, 1.0, segments, &|_| None, &mut self.h);
+        embed(dev, &self.table, &index, 1.0, segments, &|_, _| (), &mut self.h);
         add_norm(dev, &mut self.h, ROWS, None, norm, 1e-5, segments, &mut self.x);
         let [q, k, v] = &mut self.y;
         let bias = Some(self.norm.as_slice());

@@ -304,18 +304,18 @@ impl Meters {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets a request in that may take `tokens`, or nothing is taken. `adapter` is its name and its
-    /// limits. Errors: `rate_limit_exceeded`, `quota_exceeded`, `request_exceeds_limit`.
-    pub fn admit(
+    /// Lets a request in that may take `tokens`, or nothing is taken. `adapters` are names and
+    /// their limits, each name once. Errors: `rate_limit_exceeded`, `quota_exceeded`, `request_exceeds_limit`.
+    pub fn admit<'a>(
         self: &Arc<Self>,
-        caller: &Caller,
-        adapter: Option<(&str, &Limits)>,
+        caller: &'a Caller,
+        adapters: impl IntoIterator<Item = (&'a str, &'a Limits)>,
         tokens: u64,
         now: Duration,
     ) -> Result<Ticket> {
         let key = ("key", caller.id(), caller.limits());
-        let adapter = adapter.map(|(name, limits)| ("adapter", name, limits));
-        let all = [Some(key), adapter].into_iter().flatten();
+        let adapters = adapters.into_iter().map(|(name, limits)| ("adapter", name, limits));
+        let all = std::iter::once(key).chain(adapters);
         let mut book = self.book();
         let mut subjects = Vec::new();
         for (kind, name, limits) in all.filter(|(.., limits)| !limits.is_empty()) {

@@ -163,17 +163,18 @@ impl Access {
     }
 
     /// Lets a request in that may take `tokens` of prompt and answer: by the limits of its key and
-    /// of its adapter, or nothing is taken. Errors: `rate_limit_exceeded`, `quota_exceeded`,
+    /// of its adapters (each name once), or nothing is taken. Errors: `rate_limit_exceeded`, `quota_exceeded`,
     /// `request_exceeds_limit`.
-    pub fn admit(
+    pub fn admit<'a>(
         &self,
         caller: &Caller,
-        adapter: Option<&str>,
+        adapters: impl IntoIterator<Item = &'a str>,
         tokens: u64,
         now: Duration,
     ) -> Result<Ticket> {
-        let limits = adapter.and_then(|name| Some((name, self.limits(name)?)));
-        let limits = limits.as_ref().map(|(name, limits)| (*name, limits));
+        let limits = adapters.into_iter().filter_map(|name| Some((name, self.limits(name)?)));
+        let limits: Vec<(&str, Limits)> = limits.collect();
+        let limits = limits.iter().map(|(name, limits)| (*name, limits));
         self.inner.meters.admit(caller, limits, tokens, now)
     }
 

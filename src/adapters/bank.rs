@@ -6,11 +6,60 @@
 
 use super::Digest;
 use crate::error::Result;
+pub use polylora_kernels::PARTS_MAX;
 use polylora_kernels::{Delta, EmbedDelta};
 
 /// Index of a resident adapter in the bank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(pub u32);
+
+/// What rows are computed with: the sum of what some residents change, each times its weight.
+/// Ordered so that equals are neighbours when sorted; a copy allocates nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Blend {
+    /// Slots and the bits of their weights; unused ones are zero.
+    parts: [(Slot, u32); PARTS_MAX],
+    len: u32,
+}
+
+impl Blend {
+    /// In this order, which is that of the sum.
+    ///
+    /// # Panics
+    /// On more than `PARTS_MAX`.
+    pub fn new(weighted: impl IntoIterator<Item = (Slot, f32)>) -> Self {
+        let mut blend = Self { parts: [(Slot(0), 0); PARTS_MAX], len: 0 };
+        for (slot, weight) in weighted {
+            blend.parts[blend.len as usize] = (slot, weight.to_bits());
+            blend.len += 1;
+        }
+        blend
+    }
+
+    /// Slots and weights, in the order in which they are summed.
+    pub fn parts(&self) -> impl Iterator<Item = (Slot, f32)> {
+        let used = &self.parts[..self.len as usize];
+        used.iter().map(|&(slot, weight)| (slot, f32::from_bits(weight)))
+    }
+
+    /// The slot, where it is one resident as it is.
+    pub fn alone(&self) -> Option<Slot> {
+        let mut parts = self.parts();
+        parts.next().filter(|(_, weight)| self.len == 1 && *weight == 1.0).map(|(slot, _)| slot)
+    }
+
+    /// Whether a slot is in it.
+    pub fn has(&self, slot: Slot) -> bool {
+        self.parts().any(|(part, _)| part == slot)
+    }
+}
+
+impl From<Slot> for Blend {
+    /// One resident as it is.
+    fn from(slot: Slot) -> Self {
+        Self::new([(slot, 1.0)])
+    }
+}
 
 /// An adapter ready to multiply with: made off the engine thread, owned by the bank.
 pub struct Prepared {

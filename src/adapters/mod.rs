@@ -6,6 +6,7 @@
 //! named by the digest of its content.
 
 pub mod bank;
+pub mod composition;
 pub mod format;
 pub mod registry;
 pub mod store;

@@ -227,6 +227,12 @@ impl Registry {
     /// `sticky` is whose request it is: an alias leads the same caller to the same version. Without
     /// it every request is drawn anew.
     pub async fn acquire_for(&self, model: &str, sticky: Option<&str>) -> Result<Lease> {
+        let lease = self.acquire_all(&[model], sticky).await?.pop();
+        lease.ok_or_else(|| Error::fault("no lease for a model"))
+    }
+
+    /// The same for several, in their order: all of them are resident together, or none is leased.
+    pub async fn acquire_all(&self, models: &[&str], sticky: Option<&str>) -> Result<Vec<Lease>> {
         let anyone: String;
         let sticky = match sticky {
             Some(sticky) => sticky,
@@ -236,16 +242,22 @@ impl Registry {
             }
         };
         let arrived = Instant::now();
-        let mut pin: Option<(Digest, Hold)> = None;
+        let mut brought: Option<(Vec<Digest>, Vec<Hold>)> = None;
         loop {
-            // Found again after a load: the name may have moved meanwhile.
-            let held = pin.as_ref().map(|(digest, _)| *digest);
-            let version = match self.inner.book().lease(model, sticky, held)? {
-                Found::Leased(lease) => return Ok(lease),
-                Found::Absent(version) => version,
+            // Found again after a load: a name may have moved meanwhile.
+            let held = brought.as_ref().map_or(&[][..], |(digests, _)| digests);
+            let versions = match self.inner.book().lease_all(models, sticky, held)? {
+                Found::Leased(leases) => return Ok(leases),
+                Found::Absent(versions) => versions,
             };
-            drop(pin.take());
-            pin = Some((version.digest, self.inner.bring(&version, arrived).await?));
+            // Who waits for room holds none: two that want each other's would wait for ever.
+            drop(brought.take());
+            match self.inner.bring_all(&versions, arrived).await {
+                Ok(holds) => brought = Some((versions.iter().map(|v| v.digest).collect(), holds)),
+                // Deleted meanwhile: the names say what there is now.
+                Err(e) if e.code == "model_not_found" => {}
+                Err(e) => return Err(e),
+            }
         }
     }
 

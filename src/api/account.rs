@@ -8,9 +8,10 @@ use super::limits::Deadline;
 use super::target::Target;
 use super::{Api, clock, errors};
 use crate::access::Ticket;
+use crate::adapters::composition::Composition;
 use crate::engine::{Admission, FinishReason};
 use crate::error::{Error, Result};
-use crate::metrics::adapters::BASE;
+use crate::metrics::adapters::{BASE, COMPOSED};
 use crate::metrics::{AdapterSeries, Outcome};
 use crate::usage::{Place as LogPlace, Receipt, Record};
 use http::StatusCode;
@@ -49,6 +50,8 @@ pub struct Account {
     queue_time_max: Duration,
     submitted: Instant,
     place: Place,
+    /// `name@version`, or what the target is called.
+    id: String,
     /// The request's.
     span: Span,
     /// What it took of its key's and its adapter's limits.
@@ -64,15 +67,18 @@ impl Account {
     /// Opens the account of a request for `target` whose answer will be called `id`. Errors:
     /// `usage_backlogged`.
     pub fn open(api: &Arc<Api>, target: &Target, origin: Origin, id: &str) -> Result<Self> {
-        let name = target.adapter();
+        let version = target.lease.as_ref().and_then(Composition::alone);
+        // A composition is in the books under what it is called, at version 0.
+        let composed = target.lease.as_ref().filter(|_| version.is_none()).map(|_| target.id());
+        let name = version.map(|v| v.name.as_str());
         let record = Record {
             id: id.to_owned(),
             request_id: origin.request_id.to_string(),
             ended_ms: 0,
             tenant: target.caller.tenant().unwrap_or_default().to_owned(),
             key_id: target.caller.id().to_owned(),
-            adapter: name.unwrap_or(BASE).to_owned(),
-            version: target.lease.as_ref().map_or(0, |lease| lease.version().number),
+            adapter: name.or(composed).unwrap_or(BASE).to_owned(),
+            version: version.map_or(0, |v| v.number),
             digest: target.digest().to_owned(),
             prompt_tokens: 0,
             cached_tokens: 0,
@@ -82,13 +88,17 @@ impl Account {
             status: 0,
         };
         Ok(Self {
-            series: api.app.metrics.series(name),
+            series: api.app.metrics.series(name.or(composed.map(|_| COMPOSED))),
             origin,
             last: Vec::new(),
             admissions: Vec::new(),
             queue_time_max: Duration::from_secs(api.app.config.queue_seconds_max),
             submitted: Instant::now(),
-            place: Place::new(api, name),
+            place: Place::new(api, names(target)),
+            id: match target.lease {
+                Some(_) => target.id().to_owned(),
+                None => format!("{BASE}@0"),
+            },
             span: Span::current(),
             ticket: None,
             record: Some((api.app.usage.reserve()?, Box::new(record))),
@@ -101,7 +111,9 @@ impl Account {
     ///
     /// [`Access::admit`]: crate::access::Access::admit
     pub fn admit(&mut self, api: &Api, target: &Target, tokens: u64) -> Result<()> {
-        let ticket = api.app.access.admit(&target.caller, target.adapter(), tokens, clock())?;
+        let names = names(target);
+        let names = names.iter().map(String::as_str);
+        let ticket = api.app.access.admit(&target.caller, names, tokens, clock())?;
         self.ticket = Some(ticket);
         Ok(())
     }
@@ -165,7 +177,7 @@ impl Account {
             self.series.queued(admitted.waited);
         }
         self.series.ended(outcome, used.prompt, used.cached, used.completion);
-        self.span.record("adapter", format!("{}@{}", record.adapter, record.version));
+        self.span.record("adapter", self.id.as_str());
         self.span.record("prompt_tokens", used.prompt);
         self.span.record("completion_tokens", used.completion);
         self.span.in_scope(|| tracing::debug!(outcome = outcome.name(), "settled"));
@@ -185,6 +197,11 @@ impl Account {
             receipt.committed().await;
         }
     }
+}
+
+/// The adapters that a request is at, each name once.
+fn names(target: &Target) -> BTreeSet<String> {
+    target.versions().into_iter().map(|version| version.name.clone()).collect()
 }
 
 /// How a request ended whose choices all did: cut short if one of them was.
@@ -210,7 +227,7 @@ struct Places {
 }
 
 struct Busy {
-    adapter: String,
+    adapters: BTreeSet<String>,
     admissions: Vec<Admission>,
 }
 
@@ -227,7 +244,7 @@ impl UnderWay {
         for busy in places.by_number.values() {
             for admission in &busy.admissions {
                 let names = if admission.get().is_some() { &mut running } else { &mut waiting };
-                names.insert(busy.adapter.clone());
+                names.extend(busy.adapters.iter().cloned());
             }
         }
         (running.into_iter().collect(), waiting.into_iter().collect())
@@ -241,13 +258,12 @@ struct Place {
 }
 
 impl Place {
-    fn new(api: &Arc<Api>, adapter: Option<&str>) -> Self {
-        let id = adapter.map(|name| {
+    fn new(api: &Arc<Api>, adapters: BTreeSet<String>) -> Self {
+        let id = (!adapters.is_empty()).then(|| {
             let mut places = api.under_way.lock();
             places.given += 1;
             let id = places.given;
-            let busy = Busy { adapter: name.to_owned(), admissions: Vec::new() };
-            places.by_number.insert(id, busy);
+            places.by_number.insert(id, Busy { adapters, admissions: Vec::new() });
             id
         });
         Self { api: api.clone(), id }

@@ -13,7 +13,7 @@ use super::wire::{
     ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatFields, ChatMessage,
     ChatRequest, ErrorBody, SamplingFields, Usage,
 };
-use super::{Api, errors, logprobs, messages, now, random_id, stream, target};
+use super::{Api, asked, errors, logprobs, messages, now, random_id, stream};
 use crate::access::Caller;
 use crate::engine::FinishReason;
 use crate::error::Result;
@@ -44,14 +44,13 @@ pub async fn post(
 ) -> Result<Response> {
     let ChatRequest { shared, own } = ChatRequest { shared: take(&mut body)?, own: rest(body)? };
     let (mut checked, conversation) = check(&api, shared.clone(), own)?;
-    let asked = target::asked(&shared, &api.app.base_name)?;
+    let asked = asked::asked(&shared, &api.app.base_name)?;
     let target = api.lease(&caller, asked, shared.user.as_deref()).await?;
     let tokens_default = checked.fill(&shared, &target, &api);
     let answer = async {
-        let version = target.lease.as_ref().map(|l| l.version().clone());
         let prompt = Prompt {
             param: "messages".to_owned(),
-            tokens: api.encode_chat(version, conversation).await?,
+            tokens: api.encode_chat(target.versions(), conversation).await?,
             continued: false,
             echo: None,
         };

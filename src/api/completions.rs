@@ -14,7 +14,7 @@ use super::wire::{
     self, Completion, CompletionChoice, CompletionFields, CompletionRequest, ErrorBody,
     SamplingFields, Usage,
 };
-use super::{Api, logprobs, now, random_id, stream, target};
+use super::{Api, asked, logprobs, now, random_id, stream};
 use crate::access::Caller;
 use crate::engine::FinishReason;
 use crate::error::Result;
@@ -51,7 +51,7 @@ pub async fn post(
     let echo = own.echo.unwrap_or(false);
     let mut checked = check(&api, &shared, &own)?;
     let prompts = inputs(&api, own.prompt, checked.n)?;
-    let asked = target::asked(&shared, &api.app.base_name)?;
+    let asked = asked::asked(&shared, &api.app.base_name)?;
     let target = api.lease(&caller, asked, shared.user.as_deref()).await?;
     let default = checked.fill(&shared, &target, &api).or(Some(TOKENS_DEFAULT));
     let answer = async {

@@ -9,6 +9,7 @@ mod account;
 mod adapters;
 mod aliases;
 mod archive;
+mod asked;
 mod audit;
 mod auth;
 mod body;

@@ -37,7 +37,7 @@ impl Checked {
     /// Fills in what the client left open from the adapter's own defaults. Returns its
     /// `max_new_tokens`, which the context may cut.
     pub fn fill(&mut self, asked: &SamplingFields, target: &Target, api: &Api) -> Option<u32> {
-        let own = &target.lease.as_ref()?.version().summary.generation;
+        let own = target.generation()?;
         let sampling = &mut self.sampling;
         let or = |asked: Option<f64>, own: Option<f32>, now: f32| match asked {
             Some(_) => now,

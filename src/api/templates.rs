@@ -73,18 +73,17 @@ impl Templates {
 }
 
 impl Api {
-    /// Tokens of a conversation for a version, `None` being the base. Errors: `no_chat_template`,
-    /// `chat_template_error`.
+    /// Tokens of a conversation for these versions, none being the base. Several render with their
+    /// own template only if all bring the same. Errors: `no_chat_template`, `chat_template_error`.
     pub async fn encode_chat(
         self: &Arc<Self>,
-        version: Option<Arc<Version>>,
+        versions: Vec<Arc<Version>>,
         conversation: Conversation,
     ) -> Result<Vec<u32>> {
-        let own = version.filter(|v| v.summary.chat_template);
-        let encoded = match own {
+        let encoded = match self.own_template(versions).await? {
             None => self.on_text(move |text| conversation.encode(text)).await,
-            Some(version) => {
-                let prompt = self.render(version, conversation).await?;
+            Some(source) => {
+                let prompt = self.render(source, conversation).await?;
                 self.on_text(move |text| text.encode(&prompt, false)).await
             }
         };
@@ -94,9 +93,27 @@ impl Api {
         })
     }
 
+    /// The template that all of these brought, if they did.
+    async fn own_template(
+        self: &Arc<Self>,
+        versions: Vec<Arc<Version>>,
+    ) -> Result<Option<Arc<TemplateSource>>> {
+        if versions.is_empty() || !versions.iter().all(|v| v.summary.chat_template) {
+            return Ok(None);
+        }
+        let api = self.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let sources = versions.iter().map(|version| api.template(version));
+            let sources = sources.collect::<Result<Vec<_>>>()?;
+            let same = sources.windows(2).all(|two| two[0] == two[1]);
+            Ok(sources.into_iter().next().filter(|_| same))
+        });
+        work.await.map_err(|_| Error::fault("reading a chat template failed"))?
+    }
+
     async fn render(
         self: &Arc<Self>,
-        version: Arc<Version>,
+        source: Arc<TemplateSource>,
         conversation: Conversation,
     ) -> Result<String> {
         let closed = |_| Error::fault("the template threads are gone");
@@ -104,7 +121,6 @@ impl Api {
         let api = self.clone();
         let work = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            let source = api.template(&version)?;
             api.app.sandbox.render(&source, &conversation.inputs())
         });
         work.await.map_err(|_| Error::fault("rendering the chat failed"))?

@@ -26,9 +26,9 @@ pub async fn tokenize(
     JsonObject(body): JsonObject,
 ) -> Result<Json<Tokenized>> {
     let asked: TokenizeRequest = rest(body)?;
-    let entry = match &asked.model {
-        Some(model) => api.look_up(&caller, model)?,
-        None => None,
+    let entries = match &asked.model {
+        Some(model) => api.look_up_all(&caller, model)?,
+        None => Vec::new(),
     };
     let special = asked.add_special_tokens.unwrap_or(true);
     let start = asked.add_generation_prompt.unwrap_or(true);
@@ -38,7 +38,8 @@ pub async fn tokenize(
             let list = messages::check(list, api.app.config.messages_max)?;
             let tools = messages::tools(asked.tools, None)?;
             let conversation = Conversation { messages: list, tools, add_generation_prompt: start };
-            api.encode_chat(entry.map(|e| e.version), conversation).await?
+            let versions = entries.into_iter().map(|entry| entry.version).collect();
+            api.encode_chat(versions, conversation).await?
         }
         (None, None) => return Err(missing("prompt")),
         (Some(_), Some(_)) => {
@@ -71,7 +72,7 @@ pub async fn detokenize(
 ) -> Result<Json<Detokenized>> {
     let asked: DetokenizeRequest = rest(body)?;
     if let Some(model) = &asked.model {
-        api.look_up(&caller, model)?;
+        api.look_up_all(&caller, model)?;
     }
     let vocab = api.app.vocab;
     if let Some(i) = asked.tokens.iter().position(|&t| t as usize >= vocab) {

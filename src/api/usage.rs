@@ -45,7 +45,7 @@ enum View {
     params(
         ("since" = Option<u64>, Query, description = "Unix seconds of a request's end, inclusive"),
         ("until" = Option<u64>, Query, description = "Unix seconds, exclusive"),
-        ("adapter" = Option<String>, Query, description = "Name without version, or `base`"),
+        ("adapter" = Option<String>, Query, description = "Name without version, `base`, or a sum"),
         ("tenant" = Option<String>, Query),
         ("view" = Option<String>, Query, description = "`sums` (default) or `records`"),
         ("limit" = Option<u64>, Query, description = "Rows, 1 to 10000; default 100"),

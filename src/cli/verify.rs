@@ -8,7 +8,7 @@
 mod merge;
 mod reference;
 
-use crate::adapters::bank::{Bank, Slot};
+use crate::adapters::bank::{Bank, Blend, Slot};
 use crate::adapters::format;
 use crate::error::{Error, Kind, Result};
 use crate::model::checkpoint::Checkpoint;
@@ -196,7 +196,7 @@ impl Ours {
             Some(_) => (vec![0, rows], vec![0, 1]),
             None => (vec![0], vec![0]),
         };
-        let slots: Vec<Slot> = self.slot.into_iter().collect();
+        let blends: Vec<Blend> = self.slot.map(Blend::from).into_iter().collect();
         let batch = Batch {
             tokens: tokens.to_vec(),
             positions: (position as u32..end as u32).collect(),
@@ -204,10 +204,10 @@ impl Ours {
             pages: (0..pages).collect(),
             page_indptr: vec![0, pages],
             segment_indptr,
-            segment_slots: slots.clone(),
+            segment_blends: blends.clone(),
             logit_rows: vec![rows - 1],
             logit_indptr,
-            logit_slots: slots,
+            logit_blends: blends,
         };
         self.model.forward(&batch, &self.bank)
     }

@@ -1,12 +1,12 @@
 //! From a plan to the flat arrays of one step.
 //!
-//! Owns the order of rows: sequences of one adapter are neighbours, base rows come last. Never
+//! Owns the order of rows: sequences of one blend are neighbours, base rows come last. Never
 //! decides who runs. The thing to know: a sequence's lease is checked against the bank here, once a
 //! step: wrong weights are a loud bug, never an answer.
 
 use super::scheduler::{Plan, Planned};
 use super::sequence::Sequence;
-use crate::adapters::bank::Bank;
+use crate::adapters::bank::{Bank, Blend};
 use crate::model::Batch;
 
 /// What a row of logits is for.
@@ -25,7 +25,7 @@ pub struct Builder {
     pub batch: Batch,
     /// One entry per row of logits, in the logits' order.
     pub logit_rows: Vec<LogitRow>,
-    /// Plan indices ordered by slot.
+    /// Plan indices ordered by blend.
     order: Vec<u32>,
 }
 
@@ -41,30 +41,32 @@ impl Builder {
                 pages: Vec::with_capacity(page_entries),
                 page_indptr: Vec::with_capacity(sequences_max + 1),
                 segment_indptr: Vec::with_capacity(sequences_max + 1),
-                segment_slots: Vec::with_capacity(sequences_max),
+                segment_blends: Vec::with_capacity(sequences_max),
                 logit_rows: Vec::with_capacity(logit_rows_max),
                 logit_indptr: Vec::with_capacity(sequences_max + 1),
-                logit_slots: Vec::with_capacity(sequences_max),
+                logit_blends: Vec::with_capacity(sequences_max),
             },
             logit_rows: Vec::with_capacity(logit_rows_max),
             order: Vec::with_capacity(sequences_max),
         }
     }
 
-    /// Fills `batch` and `logit_rows` for the plan. Panics when a sequence's slot holds another
-    /// digest than it leased.
+    /// Fills `batch` and `logit_rows` for the plan. Panics when a slot holds another digest than a
+    /// sequence leased.
     pub fn build(&mut self, plan: &Plan, running: &[Sequence], bank: &Bank) {
         self.clear();
-        let slot_of = |i: u32| running[plan.entries()[i as usize].sequence].slot();
+        let blend_of = |i: u32| running[plan.entries()[i as usize].sequence].blend();
         self.order.extend(0..plan.entries().len() as u32);
-        self.order.sort_unstable_by_key(|&i| (slot_of(i).map_or(u32::MAX, |s| s.0), i));
+        self.order.sort_unstable_by_key(|&i| {
+            let blend = blend_of(i);
+            (blend.is_none(), blend, i)
+        });
         for at in 0..self.order.len() {
             let planned = self.order[at];
             let row = plan.entries()[planned as usize];
             let sequence = &running[row.sequence];
-            if let Some(slot) = sequence.slot() {
-                let held = bank.digest(slot);
-                assert_eq!(held, sequence.digest(), "slot {slot:?} holds another adapter");
+            if let Some(lease) = &sequence.lease {
+                lease.check_in(bank);
             }
             self.push_rows(planned, row, sequence);
         }
@@ -81,11 +83,11 @@ impl Builder {
         b.page_indptr.push(0);
         b.segment_indptr.clear();
         b.segment_indptr.push(0);
-        b.segment_slots.clear();
+        b.segment_blends.clear();
         b.logit_rows.clear();
         b.logit_indptr.clear();
         b.logit_indptr.push(0);
-        b.logit_slots.clear();
+        b.logit_blends.clear();
         self.logit_rows.clear();
         self.order.clear();
     }
@@ -106,37 +108,32 @@ impl Builder {
         }
         b.pages.extend_from_slice(&sequence.pages);
         b.page_indptr.push(b.pages.len() as u32);
-        let Some(slot) = sequence.slot() else { return };
-        extend_segment(&mut b.segment_indptr, &mut b.segment_slots, slot, b.tokens.len());
+        let Some(blend) = sequence.blend() else { return };
+        extend_segment(&mut b.segment_indptr, &mut b.segment_blends, blend, b.tokens.len());
         if row.samples || row.prompt_logits {
-            extend_segment(&mut b.logit_indptr, &mut b.logit_slots, slot, b.logit_rows.len());
+            extend_segment(&mut b.logit_indptr, &mut b.logit_blends, blend, b.logit_rows.len());
         }
     }
 
     /// Invariant 6: borders strictly increasing, adapters distinct, base rows in no segment.
     fn check(&self) {
         let b = &self.batch;
-        for (indptr, slots) in
-            [(&b.segment_indptr, &b.segment_slots), (&b.logit_indptr, &b.logit_slots)]
+        for (indptr, blends) in
+            [(&b.segment_indptr, &b.segment_blends), (&b.logit_indptr, &b.logit_blends)]
         {
             assert!(indptr.windows(2).all(|w| w[0] < w[1]), "an empty segment");
-            assert!(slots.windows(2).all(|w| w[0] < w[1]), "an adapter in two segments");
+            assert!(blends.windows(2).all(|w| w[0] < w[1]), "a blend in two segments");
         }
         assert_eq!(b.page_indptr.len(), self.order.len() + 1);
         assert_eq!(b.logit_rows.len(), self.logit_rows.len());
     }
 }
 
-fn extend_segment(
-    indptr: &mut Vec<u32>,
-    slots: &mut Vec<crate::adapters::bank::Slot>,
-    slot: crate::adapters::bank::Slot,
-    end: usize,
-) {
-    if slots.last() == Some(&slot) {
+fn extend_segment(indptr: &mut Vec<u32>, blends: &mut Vec<Blend>, blend: Blend, end: usize) {
+    if blends.last() == Some(&blend) {
         *indptr.last_mut().expect("starts at 0") = end as u32;
     } else {
-        slots.push(slot);
+        blends.push(blend);
         indptr.push(end as u32);
     }
 }

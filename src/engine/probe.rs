@@ -63,9 +63,9 @@ fn batch(prompts: &[Vec<u32>], slot: Slot, first_page: u32) -> Batch {
         }
         if half == 0 {
             b.segment_indptr.push(b.tokens.len() as u32);
-            b.segment_slots.push(slot);
+            b.segment_blends.push(slot.into());
             b.logit_indptr = vec![0, b.logit_rows.len() as u32];
-            b.logit_slots.push(slot);
+            b.logit_blends.push(slot.into());
         }
     }
     b

@@ -3,7 +3,7 @@
 //! Owns the types both sides share. Never interprets text. The thing to know: the stream is a fixed
 //! ring; the engine never waits for its reader, and dropping the reader is the cancellation.
 
-use crate::adapters::registry::Lease;
+use crate::adapters::composition::Composition;
 use crate::error::Error;
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ pub struct Request {
     /// as text.
     pub stop_tokens: Vec<u32>,
     /// `None` is the base model.
-    pub lease: Option<Lease>,
+    pub lease: Option<Composition>,
     /// Whose turn is taken; empty for whoever has no tenant.
     pub tenant: String,
     /// Share of the tenant against others, at least 1.

@@ -10,8 +10,8 @@ use super::request::{Admitted, Event, EventSender, FinishReason, Request, Sampli
 use super::sampler::History;
 use super::scheduler::Flow;
 use crate::adapters::Digest;
-use crate::adapters::bank::Slot;
-use crate::adapters::registry::Lease;
+use crate::adapters::bank::Blend;
+use crate::adapters::composition::Composition;
 use crate::error::{Error, Kind};
 use std::time::{Duration, Instant};
 
@@ -69,8 +69,8 @@ pub struct Sequence {
     /// Whose turn it takes, and that one's share against others.
     pub tenant: String,
     pub weight: u32,
-    /// The version it is computed with, from submission to the end; `None` is the base model.
-    pub lease: Option<Lease>,
+    /// What it is computed with, from submission to the end; `None` is the base model.
+    pub lease: Option<Composition>,
     pub submitted: Instant,
     /// When it was first admitted; `None` while it has never run.
     pub admitted: Option<Instant>,
@@ -109,7 +109,7 @@ impl Sequence {
         sender: EventSender,
         submitted: Instant,
     ) -> Self {
-        let adapter = request.lease.as_ref().map(|lease| lease.version().digest);
+        let adapter = request.lease.as_ref().map(Composition::digest);
         let prompt_len = request.prompt.len();
         assert!(prompt_len > 0 && request.tokens_max > 0, "checked at the edge");
         assert!(prompt_len < context, "a prompt leaves room for one token: checked at the edge");
@@ -143,13 +143,13 @@ impl Sequence {
         }
     }
 
-    /// Where its adapter must be in the bank; `None` is the base model.
-    pub fn slot(&self) -> Option<Slot> {
-        self.lease.as_ref().map(Lease::slot)
+    /// Where its adapters must be in the bank; `None` is the base model.
+    pub fn blend(&self) -> Option<Blend> {
+        self.lease.as_ref().map(Composition::blend)
     }
-    /// The digest that slot must have.
+    /// The identity of what it is computed with.
     pub fn digest(&self) -> Option<Digest> {
-        self.lease.as_ref().map(|lease| lease.version().digest)
+        self.lease.as_ref().map(Composition::digest)
     }
     /// Identity of its keys and values.
     pub fn seed(&self) -> Seed {

@@ -259,7 +259,7 @@ impl Engine {
         while at < self.removals.len() {
             let slot = self.removals[at].slot;
             let users = self.scheduler.running().iter().chain(self.scheduler.waiting());
-            if users.into_iter().any(|s| s.slot() == Some(slot)) {
+            if users.into_iter().any(|s| s.blend().is_some_and(|b| b.has(slot))) {
                 at += 1;
                 continue;
             }

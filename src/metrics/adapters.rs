@@ -2,7 +2,8 @@
 //!
 //! Owns which name has series of its own. Never looks a name up in the registry: whoever renders
 //! says which names still exist. The thing to know: the first `adapters_max` names that have
-//! traffic get their own label, the rest share [`OTHER`]; a deleted name makes room.
+//! traffic get their own label, the rest share [`OTHER`]; a deleted name makes room. There is no
+//! end of compositions: all of them share [`COMPOSED`].
 
 use super::make::Make;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec};
@@ -12,6 +13,9 @@ use std::time::Duration;
 
 /// Label of requests for the base. No adapter can have this name.
 pub const BASE: &str = "base";
+/// Label of requests for several adapters summed, or for one weighted. No adapter can have this
+/// name.
+pub const COMPOSED: &str = "_composed";
 /// Label of adapters beyond the bound. No adapter can have this name.
 pub const OTHER: &str = "_other";
 
@@ -84,7 +88,8 @@ pub struct AdapterTable {
     adapters_max: usize,
     named: Mutex<HashMap<String, Arc<AdapterSeries>>>,
     base: OnceLock<Arc<AdapterSeries>>,
-    /// Made when it is first needed: most servers never do.
+    /// Made when they are first needed: most servers never do.
+    composed: OnceLock<Arc<AdapterSeries>>,
     other: OnceLock<Arc<AdapterSeries>>,
 }
 
@@ -117,6 +122,7 @@ impl AdapterTable {
             adapters_max,
             named: Mutex::default(),
             base: OnceLock::new(),
+            composed: OnceLock::new(),
             other: OnceLock::new(),
         };
         table.base.get_or_init(|| table.make(BASE));
@@ -141,6 +147,9 @@ impl AdapterTable {
         let Some(name) = adapter else {
             return self.base.get_or_init(|| self.make(BASE)).clone();
         };
+        if name == COMPOSED {
+            return self.composed.get_or_init(|| self.make(COMPOSED)).clone();
+        }
         let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(series) = named.get(name) {
             return series.clone();

@@ -135,7 +135,8 @@ impl Metrics {
         }
     }
 
-    /// Where the requests of `adapter` are counted; `None` is the base.
+    /// Where the requests of `adapter` are counted; `None` is the base, `adapters::COMPOSED` any
+    /// composition.
     pub fn series(&self, adapter: Option<&str>) -> Arc<AdapterSeries> {
         self.adapters.series(adapter)
     }

@@ -6,15 +6,14 @@
 
 use super::weights::Weights;
 use super::{Batch, ModelOptions};
-use crate::adapters::bank::{Bank, Prepared, Slot};
+use crate::adapters::bank::{Bank, Blend, Prepared, Slot};
+use crate::adapters::format::config::RANK_MAX;
 use crate::shape::{Activation, ModelShape, Norm, Projection, Site};
 use polylora_kernels::{
-    Act, Delta, Device, Dtype, Gate, KvCache, Linear, LoraScratch, NormWeight, Residual, RopeStore,
-    RopeTable, Rows, Segments, add_norm, add_norm_rows, attention, embed, glu, linear, rope_store,
+    Act, Add, AddEmbed, Device, Dtype, Gate, KvCache, Linear, LoraScratch, NormWeight, Residual,
+    RopeStore, RopeTable, Rows, Segments, add_norm, add_norm_rows, attention, embed, glu,
+    linear_sum, rope_store,
 };
-
-/// Highest rank of an adapter.
-const RANK_MAX: usize = 512;
 
 /// Memory of one step, taken at start. T = rows_max, S' = logit_rows_max.
 pub(super) struct Buffers {
@@ -88,22 +87,35 @@ impl<'a> Adapters<'a> {
         adapter.expect("a slot stays resident while a batch names it")
     }
 
-    fn of(&self, segment: usize) -> &'a Prepared {
-        self.of_slot(self.batch.segment_slots[segment])
+    fn add(&self, blend: &Blend, site: Site, add: Add<'_, 'a>) {
+        for (slot, weight) in blend.parts() {
+            if let Some(delta) = &self.of_slot(slot).deltas[self.shape.site_index(site)] {
+                add(delta, weight);
+            }
+        }
     }
 
-    fn delta(&self, segment: usize, site: Site) -> Option<&'a Delta> {
-        self.of(segment).deltas[self.shape.site_index(site)].as_ref()
+    fn deltas(&self, segment: usize, site: Site, add: Add<'_, 'a>) {
+        self.add(&self.batch.segment_blends[segment], site, add);
     }
 
     /// Of the head, by segment of `logit_rows`.
-    fn head(&self, segment: usize) -> Option<&'a Delta> {
-        let adapter = self.of_slot(self.batch.logit_slots[segment]);
-        adapter.deltas[self.shape.site_index(Site::Head)].as_ref()
+    fn head(&self, segment: usize, add: Add<'_, 'a>) {
+        self.add(&self.batch.logit_blends[segment], Site::Head, add);
     }
 
+    fn embedding(&self, segment: usize, add: AddEmbed<'_, 'a>) {
+        for (slot, weight) in self.batch.segment_blends[segment].parts() {
+            if let Some(delta) = &self.of_slot(slot).embedding {
+                add(delta, weight);
+            }
+        }
+    }
+
+    /// Only an adapter alone may replace norms.
     fn norm(&self, segment: usize, norm: Norm) -> Option<&'a [f32]> {
-        self.of(segment).norms[self.shape.norm_index(norm)].as_deref()
+        let slot = self.batch.segment_blends[segment].alone()?;
+        self.of_slot(slot).norms[self.shape.norm_index(norm)].as_deref()
     }
 }
 
@@ -121,7 +133,7 @@ impl<'a> Step<'a> {
     pub fn run<'b>(&self, b: &'b mut Buffers, kv: &mut KvCache) -> &'b mut [f32] {
         let shape = self.shape();
         let adapters = self.adapters();
-        let embedding = |g: usize| adapters.of(g).embedding.as_ref();
+        let embedding = |g: usize, add: AddEmbed<'_, 'a>| adapters.embedding(g, add);
         let h = &mut b.h[..self.rows() * shape.hidden];
         embed(
             self.device,
@@ -217,9 +229,9 @@ impl<'a> Step<'a> {
             self.linear(site(Projection::V), v),
         ];
         let read = [Projection::Q, Projection::K, Projection::V].map(site);
-        let delta = |i: usize, g: usize| adapters.delta(g, read[i]);
+        let deltas = |i: usize, g: usize, add: Add<'_, 'a>| adapters.deltas(g, read[i], add);
         let segments = self.segments();
-        linear(self.device, &b.x, rows, &mut outs, segments, &delta, &mut b.scratch);
+        linear_sum(self.device, &b.x, rows, &mut outs, segments, &deltas, &mut b.scratch);
 
         let window = shape.windows[layer];
         let local = self.rope_local.filter(|_| window.is_some());
@@ -264,9 +276,9 @@ impl<'a> Step<'a> {
         let mut outs =
             [self.linear(site(Projection::Gate), gate), self.linear(site(Projection::Up), up)];
         let read = [Projection::Gate, Projection::Up].map(site);
-        let delta = |i: usize, g: usize| adapters.delta(g, read[i]);
+        let deltas = |i: usize, g: usize, add: Add<'_, 'a>| adapters.deltas(g, read[i], add);
         let segments = self.segments();
-        linear(self.device, &b.x, rows, &mut outs, segments, &delta, &mut b.scratch);
+        linear_sum(self.device, &b.x, rows, &mut outs, segments, &deltas, &mut b.scratch);
         let kind = match shape.activation {
             Activation::Silu => Gate::Silu,
             Activation::GeluTanh => Gate::GeluTanh,
@@ -292,9 +304,9 @@ impl<'a> Step<'a> {
         scratch: &mut LoraScratch,
     ) {
         let adapters = self.adapters();
-        let delta = |_: usize, g: usize| adapters.delta(g, site);
+        let deltas = |_: usize, g: usize, add: Add<'_, 'a>| adapters.deltas(g, site, add);
         let mut outs = [self.linear(site, y)];
-        linear(self.device, x, rows, &mut outs, self.segments(), &delta, scratch);
+        linear_sum(self.device, x, rows, &mut outs, self.segments(), &deltas, scratch);
     }
 
     /// The head on the rows that are sampled. `[S', V]`
@@ -325,10 +337,10 @@ impl<'a> Step<'a> {
             self.segments(),
             &mut b.last,
         );
-        let delta = |_: usize, g: usize| adapters.head(g);
+        let deltas = |_: usize, g: usize, add: Add<'_, 'a>| adapters.head(g, add);
         let segments = Segments { indptr: &self.batch.logit_indptr };
         let mut outs = [self.linear(Site::Head, logits)];
-        linear(self.device, &b.last, rows, &mut outs, segments, &delta, &mut b.scratch);
+        linear_sum(self.device, &b.last, rows, &mut outs, segments, &deltas, &mut b.scratch);
         logits
     }
 }

@@ -16,7 +16,7 @@ mod rope;
 pub mod source;
 pub mod weights;
 
-use crate::adapters::bank::{Bank, Slot};
+use crate::adapters::bank::{Bank, Blend};
 use crate::error::{Error, Kind, Result};
 use crate::shape::{ModelShape, Rope};
 use forward::{Buffers, Step};
@@ -24,7 +24,7 @@ use polylora_kernels::{Device, Dtype, KvCache, RopeTable};
 use std::sync::Arc;
 use weights::Weights;
 
-/// The rows of one step. Adapter rows first, grouped by slot; base rows last. Buffers are reused
+/// The rows of one step. Adapter rows first, grouped by blend; base rows last. Buffers are reused
 /// from step to step.
 #[derive(Debug, Default, Clone)]
 pub struct Batch {
@@ -40,13 +40,13 @@ pub struct Batch {
     pub page_indptr: Vec<u32>,
     /// `[G + 1]` row borders
     pub segment_indptr: Vec<u32>,
-    /// `[G]` the adapter of each segment
-    pub segment_slots: Vec<Slot>,
+    /// `[G]` what each segment is computed with
+    pub segment_blends: Vec<Blend>,
     /// Rows whose logits are wanted, ascending. `[S']`
     pub logit_rows: Vec<u32>,
-    /// `[G' + 1]` borders over `logit_rows` of the segments that have any, and their slots
+    /// `[G' + 1]` borders over `logit_rows` of the segments that have any, and their blends
     pub logit_indptr: Vec<u32>,
-    pub logit_slots: Vec<Slot>,
+    pub logit_blends: Vec<Blend>,
 }
 
 /// Sizes that are fixed at start.

@@ -52,7 +52,8 @@ pub struct Record {
     /// Whose key it was; empty for one without a tenant.
     pub tenant: String,
     pub key_id: String,
-    /// Name, `base` for the base model, and version, 0 for the base.
+    /// Name and version; `base` for the base model, what it is called (`a@1:0.5+b@2`) for a sum of
+    /// adapters, both at version 0.
     pub adapter: String,
     pub version: u64,
     pub digest: String,

@@ -14,7 +14,7 @@ pub struct Filter {
     /// Unix milliseconds of the end: from `since_ms` on, before `until_ms`.
     pub since_ms: Option<u64>,
     pub until_ms: Option<u64>,
-    /// Name without version.
+    /// Name without version, or what a sum of adapters is called.
     pub adapter: Option<String>,
     pub tenant: Option<String>,
 }

@@ -16,7 +16,7 @@ use polylora::adapters::format::{Summary, check, prepare};
 use polylora::error::{Error, Kind};
 use polylora::shape::{ModelShape, Norm, Projection, Rope, RopeScaling, Site};
 use polylora_kernels::{
-    Act, Delta, Device, Dtype, Linear, LoraScratch, Matrix, Segments, embed, linear,
+    Act, AddEmbed, Delta, Device, Dtype, Linear, LoraScratch, Matrix, Segments, embed, linear,
 };
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -297,13 +297,15 @@ fn norms_in_modules_to_save_replace_and_fold_gemmas_one() {
     }
 }
 
-fn embedded(prepared: &Prepared, shape: &ModelShape, token: u32) -> Vec<f32> {
+fn embedded<'p>(prepared: &'p Prepared, shape: &ModelShape, token: u32) -> Vec<f32> {
     let zero = vec![0.0; shape.vocab * shape.hidden];
     let table = Matrix::from_f32(Dtype::F32, shape.vocab, shape.hidden, &zero);
     let mut h = vec![0.0; shape.hidden];
     let segments = Segments { indptr: &[0, 1] };
-    let delta = prepared.embedding.as_ref();
-    embed(&Device::cpu(1), &table, &[token], 1.0, segments, &|_| delta, &mut h);
+    let own = |_: usize, add: AddEmbed<'_, 'p>| {
+        prepared.embedding.iter().for_each(|delta| add(delta, 1.0));
+    };
+    embed(&Device::cpu(1), &table, &[token], 1.0, segments, &own, &mut h);
     h
 }
 

@@ -9,7 +9,12 @@ const SHOUTING: &str = "{% for m in messages %}<{{ m.role }}!>{{ m.content }}{{ 
                         {% endfor %}{% if add_generation_prompt %}<go>{% endif %}";
 
 /// Uploads a random adapter with files beside it.
-async fn upload(live: &Live, name: &str, seed: u64, beside: &[(&'static str, String)]) -> Answer {
+pub async fn upload(
+    live: &Live,
+    name: &str,
+    seed: u64,
+    beside: &[(&'static str, String)],
+) -> Answer {
     let mut form = form(&live.adapter_files(seed, 0.3));
     for (file, text) in beside {
         form = form.part(*file, Part::bytes(text.clone().into_bytes()).file_name(*file));
@@ -18,7 +23,7 @@ async fn upload(live: &Live, name: &str, seed: u64, beside: &[(&'static str, Str
     whole(live.request(Method::PUT, &path).multipart(form)).await
 }
 
-fn jinja(text: &str) -> (&'static str, String) {
+pub fn jinja(text: &str) -> (&'static str, String) {
     ("chat_template.jinja", text.to_owned())
 }
 
@@ -27,7 +32,7 @@ fn generation(fields: Value) -> (&'static str, String) {
 }
 
 /// The prompt that a chat becomes, as text.
-async fn prompt(live: &Live, model: &str) -> String {
+pub async fn prompt(live: &Live, model: &str) -> String {
     let messages = json!([{"role": "user", "content": "hello"}]);
     let asked = json!({"model": model, "messages": messages});
     let tokens = live.post("/tokenize", asked).await.json()["tokens"].clone();

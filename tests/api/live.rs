@@ -122,9 +122,20 @@ impl Live {
 
     /// Files of a random adapter.
     pub fn adapter_files(&self, seed: u64, strength: f32) -> PathBuf {
-        let dir = self.dir.path().join(format!("adapter-{seed}-{strength}"));
+        self.adapter_of(4, &[Projection::Q, Projection::Down], seed, strength)
+    }
+
+    /// The same of another rank, at other projections.
+    pub fn adapter_of(
+        &self,
+        rank: usize,
+        targets: &[Projection],
+        seed: u64,
+        strength: f32,
+    ) -> PathBuf {
+        let dir = self.dir.path().join(format!("adapter-{rank}-{seed}-{strength}"));
         let shape = ModelShape::from_config(&tiny::config(&case())).expect("a shape");
-        let mut recipe = Recipe::new(4, &[Projection::Q, Projection::Down], seed);
+        let mut recipe = Recipe::new(rank, targets, seed);
         recipe.strength = strength;
         write_adapter(&dir, &shape, &recipe);
         dir

@@ -8,6 +8,7 @@ mod adapters;
 mod answers;
 mod bundles;
 mod compat;
+mod compose;
 mod keys;
 mod lifetime;
 mod limits;

@@ -2,7 +2,7 @@
 //!
 //! Tests compare the engine, and the model itself, against what this computes.
 
-use polylora::adapters::bank::{Bank, Slot};
+use polylora::adapters::bank::{Bank, Blend, Slot};
 use polylora::model::{Batch, Model, ModelOptions};
 use polylora_kernels::{Device, Dtype, KvCache};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ pub use polylora::model::weights::Weights;
 pub struct Stream {
     pub tokens: Vec<u32>,
     pub computed: usize,
-    pub slot: Option<Slot>,
+    pub blend: Option<Blend>,
     pages: Vec<u32>,
 }
 
@@ -43,12 +43,17 @@ impl Runner {
 
     /// A new sequence with room for `tokens_max` tokens.
     pub fn stream(&mut self, tokens: &[u32], slot: Option<Slot>, tokens_max: usize) -> Stream {
+        self.blended(tokens, slot.map(Blend::from), tokens_max)
+    }
+
+    /// The same with several adapters.
+    pub fn blended(&mut self, tokens: &[u32], blend: Option<Blend>, tokens_max: usize) -> Stream {
         let count = tokens_max.div_ceil(KvCache::PAGE) as u32;
         assert!(self.pages_next + count <= self.pages_total, "runner is out of pages");
         // Highest first: pages of one sequence are never in ascending order.
         let pages = (self.pages_next..self.pages_next + count).rev().collect();
         self.pages_next += count;
-        Stream { tokens: tokens.to_vec(), computed: 0, slot, pages }
+        Stream { tokens: tokens.to_vec(), computed: 0, blend, pages }
     }
 
     /// Forgets every sequence's pages.
@@ -73,7 +78,7 @@ impl Runner {
             if parts.is_empty() {
                 return;
             }
-            parts.sort_by_key(|&(i, _, _)| streams[i].slot.map_or(u32::MAX, |s| s.0));
+            parts.sort_by_key(|&(i, _, _)| (streams[i].blend.is_none(), streams[i].blend));
             let batch = batch_of(&parts, streams);
             let vocab = self.model.shape().vocab;
             let logits = self.model.forward(&batch, &self.bank);
@@ -151,15 +156,15 @@ fn batch_of(parts: &[(usize, usize, usize)], streams: &[Stream]) -> Batch {
         }
         b.pages.extend_from_slice(&s.pages);
         b.page_indptr.push(b.pages.len() as u32);
-        let Some(slot) = s.slot else { continue };
-        if b.segment_slots.last() == Some(&slot) {
+        let Some(blend) = s.blend else { continue };
+        if b.segment_blends.last() == Some(&blend) {
             *b.segment_indptr.last_mut().expect("starts at 0") = b.tokens.len() as u32;
         } else {
-            b.segment_slots.push(slot);
+            b.segment_blends.push(blend);
             b.segment_indptr.push(b.tokens.len() as u32);
         }
     }
     b.logit_indptr = b.segment_indptr.clone();
-    b.logit_slots = b.segment_slots.clone();
+    b.logit_blends = b.segment_blends.clone();
     b
 }

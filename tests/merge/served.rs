@@ -1,4 +1,5 @@
-//! Merged adapters on the real demo model, against PEFT's logprobs and greedy tokens.
+//! Merged adapters on the real demo model, against PEFT's logprobs and greedy tokens. What is an
+//! exact sum is also asked for as a composition, which must say what the merged one says.
 //!
 //! The `_svd` methods make every product in full, which takes half a minute: they join when
 //! `POLYLORA_ROUNDS` is set. Their layer-0 tensors are always compared (`oracle.rs`).
@@ -6,7 +7,7 @@
 use crate::common::golden_adapter;
 use crate::common::runner::{Runner, Stream, Weights, logprobs_at};
 use crate::oracle::{GOLDEN, spec};
-use polylora::adapters::bank::Slot;
+use polylora::adapters::bank::{Blend, Slot};
 use polylora::adapters::format::factors::{OpenAdapter, open};
 use polylora::adapters::format::{prepare, write};
 use polylora::merge::Merge;
@@ -14,6 +15,8 @@ use polylora::merge::spec::{Method, Spec};
 use polylora::model::{checkpoint::Checkpoint, source};
 use polylora_kernels::Dtype;
 use serde_json::Value;
+use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 const LOGPROB_TOLERANCE: f64 = 2e-3;
@@ -42,8 +45,14 @@ fn install(runner: &mut Runner, spec: Spec) -> Slot {
     let dir = tempfile::tempdir().expect("directory");
     let merged = merge.finish().expect("merged");
     write::write(dir.path(), &merged.modules, Some("base")).expect("written");
+    install_dir(runner, dir.path())
+}
+
+fn install_dir(runner: &mut Runner, dir: &Path) -> Slot {
+    let weights = runner.model.weights.clone();
     let (rows, bias) = (weights.base_rows(), weights.base_bias());
-    let (_, prepared) = prepare(dir.path(), shape, Dtype::F32, &rows, &bias).expect("it loads");
+    let prepared = prepare(dir, &weights.shape, Dtype::F32, &rows, &bias);
+    let (_, prepared) = prepared.expect("it loads");
     runner.bank.install(prepared).ok().expect("a free slot")
 }
 
@@ -56,8 +65,10 @@ fn merged_adapters_say_what_pefts_say() {
     let mut runner = Runner::new(Arc::new(weights), Dtype::F32, 4_000);
     let prompts: Vec<Vec<u32>> =
         golden["info"]["prompt_ids"].as_array().expect("prompts").iter().map(ids).collect();
+    let alone =
+        ["pirate", "ticket-json"].map(|name| install_dir(&mut runner, &golden_adapter(name)));
     let mut streams: Vec<Stream> = Vec::new();
-    let mut owners: Vec<(&str, &Value)> = Vec::new();
+    let mut owners: Vec<(String, &Value)> = Vec::new();
     for (case, result) in golden["results"].as_object().expect("results") {
         if case.ends_with("_svd") && std::env::var_os("POLYLORA_ROUNDS").is_none() {
             continue;
@@ -72,15 +83,25 @@ fn merged_adapters_say_what_pefts_say() {
                 spec
             }
         };
-        let slot = install(&mut runner, spec);
-        for (p, tokens) in prompts.iter().enumerate() {
-            streams.push(runner.stream(tokens, Some(slot), tokens.len() + 20));
-            owners.push((case, &result["prompts"][p.to_string()]));
+        let mut ways = Vec::new();
+        if spec.method == Method::Cat {
+            let weights = spec.sources.iter().map(|source| source.weight as f32);
+            ways.push((format!("{case} composed"), Blend::new(alone.into_iter().zip(weights))));
+        }
+        ways.push((case.clone(), install(&mut runner, spec).into()));
+        for (way, blend) in ways {
+            for (p, tokens) in prompts.iter().enumerate() {
+                streams.push(runner.blended(tokens, Some(blend), tokens.len() + 20));
+                owners.push((way.clone(), &result["prompts"][p.to_string()]));
+            }
         }
     }
+    let composed = owners.iter().filter(|(way, _)| way.ends_with(" composed")).count();
+    assert_eq!(composed, 2 * prompts.len(), "`cat` and `both_active` are sums");
     let lens: Vec<usize> = streams.iter().map(|s| s.tokens.len()).collect();
+    let mut said: HashMap<(String, usize), Vec<f64>> = HashMap::new();
     runner.advance(&mut streams, |i, position, logits| {
-        let (case, expected) = owners[i];
+        let (case, expected) = &owners[i];
         if position + 1 == lens[i] {
             let ours = logprobs_at(logits, &ids(&expected["top_ids"]));
             let theirs = expected["top_logprobs"].as_array().expect("logprobs").iter();
@@ -89,6 +110,14 @@ fn merged_adapters_say_what_pefts_say() {
             let most = apart.fold(0.0, f64::max);
             eprintln!("{case:20} {most:.2e}");
             assert!(most < LOGPROB_TOLERANCE, "{case}: logprobs {most} apart");
+            let key = case.trim_end_matches(" composed").to_owned();
+            let before = said.insert((key.clone(), i % prompts.len()), ours.clone());
+            if let Some(before) = before {
+                let apart = before.iter().zip(&ours).map(|(x, y)| (x - y).abs());
+                let most = apart.fold(0.0, f64::max);
+                eprintln!("{key:20} {most:.2e} between composed and merged");
+                assert!(most < 1e-4, "{key}: composed and merged are {most} apart");
+            }
         }
     });
     streams.iter_mut().for_each(|s| s.computed -= 1); // so that the last logits are seen again

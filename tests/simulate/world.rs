@@ -178,8 +178,8 @@ impl World {
         let overtaken = TENANTS.len() * (self.overtaking_max() / TOKEN) as usize;
         client.deadline = self.seen.steps + 3 * (steps + client.len_max + overtaken);
         client.before = self.done.clone();
-        request.lease = (adapter > 0).then(|| lease(adapter));
-        client.version = request.lease.as_ref().map(|lease| lease.version().clone());
+        request.lease = (adapter > 0).then(|| lease(adapter).into());
+        client.version = request.lease.as_ref().and_then(|lease| lease.alone()).cloned();
         let now = self.now();
         let sequence = Sequence::new(self.next_id, request, &BASE, self.context, sender, now);
         self.scheduler.submit(sequence);

@@ -33,7 +33,7 @@ pub fn ask(tenant: &str, number: u8, prompt: usize, tokens: u32) -> Request {
         tokens_max: tokens,
         tokens_min: 0,
         stop_tokens: vec![],
-        lease: (number > 0).then(|| lease(number)),
+        lease: (number > 0).then(|| lease(number).into()),
         tenant: tenant.to_owned(),
         weight: 1,
     }

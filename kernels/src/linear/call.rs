@@ -203,16 +203,18 @@ impl<'c> Call<'c> {
 
     unsafe fn shrink(&self, piece: &Piece, after: *const u8) {
         let (x, x_stride) = self.x.wide();
+        let change = &self.changes[piece.change as usize];
         let at = Shrink {
             x: x.as_ptr(),
             x_stride,
             rows: piece.rows[0] as usize..piece.rows[1] as usize,
             ranks: piece.ranks[0] as usize..piece.ranks[1] as usize,
-            u: self.u(piece.site as usize),
+            u: self.u(piece.site as usize).wrapping_add(change.column as usize),
             u_stride: self.u_stride,
+            weight: change.weight,
             after,
         };
-        self.changes[piece.change as usize].delta().shrink(self.isa, at);
+        change.delta().shrink(self.isa, at);
     }
 
     /// Adds the deltas of `rows`, and the bias, to x·Wᵀ.

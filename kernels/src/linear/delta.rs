@@ -118,6 +118,11 @@ impl Delta {
         Delta { factors, rank, inputs, outputs, gain, bias }
     }
 
+    /// Whether it multiplies what it is added to.
+    pub fn has_gain(&self) -> bool {
+        self.gain.is_some()
+    }
+
     /// R.
     pub fn rank(&self) -> usize {
         self.rank

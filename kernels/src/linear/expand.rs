@@ -1,4 +1,4 @@
-//! y = gain ∘ (y + u·Bᵀ) + delta.bias + bias of one segment:   u `[T, R]` f32   B `[R, O]` in
+//! y = gain ∘ (y + u·Bᵀ) + w·delta.bias + bias of one change:   u `[T, R]` f32   B `[R, O]` in
 //! blocks   y `[T, O]` f32.
 //!
 //! Lanes over outputs; every output is one chain over the ranks in order, on top of x·Wᵀ. One row
@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use crate::linear::Change;
-use crate::linear::delta::{Delta, FactorB, Stream, block_start, block_width};
+use crate::linear::delta::{FactorB, Stream, block_start, block_width};
 use crate::matrix::BLOCK;
 use crate::simd::{Element, GROUP, Kernel, LANES, Simd};
 
@@ -21,7 +21,7 @@ pub(super) struct Expand<'a> {
     pub(super) outputs: usize,
     /// The base's bias, where it was not added yet.
     pub(super) bias: Option<&'a [f32]>,
-    /// Those of some of `rows`, in their order.
+    /// Those of some of `rows`, in their order; several of the same rows follow each other.
     pub(super) changes: &'a [Change],
 }
 
@@ -31,8 +31,14 @@ struct Segment<'a, E> {
     rows: Range<usize>,
     b: &'a [E],
     rank: usize,
+    /// Where its ranks start in u.
+    column: usize,
     gain: Option<&'a [f32]>,
+    /// The delta's, and its weight.
     own_bias: Option<&'a [f32]>,
+    weight: f32,
+    /// The base's, where this change is the last of its rows.
+    bias: Option<&'a [f32]>,
     /// What this thread probably reads next.
     after: *const u8,
 }
@@ -44,14 +50,15 @@ impl Kernel for Expand<'_> {
     unsafe fn run<S: Simd>(self) {
         let mut row = self.rows.start;
         for (index, change) in self.changes.iter().enumerate() {
-            let start = change.rows().start.max(row);
+            let start = change.rows().start.max(self.rows.start);
             let end = change.rows().end.min(self.rows.end);
+            // Empty where the change before is of the same rows.
             self.base_rows::<S>(row..start);
             // Runs of B are short when blocks are few: the run to ask for is some changes on.
             let run = change.delta().b_bytes(self.blocks.clone()).max(1);
             let next = self.changes.get(index + (Stream::DISTANCE / run).max(1));
             let after = next.map_or(std::ptr::null(), |n| n.delta().place_b(self.blocks.start));
-            self.changed_rows::<S>(change.delta(), start..end, after);
+            self.changed_rows::<S>(change, start..end, after);
             row = end;
         }
         self.base_rows::<S>(row..self.rows.end);
@@ -60,16 +67,33 @@ impl Kernel for Expand<'_> {
 
 impl Expand<'_> {
     #[inline(always)]
-    unsafe fn changed_rows<S: Simd>(&self, delta: &Delta, rows: Range<usize>, after: *const u8) {
-        let (b, gain, own_bias) = delta.parts();
-        let rank = delta.rank();
-        match b {
-            FactorB::F32(b) => {
-                Segment { at: self, rows, b, rank, gain, own_bias, after }.run::<S>();
-            }
-            FactorB::Bf16(b) => {
-                Segment { at: self, rows, b, rank, gain, own_bias, after }.run::<S>();
-            }
+    unsafe fn changed_rows<S: Simd>(&self, change: &Change, rows: Range<usize>, after: *const u8) {
+        match change.delta().parts().0 {
+            FactorB::F32(b) => self.segment(change, b, rows, after).run::<S>(),
+            FactorB::Bf16(b) => self.segment(change, b, rows, after).run::<S>(),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn segment<'a, E>(
+        &'a self,
+        change: &'a Change,
+        b: &'a [E],
+        rows: Range<usize>,
+        after: *const u8,
+    ) -> Segment<'a, E> {
+        let (_, gain, own_bias) = change.delta().parts();
+        Segment {
+            at: self,
+            rows,
+            b,
+            rank: change.delta().rank(),
+            column: change.column as usize,
+            gain,
+            own_bias,
+            weight: change.weight,
+            bias: self.bias.filter(|_| change.last),
+            after,
         }
     }
 
@@ -145,6 +169,7 @@ impl<E: Element> Segment<'_, E> {
             distance: Stream::DISTANCE.min(bytes).max(1),
         };
         let ahead = stream.ahead(b.cast());
+        let column = self.at.u.wrapping_add(self.column);
         for r in 0..self.rank {
             let mut factors = [[S::zero(); 2]; GROUPS];
             for (g, pair) in factors.iter_mut().enumerate() {
@@ -157,7 +182,7 @@ impl<E: Element> Segment<'_, E> {
                 }
             }
             for (t, sums) in acc.iter_mut().enumerate() {
-                let u = S::splat(*self.at.u.add((row + t) * self.at.u_stride + r));
+                let u = S::splat(*column.add((row + t) * self.at.u_stride + r));
                 let sums = sums.as_flattened_mut().iter_mut();
                 for (sum, &factor) in sums.zip(factors.as_flattened()) {
                     *sum = S::fma(u, factor, *sum);
@@ -186,13 +211,17 @@ impl<E: Element> Segment<'_, E> {
         (self.at.y.wrapping_add(row * self.at.outputs + output), n, output)
     }
 
-    /// gain ∘ sum + biases.
+    /// gain ∘ sum + w·own_bias + bias. A weight of 1 changes no bit of the product.
     #[inline(always)]
     unsafe fn finish<S: Simd>(&self, mut sum: S::F, output: usize, n: usize) -> S::F {
         if let Some(gain) = self.gain {
             sum = S::mul(sum, S::load_n(gain.as_ptr().wrapping_add(output), n));
         }
-        for bias in [self.own_bias, self.at.bias].into_iter().flatten() {
+        if let Some(own) = self.own_bias {
+            let own = S::load_n(own.as_ptr().wrapping_add(output), n);
+            sum = S::fma(S::splat(self.weight), own, sum);
+        }
+        if let Some(bias) = self.bias {
             sum = S::add(sum, S::load_n(bias.as_ptr().wrapping_add(output), n));
         }
         sum

@@ -2,7 +2,9 @@
 //!
 //! x `[T, I]`   W `[O, I]`   y `[T, O]`   and for every segment g its own A `[R, I]`, B `[O, R]`
 //! (scale folded in), gain `[O]`, bias `[O]`. Rows without a delta are x·Wᵀ + bias and cost nothing
-//! beyond it.
+//! beyond it. A segment may have several weighted deltas ([`linear_sum`]):
+//! y = x·Wᵀ + Σ w·((x·Aᵀ)·Bᵀ + delta.bias) + bias, each a change of the same rows by the same code;
+//! their u lie side by side.
 //!
 //! One fork, whatever the number of adapters, ranks and sites: u = x·Aᵀ of every (site, segment),
 //! and, output block by output block, x·Wᵀ and on top of it u·Bᵀ of every segment ([`call`] says in
@@ -11,7 +13,7 @@
 //!
 //! Numerics: sums in f32. W·x is one chain over the inputs in order (fused multiply-add; with
 //! `vdpbf16ps` a pair at a time). u is 16 chains (inputs i, i+16, …) joined in one order. The delta
-//! is added on top of x·Wᵀ rank by rank. With bf16 weights W multiplies x rounded once to bf16; A
+//! is added on top of x·Wᵀ rank by rank, its weight multiplied into u. With bf16 weights W multiplies x rounded once to bf16; A
 //! multiplies the f32 x; u stays f32.
 
 mod base;
@@ -35,6 +37,8 @@ pub use delta::Delta;
 
 /// Sites of one call at most.
 pub const SITES_MAX: usize = 3;
+/// Weighted deltas of one segment at most.
+pub const PARTS_MAX: usize = 8;
 /// Rows and ranks of a piece of u at most. Sixteen ranks of a row are a cache line, which two
 /// threads should not write.
 const PIECE_ROWS: usize = 32;
@@ -51,15 +55,23 @@ pub struct Linear<'a> {
     pub y: &'a mut [f32],
 }
 
-/// Which delta the rows of a segment have at a site; `None` leaves them at the base.
-type DeltaOf<'c, 'd> = &'c dyn Fn(usize, usize) -> Option<&'d Delta>;
+/// Takes a delta and its weight.
+pub type Add<'c, 'd> = &'c mut dyn FnMut(&'d Delta, f32);
+
+/// Tells, by site and segment, the deltas that the segment's rows have there.
+type Deltas<'c, 'd> = &'c dyn Fn(usize, usize, Add<'_, 'd>);
 
 /// A delta of one site and the rows it changes. Looked up once a call: a delta's own page has left
 /// the caches since the last step, and many tasks ask for it.
 #[derive(Clone, Copy)]
 struct Change {
     delta: *const Delta,
+    weight: f32,
     rows: [u32; 2],
+    /// Where its ranks start in the rows of u.
+    column: u32,
+    /// No other change of the same rows comes after it.
+    last: bool,
 }
 
 // SAFETY: a delta is immutable, and its owner outlives the call that listed it.
@@ -105,16 +117,18 @@ pub struct LoraScratch {
 }
 
 impl LoraScratch {
-    /// For steps of at most `rows_max` rows and adapters of rank at most `rank_max`.
+    /// For steps of at most `rows_max` rows, and ranks of a row's deltas of at most `rank_max` in
+    /// sum.
     pub fn new(rows_max: usize, rank_max: usize) -> LoraScratch {
         // Rows of u start at a cache line of their own.
         let u_stride = rank_max.next_multiple_of(PIECE_RANKS);
-        // A segment has a row at least, so chunks of rows never outnumber rows.
-        let pieces = SITES_MAX * rows_max * rank_max.div_ceil(PIECE_RANKS);
+        // A segment has a row at least, so chunks of rows never outnumber rows; each delta may end
+        // in a piece that is not full.
+        let pieces = SITES_MAX * rows_max * (rank_max.div_ceil(PIECE_RANKS) + PARTS_MAX - 1);
         LoraScratch {
             u: Buffer::zeroed(SITES_MAX * rows_max * u_stride),
             u_stride,
-            changes: Vec::with_capacity(SITES_MAX * rows_max),
+            changes: Vec::with_capacity(SITES_MAX * rows_max * PARTS_MAX),
             firsts: [0; SITES_MAX + 1],
             pieces: Vec::with_capacity(pieces),
             states: Vec::new(),
@@ -146,12 +160,36 @@ pub fn linear<'d>(
     delta: &dyn Fn(usize, usize) -> Option<&'d Delta>,
     scratch: &mut LoraScratch,
 ) {
+    let alone = |i: usize, g: usize, add: Add<'_, 'd>| {
+        if let Some(delta) = delta(i, g) {
+            add(delta, 1.0);
+        }
+    };
+    linear_sum(dev, x, rows, outs, segments, &alone, scratch);
+}
+
+/// The same for segments with several weighted deltas: `deltas(i, g, add)` adds those that the rows
+/// of segment `g` have at output `i`, in the order in which they are summed. One delta of weight 1
+/// gives the very bits of [`linear`].
+///
+/// # Panics
+/// As [`linear`]; on more than [`PARTS_MAX`] deltas of a segment, and on a gain whose delta is not
+/// alone with weight 1 (what it means then is not a sum).
+pub fn linear_sum<'d>(
+    dev: &Device,
+    x: &Act,
+    rows: usize,
+    outs: &mut [Linear<'_>],
+    segments: Segments<'_>,
+    deltas: &dyn Fn(usize, usize, Add<'_, 'd>),
+    scratch: &mut LoraScratch,
+) {
     dev.count_op();
     check(x, rows, outs, segments, scratch);
     if rows == 0 {
         return;
     }
-    scratch.plan(dev, outs, segments, delta);
+    scratch.plan(dev, outs, segments, deltas);
     let cut = Cut::new(dev, rows, outs);
     let sites = std::array::from_fn(|i| {
         let changed = scratch.firsts[i] < scratch.firsts[i + 1];
@@ -180,7 +218,7 @@ impl LoraScratch {
         dev: &Device,
         outs: &[Linear<'_>],
         segments: Segments<'_>,
-        delta: DeltaOf<'_, '_>,
+        deltas: Deltas<'_, '_>,
     ) {
         self.changes.clear();
         self.pieces.clear();
@@ -194,33 +232,46 @@ impl LoraScratch {
                 continue;
             };
             for g in 0..segments.count() {
-                let Some(delta) = delta(i, g) else { continue };
-                self.check_delta(delta, out.weight, i, g);
-                let rows = segments.rows(g);
-                let change = self.changes.len();
-                self.pieces.extend(pieces(i, change, rows.clone(), delta.rank()));
-                let rows = [rows.start as u32, rows.end as u32];
-                self.changes.push(Change { delta, rows });
+                let (first, mut column) = (self.changes.len(), 0);
+                deltas(i, g, &mut |delta, weight| {
+                    check_delta(delta, out.weight, i, g);
+                    let rows = segments.rows(g);
+                    let change = self.changes.len();
+                    self.pieces.extend(pieces(i, change, rows.clone(), delta.rank()));
+                    let rows = [rows.start as u32, rows.end as u32];
+                    self.changes.push(Change { delta, weight, rows, column, last: false });
+                    column += delta.rank() as u32;
+                });
+                let most = self.rank_max;
+                assert!(column as usize <= most, "rank {column}, scratch for {most}");
+                self.end_segment(first);
             }
             self.firsts[i + 1] = self.changes.len();
         }
     }
 
-    fn check_delta(&self, delta: &Delta, weight: &Matrix, i: usize, g: usize) {
-        let (outputs, inputs) = (weight.outputs(), weight.inputs());
-        assert!(
-            delta.outputs() == outputs && delta.inputs() == inputs,
-            "site {i}, segment {g}: a delta of [{}, {}] on W [{outputs}, {inputs}]",
-            delta.outputs(),
-            delta.inputs(),
-        );
-        assert!(
-            delta.rank() <= self.rank_max,
-            "rank {}, scratch for {}",
-            delta.rank(),
-            self.rank_max
-        );
+    /// The changes from `first` on are all that their rows have at a site.
+    fn end_segment(&mut self, first: usize) {
+        let of_rows = &mut self.changes[first..];
+        assert!(of_rows.len() <= PARTS_MAX, "{} deltas, at most {PARTS_MAX}", of_rows.len());
+        let alone = of_rows.len() == 1 && of_rows[0].weight == 1.0;
+        // SAFETY: within the call that listed them.
+        let gained = of_rows.iter().any(|change| unsafe { change.delta() }.has_gain());
+        assert!(alone || !gained, "a gain is of a delta alone");
+        if let Some(last) = of_rows.last_mut() {
+            last.last = true;
+        }
     }
+}
+
+fn check_delta(delta: &Delta, weight: &Matrix, i: usize, g: usize) {
+    let (outputs, inputs) = (weight.outputs(), weight.inputs());
+    assert!(
+        delta.outputs() == outputs && delta.inputs() == inputs,
+        "site {i}, segment {g}: a delta of [{}, {}] on W [{outputs}, {inputs}]",
+        delta.outputs(),
+        delta.inputs(),
+    );
 }
 
 /// Cuts the rows of one change into pieces of at most `PIECE_ROWS` rows by `PIECE_RANKS` ranks.

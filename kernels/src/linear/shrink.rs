@@ -1,4 +1,4 @@
-//! u = x·Aᵀ of one segment:   x `[T, I]` f32   A `[R, I]`   u `[T, R]` f32.
+//! u = w·x·Aᵀ of one change:   x `[T, I]` f32   A `[R, I]`   u `[T, R]` f32.
 //!
 //! Lanes over inputs: 16 chains (inputs i, i+16, …) joined in one order. A tile of 4 ranks by 4
 //! rows lives in registers; one row reads A as one stream.
@@ -16,6 +16,8 @@ pub(super) struct Shrink {
     pub(super) ranks: Range<usize>,
     pub(super) u: *mut f32,
     pub(super) u_stride: usize,
+    /// w; 1 keeps every bit.
+    pub(super) weight: f32,
     /// What this thread probably reads next.
     pub(super) after: *const u8,
 }
@@ -102,7 +104,8 @@ impl<E: Element> ShrinkRows<E> {
         }
         for (t, sums) in acc.iter().enumerate() {
             for (r, &sum) in sums.iter().enumerate() {
-                *self.at.u.add((row + t) * self.at.u_stride + rank + r) = S::sum(sum);
+                *self.at.u.add((row + t) * self.at.u_stride + rank + r) =
+                    self.at.weight * S::sum(sum);
             }
         }
     }

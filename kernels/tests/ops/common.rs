@@ -81,12 +81,35 @@ impl Adapter {
         outputs: usize,
         dora: bool,
     ) -> Adapter {
+        Self::with(rng, dtype, rank, (inputs, outputs), dora, dora)
+    }
+
+    /// With a bias of its own, perhaps, and no gain.
+    pub fn biased(
+        rng: &mut Rng,
+        dtype: Dtype,
+        rank: usize,
+        inputs: usize,
+        outputs: usize,
+        biased: bool,
+    ) -> Adapter {
+        Self::with(rng, dtype, rank, (inputs, outputs), false, biased)
+    }
+
+    fn with(
+        rng: &mut Rng,
+        dtype: Dtype,
+        rank: usize,
+        (inputs, outputs): (usize, usize),
+        gained: bool,
+        biased: bool,
+    ) -> Adapter {
         let a = rng.stored(dtype, rank * inputs);
         let b = rng.stored(dtype, rank * outputs);
         // A power of two keeps scale · B exact in bf16.
         let scale = 0.25;
-        let gain = dora.then(|| rng.values(outputs));
-        let bias = dora.then(|| rng.values(outputs));
+        let gain = gained.then(|| rng.values(outputs));
+        let bias = biased.then(|| rng.values(outputs));
         let (g, c) = (gain.clone(), bias.clone());
         let delta = Delta::new(dtype, rank, inputs, outputs, &a, &b, scale, g, c);
         Adapter { rank, a, b, scale, gain, bias, delta }

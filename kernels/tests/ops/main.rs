@@ -5,3 +5,4 @@ mod attention;
 mod common;
 mod linear;
 mod pointwise;
+mod sums;

@@ -3,8 +3,8 @@
 use crate::common::{DTYPES, Rng, assert_close, devices, rounded};
 use polylora_kernels::reference::{self, rms_norm, segment_of};
 use polylora_kernels::{
-    Act, Device, Dtype, EmbedDelta, Gate, Matrix, NormWeight, Residual, Segments, add_norm,
-    add_norm_rows, argmax, embed, glu,
+    Act, AddEmbed, Device, Dtype, EmbedDelta, Gate, Matrix, NormWeight, Residual, Segments,
+    add_norm, add_norm_rows, argmax, embed, glu,
 };
 
 fn wide(x: &[f32]) -> Vec<f64> {
@@ -82,6 +82,20 @@ fn gates_equal_the_f64_formulas_from_minus_100_to_100() {
     }
 }
 
+fn add_embed<'d>(
+    dev: &Device,
+    table: &Matrix,
+    tokens: &[u32],
+    segments: Segments<'_>,
+    deltas: &[&[(&'d EmbedDelta, f32)]],
+    h: &mut [f32],
+) {
+    let each = |g: usize, add: AddEmbed<'_, 'd>| {
+        deltas[g].iter().for_each(|&(delta, weight)| add(delta, weight));
+    };
+    embed(dev, table, tokens, 3.0, segments, &each, h);
+}
+
 #[test]
 fn embed_looks_up_scales_and_adds_the_segments_delta() {
     let mut rng = Rng(23);
@@ -91,19 +105,30 @@ fn embed_looks_up_scales_and_adds_the_segments_delta() {
             let table = rng.stored(dtype, vocab * hidden);
             let (a, b) = (rng.stored(dtype, rank * vocab), rng.stored(dtype, hidden * rank));
             let delta = EmbedDelta::new(dtype, rank, vocab, hidden, &a, &b, 0.5);
+            let (c, d) = (rng.stored(dtype, 2 * vocab), rng.stored(dtype, hidden * 2));
+            let other = EmbedDelta::new(dtype, 2, vocab, hidden, &c, &d, 1.0);
             let matrix = Matrix::from_f32(dtype, vocab, hidden, &table);
             let tokens: Vec<u32> = (0..rows).map(|_| rng.below(vocab) as u32).collect();
-            let segments = Segments { indptr: &[0, 6, 11] };
+            // The first has one, the second none, the third the weighted sum of two.
+            let segments = Segments { indptr: &[0, 6, 11, 17] };
             let mut h = vec![0.0; rows * hidden];
-            let only_first = |g| (g == 0).then_some(&delta);
-            embed(&dev, &matrix, &tokens, 3.0, segments, &only_first, &mut h);
+            let deltas: &[&[(&EmbedDelta, f32)]] =
+                &[&[(&delta, 1.0)], &[], &[(&delta, -1.5), (&other, 0.7)]];
+            add_embed(&dev, &matrix, &tokens, segments, deltas, &mut h);
             for t in 0..rows {
                 let token = tokens[t] as usize;
+                let product = |a: &[f32], b: &[f32], i: usize, rank: usize| -> f64 {
+                    let term = |r| f64::from(a[r * vocab + token]) * f64::from(b[i * rank + r]);
+                    (0..rank).map(term).sum()
+                };
                 let value = |i: usize| {
-                    let own: f64 = (0..rank)
-                        .map(|r| f64::from(a[r * vocab + token]) * f64::from(b[i * rank + r]))
-                        .sum();
-                    let own = if segment_of(segments, t) == Some(0) { 0.5 * own } else { 0.0 };
+                    let own = match segment_of(segments, t) {
+                        Some(0) => 0.5 * product(&a, &b, i, rank),
+                        Some(2) => {
+                            -1.5 * 0.5 * product(&a, &b, i, rank) + 0.7 * product(&c, &d, i, 2)
+                        }
+                        _ => 0.0,
+                    };
                     3.0 * f64::from(table[token * hidden + i]) + own
                 };
                 let want: Vec<f64> = (0..hidden).map(value).collect();

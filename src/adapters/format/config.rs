@@ -11,7 +11,9 @@ use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 
 /// Ranks that the server multiplies with.
-pub const RANKS: std::ops::RangeInclusive<u64> = 1..=512;
+pub const RANKS: std::ops::RangeInclusive<u64> = 1..=RANK_MAX as u64;
+/// Highest rank of an adapter at a site, and of all that are summed there.
+pub const RANK_MAX: usize = 512;
 const CONFIG_BYTES_MAX: usize = 1 << 20;
 const ENTRIES_MAX: usize = 8192;
 

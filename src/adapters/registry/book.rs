@@ -15,11 +15,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 
-/// What a request's `model` led to.
+/// What a request's models led to.
 pub enum Found {
-    Leased(Lease),
-    /// Servable, but not in the bank.
-    Absent(Arc<Version>),
+    /// All of them.
+    Leased(Vec<Lease>),
+    /// Servable, but not all in the bank.
+    Absent(Vec<Arc<Version>>),
 }
 
 pub struct Book {
@@ -73,10 +74,24 @@ impl Book {
         self.residents.values().map(|r| r.bytes).sum::<u64>() + self.reserved
     }
 
-    /// Leases what `model` names, if it is resident. `held` is a content that the caller keeps
-    /// resident: it brought it, and may use it even when it is closing. Errors: `model_not_found`,
-    /// `adapter_ineffective`.
-    pub fn lease(&mut self, model: &str, sticky: &str, held: Option<Digest>) -> Result<Found> {
+    /// Leases what `models` name, if all of it is resident. `held` are contents that the caller
+    /// keeps resident: it brought them, and may use them even when they are closing. Errors:
+    /// `model_not_found`, `adapter_ineffective`.
+    pub fn lease_all(&mut self, models: &[&str], sticky: &str, held: &[Digest]) -> Result<Found> {
+        let found = models.iter().map(|model| self.lease(model, sticky, held));
+        let found = found.collect::<Result<Vec<_>>>()?;
+        let (versions, leases): (Vec<_>, Vec<Option<Lease>>) = found.into_iter().unzip();
+        let all: Option<Vec<Lease>> = leases.into_iter().collect();
+        Ok(all.map_or(Found::Absent(versions), Found::Leased))
+    }
+
+    /// What `model` names, leased if it is resident.
+    fn lease(
+        &mut self,
+        model: &str,
+        sticky: &str,
+        held: &[Digest],
+    ) -> Result<(Arc<Version>, Option<Lease>)> {
         let (name, number) = match model.split_once('@') {
             None => match self.aliases.get(model) {
                 Some(alias) => {
@@ -98,22 +113,21 @@ impl Book {
         }
         self.clock += 1;
         let digest = found.version.digest;
-        let open = |r: &&mut Resident| !r.leaving && (!r.closing || held == Some(digest));
+        let open = |r: &&mut Resident| !r.leaving && (!r.closing || held.contains(&digest));
         let Some(resident) = self.residents.get_mut(&digest).filter(open) else {
-            return Ok(Found::Absent(found.version.clone()));
+            return Ok((found.version.clone(), None));
         };
         resident.used = self.clock;
-        Ok(Found::Leased(Lease {
-            inner: Arc::new(LeaseInner {
-                version: found.version.clone(),
-                slot: resident.slot,
-                _holds: Some([
-                    Hold::new(&found.leases, &self.bells),
-                    Hold::new(&resident.leases, &self.bells),
-                ]),
-                cut: found.cut.clone(),
-            }),
-        }))
+        let lease = LeaseInner {
+            version: found.version.clone(),
+            slot: resident.slot,
+            _holds: Some([
+                Hold::new(&found.leases, &self.bells),
+                Hold::new(&resident.leases, &self.bells),
+            ]),
+            cut: found.cut.clone(),
+        };
+        Ok((found.version.clone(), Some(Lease { inner: Arc::new(lease) })))
     }
 
     /// Enters a loaded adapter as the one used last; its room is no longer a promise.
@@ -154,13 +168,12 @@ impl Book {
 
     /// Keeps a resident from eviction while something is done with it.
     pub fn pin(&mut self, digest: Digest) -> Option<Hold> {
-        let resident = self.residents.get(&digest).filter(|r| !r.leaving && !r.closing)?;
+        let resident = self.residents.get(&digest).filter(|r| r.open())?;
         Some(Hold::new(&resident.leases, &self.bells))
     }
 
-    /// Marks the least recently used idle resident as leaving, or `this` one if it is idle.
-    pub fn choose_victim(&mut self, this: Option<Digest>) -> Option<(Digest, Slot)> {
-        let may = |d: &Digest| this.is_none_or(|this| this == *d);
+    /// Marks the least recently used idle resident that `may` go as leaving.
+    pub fn choose_victim(&mut self, may: impl Fn(&Digest) -> bool) -> Option<(Digest, Slot)> {
         let idle = self.residents.iter_mut().filter(|(d, r)| r.idle() && may(d));
         let (digest, resident) = idle.min_by_key(|(_, r)| r.used)?;
         resident.leaving = true;

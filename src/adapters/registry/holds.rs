@@ -107,6 +107,11 @@ pub struct Resident {
 }
 
 impl Resident {
+    /// Whether it takes new leases.
+    pub fn open(&self) -> bool {
+        !self.leaving && !self.closing
+    }
+
     pub fn idle(&self) -> bool {
         !self.leaving && self.leases.load(Ordering::Acquire) == 0
     }
@@ -122,7 +127,7 @@ impl Versions {
 /// 404 for a model that nobody has.
 pub fn not_found(model: &str) -> Error {
     let model: String = model.chars().take(160).collect();
-    Error::not_found("model_not_found", format!("The model `{model}` does not exist."))
+    Error::not_found("model_not_found", format!("the model `{model}` does not exist"))
         .param("model")
 }
 

@@ -12,6 +12,8 @@ use super::{Inner, Version, detached};
 use crate::adapters::bank::{BankCommand, Prepared, Probe, Slot};
 use crate::adapters::{Digest, format};
 use crate::error::{Error, Kind, Result};
+use futures::future::join_all;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
@@ -29,44 +31,103 @@ pub async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|e| Err(Error::fault(format!("a task failed: {e}"))))
 }
 
+/// What the catalogue knows of a content.
+struct Stored {
+    bytes: u64,
+    logit_change_max: f32,
+}
+
+impl From<&Version> for Stored {
+    fn from(version: &Version) -> Self {
+        Self { bytes: version.resident_bytes, logit_change_max: version.logit_change_max }
+    }
+}
+
 /// What reading a stored content came to.
 enum Loaded {
     In(Hold),
-    /// The catalogue knew its bytes from a start with another storage type; with the turn, to go
-    /// and look for that much room.
-    Sized(u64, Turn<Digest>),
+    /// The catalogue knew its bytes from a start with another storage type: look for that much
+    /// room.
+    Sized(Digest, u64),
 }
 
 impl Inner {
-    /// Makes a stored version resident and keeps it there while the `Hold` lives. Room comes before
-    /// reading, so that those who wait for it hold no memory. May be dropped at any point: who
-    /// waits gives the place up, and a load that has begun runs to its end.
+    /// Makes a stored version resident and keeps it there while the `Hold` lives.
     pub async fn bring(self: &Arc<Self>, version: &Version, arrived: Instant) -> Result<Hold> {
-        let (digest, known) = (version.digest, version.logit_change_max);
-        let mut need = Need { digest, bytes: version.resident_bytes, arrived, stored: true };
-        let mut turn = self.digest_turns.take(digest).await;
+        let contents = BTreeMap::from([(version.digest, version.into())]);
+        let hold = self.bring_contents(contents, arrived).await?.pop();
+        hold.ok_or_else(|| Error::fault("nothing was brought"))
+    }
+
+    /// The same for several, all of them or none. Room for all comes before reading, so that those
+    /// who wait for it hold no memory. May be dropped at any point: who waits gives the place up,
+    /// and loads that have begun run to their end.
+    pub async fn bring_all(
+        self: &Arc<Self>,
+        versions: &[Arc<Version>],
+        arrived: Instant,
+    ) -> Result<Vec<Hold>> {
+        let contents = versions.iter().map(|version| (version.digest, version.as_ref().into()));
+        self.bring_contents(contents.collect(), arrived).await
+    }
+
+    async fn bring_contents(
+        self: &Arc<Self>,
+        mut contents: BTreeMap<Digest, Stored>,
+        arrived: Instant,
+    ) -> Result<Vec<Hold>> {
         loop {
-            let room = match self.find_room(need).await? {
-                Sought::Resident(pin) => return Ok(pin),
-                Sought::Room(room) => room,
-            };
-            let inner = self.clone();
-            let load = detached(async move {
-                let begun = Instant::now();
-                let prepared = inner.prepare(digest).await?;
-                let bytes = prepared.bytes as u64;
-                if bytes != room.bytes {
-                    return Ok(Loaded::Sized(bytes, turn));
-                }
-                let why = inner.book().why_cold(digest).name();
-                inner.options.metrics.cold_starts.with_label_values(&[why]).inc();
-                inner.enter(prepared, Some(known), room, begun).await.map(Loaded::In)
+            // In the order of contents, as everybody: nobody waits in a ring.
+            let mut turns = BTreeMap::new();
+            for digest in contents.keys() {
+                turns.insert(*digest, self.digest_turns.take(*digest).await);
+            }
+            let sizes = contents.iter().map(|(digest, stored)| (*digest, stored.bytes));
+            let need = Need { contents: sizes.collect(), arrived, stored: true };
+            let Sought { present: mut holds, rooms } = self.find_room(&need).await?;
+            turns.retain(|digest, _| rooms.iter().any(|room| room.digest == *digest));
+            let loads = rooms.into_iter().map(|room| {
+                let turn = turns.remove(&room.digest);
+                let known = contents[&room.digest].logit_change_max;
+                self.load(room, known, turn)
             });
-            match load.await? {
-                Loaded::In(hold) => return Ok(hold),
-                Loaded::Sized(bytes, again) => (need.bytes, turn) = (bytes, again),
+            let mut sized = false;
+            for loaded in join_all(loads.collect::<Vec<_>>()).await {
+                match loaded? {
+                    Loaded::In(hold) => holds.push(hold),
+                    Loaded::Sized(digest, bytes) => {
+                        contents.entry(digest).and_modify(|stored| stored.bytes = bytes);
+                        sized = true;
+                    }
+                }
+            }
+            if !sized {
+                return Ok(holds);
             }
         }
+    }
+
+    /// Reads a stored content into the room it was given. It runs to its end, the content's turn
+    /// with it.
+    fn load(
+        self: &Arc<Self>,
+        room: Room,
+        known: f32,
+        turn: Option<Turn<Digest>>,
+    ) -> impl Future<Output = Result<Loaded>> + use<> {
+        let inner = self.clone();
+        detached(async move {
+            let _turn = turn;
+            let (digest, begun) = (room.digest, Instant::now());
+            let prepared = inner.prepare(digest).await?;
+            let bytes = prepared.bytes as u64;
+            if bytes != room.bytes {
+                return Ok(Loaded::Sized(digest, bytes));
+            }
+            let why = inner.book().why_cold(digest).name();
+            inner.options.metrics.cold_starts.with_label_values(&[why]).inc();
+            inner.enter(prepared, Some(known), room, begun).await.map(Loaded::In)
+        })
     }
 
     /// The same for a content that no version has yet, and so was never probed. The caller holds
@@ -78,10 +139,13 @@ impl Inner {
         let known = self.book().known_change(digest);
         let begun = Instant::now();
         let prepared = self.prepare(digest).await?;
-        let need = Need { digest, bytes: prepared.bytes as u64, arrived: begun, stored: false };
-        match self.find_room(need).await? {
-            Sought::Resident(pin) => Ok(pin),
-            Sought::Room(room) => self.enter(prepared, known, room, begun).await,
+        let contents = vec![(digest, prepared.bytes as u64)];
+        let need = Need { contents, arrived: begun, stored: false };
+        let Sought { mut present, mut rooms } = self.find_room(&need).await?;
+        match (present.pop(), rooms.pop()) {
+            (Some(pin), _) => Ok(pin),
+            (None, Some(room)) => self.enter(prepared, known, room, begun).await,
+            (None, None) => Err(Error::fault("neither room nor resident")),
         }
     }
 

@@ -42,7 +42,6 @@ const REFUSED: &[(&str, &[&str])] = &[
     ("length_penalty", &["1", "1.0"]),
     ("lora", &[]),
     ("lora_path", &[]),
-    ("merged_adapters", &[]),
     ("modalities", &["[\"text\"]"]),
     ("moderation", &[]),
     ("prediction", &[]),

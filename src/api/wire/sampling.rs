@@ -7,13 +7,19 @@ use utoipa::ToSchema;
 /// What both kinds of completion take.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct SamplingFields {
-    /// The base model's name, an adapter's `name`, `name@version`, or `base:name`.
+    /// The base model's name, an adapter's `name`, `name@version`, or `base:name`; or several,
+    /// weighted and summed: `pirate:0.7+sql@2:0.3`.
     pub model: String,
     /// LoRAX's way to name an adapter: one that is registered here, beside the base's name as
     /// `model`.
     pub adapter_id: Option<String>,
     /// Only `local`.
     pub adapter_source: Option<String>,
+    /// Several adapters, weighted and summed, beside the base's name as `model`.
+    pub adapters: Option<Vec<AdapterPart>>,
+    /// LoRAX's way to name several, beside the base's name as `model`: accepted where it is the
+    /// weighted sum.
+    pub merged_adapters: Option<MergedAdapters>,
     /// 0 (greedy) to 2. Default 1.
     pub temperature: Option<f64>,
     /// Above 0, at most 1. Default 1.
@@ -55,6 +61,39 @@ pub struct SamplingFields {
     /// Send the answer as server-sent events while it is made. Default false.
     pub stream: Option<bool>,
     pub stream_options: Option<StreamOptions>,
+}
+
+/// One adapter of a sum.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterPart {
+    /// `name`, `name@version` or an alias.
+    pub name: String,
+    /// Any finite number. Default 1.
+    pub weight: Option<f64>,
+}
+
+/// Several adapters in LoRAX's shape.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MergedAdapters {
+    pub ids: Vec<String>,
+    /// As many as ids. Default: 1 each.
+    pub weights: Option<Vec<f64>>,
+    /// `cat`, the weighted sum. LoRAX's own (`linear`, its default, `ties`, `dare_linear`,
+    /// `dare_ties`) are not that sum, and are refused but for one adapter with weight 1.
+    pub merge_strategy: Option<String>,
+    /// Says nothing with `cat`.
+    pub density: Option<f64>,
+    /// Says nothing with `cat`.
+    pub majority_sign_method: Option<String>,
+}
+
+impl MergedAdapters {
+    /// `{}`, as clients send what they do not use.
+    pub fn asks_nothing(&self) -> bool {
+        self.ids.is_empty() && self.weights.as_ref().is_none_or(Vec::is_empty)
+    }
 }
 
 /// One stop string or several.

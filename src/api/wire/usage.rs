@@ -25,7 +25,7 @@ pub struct UsagePage {
 pub struct UsageSum {
     /// Empty for keys without a tenant.
     pub tenant: String,
-    /// Name without version; `base` is the base model.
+    /// Name without version; `base` is the base model; `a@1:0.5+b@2` a sum of adapters.
     pub adapter: String,
     pub requests: u64,
     pub prompt_tokens: u64,
@@ -45,8 +45,9 @@ pub struct UsageRecord {
     pub ended_ms: u64,
     pub tenant: String,
     pub key_id: String,
+    /// As in the sums.
     pub adapter: String,
-    /// 0 is the base model.
+    /// 0 is the base model, or a sum of adapters.
     pub version: u64,
     pub digest: String,
     pub prompt_tokens: u64,

@@ -3,7 +3,8 @@
 //! Owns what each has had and who gives way to whom. Never moves a sequence. The thing to know:
 //! this is start-time fair queueing with the real cost: a token is charged when it is computed for
 //! the first time, divided by its request's weight; whoever comes back after a pause starts where
-//! the least served of the present ones stands, so that nobody saves turns up or is owed any.
+//! the least served of the present ones stands, so that nobody saves turns up or is owed any. A
+//! composition is an adapter of its own here.
 
 use crate::adapters::Digest;
 use crate::engine::sequence::Sequence;
@@ -103,8 +104,19 @@ impl Shares {
         let least = floor(of.adapters.iter().map(|(_, s)| s));
         let digest = sequence.digest();
         let adapter = of.adapters.iter().position(|(d, _)| *d == digest).unwrap_or_else(|| {
-            of.adapters.push((digest, Share::default()));
-            of.adapters.len() - 1
+            let fresh = (digest, Share::default());
+            // As with tenants: there is no end of compositions.
+            let left = |(_, s): &(Option<Digest>, Share)| s.present == 0 && s.served <= least;
+            match of.adapters.iter().position(left) {
+                Some(at) => {
+                    of.adapters[at] = fresh;
+                    at
+                }
+                None => {
+                    of.adapters.push(fresh);
+                    of.adapters.len() - 1
+                }
+            }
         });
         let share = &mut of.adapters[adapter].1;
         if share.present == 0 {
