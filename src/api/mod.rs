@@ -22,6 +22,7 @@ mod health;
 mod keys;
 mod limits;
 mod logprobs;
+mod merges;
 mod messages;
 mod models;
 mod openapi;
@@ -43,6 +44,7 @@ use crate::adapters::registry::Registry;
 use crate::config::Config;
 use crate::engine::EngineHandle;
 use crate::error::{Error, Result};
+use crate::jobs::Jobs;
 use crate::metrics::Metrics;
 use crate::text::Text;
 use crate::text::sandbox::Sandbox;
@@ -69,6 +71,7 @@ pub struct App {
     pub sandbox: Arc<Sandbox>,
     pub engine: EngineHandle,
     pub registry: Registry,
+    pub jobs: Jobs,
     pub access: Access,
     pub metrics: Arc<Metrics>,
     pub usage: UsageLog,

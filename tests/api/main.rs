@@ -14,6 +14,7 @@ mod limits;
 mod live;
 mod log;
 mod logprobs;
+mod merges;
 mod metrics;
 mod noisy;
 mod refusals;

@@ -12,6 +12,7 @@ use super::{Inner, Version, detached};
 use crate::adapters::bank::{BankCommand, Prepared, Probe, Slot};
 use crate::adapters::{Digest, format};
 use crate::error::{Error, Kind, Result};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
@@ -27,6 +28,20 @@ pub async fn blocking<T: Send + 'static>(
 ) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|e| Err(Error::fault(format!("a task failed: {e}"))))
+}
+
+/// Compares stored files with the digest that names them. Blocking. Errors: `corrupt_adapter`.
+pub fn check_stored(dir: &Path, digest: Digest) -> Result<()> {
+    let corrupt = |why: String| {
+        let message = format!("the stored files of adapter {digest} are damaged: {why}");
+        Error::new(Kind::Fault, "corrupt_adapter", message)
+    };
+    let now = format::files::AdapterFiles::find(dir).and_then(|f| f.digest());
+    let now = now.map_err(|e| corrupt(e.message))?;
+    if now != digest {
+        return Err(corrupt(format!("their digest is now {now}")));
+    }
+    Ok(())
 }
 
 /// What reading a stored content came to.
@@ -117,18 +132,7 @@ impl Inner {
         let (shape, dtype) = (self.options.shape.clone(), self.options.dtype);
         let (rows, bias) = (self.rows.clone(), self.bias.clone());
         blocking(move || {
-            let corrupt = |why: String| {
-                Error::new(
-                    Kind::Fault,
-                    "corrupt_adapter",
-                    format!("the stored files of adapter {digest} are damaged: {why}"),
-                )
-            };
-            let now = format::files::AdapterFiles::find(&dir).and_then(|f| f.digest());
-            let now = now.map_err(|e| corrupt(e.message))?;
-            if now != digest {
-                return Err(corrupt(format!("their digest is now {now}")));
-            }
+            check_stored(&dir, digest)?;
             let (_, prepared) = format::prepare(&dir, &shape, dtype, &rows, &bias)?;
             Ok(Box::new(prepared))
         })
