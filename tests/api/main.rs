@@ -14,6 +14,7 @@ mod limits;
 mod live;
 mod log;
 mod logprobs;
+mod merge_restarts;
 mod merges;
 mod metrics;
 mod noisy;

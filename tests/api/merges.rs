@@ -1,7 +1,4 @@
-//! Merges ordered over HTTP: what comes out, what is told on the way, what is refused, and that a
-//! server that is killed goes on where it was.
-//!
-//! `POLYLORA_ROUNDS` (default 3) is how often it is killed; the long run takes 50.
+//! Merges ordered over HTTP: what comes out, what is told on the way, what is refused.
 
 #[path = "../cli/run.rs"]
 mod run;
@@ -10,28 +7,27 @@ use crate::keys::{ask, make, upload_as};
 use crate::live::{Answer, BASE, Live, form, hello, rest, whole, with};
 use reqwest::Method;
 use reqwest::multipart::Part;
-use run::{out, polylora};
+use run::{out, polylora, refused};
 use serde_json::{Value, json};
-use std::time::Instant;
 
 /// Names as the command would call the directories, so that DARE draws alike.
-const SOURCES: [(&str, u64); 2] = [("adapter-1-0.3", 1), ("adapter-2-0.3", 2)];
+pub const SOURCES: [(&str, u64); 2] = [("adapter-1-0.3", 1), ("adapter-2-0.3", 2)];
 
-async fn upload_sources(live: &Live) {
+pub async fn upload_sources(live: &Live) {
     for (name, seed) in SOURCES {
         assert_eq!(live.upload(name, seed).await.status, 201);
     }
 }
 
 /// An order for the two sources.
-fn order(name: &str, more: Value) -> Value {
+pub fn order(name: &str, more: Value) -> Value {
     let sources = json!([{"model": SOURCES[0].0, "weight": 0.7},
                          {"model": SOURCES[1].0, "weight": 0.4}]);
     with(json!({"sources": sources, "name": name}), more)
 }
 
 /// One that takes seconds: many units, many starts.
-fn slow(name: &str) -> Value {
+pub fn slow(name: &str) -> Value {
     let ways = ["", "@1"].iter().flat_map(|at| SOURCES.map(|(s, _)| format!("{s}{at}")));
     let ways = ways.flat_map(|s| [s.clone(), format!("{BASE}:{s}")]);
     let sources: Vec<Value> = ways.map(|s| json!({"model": s})).collect();
@@ -39,7 +35,7 @@ fn slow(name: &str) -> Value {
     json!({"sources": sources, "name": name, "method": "lego", "options": options})
 }
 
-async fn submit(live: &Live, order: Value) -> String {
+pub async fn submit(live: &Live, order: Value) -> String {
     let answer = live.post("/v1/merges", order).await;
     assert_eq!(answer.status, 202, "{}", answer.text);
     let job = answer.json();
@@ -47,18 +43,18 @@ async fn submit(live: &Live, order: Value) -> String {
     job["id"].as_str().expect("an id").to_owned()
 }
 
-async fn job(live: &Live, id: &str) -> Value {
+pub async fn job(live: &Live, id: &str) -> Value {
     live.get(&format!("/v1/merges/{id}")).await.json()
 }
 
 /// Waits until a job is over.
-async fn over(live: &Live, id: &str) -> Value {
+pub async fn over(live: &Live, id: &str) -> Value {
     let is = |job: &Value| ["done", "failed", "cancelled"].iter().any(|s| job["state"] == *s);
     live.until("the merge is over", async || is(&job(live, id).await)).await;
     job(live, id).await
 }
 
-async fn done(live: &Live, order: Value) -> Value {
+pub async fn done(live: &Live, order: Value) -> Value {
     let id = submit(live, order).await;
     let job = over(live, &id).await;
     assert_eq!((&job["state"], &job["error"]), (&json!("done"), &Value::Null), "{job}");
@@ -130,7 +126,7 @@ async fn a_merge_over_http_is_the_commands_bit_for_bit_and_serves_at_once() {
     assert_eq!(done(&live, order("best", json!({}))).await["result"]["id"], "best@1");
 }
 
-fn report_of(job: &Value) -> String {
+pub fn report_of(job: &Value) -> String {
     format!("/v1/merges/{}/report", job["id"].as_str().expect("an id"))
 }
 
@@ -215,7 +211,7 @@ async fn what_waits_or_runs_can_be_cancelled_and_leaves_nothing() {
 }
 
 /// Directories of publications under way.
-fn staged(live: &Live) -> usize {
+pub fn staged(live: &Live) -> usize {
     std::fs::read_dir(live.data_dir().join("staging")).expect("staging").count()
 }
 
@@ -339,6 +335,8 @@ async fn a_survey_tells_the_same_over_http_and_offline_and_makes_nothing() {
     let said = out(&said);
     let all = said.lines().last().expect("a line");
     let alignment = survey["overall"]["alignment"].as_f64().unwrap();
+    let both = ["merge", &dirs[0], "--survey", "--out", "nowhere"];
+    assert!(refused(&polylora(&both), 2).contains("--survey"));
     assert!(all.starts_with("all") && all.contains(&format!("{alignment:.3}")), "{said}");
 }
 
@@ -459,102 +457,4 @@ async fn a_tenant_merges_its_own_and_sees_no_other_job() {
     let records: Vec<(&Value, &Value)> = records.map(|r| (&r["name"], &r["outcome"])).collect();
     assert_eq!(records.len(), 3, "{audit}");
     assert_eq!(records[0], (&json!("acme-out"), &json!("ok")));
-}
-
-#[tokio::test]
-async fn merges_go_on_after_a_restart_and_fail_by_name_when_a_source_is_gone() {
-    let live = Live::start(&[]);
-    upload_sources(&live).await;
-    live.upload("third", 3).await;
-    let digest = done(&live, order("first", json!({}))).await["result"]["digest"].clone();
-    let running = submit(&live, slow("one")).await;
-    let queued = submit(&live, order("two", json!({}))).await;
-    let lonely = submit(&live, json!({"sources": [{"model": "third"}], "name": "three"})).await;
-    live.until("it runs", async || job(&live, &running).await["progress"].is_object()).await;
-    // The name goes; what is kept for the job goes with the process.
-    let removed = whole(live.request(Method::DELETE, "/v1/adapters/third")).await;
-    assert_eq!(removed.status, 202, "{}", removed.text);
-    live.server.ask_to_stop();
-    let live = live.restart_after_its_end(&[]);
-    assert_eq!(job(&live, &lonely).await["error"]["code"], "merge_source_gone");
-    let done = over(&live, &queued).await;
-    assert_eq!((&done["state"], &done["result"]["digest"]), (&json!("done"), &digest), "{done}");
-    let done = over(&live, &running).await;
-    assert_eq!((&done["state"], &done["restarted"]), (&json!("done"), &json!(1)), "{done}");
-    // What is over is kept over a restart, with its report.
-    let live = live.crash_and_restart(&["--merges-kept", "2"]);
-    let list = live.get("/v1/merges").await.json();
-    let ids: Vec<&Value> = list["data"].as_array().unwrap().iter().map(|j| &j["id"]).collect();
-    assert_eq!(ids, [&json!(lonely), &json!(queued)]);
-    assert_eq!(live.get(&report_of(&done)).await.error(), "404 merge_not_found id");
-    assert_eq!(live.get(&format!("/v1/merges/{queued}/report")).await.status, 200);
-}
-
-#[tokio::test]
-async fn sources_that_are_replaced_or_deleted_stay_for_the_job_and_go_after_it() {
-    let live = Live::start(&["--versions-kept", "1"]);
-    upload_sources(&live).await;
-    let expected = done(&live, order("first", json!({}))).await["result"]["digest"].clone();
-    let running = submit(&live, slow("one")).await;
-    let queued = submit(&live, order("two", json!({}))).await;
-    assert_eq!(live.upload(SOURCES[0].0, 9).await.json()["version"], 2);
-    let path = format!("/v1/adapters/{}", SOURCES[1].0);
-    let removed = whole(live.request(Method::DELETE, &path)).await.json();
-    assert_eq!(removed["state"], "draining");
-    let blobs: Vec<_> = job(&live, &queued).await["sources"]
-        .as_array()
-        .expect("sources")
-        .iter()
-        .map(|s| {
-            let digest = s["digest"].as_str().expect("a digest").trim_start_matches("sha256:");
-            live.data_dir().join("adapters/sha256").join(&digest[..2]).join(digest)
-        })
-        .collect();
-    assert!(blobs.iter().all(|b| b.exists()));
-    live.post(&format!("/v1/merges/{running}/cancel"), json!({})).await;
-    let done = over(&live, &queued).await;
-    assert_eq!(done["result"]["digest"], expected, "{done}");
-    live.until("the files are gone", async || blobs.iter().all(|b| !b.exists())).await;
-}
-
-#[tokio::test]
-async fn a_server_killed_while_it_merges_makes_each_result_once_and_the_same() {
-    let rounds: u32 = std::env::var("POLYLORA_ROUNDS").map_or(3, |n| n.parse().expect("a number"));
-    let mut live = Live::start(&[]);
-    upload_sources(&live).await;
-    let lego = json!({"method": "lego", "seed": 5, "options": {"rank": 4, "restarts": 50}});
-    let begun = Instant::now();
-    let reference = done(&live, order("reference", lego.clone())).await;
-    let takes = begun.elapsed();
-    let (mut jobs, mut restarted, mut unfinished) = (Vec::new(), 0, 0);
-    for round in 0..rounds {
-        let name = format!("out-{round}");
-        jobs.push((submit(&live, order(&name, lego.clone())).await, name));
-        // From before its first site to after its end.
-        let wait = takes.mul_f64(f64::from(round * 37 % 100) / 80.0);
-        tokio::time::sleep(wait).await;
-        unfinished += usize::from(job(&live, &jobs.last().unwrap().0).await["state"] != "done");
-        live = live.crash_and_restart(&[]);
-    }
-    for (id, name) in &jobs {
-        let job = over(&live, id).await;
-        assert_eq!(job["state"], "done", "{job}");
-        let digest = &reference["result"]["digest"];
-        assert_eq!(job["result"], json!({"id": format!("{name}@1"), "digest": digest}));
-        restarted += usize::from(job["restarted"] != 0);
-        let shown = live.get(&format!("/v1/adapters/{name}")).await.json();
-        let versions = shown["versions"].as_array().expect("versions");
-        assert_eq!(versions.len(), 1, "{shown}");
-        assert_eq!(
-            (&versions[0]["lineage"]["job"], &versions[0]["state"]),
-            (&json!(id), &json!("ready"))
-        );
-        assert_eq!(live.get(&report_of(&job)).await.json()["overall"]["sites"], 6);
-    }
-    assert_eq!(staged(&live), 0);
-    assert_eq!(live.chat(hello(&jobs[0].1, 1)).await.status, 200);
-    eprintln!(
-        "{rounds} kills, {unfinished} before the end, {restarted} jobs begun anew, {takes:?} a job"
-    );
-    assert!(unfinished > 0, "no kill came before the end of a job");
 }
