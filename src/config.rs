@@ -72,6 +72,9 @@ pub struct Config {
     pub connections_max: usize,
     /// Uploads received at once; more are told 429.
     pub uploads_max: usize,
+    /// Merges waiting or running, and finished ones still listed.
+    pub merges_max: usize,
+    pub merges_kept: usize,
     pub request_seconds_max: u64,
     /// In the queue, before the first step.
     pub queue_seconds_max: u64,
@@ -152,6 +155,8 @@ impl Config {
             logit_bias_max: size("logit_bias_max"),
             connections_max: size("connections_max"),
             uploads_max: size("uploads_max"),
+            merges_max: size("merges_max"),
+            merges_kept: size("merges_kept"),
             request_seconds_max: number("request_seconds_max"),
             queue_seconds_max: number("queue_seconds_max"),
             head_seconds_max: number("head_seconds_max"),

@@ -4,6 +4,7 @@
 //!
 //! - [`cli`]: arguments to configuration to one of the commands; no logic of its own
 //! - [`api`]: HTTP; the only module that knows axum and the wire's types
+//! - [`jobs`]: merges carried out beside serving
 //! - [`engine`]: the thread that turns tokens into tokens: plan, run, commit
 //! - [`text`]: text to tokens and back
 //! - [`merge`]: adapters into one, without files
@@ -24,6 +25,7 @@ pub mod config;
 pub mod database;
 pub mod engine;
 pub mod error;
+pub mod jobs;
 pub mod merge;
 pub mod metrics;
 pub mod model;

@@ -38,6 +38,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("access", &["database", "error"]),
     ("adapters", &["config", "database", "error", "metrics", "shape"]),
     ("merge", &["adapters", "error", "shape"]),
+    ("jobs", &["merge", "engine", "adapters", "database", "error"]),
     ("model", &["adapters", "config", "error", "metrics", "shape"]),
     ("text", &["model", "config", "error", "metrics", "shape"]),
     ("engine", &["model", "adapters", "config", "error", "metrics", "shape"]),
@@ -45,15 +46,15 @@ const IMPORTS: &[(&str, &[&str])] = &[
     (
         "api",
         &[
-            "access", "engine", "text", "model", "adapters", "usage", "config", "error", "metrics",
-            "shape",
+            "access", "jobs", "engine", "text", "merge", "model", "adapters", "usage", "config",
+            "error", "metrics", "shape",
         ],
     ),
     (
         "cli",
         &[
-            "access", "api", "engine", "text", "merge", "model", "adapters", "usage", "config",
-            "database", "error", "metrics", "shape",
+            "access", "api", "jobs", "engine", "text", "merge", "model", "adapters", "usage",
+            "config", "database", "error", "metrics", "shape",
         ],
     ),
     ("main", &["cli"]),
@@ -65,7 +66,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("axum", &["src/api/"]),
     ("utoipa", &["src/api/"]),
     ("clap", &["src/cli/", "src/config"]),
-    ("sqlx", &["src/access/", "src/adapters/", "src/usage/", "src/database.rs"]),
+    ("sqlx", &["src/access/", "src/adapters/", "src/jobs/", "src/usage/", "src/database.rs"]),
     ("candle_core", &["src/model/", "src/adapters/", "src/cli/verify"]),
     ("candle_nn", &["src/cli/verify"]),
     ("candle_transformers", &["src/cli/verify"]),
@@ -73,6 +74,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("minijinja", &["src/text/"]),
     ("faer", &["src/merge/"]),
     ("rlimit", &["src/text/"]),
+    ("rustix", &["src/jobs/"]),
 ];
 
 /// Pure modules: state and integers in, integers out.

@@ -8,6 +8,7 @@
 mod aliases;
 mod book;
 mod holds;
+mod kept;
 mod publish;
 mod remove;
 mod residency;
@@ -30,6 +31,7 @@ pub use aliases::{Alias, Target};
 use book::{Book, Found};
 pub use holds::not_found as model_not_found;
 use holds::{Bells, Held, Hold, Versions};
+pub use kept::Kept;
 use polylora_kernels::Dtype;
 use residency::lock;
 pub use staging::Staging;

@@ -291,8 +291,9 @@ fn lineage(lineage: &Lineage) -> AdapterLineage {
         Lineage::Uploaded { by, files } => {
             AdapterLineage::Uploaded { by: by.clone(), files: files.clone() }
         }
-        Lineage::Merged { method, from } => AdapterLineage::Merged {
+        Lineage::Merged { method, from, job } => AdapterLineage::Merged {
             method: method.clone(),
+            job: job.clone(),
             from: from.iter().map(parent).collect(),
         },
         Lineage::Trained { from, job } => {

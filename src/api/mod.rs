@@ -23,6 +23,7 @@ mod health;
 mod keys;
 mod limits;
 mod logprobs;
+mod merges;
 mod messages;
 mod models;
 mod openapi;
@@ -44,6 +45,7 @@ use crate::adapters::registry::Registry;
 use crate::config::Config;
 use crate::engine::EngineHandle;
 use crate::error::{Error, Result};
+use crate::jobs::Jobs;
 use crate::metrics::Metrics;
 use crate::text::Text;
 use crate::text::sandbox::Sandbox;
@@ -70,6 +72,7 @@ pub struct App {
     pub sandbox: Arc<Sandbox>,
     pub engine: EngineHandle,
     pub registry: Registry,
+    pub jobs: Jobs,
     pub access: Access,
     pub metrics: Arc<Metrics>,
     pub usage: UsageLog,

@@ -5,8 +5,8 @@
 //! machine without a network.
 
 use super::{
-    adapters, aliases, audit, chat, compat, completions, health, keys, models, tokenize, usage,
-    versions,
+    adapters, aliases, audit, chat, compat, completions, health, keys, merges, models, tokenize,
+    usage, versions,
 };
 use axum::Json;
 use axum::response::Html;
@@ -33,6 +33,12 @@ use utoipa::OpenApi;
         aliases::remove,
         aliases::promote,
         aliases::roll_back,
+        merges::list,
+        merges::create,
+        merges::show,
+        merges::report,
+        merges::events,
+        merges::cancel,
         keys::list,
         keys::create,
         keys::show,

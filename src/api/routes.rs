@@ -5,8 +5,8 @@
 
 use super::errors::METHOD_NOT_ALLOWED;
 use super::{
-    Api, adapters, aliases, audit, auth, chat, compat, completions, health, keys, limits, models,
-    openapi, tokenize, usage, versions,
+    Api, adapters, aliases, audit, auth, chat, compat, completions, health, keys, limits, merges,
+    models, openapi, tokenize, usage, versions,
 };
 use crate::error::Error;
 use axum::Router;
@@ -79,6 +79,12 @@ pub const ROUTES: &[Route] = &[
     row("delete", "/v1/aliases/{name}", Scope::Admin, || delete(aliases::remove)),
     row("post", "/v1/aliases/{name}/promote", Scope::Admin, || post(aliases::promote)),
     row("post", "/v1/aliases/{name}/rollback", Scope::Admin, || post(aliases::roll_back)),
+    row("get", "/v1/merges", Scope::Admin, || get(merges::list)),
+    row("post", "/v1/merges", Scope::Admin, || post(merges::create)),
+    row("get", "/v1/merges/{id}", Scope::Admin, || get(merges::show)),
+    row("get", "/v1/merges/{id}/report", Scope::Admin, || get(merges::report)),
+    row("get", "/v1/merges/{id}/events", Scope::Admin, || get(merges::events)),
+    row("post", "/v1/merges/{id}/cancel", Scope::Admin, || post(merges::cancel)),
     row("post", "/tokenize", Scope::Inference, || post(tokenize::tokenize)),
     row("post", "/detokenize", Scope::Inference, || post(tokenize::detokenize)),
     row("get", "/live", Scope::Public, || get(health::live)),

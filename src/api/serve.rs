@@ -42,6 +42,7 @@ pub async fn serve(app: App, listener: TcpListener, mut stop: mpsc::Receiver<()>
         }
     }
     api.draining.store(true, Ordering::Release);
+    api.app.jobs.stop();
     let time = Duration::from_secs(api.app.config.drain_seconds);
     tracing::info!(connections = door.connections.len(), seconds = time.as_secs(), "draining");
     let end = Instant::now() + time;

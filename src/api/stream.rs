@@ -52,7 +52,12 @@ fn live(run: Run, show: impl Show, include_usage: bool) -> Response {
         let frame = live.next().instrument(span).await?;
         Some((Ok::<_, Infallible>(frame), live))
     });
-    let mut response = Response::new(Body::from_stream(stream.fuse()));
+    event_stream(Body::from_stream(stream.fuse()))
+}
+
+/// A body of events, with the headers that keep it from being held back on its way.
+pub fn event_stream(body: Body) -> Response {
+    let mut response = Response::new(body);
     let headers = response.headers_mut();
     let event_stream = HeaderValue::from_static("text/event-stream; charset=utf-8");
     headers.insert(CONTENT_TYPE, event_stream);
@@ -108,11 +113,11 @@ impl<S: Show> Live<S> {
     }
 }
 
-fn data(json: &str) -> Bytes {
+pub fn data(json: &str) -> Bytes {
     Bytes::from(format!("data: {json}\n\n"))
 }
 
-fn failure(error: &Error) -> Bytes {
+pub fn failure(error: &Error) -> Bytes {
     let json = serde_json::to_string(&errors::body(error)).unwrap_or_default();
     Bytes::from(format!("event: error\ndata: {json}\n\n"))
 }

@@ -8,9 +8,10 @@ use super::{bad_argument, say};
 use crate::adapters::format::factors::{OpenAdapter, infer_shape, open};
 use crate::adapters::format::{files::AdapterFiles, write};
 use crate::error::{Error, Result};
+use crate::merge::outlook::{Outlook, Prospect};
 use crate::merge::report::{Overall, Report, SiteReport};
 use crate::merge::spec::{Election, Method, Options, OutputScale, Source, Spec, Units};
-use crate::merge::{Merge, Merged, check_bases, check_source, picture};
+use crate::merge::{Merge, Merged, Progress, check_sources, picture};
 use crate::model::{checkpoint::Checkpoint, source};
 use crate::shape::ModelShape;
 use clap::{Args, ValueEnum};
@@ -22,6 +23,7 @@ Examples:
   polylora merge a=1 b=1 c=1 --method lego --rank 16 --seed 7 --out abc     clustered units
   polylora merge a=0.5 b=0.5 --method cat --out ab                          exact, ranks add up
   polylora merge big --method svd --rank 8 --out small                      compress one adapter
+  polylora merge a b --survey                                               would they get on?
 
 Methods:
   cat                  exactly the weighted sum; ranks add up
@@ -35,7 +37,8 @@ Methods:
   slerp interpolate    between two adapters, weights adding up to 1
 
 Writes adapter_config.json and adapter_model.safetensors (plain PEFT, alpha = r), and the report as
-merge_report.json and merge_report.svg.";
+merge_report.json and merge_report.svg. Held-out losses need a model that runs: a server's
+POST /v1/merges takes evaluation sets and adds them to the same report.";
 
 /// Options of `merge`.
 #[derive(Args)]
@@ -45,8 +48,11 @@ pub struct MergeArgs {
     #[arg(value_name = "DIR[=WEIGHT]", required = true)]
     sources: Vec<String>,
     /// Directory to make for the result
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "survey")]
+    out: Option<PathBuf>,
+    /// Merge nothing: print how much the sources are in each other's way
+    #[arg(long, conflicts_with = "out")]
+    survey: bool,
     /// How to merge; see below
     #[arg(long, default_value = "svd")]
     method: String,
@@ -111,8 +117,8 @@ enum OutputScaleArg {
 }
 
 pub fn run(args: MergeArgs) -> Result<()> {
-    if args.out.exists() {
-        return Err(bad_argument(format!("{} exists already", args.out.display())));
+    if let Some(out) = args.out.as_ref().filter(|out| out.exists()) {
+        return Err(bad_argument(format!("{} exists already", out.display())));
     }
     let (dirs, sources) = sources(&args.sources)?;
     let spec = Spec {
@@ -124,13 +130,21 @@ pub fn run(args: MergeArgs) -> Result<()> {
     spec.check()?;
     let paths: Vec<&Path> = dirs.iter().map(PathBuf::as_path).collect();
     let shape = shape(args.model.as_deref(), &paths)?;
-    let adapters = opened(&spec, &paths, &shape, args.any_base)?;
-    let base_model = adapters.iter().find_map(|a| a.summary().base_model.clone());
+    let (adapters, base_model) = opened(&spec, &paths, &shape, args.any_base)?;
+    let modules: Vec<_> = adapters.iter().map(OpenAdapter::modules).collect();
+    let mut merge = Merge::new(spec, &modules)?;
     let threads = threads(args.threads);
-    let merged = merged(spec, &adapters, threads)?;
-    publish(&args.out, &merged, base_model.as_deref())?;
-    let digest = AdapterFiles::find(&args.out)?.digest()?;
-    say(&format!("{}{}  {digest}\n", table(&merged.report), args.out.display()));
+    let read = &mut |source: usize, place| adapters[source].read(place);
+    let Some(out) = args.out else {
+        advanced("looking", || merge.look(threads, read))?;
+        say(&prospects(&merge.outlook()));
+        return Ok(());
+    };
+    advanced("merging", || merge.step(threads, read))?;
+    let merged = merge.finish()?;
+    publish(&out, &merged, base_model.as_deref())?;
+    let digest = AdapterFiles::find(&out)?.digest()?;
+    say(&format!("{}{}  {digest}\n", table(&merged.report), out.display()));
     Ok(())
 }
 
@@ -196,40 +210,36 @@ fn opened(
     dirs: &[&Path],
     shape: &ModelShape,
     any_base: bool,
-) -> Result<Vec<OpenAdapter>> {
+) -> Result<(Vec<OpenAdapter>, Option<String>)> {
     let mut adapters = Vec::with_capacity(dirs.len());
-    for (dir, source) in dirs.iter().zip(&spec.sources) {
+    for dir in dirs {
         let named = |e: Error| Error { message: format!("{}: {}", dir.display(), e.message), ..e };
-        let adapter = open(dir, shape).map_err(named)?;
-        check_source(&source.name, &adapter)?;
-        adapters.push(adapter);
+        adapters.push(open(dir, shape).map_err(named)?);
     }
-    if !any_base {
-        let bases = spec.sources.iter().zip(&adapters);
-        let bases: Vec<(&str, Option<&str>)> =
-            bases.map(|(s, a)| (s.name.as_str(), a.summary().base_model.as_deref())).collect();
-        let hint = |e: Error| Error {
-            message: format!("{}; --any-base merges them all the same", e.message),
-            ..e
-        };
-        check_bases(&bases).map_err(hint)?;
-    }
-    Ok(adapters)
+    let hint = |e: Error| match e.code {
+        "base_mismatch" => {
+            let message = format!("{}; --any-base merges them all the same", e.message);
+            Error { message, ..e }
+        }
+        _ => e,
+    };
+    let base_model = check_sources(spec, &adapters, any_base).map_err(hint)?;
+    Ok((adapters, base_model))
 }
 
-/// Runs the merge with a bar on a terminal.
-fn merged(spec: Spec, adapters: &[OpenAdapter], threads: usize) -> Result<Merged> {
-    let modules: Vec<_> = adapters.iter().map(OpenAdapter::modules).collect();
-    let mut merge = Merge::new(spec, &modules)?;
-    let style = indicatif::ProgressStyle::with_template("merging {bar:30} {pos}/{len} sites {eta}")
+/// Runs `step` until it is through, with a bar on a terminal.
+fn advanced(what: &'static str, mut step: impl FnMut() -> Result<Progress>) -> Result<()> {
+    let template = "{msg} {bar:30} {pos}/{len} sites {eta}";
+    let style = indicatif::ProgressStyle::with_template(template)
         .map_err(|e| Error::fault(format!("the bar: {e}")))?;
-    let bar = indicatif::ProgressBar::new(merge.progress().total as u64).with_style(style);
+    let bar = indicatif::ProgressBar::new(0).with_style(style).with_message(what);
     loop {
-        let progress = merge.step(threads, &mut |source, place| adapters[source].read(place))?;
+        let progress = step()?;
+        bar.set_length(progress.total as u64);
         bar.set_position(progress.done as u64);
         if progress.done == progress.total {
             bar.finish_and_clear();
-            return merge.finish();
+            return Ok(());
         }
     }
 }
@@ -254,31 +264,42 @@ fn publish(out: &Path, merged: &Merged, base_model: Option<&str>) -> Result<()> 
     Ok(())
 }
 
-/// One line a projection, then one for all.
-fn table(report: &Report) -> String {
-    let mut names: Vec<&str> = Vec::new();
-    for site in &report.sites {
-        if !names.contains(&site.projection) {
-            names.push(site.projection);
+/// Names of projections in the order of sites, each once.
+fn projections(all: impl Iterator<Item = &'static str>) -> Vec<&'static str> {
+    let mut names = Vec::new();
+    for name in all {
+        if !names.contains(&name) {
+            names.push(name);
         }
     }
+    names
+}
+
+/// `8`, or `4-12`.
+fn span(ranks: impl Iterator<Item = usize> + Clone) -> String {
+    let (least, most) = (ranks.clone().min().unwrap_or(0), ranks.max().unwrap_or(0));
+    if least == most { least.to_string() } else { format!("{least}-{most}") }
+}
+
+fn number(v: Option<f64>) -> String {
+    v.map_or("-".to_owned(), |v| format!("{v:.3}"))
+}
+
+/// One line a projection, then one for all.
+fn table(report: &Report) -> String {
     let mut out = format!(
         "{:<14} {:>5} {:>9} {:>9} {:>10} {:>9} {:>8}\n",
         "projection", "sites", "rank", "error", "eff. rank", "alignment", "cosine"
     );
-    for name in names {
+    for name in projections(report.sites.iter().map(|s| s.projection)) {
         let sites: Vec<SiteReport> =
             report.sites.iter().filter(|s| s.projection == name).cloned().collect();
-        let ranks = || sites.iter().map(|s| s.rank);
-        let (least, most) = (ranks().min().unwrap_or(0), ranks().max().unwrap_or(0));
-        let ranks = if least == most { least.to_string() } else { format!("{least}-{most}") };
-        out += &line(name, &ranks, &Overall::of(&sites));
+        out += &line(name, &span(sites.iter().map(|s| s.rank)), &Overall::of(&sites));
     }
     out + &line("all", "", &report.overall)
 }
 
 fn line(name: &str, ranks: &str, of: &Overall) -> String {
-    let number = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{v:.3}"));
     format!(
         "{name:<14} {:>5} {ranks:>9} {:>9.4} {:>10.2} {:>9} {:>8}\n",
         of.sites,
@@ -287,4 +308,27 @@ fn line(name: &str, ranks: &str, of: &Overall) -> String {
         number(of.alignment),
         number(of.cosine)
     )
+}
+
+/// The same before anything is merged.
+fn prospects(outlook: &Outlook) -> String {
+    let mut out = format!(
+        "{:<14} {:>5} {:>9} {:>10} {:>9} {:>8}\n",
+        "projection", "sites", "rank", "eff. rank", "alignment", "cosine"
+    );
+    let mut line = |name: &str, ranks: &str, of: &Prospect| {
+        out += &format!(
+            "{name:<14} {:>5} {ranks:>9} {:>10.2} {:>9} {:>8}\n",
+            of.sites,
+            of.effective_rank_exact,
+            number(of.alignment),
+            number(of.cosine)
+        );
+    };
+    for name in projections(outlook.sites.iter().map(|s| s.projection)) {
+        let sites = outlook.sites.iter().filter(|s| s.projection == name);
+        line(name, &span(sites.clone().map(|s| s.rank)), &Prospect::of(sites));
+    }
+    line("all", "", &outlook.overall);
+    out
 }

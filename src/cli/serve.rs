@@ -15,6 +15,7 @@ use crate::config::{Config, RawConfig, memory_available};
 use crate::engine::step::EngineOptions;
 use crate::engine::{EngineHandle, probe};
 use crate::error::{Error, Kind, Result};
+use crate::jobs::{JobLimits, Jobs};
 use crate::metrics::Metrics;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::source::{self, Located};
@@ -178,6 +179,8 @@ impl Prepared {
         for (name, dir) in &config.adapters {
             load_adapter(&registry, name, dir).await?;
         }
+        let limits = JobLimits { unfinished_max: config.merges_max, kept_max: config.merges_kept };
+        let jobs = Jobs::open(&config.data_dir, registry.clone(), engine.clone(), limits).await?;
 
         let app = App {
             config: Arc::new(config),
@@ -190,6 +193,7 @@ impl Prepared {
             sandbox,
             engine,
             registry,
+            jobs,
             access,
             metrics,
             usage,

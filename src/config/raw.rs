@@ -129,6 +129,12 @@ pub struct RawConfig {
     /// Uploads received at once; more are answered 429
     #[arg(long, env = "POLYLORA_UPLOADS_MAX", value_name = "N")]
     pub uploads_max: Option<u64>,
+    /// Merges waiting or running; more are answered 429
+    #[arg(long, env = "POLYLORA_MERGES_MAX", value_name = "N")]
+    pub merges_max: Option<u64>,
+    /// Finished merges that are listed, with their reports
+    #[arg(long, env = "POLYLORA_MERGES_KEPT", value_name = "N")]
+    pub merges_kept: Option<u64>,
     /// Seconds after which a request is ended
     #[arg(long, env = "POLYLORA_REQUEST_SECONDS_MAX", value_name = "SECONDS")]
     pub request_seconds_max: Option<u64>,
@@ -222,6 +228,8 @@ impl RawConfig {
             logit_bias_max: self.logit_bias_max.or(below.logit_bias_max),
             connections_max: self.connections_max.or(below.connections_max),
             uploads_max: self.uploads_max.or(below.uploads_max),
+            merges_max: self.merges_max.or(below.merges_max),
+            merges_kept: self.merges_kept.or(below.merges_kept),
             request_seconds_max: self.request_seconds_max.or(below.request_seconds_max),
             queue_seconds_max: self.queue_seconds_max.or(below.queue_seconds_max),
             head_seconds_max: self.head_seconds_max.or(below.head_seconds_max),
@@ -313,6 +321,8 @@ pub const RANGES: &[Range] = ranges! {
         logit_bias_max: 0, 65_536, 1024;
         connections_max: 1, 65_536, 1024;
         uploads_max: 1, 256, 4;
+        merges_max: 1, 1024, 16;
+        merges_kept: 1, 10_000, 100;
         request_seconds_max: 1, 86_400, 600;
         queue_seconds_max: 1, 86_400, 60;
         head_seconds_max: 1, 3600, 30;

@@ -256,6 +256,11 @@ impl EngineHandle {
         self.shared.stalled_for()
     }
 
+    /// Whether no sequence waits or runs. Cheap: for work that gives way to requests.
+    pub fn is_idle(&self) -> bool {
+        self.shared.unfinished.load(Ordering::Acquire) == 0
+    }
+
     /// Whether the next request would be refused for want of a place in the queue.
     pub fn is_full(&self) -> bool {
         let (queue, o) = (&self.shared.queue, &self.options);

@@ -14,5 +14,5 @@ pub mod scheduler;
 pub mod sequence;
 pub mod step;
 
-pub use handle::EngineHandle;
+pub use handle::{EngineHandle, shutting_down};
 pub use request::{Admission, Event, EventStream, FinishReason, Request, Sampling, TokenEvent};

@@ -9,6 +9,7 @@ mod budget;
 mod cluster;
 mod entrywise;
 mod lego;
+pub mod outlook;
 pub mod picture;
 mod random;
 pub mod report;
@@ -19,6 +20,7 @@ mod stack;
 
 use crate::adapters::format::factors::{FactorDims, ModuleFactors, OpenAdapter, Place};
 use crate::error::{Error, Result};
+use outlook::{Outlook, Prospect, SiteOutlook};
 use report::{Overall, Report, Survey};
 use site::{MergedSite, Order};
 use spec::{Method, Spec, refuse};
@@ -94,6 +96,28 @@ pub fn check_bases(named: &[(&str, Option<&str>)]) -> Result<()> {
     }
 }
 
+/// Refuses sources that cannot be merged with each other: `any_base` lets those through that only
+/// name different bases. Returns the name of the base that the result states. Errors:
+/// `not_mergeable`, `base_mismatch`.
+pub fn check_sources(
+    spec: &Spec,
+    adapters: &[OpenAdapter],
+    any_base: bool,
+) -> Result<Option<String>> {
+    let base = |a: &OpenAdapter| a.summary().base_model.clone();
+    for (source, adapter) in spec.sources.iter().zip(adapters) {
+        check_source(&source.name, adapter)?;
+    }
+    if !any_base {
+        let all: Vec<Option<String>> = adapters.iter().map(base).collect();
+        let named = spec.sources.iter().zip(&all);
+        let named: Vec<(&str, Option<&str>)> =
+            named.map(|(s, b)| (s.name.as_str(), b.as_deref())).collect();
+        check_bases(&named)?;
+    }
+    Ok(adapters.iter().find_map(base))
+}
+
 impl Merge {
     /// Plans a merge; `modules` has one list a source, in the order of the spec. Errors:
     /// `invalid_merge`, `base_mismatch`, `ranks_differ`, `rank_out_of_range`.
@@ -121,23 +145,42 @@ impl Merge {
     }
 
     pub fn progress(&self) -> Progress {
-        let phases = 1 + usize::from(self.survey_first);
-        Progress { done: self.surveys.len() + self.done.len(), total: self.sites.len() * phases }
+        let (seen, phases) = if self.survey_first { (self.surveys.len(), 2) } else { (0, 1) };
+        Progress { done: seen + self.done.len(), total: self.sites.len() * phases }
+    }
+
+    /// Numbers that the result will hold, as planned.
+    pub fn parameters(&self) -> usize {
+        self.sites.iter().map(|s| s.rank * (s.dims.inputs + s.dims.outputs)).sum()
+    }
+
+    /// Looks at up to `sites` more sites without merging them. Progress is in sites looked at.
+    pub fn look(&mut self, sites: usize, read: &mut Reader<'_>) -> Result<Progress> {
+        let count = self.spec.sources.len();
+        let surveys = self.each(self.surveys.len(), sites, read, |_, parts| {
+            report::survey(&Stack::new(parts), parts, count)
+        })?;
+        self.surveys.extend(surveys);
+        let progress = Progress { done: self.surveys.len(), total: self.sites.len() };
+        if self.survey_first && progress.done == progress.total {
+            self.spread();
+        }
+        Ok(progress)
+    }
+
+    /// What was seen of the sites looked at.
+    pub fn outlook(self) -> Outlook {
+        let seen = self.sites.iter().zip(self.surveys);
+        let sites: Vec<_> =
+            seen.map(|(p, survey)| SiteOutlook::new(p.place, p.dims, p.rank, survey)).collect();
+        Outlook { spec: self.spec, overall: Prospect::of(sites.iter()), sites }
     }
 
     /// Advances by up to `sites` sites, each on a thread of its own. Errors leave the merge as it
     /// was before the step.
     pub fn step(&mut self, sites: usize, read: &mut Reader<'_>) -> Result<Progress> {
         if self.survey_first && self.surveys.len() < self.sites.len() {
-            let first = self.surveys.len();
-            let count = self.spec.sources.len();
-            let surveys = self.each(first, sites, read, |_, parts| {
-                report::survey(&Stack::new(parts), parts, count)
-            })?;
-            self.surveys.extend(surveys);
-            if self.surveys.len() == self.sites.len() {
-                self.spread();
-            }
+            self.look(sites, read)?;
         } else {
             let merged = self.each(self.done.len(), sites, read, |plan, parts| {
                 let order = Order { spec: &self.spec, place: plan.place, rank: plan.rank };

@@ -108,7 +108,8 @@ impl Method {
     pub fn named(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|m| m.name() == name).ok_or_else(|| {
             let names = Self::ALL.map(Self::name).join(", ");
-            refuse(format!("`{name}` is no merge method; there are {names}"))
+            let shown: String = name.chars().take(64).collect();
+            refuse(format!("`{shown}` is no merge method; there are {names}")).param("method")
         })
     }
 
@@ -235,31 +236,37 @@ const RESTARTS_MAX: usize = 1000;
 impl Spec {
     /// Checks all that needs no factors. Errors: `invalid_merge`, naming the option.
     pub fn check(&self) -> Result<()> {
-        self.check_sources()?;
+        self.check_sources().map_err(|e| e.param("sources"))?;
         let (o, method) = (&self.options, self.method);
         if o.rank == Some(0) {
-            return Err(refuse("`rank` must be at least 1"));
+            return Err(refuse("`rank` must be at least 1").param("options.rank"));
         }
         if o.rank.is_some() && !method.takes_rank() {
             return Err(refuse(format!(
                 "`rank` has no meaning for {}: the sources decide it; svd and lego truncate",
                 method.name()
-            )));
+            ))
+            .param("options.rank"));
         }
         if o.spread && (o.rank.is_none() || !method.takes_rank()) {
-            return Err(refuse("`spread` needs `rank` and a method that takes one"));
+            let why = "`spread` needs `rank` and a method that takes one";
+            return Err(refuse(why).param("options.spread"));
         }
         if !(o.density > 0.0 && o.density <= 1.0) {
-            return Err(refuse(format!("`density` is {}, not above 0 and up to 1", o.density)));
+            let why = format!("`density` is {}, not above 0 and up to 1", o.density);
+            return Err(refuse(why).param("options.density"));
         }
         if !(o.outliers >= 0.0 && o.outliers < 1.0) {
-            return Err(refuse(format!("`outliers` is {}, not from 0 to below 1", o.outliers)));
+            let why = format!("`outliers` is {}, not from 0 to below 1", o.outliers);
+            return Err(refuse(why).param("options.outliers"));
         }
         if method == Method::Breadcrumbs && o.density + o.outliers > 1.0 {
-            return Err(refuse("`density` and `outliers` are together more than 1"));
+            let why = "`density` and `outliers` are together more than 1";
+            return Err(refuse(why).param("options.density"));
         }
         if !(1..=RESTARTS_MAX).contains(&o.restarts) {
-            return Err(refuse(format!("`restarts` is {}, not 1 to {RESTARTS_MAX}", o.restarts)));
+            let why = format!("`restarts` is {}, not 1 to {RESTARTS_MAX}", o.restarts);
+            return Err(refuse(why).param("options.restarts"));
         }
         Ok(())
     }

@@ -15,6 +15,8 @@ mod limits;
 mod live;
 mod log;
 mod logprobs;
+mod merge_restarts;
+mod merges;
 mod metrics;
 mod noisy;
 mod refusals;

@@ -49,6 +49,7 @@ fn body(method: &Method, path: &str, name: &str) -> Value {
         (_, "/detokenize") => json!({"model": name, "tokens": [65]}),
         (_, "/v1/load_lora_adapter") => json!({"lora_name": name, "lora_path": "/nowhere"}),
         (_, "/v1/unload_lora_adapter") => json!({"lora_name": name}),
+        (_, "/v1/merges") => json!({"sources": [{"model": name}], "dry_run": true}),
         (_, "/v1/aliases/{name}/promote") => json!({"version": 1}),
         (_, "/v1/aliases/{name}") => json!({"weights": {name: 1}}),
         _ => json!({}),

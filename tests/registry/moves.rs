@@ -285,7 +285,11 @@ async fn where_a_version_came_from_is_kept() {
     let parent = Parent { id: "a@1".into(), digest: "sha256:0".into(), weight: Some(0.5) };
     let all = [
         Lineage::Uploaded { by: Some("key-1".into()), files: vec!["x.gguf".into()] },
-        Lineage::Merged { method: "ties".into(), from: vec![parent.clone(), parent.clone()] },
+        Lineage::Merged {
+            method: "ties".into(),
+            from: vec![parent.clone(), parent.clone()],
+            job: None,
+        },
         Lineage::Trained { from: Some(parent), job: "job-1".into() },
     ];
     for (seed, lineage) in all.iter().enumerate() {

@@ -166,6 +166,14 @@ impl Book {
         Ok((held.version.clone(), Hold::new(&held.leases, &self.bells)))
     }
 
+    /// The same for a living version with this content, the one called `id` before others.
+    pub fn keep_content(&self, digest: Digest, id: &str) -> Option<(Arc<Version>, Hold)> {
+        let living = self.names.values().flat_map(|v| v.held.values());
+        let same = living.filter(|h| h.version.digest == digest);
+        let held = same.max_by_key(|h| h.version.id() == id)?;
+        Some((held.version.clone(), Hold::new(&held.leases, &self.bells)))
+    }
+
     /// Keeps a resident from eviction while something is done with it.
     pub fn pin(&mut self, digest: Digest) -> Option<Hold> {
         let resident = self.residents.get(&digest).filter(|r| r.open())?;

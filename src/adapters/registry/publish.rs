@@ -102,7 +102,8 @@ impl Inner {
         Ok(self.book().entry(name, number))
     }
 
-    fn check_room(&self, name: &str) -> Result<()> {
+    /// Refuses a new name when there are as many as may be. Errors: `adapter_limit_reached`.
+    pub fn check_room(&self, name: &str) -> Result<()> {
         let book = self.book();
         let max = self.options.adapters_max;
         if book.names.contains_key(name) || book.names.len() + book.aliases.len() < max {

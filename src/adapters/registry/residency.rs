@@ -14,6 +14,7 @@ use crate::adapters::{Digest, format};
 use crate::error::{Error, Kind, Result};
 use futures::future::join_all;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
@@ -41,6 +42,20 @@ impl From<&Version> for Stored {
     fn from(version: &Version) -> Self {
         Self { bytes: version.resident_bytes, logit_change_max: version.logit_change_max }
     }
+}
+
+/// Compares stored files with the digest that names them. Blocking. Errors: `corrupt_adapter`.
+pub fn check_stored(dir: &Path, digest: Digest) -> Result<()> {
+    let corrupt = |why: String| {
+        let message = format!("the stored files of adapter {digest} are damaged: {why}");
+        Error::new(Kind::Fault, "corrupt_adapter", message)
+    };
+    let now = format::files::AdapterFiles::find(dir).and_then(|f| f.digest());
+    let now = now.map_err(|e| corrupt(e.message))?;
+    if now != digest {
+        return Err(corrupt(format!("their digest is now {now}")));
+    }
+    Ok(())
 }
 
 /// What reading a stored content came to.
@@ -181,18 +196,7 @@ impl Inner {
         let (shape, dtype) = (self.options.shape.clone(), self.options.dtype);
         let (rows, bias) = (self.rows.clone(), self.bias.clone());
         blocking(move || {
-            let corrupt = |why: String| {
-                Error::new(
-                    Kind::Fault,
-                    "corrupt_adapter",
-                    format!("the stored files of adapter {digest} are damaged: {why}"),
-                )
-            };
-            let now = format::files::AdapterFiles::find(&dir).and_then(|f| f.digest());
-            let now = now.map_err(|e| corrupt(e.message))?;
-            if now != digest {
-                return Err(corrupt(format!("their digest is now {now}")));
-            }
+            check_stored(&dir, digest)?;
             let (_, prepared) = format::prepare(&dir, &shape, dtype, &rows, &bias)?;
             Ok(Box::new(prepared))
         })

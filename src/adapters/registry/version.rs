@@ -52,7 +52,13 @@ pub enum Lineage {
         files: Vec<String>,
     },
     /// Computed from other versions.
-    Merged { method: String, from: Vec<Parent> },
+    Merged {
+        method: String,
+        from: Vec<Parent>,
+        /// Id of the job; `None` where there was none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        job: Option<String>,
+    },
     /// Trained here, from the base or on from another version.
     Trained {
         #[serde(default, skip_serializing_if = "Option::is_none")]

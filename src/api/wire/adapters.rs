@@ -116,6 +116,7 @@ pub enum AdapterLineage {
     Merged {
         method: String,
         from: Vec<AdapterParent>,
+        job: Option<String>,
     },
     Trained {
         from: Option<AdapterParent>,

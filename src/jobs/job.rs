@@ -1,0 +1,199 @@
+//! What a job is: an order, whose it is, and how far it came.
+//!
+//! Owns the states and the moves between them. Never stores or runs anything. The thing to know: a
+//! job that began to publish runs to its end; before that it can be cancelled.
+
+use super::evaluate::EvaluationSet;
+use crate::adapters::registry::Parent;
+use crate::error::{Error, Kind, Result};
+use crate::merge::Progress;
+use crate::merge::spec::Spec;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// What is to be done. Stored as JSON; the stored text decides the result, so a job runs by what
+/// was read back from it. Fields may be added, never renamed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Order {
+    /// Of the adapter that comes out.
+    pub name: String,
+    /// Sources are called as the client called them.
+    pub spec: Spec,
+    /// What each source was when the job came in.
+    pub from: Vec<Parent>,
+    /// Merge sources that name different base models.
+    pub any_base: bool,
+}
+
+/// Whose a job is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// Id of the key.
+    pub key: String,
+    /// `None`: an operator's.
+    pub tenant: Option<String>,
+}
+
+impl Owner {
+    /// Whether whoever has this tenant (or none) may know of the job.
+    pub fn known_to(&self, tenant: Option<&str>) -> bool {
+        tenant.is_none() || self.tenant.as_deref() == tenant
+    }
+}
+
+/// An order that came in, with what it is evaluated on.
+pub struct Submission {
+    pub id: String,
+    pub owner: Owner,
+    pub order: Order,
+    pub sets: Vec<EvaluationSet>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    Queued,
+    Running(Stage),
+    Done,
+    Failed,
+    Cancelled,
+}
+
+/// What a running job is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    Merging,
+    Publishing,
+    Evaluating,
+}
+
+impl State {
+    pub const ALL: [Self; 5] =
+        [Self::Queued, Self::Running(Stage::Merging), Self::Done, Self::Failed, Self::Cancelled];
+
+    /// As the journal and the wire say it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running(_) => "running",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Done | Self::Failed | Self::Cancelled)
+    }
+}
+
+impl Stage {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Merging => "merging",
+            Self::Publishing => "publishing",
+            Self::Evaluating => "evaluating",
+        }
+    }
+}
+
+/// The version that came out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// `name@number`
+    pub id: String,
+    /// `sha256:…`
+    pub digest: String,
+}
+
+/// Why a job failed: an [`Error`] as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub code: String,
+    pub message: String,
+}
+
+impl From<&Error> for Failure {
+    fn from(e: &Error) -> Self {
+        Self { code: e.code.to_owned(), message: e.message.clone() }
+    }
+}
+
+/// One job as it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    pub id: String,
+    pub owner: Owner,
+    pub order: Arc<Order>,
+    pub state: State,
+    /// Sites merged, since it last began.
+    pub progress: Option<Progress>,
+    /// How often it began anew because the server had ended under it.
+    pub restarts: u64,
+    /// Unix seconds.
+    pub created: u64,
+    pub started: Option<u64>,
+    pub ended: Option<u64>,
+    pub outcome: Option<Outcome>,
+    pub failure: Option<Failure>,
+}
+
+impl Job {
+    /// queued → running; false when it was cancelled meanwhile.
+    pub fn begin(&mut self, now: u64) -> bool {
+        let queued = self.state == State::Queued;
+        if queued {
+            self.state = State::Running(Stage::Merging);
+            self.started = Some(now);
+        }
+        queued
+    }
+
+    /// On to another stage; false when it was cancelled meanwhile.
+    pub fn advance(&mut self, stage: Stage) -> bool {
+        let running = matches!(self.state, State::Running(_));
+        if running {
+            self.state = State::Running(stage);
+        }
+        running
+    }
+
+    /// Whether it can still be cancelled, and then it is.
+    pub fn cancel(&mut self, now: u64) -> bool {
+        let may = matches!(self.state, State::Queued | State::Running(Stage::Merging));
+        if may {
+            self.state = State::Cancelled;
+            self.ended = Some(now);
+        }
+        may
+    }
+
+    pub fn end(&mut self, outcome: Result<Outcome>, now: u64) {
+        self.ended = Some(now);
+        match outcome {
+            Ok(outcome) => {
+                self.state = State::Done;
+                self.outcome = Some(outcome);
+            }
+            Err(e) => {
+                self.state = State::Failed;
+                self.failure = Some(Failure::from(&e));
+            }
+        }
+    }
+}
+
+/// 404 for a job that nobody has, or that the caller may not know of.
+pub fn not_found(id: &str) -> Error {
+    let shown: String = id.chars().take(64).collect();
+    Error::not_found("merge_not_found", format!("there is no merge `{shown}`")).param("id")
+}
+
+/// 409 for a job that is too far on to be cancelled.
+pub fn over(job: &Job) -> Error {
+    let what = match job.state {
+        State::Running(stage) => stage.name(),
+        state => state.name(),
+    };
+    let message = format!("the merge `{}` is {what} and cannot be cancelled", job.id);
+    Error::new(Kind::Conflict, "merge_over", message).param("id")
+}

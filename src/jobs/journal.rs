@@ -1,0 +1,184 @@
+//! `jobs.db`: what was ordered, how it stands, and the reports of what was made.
+//!
+//! Owns the tables. Never decides what happens to a job. The thing to know: every change is one
+//! statement, synced when the call returns, and a job that is over is never changed again.
+
+use super::evaluate::EvaluationSet;
+use super::job::{Failure, Job, Outcome, Owner, State};
+use crate::database;
+use crate::error::{Error, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sqlx::Row as _;
+use sqlx::sqlite::{SqlitePool, SqliteRow};
+use std::path::Path;
+use std::sync::Arc;
+
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE jobs (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,
+        key TEXT NOT NULL, tenant TEXT, spec TEXT NOT NULL, sets TEXT,
+        state TEXT NOT NULL, restarts INTEGER NOT NULL DEFAULT 0,
+        created INTEGER NOT NULL, started INTEGER, ended INTEGER,
+        outcome TEXT, failure TEXT) STRICT;
+    CREATE TABLE reports (
+        id TEXT PRIMARY KEY REFERENCES jobs (id), report TEXT NOT NULL, picture TEXT NOT NULL,
+        evaluation TEXT) STRICT;
+"];
+
+/// A report as it is kept: JSON, SVG, and JSON.
+pub struct StoredReport {
+    pub report: String,
+    pub picture: String,
+    pub evaluation: Option<String>,
+}
+
+pub struct Journal {
+    pool: SqlitePool,
+}
+
+impl Journal {
+    /// Opens `jobs.db` in `dir`. Jobs that were running when the server ended are queued again.
+    /// Errors: `data_dir_unsupported`.
+    pub async fn open(dir: &Path) -> Result<Self> {
+        let pool = database::open(&dir.join("jobs.db"), MIGRATIONS).await?;
+        let again = "UPDATE jobs SET state = 'queued', restarts = restarts + 1
+                     WHERE state = 'running'";
+        sqlx::query(again).execute(&pool).await.map_err(failed)?;
+        Ok(Self { pool })
+    }
+
+    /// Every job, oldest first, each with its number.
+    pub async fn load(&self) -> Result<Vec<(u64, Job)>> {
+        let rows = sqlx::query("SELECT * FROM jobs ORDER BY number");
+        let rows = rows.fetch_all(&self.pool).await.map_err(failed)?;
+        rows.iter().map(read).collect()
+    }
+
+    /// Enters a new job; returns its number and the job as it is read back.
+    pub async fn add(&self, job: &Job, sets: &[EvaluationSet]) -> Result<(u64, Job)> {
+        let row = sqlx::query(
+            "INSERT INTO jobs (id, key, tenant, spec, sets, state, created)
+             VALUES (?, ?, ?, ?, ?, 'queued', ?) RETURNING *",
+        )
+        .bind(&job.id)
+        .bind(&job.owner.key)
+        .bind(&job.owner.tenant)
+        .bind(json(&*job.order)?)
+        .bind((!sets.is_empty()).then(|| json(&sets)).transpose()?)
+        .bind(job.created as i64)
+        .fetch_one(&self.pool)
+        .await
+        .map_err(failed)?;
+        read(&row)
+    }
+
+    /// The job begins.
+    pub async fn start(&self, id: &str, now: u64) -> Result<()> {
+        let begun = "UPDATE jobs SET state = 'running', started = ?2
+                     WHERE id = ?1 AND state = 'queued'";
+        let begun = sqlx::query(begun).bind(id).bind(now as i64);
+        begun.execute(&self.pool).await.map_err(failed).map(drop)
+    }
+
+    /// Keeps the report of what is about to be published; a restarted job replaces its own.
+    pub async fn report(&self, id: &str, report: &str, picture: &str) -> Result<()> {
+        let kept = "INSERT OR REPLACE INTO reports (id, report, picture) VALUES (?, ?, ?)";
+        let kept = sqlx::query(kept).bind(id).bind(report).bind(picture);
+        kept.execute(&self.pool).await.map_err(failed).map(drop)
+    }
+
+    /// Adds an evaluation to a job's report.
+    pub async fn evaluation(&self, id: &str, evaluation: &str) -> Result<()> {
+        let added = "UPDATE reports SET evaluation = ?2 WHERE id = ?1";
+        let added = sqlx::query(added).bind(id).bind(evaluation);
+        added.execute(&self.pool).await.map_err(failed).map(drop)
+    }
+
+    /// The job is over; what it was to be evaluated on is dropped.
+    pub async fn end(&self, job: &Job) -> Result<()> {
+        sqlx::query(
+            "UPDATE jobs SET state = ?2, ended = ?3, outcome = ?4, failure = ?5, sets = NULL
+             WHERE id = ?1 AND state IN ('queued', 'running')",
+        )
+        .bind(&job.id)
+        .bind(job.state.name())
+        .bind(job.ended.map(|t| t as i64))
+        .bind(job.outcome.as_ref().map(json).transpose()?)
+        .bind(job.failure.as_ref().map(json).transpose()?)
+        .execute(&self.pool)
+        .await
+        .map_err(failed)
+        .map(drop)
+    }
+
+    /// What a job is evaluated on.
+    pub async fn sets(&self, id: &str) -> Result<Vec<EvaluationSet>> {
+        let sets: Option<String> = sqlx::query_scalar("SELECT sets FROM jobs WHERE id = ?")
+            .bind(id)
+            .fetch_one(&self.pool)
+            .await
+            .map_err(failed)?;
+        sets.map_or(Ok(Vec::new()), |sets| parsed(&sets, "sets"))
+    }
+
+    /// `None` while there is none.
+    pub async fn report_of(&self, id: &str) -> Result<Option<StoredReport>> {
+        let row = sqlx::query("SELECT * FROM reports WHERE id = ?").bind(id);
+        let row = row.fetch_optional(&self.pool).await.map_err(failed)?;
+        row.map(|row| {
+            Ok(StoredReport {
+                report: row.try_get("report").map_err(failed)?,
+                picture: row.try_get("picture").map_err(failed)?,
+                evaluation: row.try_get("evaluation").map_err(failed)?,
+            })
+        })
+        .transpose()
+    }
+
+    /// Forgets a job and its report.
+    pub async fn remove(&self, id: &str) -> Result<()> {
+        let mut t = self.pool.begin().await.map_err(failed)?;
+        for statement in ["DELETE FROM reports WHERE id = ?", "DELETE FROM jobs WHERE id = ?"] {
+            sqlx::query(statement).bind(id).execute(&mut *t).await.map_err(failed)?;
+        }
+        t.commit().await.map_err(failed)
+    }
+}
+
+fn read(row: &SqliteRow) -> Result<(u64, Job)> {
+    let text = |column: &str| row.try_get::<Option<String>, _>(column).map_err(failed);
+    let needed = |column: &str| row.try_get::<String, _>(column).map_err(failed);
+    let time = |column: &str| {
+        let n: Option<i64> = row.try_get(column).map_err(failed)?;
+        Ok::<_, Error>(n.map(|n| n.max(0) as u64))
+    };
+    let state = needed("state")?;
+    let known = State::ALL.into_iter().find(|s| s.name() == state);
+    let job = Job {
+        id: needed("id")?,
+        owner: Owner { key: needed("key")?, tenant: text("tenant")? },
+        order: Arc::new(parsed(&needed("spec")?, "spec")?),
+        state: known.ok_or_else(|| Error::fault(format!("jobs.db: a job is {state}")))?,
+        progress: None,
+        restarts: time("restarts")?.unwrap_or(0),
+        created: time("created")?.unwrap_or(0),
+        started: time("started")?,
+        ended: time("ended")?,
+        outcome: text("outcome")?.map(|o| parsed::<Outcome>(&o, "outcome")).transpose()?,
+        failure: text("failure")?.map(|f| parsed::<Failure>(&f, "failure")).transpose()?,
+    };
+    Ok((time("number")?.unwrap_or(0), job))
+}
+
+fn json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| Error::fault(format!("cannot write jobs.db: {e}")))
+}
+
+fn parsed<T: DeserializeOwned>(text: &str, column: &str) -> Result<T> {
+    serde_json::from_str(text).map_err(|e| Error::fault(format!("jobs.db: a bad {column}: {e}")))
+}
+
+fn failed(e: sqlx::Error) -> Error {
+    Error::fault(format!("the journal jobs.db: {e}"))
+}

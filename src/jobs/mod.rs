@@ -1,0 +1,375 @@
+//! Merge jobs: orders that are carried out beside serving, one at a time, and survive the server.
+//!
+//! Owns `jobs.db`, the queue of jobs and the task that works on them. Never sees HTTP; merges by
+//! `merge`, publishes by the door of uploads. The thing to know: a job that the server's end
+//! interrupted begins anew, and the version that it published carries its id, so it never publishes
+//! twice.
+
+pub mod evaluate;
+mod job;
+mod journal;
+mod pace;
+mod plan;
+mod work;
+
+use crate::adapters::Digest;
+use crate::adapters::registry::{Kept, Parent, Registry};
+use crate::engine::{EngineHandle, shutting_down};
+use crate::error::{Error, Kind, Result};
+use crate::merge::outlook::Outlook;
+pub use job::{Job, Order, Owner, Stage, State, Submission};
+use journal::Journal;
+pub use journal::StoredReport;
+use pace::Pace;
+use plan::Plan;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, watch};
+
+/// A job that ended the server so often is not tried again: it may well be why.
+const RESTARTS_MAX: u64 = 10;
+
+/// Bounds of the queue.
+#[derive(Debug, Clone, Copy)]
+pub struct JobLimits {
+    /// Jobs that are not over. A tenant may have as many as are left free.
+    pub unfinished_max: usize,
+    /// Jobs that are over and still known, with their reports.
+    pub kept_max: usize,
+}
+
+/// All jobs. Cheap to clone. The last clone's drop ends the task.
+#[derive(Clone)]
+pub struct Jobs {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    journal: Journal,
+    registry: Registry,
+    engine: EngineHandle,
+    pace: Pace,
+    limits: JobLimits,
+    /// By number: the order in which they came.
+    board: Mutex<BTreeMap<u64, Posted>>,
+    /// One submission at a time, so that the bound holds.
+    turn: AsyncMutex<()>,
+    /// Surveys that are made without a job.
+    surveys: Semaphore,
+    /// The task has work, or an end.
+    bell: Arc<Notify>,
+    stopping: Arc<AtomicBool>,
+    /// Tells those who watch that nothing more will come.
+    closing: watch::Sender<bool>,
+}
+
+/// A job on the board.
+#[derive(Clone)]
+struct Posted {
+    /// The job itself: whoever changes it tells those who watch.
+    job: Arc<watch::Sender<Job>>,
+    /// Its sources; none once it is over.
+    kept: Arc<Vec<Kept>>,
+}
+
+/// A job that is looked at while it runs.
+pub struct Watch {
+    job: watch::Receiver<Job>,
+    closing: watch::Receiver<bool>,
+    told: bool,
+}
+
+impl Watch {
+    /// The job as it stands first, then after every change, `None` after it is over. Changes that
+    /// come while nobody asks are told as one. Errors: `shutting_down`.
+    pub async fn next(&mut self) -> Result<Option<Job>> {
+        if self.told {
+            if self.job.borrow().state.is_over() {
+                return Ok(None);
+            }
+            let changed = tokio::select! {
+                changed = self.job.changed() => changed.is_ok(),
+                _ = self.closing.wait_for(|closing| *closing) => false,
+            };
+            if !changed {
+                return Err(shutting_down());
+            }
+        }
+        self.told = true;
+        Ok(Some(self.job.borrow_and_update().clone()))
+    }
+}
+
+impl Jobs {
+    /// Opens `jobs.db` in `dir` and goes on with what is in it. Errors: `data_dir_unsupported`.
+    pub async fn open(
+        dir: &Path,
+        registry: Registry,
+        engine: EngineHandle,
+        limits: JobLimits,
+    ) -> Result<Self> {
+        let stopping = Arc::new(AtomicBool::new(false));
+        let inner = Arc::new(Inner {
+            journal: Journal::open(dir).await?,
+            registry,
+            pace: Pace::new(engine.clone(), stopping.clone()),
+            engine,
+            limits,
+            board: Mutex::default(),
+            turn: AsyncMutex::default(),
+            surveys: Semaphore::new(1),
+            bell: Arc::default(),
+            stopping,
+            closing: watch::Sender::new(false),
+        });
+        for (number, job) in inner.journal.load().await? {
+            inner.restore(number, job).await?;
+        }
+        inner.forget().await?;
+        // The task holds no jobs while it waits, so the last clone's drop ends both.
+        let (weak, bell) = (Arc::downgrade(&inner), inner.bell.clone());
+        tokio::spawn(async move {
+            while let Some(inner) = weak.upgrade().filter(|i| !i.pace.is_stopping()) {
+                match inner.first_queued() {
+                    Some(posted) => inner.work(&posted).await,
+                    None => {
+                        drop(inner);
+                        bell.notified().await;
+                    }
+                }
+            }
+        });
+        Ok(Self { inner })
+    }
+
+    /// Checks an order as far as it can be without merging: sources, options, sizes. Errors: those
+    /// of the merge, `model_not_found`, `corrupt_adapter`.
+    pub async fn check(&self, order: &Order, kept: Arc<Vec<Kept>>) -> Result<()> {
+        let (order, registry) = (order.clone(), self.inner.registry.clone());
+        let checked =
+            tokio::task::spawn_blocking(move || Plan::new(&order, &registry, &kept).map(drop));
+        checked.await.unwrap_or_else(|_| Err(Error::fault("checking the merge failed")))
+    }
+
+    /// Says how much the sources are in each other's way, merging nothing. Errors: as `check`;
+    /// `merges_busy` while another is surveyed.
+    pub async fn survey(&self, order: &Order, kept: Arc<Vec<Kept>>) -> Result<Outlook> {
+        let _place = self.inner.surveys.try_acquire().map_err(|_| {
+            Error::new(Kind::Busy, "merges_busy", "another survey is being made; try again")
+        })?;
+        let (order, registry) = (order.clone(), self.inner.registry.clone());
+        let pace = self.inner.pace.clone();
+        pace::apart(move || {
+            let mut plan = Plan::new(&order, &registry, &kept)?;
+            loop {
+                let begun = Instant::now();
+                let progress = plan.look()?;
+                if progress.done == progress.total {
+                    return Ok(plan.outlook());
+                }
+                if pace.is_stopping() {
+                    return Err(shutting_down());
+                }
+                pace.rest(begun.elapsed());
+            }
+        })
+        .await
+    }
+
+    /// Enters a job, its sources kept. Errors: `merge_queue_full`.
+    pub async fn submit(&self, submission: Submission, kept: Arc<Vec<Kept>>) -> Result<Job> {
+        let inner = &self.inner;
+        let _turn = inner.turn.lock().await;
+        inner.check_room(&submission.owner)?;
+        let job = Job {
+            id: submission.id,
+            owner: submission.owner,
+            order: Arc::new(submission.order),
+            state: State::Queued,
+            progress: None,
+            restarts: 0,
+            created: now(),
+            started: None,
+            ended: None,
+            outcome: None,
+            failure: None,
+        };
+        let (number, job) = inner.journal.add(&job, &submission.sets).await?;
+        inner.board().insert(number, Posted::new(job.clone(), kept));
+        inner.bell.notify_one();
+        Ok(job)
+    }
+
+    /// Jobs that an operator (`None`) or a tenant may know of, newest first.
+    pub fn list(&self, tenant: Option<&str>) -> Vec<Job> {
+        let board = self.inner.board();
+        let jobs = board.values().rev().map(|p| p.job.borrow().clone());
+        jobs.filter(|j| j.owner.known_to(tenant)).collect()
+    }
+
+    /// Errors: `merge_not_found`.
+    pub fn get(&self, id: &str, tenant: Option<&str>) -> Result<Job> {
+        Ok(self.inner.find(id, tenant)?.job.borrow().clone())
+    }
+
+    /// Looks at a job while it runs. Errors: `merge_not_found`.
+    pub fn watch(&self, id: &str, tenant: Option<&str>) -> Result<Watch> {
+        let job = self.inner.find(id, tenant)?.job.subscribe();
+        Ok(Watch { job, closing: self.inner.closing.subscribe(), told: false })
+    }
+
+    /// Errors: `merge_not_found`; `merge_report_missing` when it is not made yet, or never was.
+    pub async fn report(&self, id: &str, tenant: Option<&str>) -> Result<StoredReport> {
+        let job = self.get(id, tenant)?;
+        // What a job wrote down before it published is no report before it did.
+        let stored = match job.state {
+            State::Done | State::Running(Stage::Evaluating) => {
+                self.inner.journal.report_of(id).await?
+            }
+            _ => None,
+        };
+        stored.ok_or_else(|| {
+            let message = format!("the merge `{id}` is {} and has no report", job.state.name());
+            Error::new(Kind::Conflict, "merge_report_missing", message).param("id")
+        })
+    }
+
+    /// Ends a job that does not publish yet; what it computes is dropped after the site that it is
+    /// at. Errors: `merge_not_found`, `merge_over`.
+    pub async fn cancel(&self, id: &str, tenant: Option<&str>) -> Result<Job> {
+        let posted = self.inner.find(id, tenant)?;
+        if !posted.job.send_if_modified(|job| job.cancel(now())) {
+            return Err(job::over(&posted.job.borrow()));
+        }
+        let job = posted.job.borrow().clone();
+        self.inner.journal.end(&job).await?;
+        self.inner.settle(&job).await?;
+        Ok(job)
+    }
+
+    /// Nothing more is begun, and those who watch are told; jobs stay in the journal as they are.
+    pub fn stop(&self) {
+        self.inner.stopping.store(true, Ordering::Release);
+        self.inner.closing.send_replace(true);
+        self.inner.bell.notify_one();
+    }
+}
+
+impl Posted {
+    fn new(job: Job, kept: Arc<Vec<Kept>>) -> Self {
+        Self { job: Arc::new(watch::Sender::new(job)), kept }
+    }
+}
+
+impl Inner {
+    fn board(&self) -> MutexGuard<'_, BTreeMap<u64, Posted>> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, id: &str, tenant: Option<&str>) -> Result<Posted> {
+        let board = self.board();
+        let found = board.values().find(|p| {
+            let job = p.job.borrow();
+            job.id == id && job.owner.known_to(tenant)
+        });
+        found.cloned().ok_or_else(|| job::not_found(id))
+    }
+
+    fn first_queued(&self) -> Option<Posted> {
+        let board = self.board();
+        board.values().find(|p| p.job.borrow().state == State::Queued).cloned()
+    }
+
+    fn check_room(&self, owner: &Owner) -> Result<()> {
+        let max = self.limits.unfinished_max;
+        let (mut all, mut own) = (0, 0);
+        for posted in self.board().values() {
+            let job = posted.job.borrow();
+            all += usize::from(!job.state.is_over());
+            own += usize::from(!job.state.is_over() && job.owner.tenant == owner.tenant);
+        }
+        let free = max.saturating_sub(all);
+        if free > 0 && (owner.tenant.is_none() || own < free.max(1)) {
+            return Ok(());
+        }
+        let whose = if free > 0 { " for your tenant" } else { "" };
+        let message = format!("the queue of merges is full{whose} (merges_max = {max}); try again");
+        Err(Error::new(Kind::Busy, "merge_queue_full", message))
+    }
+
+    /// Puts a job of the journal on the board; one that is not over needs its sources again.
+    async fn restore(&self, number: u64, mut job: Job) -> Result<()> {
+        let mut kept = Vec::new();
+        if !job.state.is_over() {
+            match self.found_again(&job) {
+                Ok(sources) => kept = sources,
+                Err(e) => {
+                    tracing::warn!(job = job.id, error = %e, "a merge cannot go on");
+                    job.end(Err(e), now());
+                    self.journal.end(&job).await?;
+                }
+            }
+        }
+        self.board().insert(number, Posted::new(job, Arc::new(kept)));
+        Ok(())
+    }
+
+    fn found_again(&self, job: &Job) -> Result<Vec<Kept>> {
+        if job.restarts > RESTARTS_MAX {
+            let message = format!("the server ended {} times while it ran", job.restarts);
+            return Err(Error::new(Kind::Fault, "merge_abandoned", message));
+        }
+        let find = |parent: &Parent| {
+            let digest = Digest::parse(&parent.digest);
+            let kept = digest.and_then(|d| self.registry.keep_content(d, &parent.id));
+            kept.ok_or_else(|| {
+                let message = format!("the source {} ({}) is gone", parent.id, parent.digest);
+                Error::new(Kind::Conflict, "merge_source_gone", message)
+            })
+        };
+        job.order.from.iter().map(find).collect()
+    }
+
+    /// A job is over and written down: its sources are let go, and old jobs are forgotten.
+    async fn settle(&self, job: &Job) -> Result<()> {
+        for posted in self.board().values_mut() {
+            if posted.job.borrow().id == job.id {
+                posted.kept = Arc::default();
+            }
+        }
+        self.forget().await
+    }
+
+    /// Takes the oldest jobs that are over away, beyond those that are kept.
+    async fn forget(&self) -> Result<()> {
+        let surplus: Vec<String> = {
+            let mut board = self.board();
+            let over: Vec<u64> = board
+                .iter()
+                .filter(|(_, p)| p.job.borrow().state.is_over())
+                .map(|(n, _)| *n)
+                .collect();
+            let surplus = over.len().saturating_sub(self.limits.kept_max);
+            let gone = over[..surplus].iter().filter_map(|n| board.remove(n));
+            gone.map(|p| p.job.borrow().id.clone()).collect()
+        };
+        for id in surplus {
+            self.journal.remove(&id).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.bell.notify_one();
+    }
+}
+
+/// Unix seconds.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

@@ -1,0 +1,80 @@
+//! Work that gives way: on a thread of its own that the machine runs last, and that rests while
+//! requests are served.
+//!
+//! Owns when such a thread computes. Never decides what. The thing to know: while the engine is
+//! idle it goes on without a pause; while it is busy it rests `REST` times as long as it worked,
+//! and since it is also of the lowest priority, its share is small but never nothing.
+
+use crate::engine::EngineHandle;
+use crate::error::{Error, Result};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// Rest for each second of work while requests run.
+const REST: u32 = 4;
+/// Longest rest at once, and the time after which it looks again whether the engine is idle.
+const REST_TIME_MAX: Duration = Duration::from_secs(2);
+const LOOK_TIME: Duration = Duration::from_millis(10);
+
+/// What a thread that gives way asks between two pieces of its work. Cheap to clone.
+#[derive(Clone)]
+pub struct Pace {
+    engine: EngineHandle,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Pace {
+    /// `stopping` turns true when nothing more is to be begun.
+    pub fn new(engine: EngineHandle, stopping: Arc<AtomicBool>) -> Self {
+        Self { engine, stopping }
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// How long to rest, from now, after `worked`: the rest of it is due only while requests run.
+    fn due(&self, begun: Instant, worked: Duration) -> bool {
+        let rest = (worked * REST).min(REST_TIME_MAX);
+        !self.engine.is_idle() && !self.is_stopping() && begun.elapsed() < rest
+    }
+
+    /// Rests a thread after it worked for so long.
+    pub fn rest(&self, worked: Duration) {
+        let begun = Instant::now();
+        while self.due(begun, worked) {
+            std::thread::sleep(LOOK_TIME);
+        }
+    }
+
+    /// Rests a task.
+    pub async fn rest_task(&self, worked: Duration) {
+        let begun = Instant::now();
+        while self.due(begun, worked) {
+            tokio::time::sleep(LOOK_TIME).await;
+        }
+    }
+}
+
+/// Runs `work` on a thread of its own, of the lowest priority; so are the threads that it starts.
+pub async fn apart<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (done, outcome) = oneshot::channel();
+    let span = tracing::Span::current();
+    let body = move || {
+        #[cfg(target_os = "linux")] // where a thread has a priority of its own
+        if let Err(error) = rustix::process::nice(19) {
+            tracing::warn!(%error, "the merging thread keeps its priority");
+        }
+        // Nobody waits any more: the work was done for nobody.
+        let _ = done.send(span.in_scope(work));
+    };
+    std::thread::Builder::new()
+        .name("merge".into())
+        .spawn(body)
+        .map_err(|e| Error::fault(format!("the merging thread did not start: {e}")))?;
+    outcome.await.unwrap_or_else(|_| Err(Error::fault("the merging thread panicked")))
+}

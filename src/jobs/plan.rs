@@ -1,0 +1,74 @@
+//! An order with its sources open: a merge that can be advanced.
+//!
+//! Owns the way from kept versions to a merge and from its result to files. Never waits for
+//! anybody. The thing to know: it is made at submission too, so that what cannot be merged is
+//! refused before there is a job.
+
+use super::job::Order;
+use crate::adapters::format::factors::OpenAdapter;
+use crate::adapters::format::write;
+use crate::adapters::registry::{Kept, Registry};
+use crate::error::{Error, Kind, Result};
+use crate::merge::outlook::Outlook;
+use crate::merge::{Merge, Progress, check_sources, picture};
+use std::path::Path;
+
+/// A merge with its sources.
+pub struct Plan {
+    merge: Merge,
+    adapters: Vec<OpenAdapter>,
+    base_model: Option<String>,
+}
+
+/// What a merge says of itself.
+pub struct Made {
+    /// JSON
+    pub report: String,
+    /// SVG
+    pub picture: String,
+}
+
+impl Plan {
+    /// Opens the sources and plans. Blocking. Errors: `corrupt_adapter`, `upload_too_large`, and
+    /// those of [`check_sources`] and [`Merge::new`].
+    pub fn new(order: &Order, registry: &Registry, kept: &[Kept]) -> Result<Self> {
+        let open = |k: &Kept| registry.open_factors(k);
+        let adapters = kept.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let base_model = check_sources(&order.spec, &adapters, order.any_base)?;
+        let modules: Vec<_> = adapters.iter().map(OpenAdapter::modules).collect();
+        let merge = Merge::new(order.spec.clone(), &modules)?;
+        let (bytes, max) = (4 * merge.parameters() as u64, registry.upload_bytes_max());
+        if bytes > max {
+            let message = format!("the result would have {bytes} bytes; the limit is {max}");
+            let too_large = Error::new(Kind::TooLarge, "upload_too_large", message);
+            return Err(too_large.param("options.rank"));
+        }
+        Ok(Self { merge, adapters, base_model })
+    }
+
+    /// Merges the next site.
+    pub fn step(&mut self) -> Result<Progress> {
+        let adapters = &self.adapters;
+        self.merge.step(1, &mut |source, place| adapters[source].read(place))
+    }
+
+    /// Looks at the next site without merging it.
+    pub fn look(&mut self) -> Result<Progress> {
+        let adapters = &self.adapters;
+        self.merge.look(1, &mut |source, place| adapters[source].read(place))
+    }
+
+    /// What looking has shown.
+    pub fn outlook(self) -> Outlook {
+        self.merge.outlook()
+    }
+
+    /// Writes the merged adapter into `dir`.
+    pub fn finish(self, dir: &Path) -> Result<Made> {
+        let merged = self.merge.finish()?;
+        write::write(dir, &merged.modules, self.base_model.as_deref())?;
+        let report = serde_json::to_string(&merged.report)
+            .map_err(|e| Error::fault(format!("the report: {e}")))?;
+        Ok(Made { report, picture: picture::heat_map(&merged.report) })
+    }
+}

@@ -1,0 +1,156 @@
+//! One job carried out: merge, write the report down, publish, evaluate, end.
+//!
+//! Owns the order of these. Never computes on the server's own threads. The thing to know: each
+//! step can be the last before a crash. Before publication everything is made again; the version
+//! that was published names its job, so after publication nothing is.
+
+use super::evaluate::{Contestant, evaluate};
+use super::job::{Job, Outcome, Stage, State};
+use super::pace::apart;
+use super::plan::{Made, Plan};
+use super::{Inner, Posted, now};
+use crate::adapters::registry::{Entry, Lineage, Publish, Staging, State as VersionState};
+use crate::error::{Error, Kind, Result};
+use serde_json::json;
+use std::time::Instant;
+use tokio::sync::watch;
+
+impl Inner {
+    /// Works on a queued job until it is over, or the server stops.
+    pub(super) async fn work(&self, posted: &Posted) {
+        if !posted.job.send_if_modified(|job| job.begin(now())) {
+            return;
+        }
+        let id = posted.job.borrow().id.clone();
+        let outcome = match self.carry_out(&id, posted).await {
+            Ok(None) => return,
+            Ok(Some(outcome)) => Ok(outcome),
+            // What was begun at a shutdown is begun again by the next start.
+            Err(_) if self.pace.is_stopping() => return,
+            // Cancelled in the last moment: that was told, and holds.
+            Err(_) if !advance(&posted.job, Stage::Publishing) => return,
+            Err(e) => Err(e),
+        };
+        match &outcome {
+            Ok(outcome) => tracing::info!(job = id, adapter = outcome.id, "merged"),
+            Err(e) => tracing::warn!(job = id, code = e.code, error = %e, "a merge failed"),
+        }
+        // Written down before it is told.
+        let mut job = posted.job.borrow().clone();
+        job.end(outcome, now());
+        if let Err(error) = self.ended(posted, job).await {
+            tracing::error!(job = id, %error, "the end of a merge is not in its journal");
+        }
+    }
+
+    async fn ended(&self, posted: &Posted, job: Job) -> Result<()> {
+        let written = self.journal.end(&job).await;
+        posted.job.send_replace(job.clone());
+        written?;
+        self.settle(&job).await
+    }
+
+    /// `None` when it was cancelled, or the server stops.
+    async fn carry_out(&self, id: &str, posted: &Posted) -> Result<Option<Outcome>> {
+        self.journal.start(id, now()).await?;
+        let job = posted.job.borrow().clone();
+        let entry = match self.published(&job) {
+            Some(entry) => entry,
+            None => {
+                let Some((staging, made)) = self.merged(posted).await? else { return Ok(None) };
+                if !advance(&posted.job, Stage::Publishing) {
+                    return Ok(None);
+                }
+                self.journal.report(id, &made.report, &made.picture).await?;
+                let how = Publish { lineage: lineage(&job), ..Publish::default() };
+                self.registry.publish(staging, how).await?
+            }
+        };
+        if entry.state == VersionState::Ineffective {
+            let message = format!(
+                "{} was made and changes nothing (its probe saw {}), so it is not served",
+                entry.version.id(),
+                entry.version.logit_change_max
+            );
+            return Err(Error::new(Kind::Conflict, "adapter_ineffective", message));
+        }
+        advance(&posted.job, Stage::Evaluating);
+        if !self.evaluated(id, posted, &entry).await? {
+            return Ok(None);
+        }
+        let version = &entry.version;
+        Ok(Some(Outcome { id: version.id(), digest: version.digest.to_string() }))
+    }
+
+    /// The version that this job published before the server ended, if it did.
+    fn published(&self, job: &Job) -> Option<Entry> {
+        let of_job = |e: &Entry| {
+            let lineage = &e.version.lineage;
+            matches!(lineage, Lineage::Merged { job: Some(id), .. } if *id == job.id)
+        };
+        self.registry.versions(&job.order.name).into_iter().find(of_job)
+    }
+
+    /// The merged adapter in a staging directory; `None` as for `carry_out`.
+    async fn merged(&self, posted: &Posted) -> Result<Option<(Staging, Made)>> {
+        let order = posted.job.borrow().order.clone();
+        let staging = self.registry.stage(&order.name)?;
+        let (registry, pace) = (self.registry.clone(), self.pace.clone());
+        let (job, kept) = (posted.job.clone(), posted.kept.clone());
+        apart(move || {
+            let mut plan = Plan::new(&order, &registry, &kept)?;
+            loop {
+                if pace.is_stopping() || job.borrow().state == State::Cancelled {
+                    return Ok(None);
+                }
+                let begun = Instant::now();
+                let progress = plan.step()?;
+                job.send_modify(|job| job.progress = Some(progress));
+                if progress.done == progress.total {
+                    let made = plan.finish(&staging.dir)?;
+                    return Ok(Some((staging, made)));
+                }
+                pace.rest(begun.elapsed());
+            }
+        })
+        .await
+    }
+
+    /// Adds the evaluation that was asked for to the report; false when the server stops. What goes
+    /// wrong stands in the report: the adapter is there and serves.
+    async fn evaluated(&self, id: &str, posted: &Posted, entry: &Entry) -> Result<bool> {
+        let sets = self.journal.sets(id).await?;
+        if sets.is_empty() {
+            return Ok(true);
+        }
+        let order = posted.job.borrow().order.clone();
+        let mut contestants = vec![Contestant { model: "base".to_owned(), id: None }];
+        for (source, kept) in order.spec.sources.iter().zip(posted.kept.iter()) {
+            let id = Some(kept.version().id());
+            contestants.push(Contestant { model: source.name.clone(), id });
+        }
+        let result = entry.version.id();
+        contestants.push(Contestant { model: result.clone(), id: Some(result) });
+        let (registry, engine) = (&self.registry, &self.engine);
+        let table = match evaluate(&sets, &contestants, registry, engine, &self.pace).await {
+            Ok(None) => return Ok(false),
+            Ok(Some(table)) => json!(table),
+            Err(_) if self.pace.is_stopping() => return Ok(false),
+            Err(e) => json!({"error": {"code": e.code, "message": e.message}}),
+        };
+        self.journal.evaluation(id, &table.to_string()).await?;
+        Ok(true)
+    }
+}
+
+fn advance(job: &watch::Sender<Job>, stage: Stage) -> bool {
+    job.send_if_modified(|job| job.advance(stage))
+}
+
+fn lineage(job: &Job) -> Lineage {
+    Lineage::Merged {
+        method: job.order.spec.method.name().to_owned(),
+        from: job.order.from.clone(),
+        job: Some(job.id.clone()),
+    }
+}
