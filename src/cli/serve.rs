@@ -295,6 +295,7 @@ fn engine_options(
         stream_events_max: config.stream_events_max,
         slots_max: config.resident_max,
         prefix_cache: config.prefix_cache,
+        prefix_share: config.prefix_share == "all",
         probe_prompts: PROBES.iter().map(probe).collect::<Result<_>>()?,
     })
 }

@@ -143,7 +143,10 @@ impl EngineHandle {
             let (sender, stream) = channel(self.options.stream_events_max + prompt_events);
             let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
             let (base, context) = (&self.base, self.options.context);
-            let sequence = Sequence::new(id, r, base, context, sender, Instant::now());
+            let mut sequence = Sequence::new(id, r, base, context, sender, Instant::now());
+            if self.options.prefix_share {
+                sequence.share_prefix(base);
+            }
             let place = places.pop().expect("a place for each");
             if let Err(e) = self.send(Command::Submit(Box::new(sequence.in_place(place)))) {
                 // The ones already sent are cancelled by dropping their streams.

@@ -72,11 +72,16 @@ impl Live {
         Self::start_in(dir, more, log)
     }
 
-    /// Kills it, as a crash would, and starts it again on what is on disk.
-    pub fn crash_and_restart(self, more: &[&str]) -> Self {
+    /// Kills it, as a crash would; what is on disk stays.
+    pub fn crash(self) -> TempDir {
         let Self { server, dir, .. } = self;
         drop(server);
-        Self::start_in(dir, more, Stdio::inherit())
+        dir
+    }
+
+    /// Kills it and starts it again on what is on disk.
+    pub fn crash_and_restart(self, more: &[&str]) -> Self {
+        Self::start_in(self.crash(), more, Stdio::inherit())
     }
 
     /// Waits for the end it was asked for and starts it again.
@@ -86,16 +91,24 @@ impl Live {
         Self::start_in(dir, more, Stdio::inherit())
     }
 
-    fn start_in(dir: TempDir, more: &[&str], log: Stdio) -> Self {
+    /// Starts it on what a server has left in `dir`.
+    pub fn start_in(dir: TempDir, more: &[&str], log: Stdio) -> Self {
         let model = dir.path().join("model");
-        let mut flags = vec!["--served-name", BASE, "--threads", "1", "--kv-bytes", "64MiB"];
-        if !more.contains(&"--adapter-bytes-max") {
-            flags.extend_from_slice(&["--adapter-bytes-max", "16MiB"]);
+        let mut flags = vec!["--served-name", BASE, "--threads", "1"];
+        for (flag, usual) in [("--kv-bytes", "64MiB"), ("--adapter-bytes-max", "16MiB")] {
+            if !more.contains(&flag) {
+                flags.extend_from_slice(&[flag, usual]);
+            }
         }
         flags.extend_from_slice(more);
         let server = Server::start_logging(&model, &dir.path().join("data"), &flags, log);
         let client = Client::builder().no_proxy().build().expect("a client");
         Self { server, dir, client }
+    }
+
+    /// Where the server keeps what it was given.
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
     }
 
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -120,9 +133,14 @@ impl Live {
 
     /// Files of a random adapter.
     pub fn adapter_files(&self, seed: u64, strength: f32) -> PathBuf {
-        let dir = self.dir.path().join(format!("adapter-{seed}-{strength}"));
+        self.ranked_files(4, seed, strength)
+    }
+
+    /// The same, of a rank.
+    pub fn ranked_files(&self, rank: usize, seed: u64, strength: f32) -> PathBuf {
+        let dir = self.dir.path().join(format!("adapter-{rank}-{seed}-{strength}"));
         let shape = ModelShape::from_config(&tiny::config(&case())).expect("a shape");
-        let mut recipe = Recipe::new(4, &[Projection::Q, Projection::Down], seed);
+        let mut recipe = Recipe::new(rank, &[Projection::Q, Projection::Down], seed);
         recipe.strength = strength;
         write_adapter(&dir, &shape, &recipe);
         dir

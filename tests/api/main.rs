@@ -8,6 +8,8 @@ mod adapters;
 mod answers;
 mod bundles;
 mod compat;
+mod crash;
+mod cycles;
 mod keys;
 mod lifetime;
 mod limits;
