@@ -241,10 +241,10 @@ async fn every_stream_equals_the_solo_run_of_the_version_in_its_header() {
 
 /// `POLYLORA_ROUNDS` (default 1) says how many times 10 adapters are replaced.
 ///
-/// That it sees what the check in `engine/batch.rs` is for was tried by hand. Let
-/// `Resident::idle` be true whatever is leased, and `Engine::finish_removals` free slots that are
-/// in use: answers fail with `step_failed`. Take the check out as well: answers come from the wrong
-/// adapter, and this test says which.
+/// That it sees what leases and the check in `engine/batch.rs` are for was tried by hand. Let
+/// `Resident::idle` be true whatever is leased: steps fail, "slot 0 holds another adapter". Take
+/// the check out as well, and let an empty slot in `model/forward.rs` be anybody's: answers come
+/// from the wrong adapter, and this test says which.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_places_for_twelve_adapters_mix_nothing_up() {
     let rounds = std::env::var("POLYLORA_ROUNDS").map_or(1, |n| n.parse().expect("a number"));

@@ -67,6 +67,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
         say(&Config::print(file, args.settings)?);
         return Ok(());
     }
+    polylora_kernels::return_large_blocks();
     let config = Config::load(file, args.settings)?;
     let _log = log::start(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
