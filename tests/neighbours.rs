@@ -243,9 +243,8 @@ async fn every_stream_equals_the_solo_run_of_the_version_in_its_header() {
 ///
 /// That it sees what leases and the check in `engine/batch.rs` are for was tried by hand. Let
 /// `Resident::idle` be true whatever is leased: steps fail, "slot 0 holds another adapter". Take
-/// the check out as well: steps still fail where a slot is empty (`model/forward.rs`). Let the first
-/// slot that is not stand in for it: answers come from the wrong adapter, and this test says
-/// which.
+/// the check out as well: steps still fail where a slot is empty (`model/forward.rs`). Let a slot
+/// that is not stand in for it: answers come from the wrong adapter, and this test says which.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_places_for_twelve_adapters_mix_nothing_up() {
     let rounds = std::env::var("POLYLORA_ROUNDS").map_or(1, |n| n.parse().expect("a number"));
