@@ -50,6 +50,8 @@ pub struct Config {
     pub waiting_tokens_max: usize,
     pub stream_events_max: usize,
     pub prefix_cache: bool,
+    /// `tenant` or `all`
+    pub prefix_share: String,
     pub adapter_bytes_max: u64,
     /// Slots of the bank: adapter versions in memory at once.
     pub resident_max: usize,
@@ -140,6 +142,8 @@ impl Config {
             waiting_tokens_max: size("waiting_tokens_max"),
             stream_events_max: size("stream_events_max"),
             prefix_cache: raw.prefix_cache.unwrap_or(true),
+            prefix_share: choice(raw.prefix_share.as_deref(), "prefix_share", &["tenant", "all"])?
+                .unwrap_or_else(|| "tenant".to_owned()),
             adapter_bytes_max: number("adapter_bytes_max"),
             resident_max: size("resident_max"),
             adapter_wait_seconds: number("adapter_wait_seconds"),

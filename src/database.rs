@@ -12,6 +12,10 @@ use sqlx::sqlite::{
 use std::fs::{self, File, TryLockError};
 use std::path::Path;
 
+/// Page cache of one file, as SQLite says -KiB. Little is read again, and what is lies in the
+/// system's own cache.
+const CACHE: &str = "-256";
+
 /// Takes the data directory for this process, making it if need be. The lock goes with the file.
 /// Errors: `data_dir_locked`.
 pub fn lock(dir: &Path) -> Result<File> {
@@ -38,7 +42,8 @@ pub async fn open(path: &Path, migrations: &[&'static str]) -> Result<SqlitePool
         .filename(path)
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full);
+        .synchronous(SqliteSynchronous::Full)
+        .pragma("cache_size", CACHE);
     let pool =
         SqlitePoolOptions::new().max_connections(1).connect_with(options).await.map_err(failed)?;
     let found: i64 =

@@ -61,6 +61,7 @@ fn start(weights: &Arc<Weights>, metrics: &Arc<Metrics>) -> EngineHandle {
         stream_events_max: TOKENS + 8,
         slots_max: 16,
         prefix_cache: true,
+        prefix_share: false,
         probe_prompts: vec![vec![5, 6, 7]],
     };
     let model = ModelOptions {

@@ -98,6 +98,7 @@ impl House {
             stream_events_max: 256,
             slots_max: ADAPTERS,
             prefix_cache: false,
+            prefix_share: false,
             probe_prompts: vec![vec![5, 6, 7]],
         };
         let model = ModelOptions {

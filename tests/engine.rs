@@ -91,6 +91,7 @@ impl Bench {
             stream_events_max: 256,
             slots_max: 64,
             prefix_cache: setup.prefix_cache,
+            prefix_share: false,
             probe_prompts: prompts,
         };
         let engine = EngineHandle::start(model, weights.digest, options, metrics.clone());

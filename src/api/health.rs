@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::header::CONTENT_TYPE;
 use polylora_kernels::KvCache;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -107,13 +107,13 @@ pub async fn metrics(State(api): State<Arc<Api>>) -> Response {
     let (app, entries) = (&api.app, api.app.registry.list());
     let metrics = &app.metrics;
     let mut files: HashMap<Digest, u64> = HashMap::new();
-    let mut loaded = BTreeSet::new();
+    let mut loaded = BTreeMap::new();
     for entry in &entries {
         let version = &entry.version;
         files.insert(version.digest, version.file_bytes);
         if entry.resident {
             let name = if entry.current { version.name.clone() } else { version.id() };
-            loaded.insert(name);
+            loaded.insert(name, entry.pinned);
         }
     }
     let names: HashSet<&str> = entries.iter().map(|e| e.version.name.as_str()).collect();
@@ -132,8 +132,7 @@ pub async fn metrics(State(api): State<Arc<Api>>) -> Response {
         slots_max: app.config.resident_max,
         running,
         waiting,
-        loaded: loaded.into_iter().map(|name| Loaded { name, pinned: false }).collect(),
-        on_host: Vec::new(),
+        loaded: loaded.into_iter().map(|(name, pinned)| Loaded { name, pinned }).collect(),
         page_tokens: KvCache::PAGE,
         now: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()),
     };

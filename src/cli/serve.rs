@@ -68,6 +68,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
         say(&Config::print(file, args.settings)?);
         return Ok(());
     }
+    polylora_kernels::return_large_blocks();
     let config = Config::load(file, args.settings)?;
     let _log = log::start(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -299,6 +300,7 @@ fn engine_options(
         stream_events_max: config.stream_events_max,
         slots_max: config.resident_max,
         prefix_cache: config.prefix_cache,
+        prefix_share: config.prefix_share == "all",
         probe_prompts: PROBES.iter().map(probe).collect::<Result<_>>()?,
     })
 }

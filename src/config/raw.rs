@@ -83,6 +83,10 @@ pub struct RawConfig {
     #[arg(long, env = "POLYLORA_PREFIX_CACHE", value_name = "BOOL")]
     #[arg(num_args = 0..=1, default_missing_value = "true")]
     pub prefix_cache: Option<bool>,
+    /// Who may reuse whose KV pages: tenant (each tenant its own) or all; with all, the time to a
+    /// first token can tell a tenant what another has asked the same adapter
+    #[arg(long, env = "POLYLORA_PREFIX_SHARE", value_name = "WHO")]
+    pub prefix_share: Option<String>,
     /// Memory of resident adapters; default: an eighth of available memory, at most 1 GiB
     #[arg(long, env = "POLYLORA_ADAPTER_BYTES_MAX", value_name = "SIZE")]
     pub adapter_bytes_max: Option<Size>,
@@ -213,6 +217,7 @@ impl RawConfig {
             waiting_tokens_max: self.waiting_tokens_max.or(below.waiting_tokens_max),
             stream_events_max: self.stream_events_max.or(below.stream_events_max),
             prefix_cache: self.prefix_cache.or(below.prefix_cache),
+            prefix_share: self.prefix_share.or(below.prefix_share),
             adapter_bytes_max: self.adapter_bytes_max.or(below.adapter_bytes_max),
             resident_max: self.resident_max.or(below.resident_max),
             adapter_wait_seconds: self.adapter_wait_seconds.or(below.adapter_wait_seconds),

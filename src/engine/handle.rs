@@ -140,10 +140,15 @@ impl EngineHandle {
             r.sampling.seed = r.sampling.seed.wrapping_add(i as u64);
             // Prompt events all come before the first token: they need room of their own.
             let prompt_events = r.sampling.prompt_logprobs.map_or(0, |_| tokens);
-            let (sender, stream) = channel(self.options.stream_events_max + prompt_events);
+            // No ring is longer than what can ever be in it: its tokens and its end.
+            let events = self.options.stream_events_max.min(r.tokens_max as usize + 1);
+            let (sender, stream) = channel(events + prompt_events);
             let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
             let (base, context) = (&self.base, self.options.context);
-            let sequence = Sequence::new(id, r, base, context, sender, Instant::now());
+            let mut sequence = Sequence::new(id, r, base, context, sender, Instant::now());
+            if self.options.prefix_share {
+                sequence.share_prefix(base);
+            }
             let place = places.pop().expect("a place for each");
             if let Err(e) = self.send(Command::Submit(Box::new(sequence.in_place(place)))) {
                 // The ones already sent are cancelled by dropping their streams.

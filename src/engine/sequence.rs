@@ -143,6 +143,11 @@ impl Sequence {
         }
     }
 
+    /// Lets every tenant find its pages, and it theirs. Only before it first runs.
+    pub fn share_prefix(&mut self, base: &Digest) {
+        self.seed = seed(base, self.digest().as_ref(), 1.0, "");
+    }
+
     /// Where its adapters must be in the bank; `None` is the base model.
     pub fn blend(&self) -> Option<Blend> {
         self.lease.as_ref().map(Composition::blend)

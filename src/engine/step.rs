@@ -46,6 +46,8 @@ pub struct EngineOptions {
     pub stream_events_max: usize,
     pub slots_max: usize,
     pub prefix_cache: bool,
+    /// Tenants may find each other's prefixes.
+    pub prefix_share: bool,
     /// Fixed prompts of the probe (token ids; at most one page each).
     pub probe_prompts: Vec<Vec<u32>>,
 }

@@ -42,8 +42,6 @@ pub struct Gateway {
     pub waiting: Vec<String>,
     /// In the bank, ready to compute with: vLLM's level `gpu`, whatever the device is.
     pub loaded: Vec<Loaded>,
-    /// Adapters kept in host memory beside the bank: level `cpu`.
-    pub on_host: Vec<Loaded>,
     /// Tokens of a KV page.
     pub page_tokens: usize,
     /// Unix seconds.
@@ -97,18 +95,15 @@ impl Gateway {
             ("running_lora_adapters", self.running.join(",")),
             ("waiting_lora_adapters", self.waiting.join(",")),
         ];
-        let (loaded, on_host) = (&self.loaded, &self.on_host);
-        let resident = [("gpu", loaded), ("cpu", on_host)].into_iter().flat_map(|(level, all)| {
-            all.iter().map(move |adapter| {
-                let labels = [
-                    ("adapter_name", adapter.name.clone()),
-                    ("level", level.to_owned()),
-                    ("pinned", adapter.pinned.to_string()),
-                ];
-                gauge(&labels, 1.0)
-            })
+        let resident = self.loaded.iter().map(|adapter| {
+            let labels = [
+                ("adapter_name", adapter.name.clone()),
+                ("level", "gpu".to_owned()),
+                ("pinned", adapter.pinned.to_string()),
+            ];
+            gauge(&labels, 1.0)
         });
-        let count = |all: &[Loaded]| vec![gauge(&[], all.len() as f64)];
+        let count = |n: usize| vec![gauge(&[], n as f64)];
         vec![
             family(
                 "vllm:lora_requests_info",
@@ -116,8 +111,12 @@ impl Gateway {
                 vec![gauge(&info, self.now)],
             ),
             family("vllm:lora_adapter_loaded", "Adapters in memory.", resident.collect()),
-            family("vllm:num_gpu_loaded_lora_adapters", "In the bank.", count(loaded)),
-            family("vllm:num_cpu_loaded_lora_adapters", "In host memory.", count(on_host)),
+            family("vllm:num_gpu_loaded_lora_adapters", "In the bank.", count(self.loaded.len())),
+            family(
+                "vllm:num_cpu_loaded_lora_adapters",
+                "In memory, but not ready to compute with: there is no such tier.",
+                count(0),
+            ),
         ]
         .into_iter()
         .filter(|family| !family.get_metric().is_empty())
@@ -179,7 +178,6 @@ mod tests {
             running: vec!["a".to_owned(), "b".to_owned()],
             waiting: vec!["c".to_owned()],
             loaded: vec![adapter("a", true), adapter("b", false)],
-            on_host: Vec::new(),
             page_tokens: 16,
             now: 1_700_000_000.5,
         });

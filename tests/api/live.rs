@@ -74,11 +74,16 @@ impl Live {
         Self::start_in(dir, more, log)
     }
 
-    /// Kills it, as a crash would, and starts it again on what is on disk.
-    pub fn crash_and_restart(self, more: &[&str]) -> Self {
+    /// Kills it, as a crash would; what is on disk stays.
+    pub fn crash(self) -> TempDir {
         let Self { server, dir, .. } = self;
         drop(server);
-        Self::start_in(dir, more, Stdio::inherit())
+        dir
+    }
+
+    /// Kills it and starts it again on what is on disk.
+    pub fn crash_and_restart(self, more: &[&str]) -> Self {
+        Self::start_in(self.crash(), more, Stdio::inherit())
     }
 
     /// Where it keeps what must last.
@@ -93,16 +98,24 @@ impl Live {
         Self::start_in(dir, more, Stdio::inherit())
     }
 
-    fn start_in(dir: TempDir, more: &[&str], log: Stdio) -> Self {
+    /// Starts it on what a server has left in `dir`.
+    pub fn start_in(dir: TempDir, more: &[&str], log: Stdio) -> Self {
         let model = dir.path().join("model");
-        let mut flags = vec!["--served-name", BASE, "--threads", "1", "--kv-bytes", "64MiB"];
-        if !more.contains(&"--adapter-bytes-max") {
-            flags.extend_from_slice(&["--adapter-bytes-max", "16MiB"]);
+        let mut flags = vec!["--served-name", BASE, "--threads", "1"];
+        for (flag, usual) in [("--kv-bytes", "64MiB"), ("--adapter-bytes-max", "16MiB")] {
+            if !more.contains(&flag) {
+                flags.extend_from_slice(&[flag, usual]);
+            }
         }
         flags.extend_from_slice(more);
         let server = Server::start_logging(&model, &dir.path().join("data"), &flags, log);
         let client = Client::builder().no_proxy().build().expect("a client");
         Self { server, dir, client }
+    }
+
+    /// Where the server keeps what it was given.
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
     }
 
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {

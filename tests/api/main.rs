@@ -9,6 +9,8 @@ mod answers;
 mod bundles;
 mod compat;
 mod compose;
+mod crash;
+mod cycles;
 mod keys;
 mod lifetime;
 mod limits;

@@ -163,6 +163,38 @@ async fn a_gateway_sees_which_adapters_run_and_which_wait() {
 }
 
 #[tokio::test]
+async fn a_gateway_sees_what_is_resident_and_what_is_pinned() {
+    let live = Live::start(&["--resident-max", "2"]);
+    for (name, seed) in [("one", 1), ("one", 2), ("two", 3)] {
+        live.upload(name, seed).await;
+    }
+    let loaded = async || {
+        let page = live.get("/metrics").await.text;
+        let lines = page.lines().filter(|l| l.starts_with("vllm:lora_adapter_loaded{"));
+        lines.map(|l| l.replace("vllm:lora_adapter_loaded", "")).collect::<Vec<_>>()
+    };
+    let line = |name: &str, pinned: bool| {
+        format!("{{adapter_name=\"{name}\",level=\"gpu\",pinned=\"{pinned}\"}} 1")
+    };
+    let is = async |expected: Vec<String>| {
+        live.until(&format!("{expected:?}"), async || loaded().await == expected).await;
+    };
+    is(vec![line("one", false), line("two", false)]).await;
+    live.post("/v1/adapters/one/pin", json!({"version": 1})).await;
+    // The least recently used made room; an old version goes by its number.
+    is(vec![line("one@1", true), line("two", false)]).await;
+    live.post("/v1/adapters/two/pin", json!({})).await;
+    is(vec![line("one@1", true), line("two", true)]).await;
+    let live = live.crash_and_restart(&["--resident-max", "2"]);
+    let page = live.get("/metrics").await.text;
+    for name in ["one@1", "two"] {
+        assert!(page.contains(&line(name, true)), "{name} after a restart: {page}");
+    }
+    live.post("/v1/adapters/two/unpin", json!({})).await;
+    assert!(live.get("/metrics").await.text.contains(&line("two", false)));
+}
+
+#[tokio::test]
 async fn a_deleted_adapter_leaves_the_page() {
     let live = Live::start(&[]);
     live.upload("gone", 1).await;

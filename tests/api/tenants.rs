@@ -5,7 +5,7 @@
 //! printed, not judged.
 
 use crate::keys::{ask, make, upload_as};
-use crate::live::{Answer, Live, hello};
+use crate::live::{Answer, BASE, Live, hello};
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::time::Instant;
@@ -168,5 +168,33 @@ async fn forbidden_and_missing_names_take_the_same_time() {
             "{} {}: forbidden, forbidden and missing, missing: {medians:?} us",
             route.0, route.1
         );
+    }
+}
+
+#[tokio::test]
+async fn tenants_find_each_others_prefixes_only_where_the_operator_says_so() {
+    for (who, shared) in [("tenant", false), ("all", true)] {
+        let live = Live::start(&["--api-key", "secret", "--prefix-share", who]);
+        let mut keys = Vec::new();
+        for tenant in ["acme", "glob"] {
+            let adapters = ["common-*"];
+            let body = json!({"scopes": ["inference"], "tenant": tenant, "adapters": adapters});
+            keys.push(make(&live, body).await.0);
+        }
+        for (name, seed) in [("common-a", 1), ("common-b", 2)] {
+            assert_eq!(upload_as(&live, "secret", name, seed).await.status, 201);
+        }
+        let cached = async |key: &str, model: &str| {
+            let mut body = hello(model, 1);
+            body["messages"][0]["content"] = json!("the same long question ".repeat(8));
+            let answer = ask(&live, Method::POST, "/v1/chat/completions", key, body).await;
+            let usage = answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
+            usage.expect("a number") > 0
+        };
+        for model in ["common-a", "common-b", BASE] {
+            assert!(!cached(&keys[0], model).await, "{model}: nobody had asked it");
+            assert!(cached(&keys[0], model).await, "{model}: the same tenant again");
+            assert_eq!(cached(&keys[1], model).await, shared, "{model}: another, with {who}");
+        }
     }
 }

@@ -12,11 +12,13 @@ pub struct Recipe {
     pub seed: u64,
     /// Standard deviation of the factors' entries, about.
     pub strength: f32,
+    /// Only this layer, else every one.
+    pub layer: Option<usize>,
 }
 
 impl Recipe {
     pub fn new(rank: usize, targets: &[Projection], seed: u64) -> Self {
-        Self { rank, targets: targets.to_vec(), seed, strength: 0.3 }
+        Self { rank, targets: targets.to_vec(), seed, strength: 0.3, layer: None }
     }
 }
 
@@ -47,7 +49,7 @@ pub fn write_adapter(dir: &Path, shape: &ModelShape, recipe: &Recipe) {
     std::fs::create_dir_all(dir).expect("adapter directory");
     let mut noise = Noise(recipe.seed);
     let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
-    for layer in 0..shape.layers {
+    for layer in recipe.layer.map_or(0..shape.layers, |only| only..only + 1) {
         for &p in &recipe.targets {
             let (inputs, outputs) = shape.site_dims(Site::Layer(layer, p));
             let module = format!("base_model.model.model.layers.{layer}.{}", p.module());
@@ -70,9 +72,12 @@ pub fn write_adapter(dir: &Path, shape: &ModelShape, recipe: &Recipe) {
         .iter()
         .map(|p| p.module().rsplit('.').next().expect("module name"))
         .collect();
-    let config = json!({
+    let mut config = json!({
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": recipe.rank, "lora_alpha": recipe.rank,
         "target_modules": targets, "bias": "none", "inference_mode": true,
     });
+    if let Some(only) = recipe.layer {
+        config["layers_to_transform"] = json!([only]);
+    }
     std::fs::write(dir.join("adapter_config.json"), config.to_string()).expect("config");
 }

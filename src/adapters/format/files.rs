@@ -115,7 +115,7 @@ impl AdapterFiles {
     pub fn digest(&self) -> Result<Digest> {
         let mut hash = Sha256::new();
         hash.update(DOMAIN);
-        let mut block = vec![0; 1 << 20];
+        let mut block = vec![0; 64 << 10];
         for (name, path) in self.list() {
             let mut file = File::open(path).map_err(|e| unreadable(path, &e))?;
             let len = file.metadata().map_err(|e| unreadable(path, &e))?.len();

@@ -185,9 +185,17 @@ impl Book {
         let idle = self.residents.iter_mut().filter(|(d, r)| r.idle() && may(d));
         let (digest, resident) = idle.min_by_key(|(_, r)| r.used)?;
         resident.leaving = true;
+        let victim = (*digest, resident.slot);
         self.evictions += 1;
-        self.left.insert(*digest, Cold::Evicted);
-        Some((*digest, resident.slot))
+        self.note_left(victim.0, Cold::Evicted);
+        Some(victim)
+    }
+
+    /// Remembers why a content is not resident, as long as some version has it.
+    fn note_left(&mut self, digest: Digest, why: Cold) {
+        if self.refers_to(digest) {
+            self.left.insert(digest, why);
+        }
     }
 
     /// Contents that some version may be asked for, and that may therefore stay in the bank.
@@ -211,8 +219,9 @@ impl Book {
         }
         let resident = self.residents.get_mut(&digest).filter(|r| r.idle())?;
         resident.leaving = true;
-        self.left.insert(digest, Cold::Replaced);
-        Some(resident.slot)
+        let slot = resident.slot;
+        self.note_left(digest, Cold::Replaced);
+        Some(slot)
     }
 
     /// Replaced versions that are out of the bank, or kept there by another version, have drained.
