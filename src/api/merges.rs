@@ -191,7 +191,7 @@ pub async fn events(
     Ok(stream::event_stream(Body::from_stream(frames)))
 }
 
-/// Cancels a merge that waits or computes; what is being published is not taken back.
+/// Cancels a merge that waits or computes. Once its result is published, only the evaluation ends.
 #[utoipa::path(
     post,
     path = "/v1/merges/{id}/cancel",

@@ -58,13 +58,14 @@ pub struct Contestant {
     pub id: Option<String>,
 }
 
-/// Scores every contestant on every set; `None` when it was told to stop.
+/// Scores every contestant on every set; `None` when `over` said to stop.
 pub async fn evaluate(
     sets: &[EvaluationSet],
     contestants: &[Contestant],
     registry: &Registry,
     engine: &EngineHandle,
     pace: &Pace,
+    over: impl Fn() -> bool,
 ) -> Result<Option<Vec<Evaluation>>> {
     let mut table = Vec::with_capacity(sets.len());
     for set in sets {
@@ -78,7 +79,7 @@ pub async fn evaluate(
             };
             let (mut sum, mut exact) = (0.0, 0);
             for example in &set.examples {
-                if pace.is_stopping() {
+                if over() {
                     return Ok(None);
                 }
                 let begun = Instant::now();

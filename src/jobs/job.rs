@@ -1,11 +1,12 @@
 //! What a job is: an order, whose it is, and how far it came.
 //!
-//! Owns the states and the moves between them. Never stores or runs anything. The thing to know: a
-//! job that began to publish runs to its end; before that it can be cancelled.
+//! Owns the states and the moves between them. Never stores or runs anything. The thing to know:
+//! what is being published is not taken back: before, a job can be cancelled, after it only its
+//! evaluation.
 
 use super::evaluate::EvaluationSet;
 use crate::adapters::registry::Parent;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind};
 use crate::merge::Progress;
 use crate::merge::spec::Spec;
 use serde::{Deserialize, Serialize};
@@ -157,28 +158,32 @@ impl Job {
         running
     }
 
-    /// Whether it can still be cancelled, and then it is.
-    pub fn cancel(&mut self, now: u64) -> bool {
-        let may = matches!(self.state, State::Queued | State::Running(Stage::Merging));
-        if may {
-            self.state = State::Cancelled;
-            self.ended = Some(now);
-        }
-        may
+    /// The result is there and serves.
+    pub fn published(&mut self, outcome: Outcome) {
+        self.state = State::Running(Stage::Evaluating);
+        self.outcome = Some(outcome);
     }
 
-    pub fn end(&mut self, outcome: Result<Outcome>, now: u64) {
+    /// Whether it can still be cancelled, and then it is. One that is only evaluated is done.
+    pub fn cancel(&mut self, now: u64) -> bool {
+        self.state = match self.state {
+            State::Queued | State::Running(Stage::Merging) => State::Cancelled,
+            State::Running(Stage::Evaluating) => State::Done,
+            _ => return false,
+        };
         self.ended = Some(now);
-        match outcome {
-            Ok(outcome) => {
-                self.state = State::Done;
-                self.outcome = Some(outcome);
-            }
-            Err(e) => {
-                self.state = State::Failed;
-                self.failure = Some(Failure::from(&e));
-            }
+        true
+    }
+
+    /// It is done, or failed; false when it was over already.
+    pub fn end(&mut self, failure: Option<&Error>, now: u64) -> bool {
+        if self.state.is_over() {
+            return false;
         }
+        self.ended = Some(now);
+        self.failure = failure.map(Failure::from);
+        self.state = if failure.is_some() { State::Failed } else { State::Done };
+        true
     }
 }
 
@@ -188,7 +193,7 @@ pub fn not_found(id: &str) -> Error {
     Error::not_found("merge_not_found", format!("there is no merge `{shown}`")).param("id")
 }
 
-/// 409 for a job that is too far on to be cancelled.
+/// 409 for a job that is over or being published.
 pub fn over(job: &Job) -> Error {
     let what = match job.state {
         State::Running(stage) => stage.name(),

@@ -238,14 +238,14 @@ impl Jobs {
     }
 
     /// Ends a job that does not publish yet; what it computes is dropped after the site that it is
-    /// at. Errors: `merge_not_found`, `merge_over`.
+    /// at. Of one that has published it ends the evaluation. Errors: `merge_not_found`,
+    /// `merge_over`.
     pub async fn cancel(&self, id: &str, tenant: Option<&str>) -> Result<Job> {
         let posted = self.inner.find(id, tenant)?;
         if !posted.job.send_if_modified(|job| job.cancel(now())) {
             return Err(job::over(&posted.job.borrow()));
         }
         let job = posted.job.borrow().clone();
-        self.inner.journal.end(&job).await?;
         self.inner.settle(&job).await?;
         Ok(job)
     }
@@ -308,7 +308,7 @@ impl Inner {
                 Ok(sources) => kept = sources,
                 Err(e) => {
                     tracing::warn!(job = job.id, error = %e, "a merge cannot go on");
-                    job.end(Err(e), now());
+                    job.end(Some(&e), now());
                     self.journal.end(&job).await?;
                 }
             }
@@ -333,13 +333,14 @@ impl Inner {
         job.order.from.iter().map(find).collect()
     }
 
-    /// A job is over and written down: its sources are let go, and old jobs are forgotten.
+    /// A job is over: its sources are let go, it is written down, and old jobs are forgotten.
     async fn settle(&self, job: &Job) -> Result<()> {
         for posted in self.board().values_mut() {
             if posted.job.borrow().id == job.id {
                 posted.kept = Arc::default();
             }
         }
+        self.journal.end(job).await?;
         self.forget().await
     }
 

@@ -13,9 +13,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// Rest for each second of work while requests run.
-const REST: u32 = 4;
-/// Longest rest at once, and the time after which it looks again whether the engine is idle.
-const REST_TIME_MAX: Duration = Duration::from_secs(2);
+/// A hundred would leave one step in a hundred beside a site that is being merged, which is just
+/// what a 99th percentile sees.
+const REST: u32 = 150;
+/// Longest rest at once.
+const REST_TIME_MAX: Duration = Duration::from_secs(60);
+/// The time after which it looks again whether the engine is idle.
 const LOOK_TIME: Duration = Duration::from_millis(10);
 
 /// What a thread that gives way asks between two pieces of its work. Cheap to clone.

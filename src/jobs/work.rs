@@ -13,7 +13,6 @@ use crate::adapters::registry::{Entry, Lineage, Publish, Staging, State as Versi
 use crate::error::{Error, Kind, Result};
 use serde_json::json;
 use std::time::Instant;
-use tokio::sync::watch;
 
 impl Inner {
     /// Works on a queued job until it is over, or the server stops.
@@ -22,44 +21,38 @@ impl Inner {
             return;
         }
         let id = posted.job.borrow().id.clone();
-        let outcome = match self.carry_out(&id, posted).await {
-            Ok(None) => return,
-            Ok(Some(outcome)) => Ok(outcome),
+        let failure = match self.carry_out(&id, posted).await {
+            Ok(false) => return,
+            Ok(true) => None,
             // What was begun at a shutdown is begun again by the next start.
             Err(_) if self.pace.is_stopping() => return,
-            // Cancelled in the last moment: that was told, and holds.
-            Err(_) if !advance(&posted.job, Stage::Publishing) => return,
-            Err(e) => Err(e),
+            Err(e) => Some(e),
         };
-        match &outcome {
-            Ok(outcome) => tracing::info!(job = id, adapter = outcome.id, "merged"),
-            Err(e) => tracing::warn!(job = id, code = e.code, error = %e, "a merge failed"),
+        // One that was cancelled in the last moment is over, and stays as it was told to be.
+        if !posted.job.send_if_modified(|job| job.end(failure.as_ref(), now())) {
+            return;
         }
-        // Written down before it is told.
-        let mut job = posted.job.borrow().clone();
-        job.end(outcome, now());
-        if let Err(error) = self.ended(posted, job).await {
+        match &failure {
+            None => tracing::info!(job = id, "merged"),
+            Some(e) => tracing::warn!(job = id, code = e.code, error = %e, "a merge failed"),
+        }
+        let job = posted.job.borrow().clone();
+        if let Err(error) = self.settle(&job).await {
+            // It begins anew with the next start, and finds what it published.
             tracing::error!(job = id, %error, "the end of a merge is not in its journal");
         }
     }
 
-    async fn ended(&self, posted: &Posted, job: Job) -> Result<()> {
-        let written = self.journal.end(&job).await;
-        posted.job.send_replace(job.clone());
-        written?;
-        self.settle(&job).await
-    }
-
-    /// `None` when it was cancelled, or the server stops.
-    async fn carry_out(&self, id: &str, posted: &Posted) -> Result<Option<Outcome>> {
+    /// False when it was cancelled, or the server stops.
+    async fn carry_out(&self, id: &str, posted: &Posted) -> Result<bool> {
         self.journal.start(id, now()).await?;
         let job = posted.job.borrow().clone();
         let entry = match self.published(&job) {
             Some(entry) => entry,
             None => {
-                let Some((staging, made)) = self.merged(posted).await? else { return Ok(None) };
-                if !advance(&posted.job, Stage::Publishing) {
-                    return Ok(None);
+                let Some((staging, made)) = self.merged(posted).await? else { return Ok(false) };
+                if !posted.job.send_if_modified(|job| job.advance(Stage::Publishing)) {
+                    return Ok(false);
                 }
                 self.journal.report(id, &made.report, &made.picture).await?;
                 let how = Publish { lineage: lineage(&job), ..Publish::default() };
@@ -74,12 +67,10 @@ impl Inner {
             );
             return Err(Error::new(Kind::Conflict, "adapter_ineffective", message));
         }
-        advance(&posted.job, Stage::Evaluating);
-        if !self.evaluated(id, posted, &entry).await? {
-            return Ok(None);
-        }
         let version = &entry.version;
-        Ok(Some(Outcome { id: version.id(), digest: version.digest.to_string() }))
+        let outcome = Outcome { id: version.id(), digest: version.digest.to_string() };
+        posted.job.send_modify(|job| job.published(outcome));
+        self.evaluated(id, posted, &entry).await
     }
 
     /// The version that this job published before the server ended, if it did.
@@ -91,7 +82,7 @@ impl Inner {
         self.registry.versions(&job.order.name).into_iter().find(of_job)
     }
 
-    /// The merged adapter in a staging directory; `None` as for `carry_out`.
+    /// The merged adapter in a staging directory; `None` when it was cancelled, or the server stops.
     async fn merged(&self, posted: &Posted) -> Result<Option<(Staging, Made)>> {
         let order = posted.job.borrow().order.clone();
         let staging = self.registry.stage(&order.name)?;
@@ -116,7 +107,7 @@ impl Inner {
         .await
     }
 
-    /// Adds the evaluation that was asked for to the report; false when the server stops. What goes
+    /// Adds the evaluation that was asked for to the report; false as for `carry_out`. What goes
     /// wrong stands in the report: the adapter is there and serves.
     async fn evaluated(&self, id: &str, posted: &Posted, entry: &Entry) -> Result<bool> {
         let sets = self.journal.sets(id).await?;
@@ -132,7 +123,9 @@ impl Inner {
         let result = entry.version.id();
         contestants.push(Contestant { model: result.clone(), id: Some(result) });
         let (registry, engine) = (&self.registry, &self.engine);
-        let table = match evaluate(&sets, &contestants, registry, engine, &self.pace).await {
+        let over = || self.pace.is_stopping() || posted.job.borrow().state.is_over();
+        let scored = evaluate(&sets, &contestants, registry, engine, &self.pace, over).await;
+        let table = match scored {
             Ok(None) => return Ok(false),
             Ok(Some(table)) => json!(table),
             Err(_) if self.pace.is_stopping() => return Ok(false),
@@ -141,10 +134,6 @@ impl Inner {
         self.journal.evaluation(id, &table.to_string()).await?;
         Ok(true)
     }
-}
-
-fn advance(job: &watch::Sender<Job>, stage: Stage) -> bool {
-    job.send_if_modified(|job| job.advance(stage))
 }
 
 fn lineage(job: &Job) -> Lineage {

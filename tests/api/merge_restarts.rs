@@ -67,6 +67,39 @@ async fn sources_that_are_replaced_or_deleted_stay_for_the_job_and_go_after_it()
 }
 
 #[tokio::test]
+async fn a_server_killed_after_it_published_does_not_publish_again() {
+    let live = Live::start(&[]);
+    upload_sources(&live).await;
+    let said = "a long answer ".repeat(35);
+    let example = json!({"messages": [{"role": "user", "content": "hi"},
+                                      {"role": "assistant", "content": said}]});
+    let data: Vec<&Value> = std::iter::repeat_n(&example, 100).collect();
+    let evaluation = json!([{"model": SOURCES[0].0, "data": data}]);
+    let id = submit(&live, order("out", json!({"evaluation": evaluation}))).await;
+    live.until("it evaluates", async || job(&live, &id).await["stage"] == "evaluating").await;
+    // The name moves on before the server dies.
+    assert_eq!(live.upload("out", 8).await.json()["version"], 2);
+    assert_eq!(job(&live, &id).await["stage"], "evaluating");
+    let live = live.crash_and_restart(&[]);
+    let job = over(&live, &id).await;
+    assert_eq!((&job["state"], &job["restarted"]), (&json!("done"), &json!(1)), "{job}");
+    assert_eq!(job["result"]["id"], "out@1");
+    // Only the evaluation of what is published can be cancelled.
+    let id = submit(&live, order("more", json!({"evaluation": evaluation}))).await;
+    let stage = async || crate::merges::job(&live, &id).await["stage"].clone();
+    live.until("it evaluates", async || stage().await == "evaluating").await;
+    let cancelled = live.post(&format!("/v1/merges/{id}/cancel"), json!({})).await.json();
+    let result = (&cancelled["state"], &cancelled["result"]["id"]);
+    assert_eq!(result, (&json!("done"), &json!("more@1")), "{cancelled}");
+    let report = live.get(&report_of(&cancelled)).await.json();
+    assert_eq!(report["evaluation"], Value::Null);
+    let shown = live.get("/v1/adapters/out").await.json();
+    assert_eq!(shown["versions"].as_array().expect("versions").len(), 2, "{shown}");
+    let table = live.get(&report_of(&job)).await.json()["evaluation"].clone();
+    assert_eq!(table[0]["scores"].as_array().expect("scores").len(), 4, "{table}");
+}
+
+#[tokio::test]
 async fn a_server_killed_while_it_merges_makes_each_result_once_and_the_same() {
     let rounds: u32 = std::env::var("POLYLORA_ROUNDS").map_or(3, |n| n.parse().expect("a number"));
     let mut live = Live::start(&[]);
