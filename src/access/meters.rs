@@ -305,7 +305,8 @@ impl Meters {
     }
 
     /// Lets a request in that may take `tokens`, or nothing is taken. `adapters` are names and
-    /// their limits, each name once. Errors: `rate_limit_exceeded`, `quota_exceeded`, `request_exceeds_limit`.
+    /// their limits, each name once. Errors: `rate_limit_exceeded`, `quota_exceeded`,
+    /// `request_exceeds_limit`.
     pub fn admit<'a>(
         self: &Arc<Self>,
         caller: &'a Caller,

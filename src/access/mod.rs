@@ -163,8 +163,8 @@ impl Access {
     }
 
     /// Lets a request in that may take `tokens` of prompt and answer: by the limits of its key and
-    /// of its adapters (each name once), or nothing is taken. Errors: `rate_limit_exceeded`, `quota_exceeded`,
-    /// `request_exceeds_limit`.
+    /// of its adapters (each name once), or nothing is taken. Errors: `rate_limit_exceeded`,
+    /// `quota_exceeded`, `request_exceeds_limit`.
     pub fn admit<'a>(
         &self,
         caller: &Caller,

@@ -38,7 +38,7 @@ pub async fn list(
 #[utoipa::path(
     get,
     path = "/v1/models/{id}",
-    params(("id" = String, Path, description = "The base's name, `name`, or `name@version`; no sum")),
+    params(("id" = String, Path, description = "The base's name, `name` or `name@version`")),
     responses((status = 200, body = Model), (status = 404, body = ErrorBody))
 )]
 pub async fn show(

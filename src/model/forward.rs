@@ -62,8 +62,9 @@ impl Buffers {
         let q = shape.heads * shape.head_dim;
         let plain = 2 * shape.hidden + q + 2 * kv_width(shape) + 2 * shape.ffn;
         let acts = shape.hidden + q + shape.ffn;
-        let scratch = 3 * RANK_MAX;
-        o.rows_max * (4 * (plain + scratch) + 6 * acts)
+        let scratch = o.rows_max.max(o.logit_rows_max) * LoraScratch::row_bytes(RANK_MAX);
+        scratch
+            + o.rows_max * (4 * plain + 6 * acts)
             + o.logit_rows_max * (4 * shape.vocab + 6 * shape.hidden)
     }
 }

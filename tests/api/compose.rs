@@ -171,8 +171,6 @@ async fn what_is_no_sum_is_refused_with_its_code_and_the_parts_name() {
     put(&live, "twin", &live.adapter_files(1, 0.3)).await;
     let names = magnitudes(&live.adapter_files(3, 0.3));
     put(&live, "dora", &altered(&live, 3, json!({"use_dora": true}), &names)).await;
-    let hidden = live.get("/v1/adapters/a").await;
-    assert_eq!(hidden.status, 200);
     let norm = ("base_model.model.model.norm.weight".to_owned(), 64);
     put(&live, "normed", &altered(&live, 4, json!({"modules_to_save": ["norm"]}), &[norm])).await;
     for (name, seed) in [("wide", 5), ("broad", 6)] {
@@ -202,6 +200,18 @@ async fn what_is_no_sum_is_refused_with_its_code_and_the_parts_name() {
     for model in ["dora", "dora:1", "normed", "wide", "wide+a"] {
         assert_eq!(live.chat(hello(model, 1)).await.status, 200, "{model}");
     }
+    for path in ["/v1/models/a+b", "/v1/models/a:0.5"] {
+        assert_eq!(live.get(path).await.error(), "404 model_not_found model");
+        let delete = whole(live.request(Method::DELETE, path)).await;
+        assert_eq!(delete.error(), "404 model_not_found model");
+    }
+}
+
+#[tokio::test]
+async fn fields_that_name_adapters_are_refused_by_their_paths_and_loraxs_where_it_is_no_sum() {
+    let live = Live::start(&[]);
+    live.upload("a", 1).await;
+    live.upload("b", 2).await;
     let merged =
         |ids: Value, more: Value| json!({"merged_adapters": with(json!({"ids": ids}), more)});
     let two = json!(["a", "b"]);
@@ -234,11 +244,6 @@ async fn what_is_no_sum_is_refused_with_its_code_and_the_parts_name() {
     ] {
         let answer = live.chat(with(hello(BASE, 1), more.clone())).await;
         assert_eq!(answer.error(), expected, "{more}: {}", answer.text);
-    }
-    for path in ["/v1/models/a+b", "/v1/models/a:0.5"] {
-        assert_eq!(live.get(path).await.error(), "404 model_not_found model");
-        let delete = whole(live.request(Method::DELETE, path)).await;
-        assert_eq!(delete.error(), "404 model_not_found model");
     }
 }
 
@@ -326,8 +331,8 @@ async fn a_sum_ends_with_its_part_counts_against_each_and_is_in_the_books_as_its
     assert_eq!(live.chat(hello("a", 1)).await.status, 200, "a has no limit");
     whole(live.request(Method::PUT, "/v1/limits/b").json(&json!({}))).await;
 
-    let endless = json!({"model": "a:0.5+b:0.5", "prompt": "x", "max_tokens": 16_000, "stream": true,
-                         "ignore_eos": true, "temperature": 0});
+    let endless = json!({"model": "a:0.5+b:0.5", "prompt": "x", "max_tokens": 16_000,
+                         "stream": true, "ignore_eos": true, "temperature": 0});
     let socket = live.socket("POST /v1/completions", &endless.to_string());
     live.until("it runs", async || live.metric("polylora_requests_running").await == 1.0).await;
     let busy = live.get("/metrics").await.text;

@@ -56,6 +56,22 @@ fn install_dir(runner: &mut Runner, dir: &Path) -> Slot {
     runner.bank.install(prepared).ok().expect("a free slot")
 }
 
+/// The largest difference.
+fn apart(one: &[f64], other: &[f64]) -> f64 {
+    one.iter().zip(other).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max)
+}
+
+/// The order of a golden case; both adapters active at once is their exact sum.
+fn order(result: &Value) -> Spec {
+    if !result["kwargs"].is_null() {
+        return spec(&result["kwargs"]);
+    }
+    let mut spec = crate::sources::spec(Method::Cat, &[1.0, 1.0]);
+    spec.sources[0].name = "pirate".into();
+    spec.sources[1].name = "ticket-json".into();
+    spec
+}
+
 #[test]
 fn merged_adapters_say_what_pefts_say() {
     let golden: Value = serde_json::from_str(GOLDEN).expect("golden file");
@@ -73,16 +89,7 @@ fn merged_adapters_say_what_pefts_say() {
         if case.ends_with("_svd") && std::env::var_os("POLYLORA_ROUNDS").is_none() {
             continue;
         }
-        let spec = match result["kwargs"].is_null() {
-            false => spec(&result["kwargs"]),
-            // Both adapters active at once is their exact sum.
-            true => {
-                let mut spec = crate::sources::spec(Method::Cat, &[1.0, 1.0]);
-                spec.sources[0].name = "pirate".into();
-                spec.sources[1].name = "ticket-json".into();
-                spec
-            }
-        };
+        let spec = order(result);
         let mut ways = Vec::new();
         if spec.method == Method::Cat {
             let weights = spec.sources.iter().map(|source| source.weight as f32);
@@ -105,16 +112,14 @@ fn merged_adapters_say_what_pefts_say() {
         if position + 1 == lens[i] {
             let ours = logprobs_at(logits, &ids(&expected["top_ids"]));
             let theirs = expected["top_logprobs"].as_array().expect("logprobs").iter();
-            let apart =
-                ours.iter().zip(theirs).map(|(x, y)| (x - y.as_f64().expect("number")).abs());
-            let most = apart.fold(0.0, f64::max);
+            let theirs: Vec<f64> = theirs.map(|y| y.as_f64().expect("number")).collect();
+            let most = apart(&ours, &theirs);
             eprintln!("{case:20} {most:.2e}");
             assert!(most < LOGPROB_TOLERANCE, "{case}: logprobs {most} apart");
             let key = case.trim_end_matches(" composed").to_owned();
             let before = said.insert((key.clone(), i % prompts.len()), ours.clone());
             if let Some(before) = before {
-                let apart = before.iter().zip(&ours).map(|(x, y)| (x - y).abs());
-                let most = apart.fold(0.0, f64::max);
+                let most = apart(&before, &ours);
                 eprintln!("{key:20} {most:.2e} between composed and merged");
                 assert!(most < 1e-4, "{key}: composed and merged are {most} apart");
             }

@@ -13,8 +13,8 @@
 //!
 //! Numerics: sums in f32. W·x is one chain over the inputs in order (fused multiply-add; with
 //! `vdpbf16ps` a pair at a time). u is 16 chains (inputs i, i+16, …) joined in one order. The delta
-//! is added on top of x·Wᵀ rank by rank, its weight multiplied into u. With bf16 weights W multiplies x rounded once to bf16; A
-//! multiplies the f32 x; u stays f32.
+//! is added on top of x·Wᵀ rank by rank, its weight multiplied into u. With bf16 weights W
+//! multiplies x rounded once to bf16; A multiplies the f32 x; u stays f32.
 
 mod base;
 mod call;
@@ -122,19 +122,23 @@ impl LoraScratch {
     pub fn new(rows_max: usize, rank_max: usize) -> LoraScratch {
         // Rows of u start at a cache line of their own.
         let u_stride = rank_max.next_multiple_of(PIECE_RANKS);
-        // A segment has a row at least, so chunks of rows never outnumber rows; each delta may end
-        // in a piece that is not full.
-        let pieces = SITES_MAX * rows_max * (rank_max.div_ceil(PIECE_RANKS) + PARTS_MAX - 1);
         LoraScratch {
             u: Buffer::zeroed(SITES_MAX * rows_max * u_stride),
             u_stride,
             changes: Vec::with_capacity(SITES_MAX * rows_max * PARTS_MAX),
             firsts: [0; SITES_MAX + 1],
-            pieces: Vec::with_capacity(pieces),
+            pieces: Vec::with_capacity(rows_max * pieces_max(rank_max)),
             states: Vec::new(),
             rows_max,
             rank_max,
         }
+    }
+
+    /// Bytes that each row takes.
+    pub fn row_bytes(rank_max: usize) -> usize {
+        let u = SITES_MAX * rank_max.next_multiple_of(PIECE_RANKS) * size_of::<f32>();
+        let changes = SITES_MAX * PARTS_MAX * size_of::<Change>();
+        u + changes + pieces_max(rank_max) * size_of::<Piece>()
     }
 
     /// Bytes held.
@@ -272,6 +276,12 @@ fn check_delta(delta: &Delta, weight: &Matrix, i: usize, g: usize) {
         delta.outputs(),
         delta.inputs(),
     );
+}
+
+/// Pieces of u by row, at most: a segment has a row at least, so chunks of rows never outnumber
+/// rows; each delta may end in a piece that is not full.
+fn pieces_max(rank_max: usize) -> usize {
+    SITES_MAX * (rank_max.div_ceil(PIECE_RANKS) + PARTS_MAX - 1)
 }
 
 /// Cuts the rows of one change into pieces of at most `PIECE_ROWS` rows by `PIECE_RANKS` ranks.
