@@ -82,7 +82,7 @@ impl Inner {
         self.registry.versions(&job.order.name).into_iter().find(of_job)
     }
 
-    /// The merged adapter in a staging directory; `None` when it was cancelled, or the server stops.
+    /// The merged adapter in a staging directory; `None` where `carry_out` is false.
     async fn merged(&self, posted: &Posted) -> Result<Option<(Staging, Made)>> {
         let order = posted.job.borrow().order.clone();
         let staging = self.registry.stage(&order.name)?;

@@ -4,7 +4,7 @@
 
 use crate::live::{Live, hello, whole, with};
 use crate::merges::{
-    SOURCES, done, job, order, over, report_of, slow, staged, submit, upload_sources,
+    SOURCES, done, job, occupied, order, over, report_of, slow, staged, submit, upload_sources,
 };
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -16,6 +16,7 @@ async fn merges_go_on_after_a_restart_and_fail_by_name_when_a_source_is_gone() {
     upload_sources(&live).await;
     live.upload("third", 3).await;
     let digest = done(&live, order("first", json!({}))).await["result"]["digest"].clone();
+    let busy = occupied(&live);
     let running = submit(&live, slow("one")).await;
     let queued = submit(&live, order("two", json!({}))).await;
     let lonely = submit(&live, json!({"sources": [{"model": "third"}], "name": "three"})).await;
@@ -23,6 +24,7 @@ async fn merges_go_on_after_a_restart_and_fail_by_name_when_a_source_is_gone() {
     // The name goes; what is kept for the job goes with the process.
     let removed = whole(live.request(Method::DELETE, "/v1/adapters/third")).await;
     assert_eq!(removed.status, 202, "{}", removed.text);
+    drop(busy);
     live.server.ask_to_stop();
     let live = live.restart_after_its_end(&[]);
     assert_eq!(job(&live, &lonely).await["error"]["code"], "merge_source_gone");
@@ -44,6 +46,7 @@ async fn sources_that_are_replaced_or_deleted_stay_for_the_job_and_go_after_it()
     let live = Live::start(&["--versions-kept", "1"]);
     upload_sources(&live).await;
     let expected = done(&live, order("first", json!({}))).await["result"]["digest"].clone();
+    let busy = occupied(&live);
     let running = submit(&live, slow("one")).await;
     let queued = submit(&live, order("two", json!({}))).await;
     assert_eq!(live.upload(SOURCES[0].0, 9).await.json()["version"], 2);
@@ -61,6 +64,7 @@ async fn sources_that_are_replaced_or_deleted_stay_for_the_job_and_go_after_it()
         .collect();
     assert!(blobs.iter().all(|b| b.exists()));
     live.post(&format!("/v1/merges/{running}/cancel"), json!({})).await;
+    drop(busy);
     let done = over(&live, &queued).await;
     assert_eq!(done["result"]["digest"], expected, "{done}");
     live.until("the files are gone", async || blobs.iter().all(|b| !b.exists())).await;

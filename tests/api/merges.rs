@@ -35,6 +35,12 @@ pub fn slow(name: &str) -> Value {
     json!({"sources": sources, "name": name, "method": "lego", "options": options})
 }
 
+/// Keeps the server at a long answer until it is dropped: a merge then rests after its first site.
+pub fn occupied(live: &Live) -> std::net::TcpStream {
+    let body = with(hello(BASE, 16_000), json!({"stream": true}));
+    live.socket("POST /v1/chat/completions", &body.to_string())
+}
+
 pub async fn submit(live: &Live, order: Value) -> String {
     let answer = live.post("/v1/merges", order).await;
     assert_eq!(answer.status, 202, "{}", answer.text);
@@ -151,11 +157,13 @@ async fn a_report_is_a_picture_for_whoever_asks_for_one() {
 async fn events_tell_the_way_of_a_merge_in_order_and_end_with_it() {
     let live = Live::start(&[]);
     upload_sources(&live).await;
+    let busy = occupied(&live);
     let first = submit(&live, slow("one")).await;
     let id = submit(&live, order("two", json!({}))).await;
     let socket = live.socket(&format!("GET /v1/merges/{id}/events"), "");
     let cancelled = live.post(&format!("/v1/merges/{first}/cancel"), json!({})).await;
     assert_eq!(cancelled.status, 200, "{}", cancelled.text);
+    drop(busy);
     let (head, body) = tokio::task::spawn_blocking(|| rest(socket)).await.expect("read");
     assert!(head.contains("text/event-stream"), "{head}");
     let events: Vec<(String, Value)> = body
@@ -183,6 +191,7 @@ async fn events_tell_the_way_of_a_merge_in_order_and_end_with_it() {
 async fn what_waits_or_runs_can_be_cancelled_and_leaves_nothing() {
     let live = Live::start(&["--merges-max", "3"]);
     upload_sources(&live).await;
+    let busy = occupied(&live);
     let mut ids = Vec::new();
     for name in ["one", "two", "three"] {
         ids.push(submit(&live, slow(name)).await);
@@ -200,6 +209,7 @@ async fn what_waits_or_runs_can_be_cancelled_and_leaves_nothing() {
         assert_eq!((cancelled.status, &cancelled.json()["state"]), (200, &json!("cancelled")));
         assert_eq!(live.post(&path, json!({})).await.error(), "409 merge_over id");
     }
+    drop(busy);
     // The place is free again, and the name was never made.
     let next = done(&live, order("four", json!({}))).await;
     let path = format!("/v1/merges/{}/cancel", next["id"].as_str().unwrap());
