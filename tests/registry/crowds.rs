@@ -4,7 +4,8 @@ use super::adapter_files::Files;
 use super::{House, code_of, plain_bytes, publish, until};
 use polylora::adapters::registry::{Lease, Publish, Removal};
 use polylora::error::Kind;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -128,4 +129,23 @@ async fn a_bank_full_by_slots_evicts_as_well() {
     assert_eq!(code_of(&house.registry, "c").await, ("insufficient_capacity", Kind::Capacity));
     drop(held);
     house.registry.acquire("c").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_deleted_leaves_the_bank_however_its_last_lease_ends() {
+    let house = House::new().await;
+    // Others want the processors: the end of a lease may be interrupted anywhere.
+    let busy = Arc::new(AtomicBool::new(true));
+    for _ in 0..4 {
+        let busy = busy.clone();
+        std::thread::spawn(move || while busy.load(Ordering::Relaxed) {});
+    }
+    for _ in 0..60 {
+        house.put("sql", 1).await;
+        let lease = house.registry.acquire("sql").await.unwrap();
+        house.registry.delete("sql", Removal::default()).await.unwrap();
+        std::thread::spawn(move || drop(lease));
+        until("its memory is free", || house.counts().2 == 0).await;
+    }
+    busy.store(false, Ordering::Relaxed);
 }
