@@ -338,7 +338,7 @@ async fn a_sum_ends_with_its_part_counts_against_each_and_is_in_the_books_as_its
     let busy = live.get("/metrics").await.text;
     assert!(busy.contains("running_lora_adapters=\"a,b\""), "{busy}");
     let gone = whole(live.request(Method::DELETE, "/v1/adapters/b?drain_seconds=0")).await;
-    assert_eq!((gone.status, &gone.json()["cut"]), (200, &json!(1)), "{}", gone.text);
+    assert_eq!(gone.json()["cut"], 1, "{}", gone.text);
     let (_, events) = rest(socket);
     assert!(events.contains("adapter_deleted") && !events.contains("[DONE]"), "{events}");
     assert_eq!(live.chat(hello("a+b", 1)).await.error(), "404 model_not_found model");
