@@ -32,6 +32,9 @@ fn flags(round: usize) -> [&'static str; 2] {
     if round % 5 < 4 { ALL_KEPT } else { FEW_KEPT }
 }
 
+/// By `name@number`.
+type Digests = BTreeMap<String, String>;
+
 /// Version `name@number` of an alias, and its weight.
 type Weights = BTreeMap<String, u64>;
 
@@ -158,12 +161,10 @@ impl World {
         self.aliases.insert(alias, Alias { targets, previous });
     }
 
-    /// Whether `seen` is this. Where versions may have been pruned, those that nothing keeps may
-    /// lack.
-    fn is(&self, seen: &Self, pruned: bool) -> bool {
-        if !pruned {
-            return self == seen;
-        }
+    /// Whether `seen` is this. Where versions may have been `pruned`, those that nothing keeps may
+    /// lack, and those that went before may be back: a kill came before it was written down.
+    fn is(&self, seen: &Self, pruned: Option<&Digests>) -> bool {
+        let Some(ever) = pruned else { return self == seen };
         let led_to = |name: &str, number: u64| {
             let id = format!("{name}@{number}");
             self.aliases.values().any(|a| a.targets.contains_key(&id))
@@ -173,7 +174,10 @@ impl World {
             && self.names.iter().zip(seen.names.values()).all(|((id, name), seen)| {
                 name.current == seen.current
                     && name.pinned == seen.pinned
-                    && seen.versions.iter().all(|(n, digest)| name.versions.get(n) == Some(digest))
+                    && seen.versions.iter().all(|(n, digest)| {
+                        let once = || ever.get(&format!("{id}@{n}"));
+                        name.versions.get(n).or_else(once) == Some(digest)
+                    })
                     && name.versions.keys().all(|n| {
                         let kept = *n == name.current || name.pinned.contains(n) || led_to(id, *n);
                         !kept || seen.versions.contains_key(n)
@@ -191,6 +195,8 @@ struct Changer {
     world: World,
     /// The number that each name's next version gets; a deleted name goes on counting.
     next: BTreeMap<String, u64>,
+    /// Every version that there was.
+    ever: Digests,
     /// What has been sent and not been answered.
     pending: Option<Op>,
     acknowledged: usize,
@@ -214,8 +220,16 @@ impl Changer {
                 let came = self.world.names[name].current == *number;
                 self.next.insert(name.clone(), number + u64::from(came));
             }
+            self.remember();
             self.pending = None;
             self.acknowledged += 1;
+        }
+    }
+
+    fn remember(&mut self) {
+        for (id, name) in &self.world.names {
+            let all = name.versions.iter().map(|(n, digest)| (format!("{id}@{n}"), digest.clone()));
+            self.ever.extend(all);
         }
     }
 
@@ -286,6 +300,7 @@ impl Changer {
     /// not at all. Says whether that one is there, if there was one that would show.
     fn compare(&mut self, seen: &World, pruned: bool) -> Option<bool> {
         let seen = seen.of(self.me);
+        let pruned = pruned.then_some(&self.ever);
         let done = match self.pending.take() {
             None => None,
             Some(op) => {
@@ -304,6 +319,7 @@ impl Changer {
         let (me, told) = (self.me, &self.world);
         assert!(told.is(&seen, pruned), "client {me} was told\n{told:?}\nand finds\n{seen:?}");
         self.world = seen;
+        self.remember();
         done
     }
 }
@@ -446,6 +462,7 @@ async fn what_was_acknowledged_outlives_a_kill_at_any_moment() {
             contents: contents.clone(),
             world: World::default(),
             next: BTreeMap::new(),
+            ever: Digests::new(),
             pending: None,
             acknowledged: 0,
         })
