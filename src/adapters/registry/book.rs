@@ -250,9 +250,12 @@ impl Book {
         for digest in &digests {
             self.left.remove(digest);
         }
+        // A resident that nobody wants may still be held: by a lease whose end is under way (it lets
+        // go of the version first), or by a load of what is deleted.
+        let warm = self.warm();
         self.unsettled = waiting
             || !self.departing.is_empty()
-            || !self.unwanted().is_empty()
+            || self.residents.keys().any(|digest| !warm.contains(digest))
             || self.names.values().any(|v| v.held.values().any(|h| h.draining));
         (pruned.into_iter().map(|h| h.version).collect(), digests)
     }
