@@ -250,8 +250,8 @@ impl Book {
         for digest in &digests {
             self.left.remove(digest);
         }
-        // A resident that nobody wants may still be held: by a lease whose end is under way (it lets
-        // go of the version first), or by a load of what is deleted.
+        // A resident that nobody wants may still be held: by a lease whose end is under way (it
+        // lets go of the version first), or by a load of what is deleted.
         let warm = self.warm();
         self.unsettled = waiting
             || !self.departing.is_empty()
