@@ -11,7 +11,7 @@ use run::{out, polylora, refused};
 use serde_json::{Value, json};
 
 /// Names as the command would call the directories, so that DARE draws alike.
-pub const SOURCES: [(&str, u64); 2] = [("adapter-1-0.3", 1), ("adapter-2-0.3", 2)];
+pub const SOURCES: [(&str, u64); 2] = [("adapter-4-1-0.3", 1), ("adapter-4-2-0.3", 2)];
 
 pub async fn upload_sources(live: &Live) {
     for (name, seed) in SOURCES {
@@ -112,7 +112,7 @@ async fn a_merge_over_http_is_the_commands_bit_for_bit_and_serves_at_once() {
         let shown = live.get(&format!("/v1/adapters/{name}")).await.json();
         let lineage = &shown["versions"][0]["lineage"];
         assert_eq!((&lineage["kind"], &lineage["job"]), (&json!("merged"), &job["id"]));
-        assert_eq!(lineage["from"][0]["id"], "adapter-1-0.3@1");
+        assert_eq!(lineage["from"][0]["id"], "adapter-4-1-0.3@1");
         assert_eq!(lineage["from"][1]["weight"], 0.4);
         // The report is the command's, but for the evaluation.
         let mut report = live.get(&report_of(&job)).await.json();
@@ -234,7 +234,7 @@ async fn an_order_that_cannot_be_is_refused_before_there_is_a_job() {
     let put = live.request(Method::PUT, "/v1/adapters/biased").multipart(form(&dora));
     let put = whole(put).await;
     assert_eq!(put.status, 201, "{}", put.text);
-    let alias = json!({"weights": {"adapter-1-0.3@1": 1}});
+    let alias = json!({"weights": {"adapter-4-1-0.3@1": 1}});
     let alias = live.request(Method::PUT, "/v1/aliases/lead").json(&alias);
     assert_eq!(whole(alias).await.status, 201);
     let source = |model: &str| json!({"sources": [{"model": model}]});
@@ -248,7 +248,7 @@ async fn an_order_that_cannot_be_is_refused_before_there_is_a_job() {
         (sources(json!([{"weight": 1}])), "400 missing_parameter model"),
         (sources(json!([{"model": 1}])), "400 invalid_type sources[0].model"),
         (source("none"), "404 model_not_found sources[0].model"),
-        (source("adapter-1-0.3@9"), "404 model_not_found sources[0].model"),
+        (source("adapter-4-1-0.3@9"), "404 model_not_found sources[0].model"),
         (source(BASE), "400 invalid_merge sources[0].model"),
         (source("biased"), "422 not_mergeable -"),
         (json!({"method": "sum"}), "400 invalid_merge method"),
@@ -284,7 +284,7 @@ async fn an_order_that_cannot_be_is_refused_before_there_is_a_job() {
     assert_eq!(live.get("/v1/merges/no").await.error(), "404 merge_not_found id");
     // An alias is the version that it leads to.
     let job = done(&live, with(order("out", json!({})), source("lead"))).await;
-    assert_eq!(job["sources"][0]["id"], "adapter-1-0.3@1");
+    assert_eq!(job["sources"][0]["id"], "adapter-4-1-0.3@1");
 }
 
 /// Gives a random adapter a bias beside one of its factors: no product of two factors.
