@@ -156,8 +156,8 @@ fn merged_parts(merged: &MergedAdapters) -> Result<Named> {
         "linear" if itself => None,
         "ties" | "dare_linear" | "dare_ties" if itself && whole => None,
         "linear" => Some(
-            "it weights and adds A and B each for itself, which gives w² and A's of one \
-                          times B's of another",
+            "it weights and adds A and B each for itself, which gives w² and A's of one times \
+             B's of another",
         ),
         "ties" | "dare_linear" | "dare_ties" => Some("it prunes and adds A and B each for itself"),
         other => {
@@ -169,7 +169,7 @@ fn merged_parts(merged: &MergedAdapters) -> Result<Named> {
     if let Some(why) = why {
         let message = format!(
             "`{strategy}` is not the weighted sum of the adapters: {why}. Ask for `cat`, or merge \
-             them beforehand with `polylora merge`"
+             them beforehand (`POST /v1/merges`, `polylora merge`)"
         );
         let path = "merged_adapters.merge_strategy";
         return Err(Error::invalid("inexact_merge", message).param(path));
