@@ -87,7 +87,12 @@ fn settings_that_cannot_be_name_the_key_and_what_was_expected() {
 
 #[test]
 fn an_open_address_wants_a_key_or_the_operators_word() {
-    let print = |args: &[&str]| polylora(&[&["serve", "--print-config"], args].concat());
+    // Its own directory: keys that somebody made in the usual one would open the address.
+    let data = tempfile::tempdir().expect("directory");
+    let data = data.path().to_str().expect("UTF-8");
+    let print = |args: &[&str]| {
+        polylora(&[&["serve", "--print-config", "--data-dir", data], args].concat())
+    };
     assert!(print(&["--host", "0.0.0.0", "--api-key", "k"]).status.success());
     assert!(print(&["--host", "0.0.0.0", "--allow-open"]).status.success());
     assert!(print(&["--host", "::1"]).status.success());
