@@ -52,6 +52,7 @@ pub struct Config {
     pub prefix_cache: bool,
     /// `tenant` or `all`
     pub prefix_share: String,
+    pub adapter_dtype: Option<String>,
     pub adapter_bytes_max: u64,
     /// Slots of the bank: adapter versions in memory at once.
     pub resident_max: usize,
@@ -144,6 +145,7 @@ impl Config {
             prefix_cache: raw.prefix_cache.unwrap_or(true),
             prefix_share: choice(raw.prefix_share.as_deref(), "prefix_share", &["tenant", "all"])?
                 .unwrap_or_else(|| "tenant".to_owned()),
+            adapter_dtype: choice(raw.adapter_dtype.as_deref(), "adapter_dtype", FACTOR_DTYPES)?,
             adapter_bytes_max: number("adapter_bytes_max"),
             resident_max: size("resident_max"),
             adapter_wait_seconds: number("adapter_wait_seconds"),
@@ -276,6 +278,7 @@ impl Config {
 }
 
 const DTYPES: &[&str] = &["auto", "f32", "bf16"];
+const FACTOR_DTYPES: &[&str] = &["auto", "f32", "bf16", "int8"];
 
 /// One setting, for tables and help: name in the file, flag and environment variable follow from
 /// it.

@@ -128,7 +128,7 @@ impl House {
             base_digest: weights.digest,
             text: no_bundles(weights.shape.vocab),
             shape: Arc::new(weights.shape.clone()),
-            dtype: weights.dtype,
+            factors: weights.dtype.into(),
             resident_bytes_max: one * room.unwrap_or(ADAPTERS as u64),
             residents_max: ADAPTERS,
             room_wait_max: Duration::from_secs(10),

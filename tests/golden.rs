@@ -13,7 +13,7 @@ use common::runner::{Runner, Stream, Weights, best, logprobs_at};
 use polylora::adapters::bank::{Blend, Slot};
 use polylora::adapters::format;
 use polylora::model::{checkpoint::Checkpoint, source};
-use polylora_kernels::Dtype;
+use polylora_kernels::{Dtype, FactorDtype};
 use serde_json::Value;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -32,7 +32,9 @@ fn load(dtype: Dtype) -> Arc<Weights> {
 
 static F32: LazyLock<Arc<Weights>> = LazyLock::new(|| load(Dtype::F32));
 
-fn install(runner: &mut Runner, dir: &Path, dtype: Dtype) -> Slot {
+static BF16: LazyLock<Arc<Weights>> = LazyLock::new(|| load(Dtype::Bf16));
+
+fn install(runner: &mut Runner, dir: &Path, dtype: impl Into<FactorDtype>) -> Slot {
     let weights = runner.model.weights.clone();
     let (_, prepared) =
         format::prepare(dir, &weights.shape, dtype, &weights.base_rows(), &weights.base_bias())
@@ -295,10 +297,15 @@ fn heldout(runner: &Runner, tokens_min: usize) -> Vec<Vec<u32>> {
 }
 
 /// (mean logprob of the golden text, best token of every held-out position)
-fn judge(weights: Arc<Weights>, dtype: Dtype, adapter: Option<&str>) -> (f64, Vec<(u32, f32)>) {
+fn judge(
+    weights: Arc<Weights>,
+    factors: FactorDtype,
+    adapter: Option<&str>,
+) -> (f64, Vec<(u32, f32)>) {
     let golden: Value = serde_json::from_str(TRAINED).expect("golden file");
+    let dtype = weights.dtype;
     let mut runner = Runner::new(weights, dtype, 12_000);
-    let slot = adapter.map(|name| install(&mut runner, &golden_adapter(name), dtype));
+    let slot = adapter.map(|name| install(&mut runner, &golden_adapter(name), factors));
     let text = ids(&golden["info"]["text_ids"]);
     let mut streams = vec![runner.stream(&text, slot, text.len())];
     let mut sum = 0.0;
@@ -316,16 +323,31 @@ fn judge(weights: Arc<Weights>, dtype: Dtype, adapter: Option<&str>) -> (f64, Ve
 
 #[test]
 fn bf16_agrees_with_f32_on_the_best_token() {
-    let bf16 = load(Dtype::Bf16);
     for adapter in [None, Some("ticket-json"), Some("sql")] {
-        let (mean, tops) = judge(F32.clone(), Dtype::F32, adapter);
-        let (mean_bf16, tops_bf16) = judge(bf16.clone(), Dtype::Bf16, adapter);
-        let equal = tops.iter().zip(&tops_bf16).filter(|(a, b)| a.0 == b.0).count();
-        let share = equal as f64 / tops.len() as f64;
-        let apart = (mean - mean_bf16).abs();
-        eprintln!("{adapter:?}: top-1 {share:.4} of {}, mean {apart:.5} apart", tops.len());
-        assert!(tops.len() >= 4_000, "only {} positions", tops.len());
+        let want = judge(F32.clone(), FactorDtype::F32, adapter);
+        let (share, apart) = compare(&want, &judge(BF16.clone(), FactorDtype::Bf16, adapter));
         assert!(share >= 0.98, "{adapter:?}: top-1 agreement {share}");
-        assert!(apart < 0.02, "{adapter:?}: mean logprob {mean_bf16} not {mean}");
+        assert!(apart < 0.02, "{adapter:?}: mean logprob {apart} apart");
+    }
+}
+
+/// Share of equal best tokens, and how far the means are apart.
+fn compare(want: &(f64, Vec<(u32, f32)>), got: &(f64, Vec<(u32, f32)>)) -> (f64, f64) {
+    let equal = want.1.iter().zip(&got.1).filter(|(a, b)| a.0 == b.0).count();
+    let (share, apart) = (equal as f64 / want.1.len() as f64, (want.0 - got.0).abs());
+    eprintln!("top-1 {share:.4} of {}, mean {apart:.5} apart", want.1.len());
+    assert!(want.1.len() >= 4_000, "only {} positions", want.1.len());
+    (share, apart)
+}
+
+#[test]
+fn int8_factors_agree_with_bf16_factors() {
+    for adapter in ["pirate", "ticket-json", "sql", "blurb"] {
+        let want = judge(BF16.clone(), FactorDtype::Bf16, Some(adapter));
+        let int8 = judge(BF16.clone(), FactorDtype::Int8, Some(adapter));
+        let (share, apart) = compare(&want, &int8);
+        assert!(share >= 0.98, "{adapter}: top-1 agreement {share}");
+        assert!(apart < 0.01, "{adapter}: mean logprob {apart} apart");
+        assert!(want.1 != int8.1, "{adapter}: not one logit tells the two apart");
     }
 }

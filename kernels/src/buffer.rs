@@ -14,6 +14,7 @@ pub(crate) trait Zeroed: Copy {}
 impl Zeroed for f32 {}
 impl Zeroed for u32 {}
 impl Zeroed for bf16 {}
+impl Zeroed for i8 {}
 
 /// A zeroed aligned slice on the heap.
 pub(crate) struct Buffer<T: Zeroed> {

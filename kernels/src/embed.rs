@@ -5,12 +5,12 @@
 
 use half::bf16;
 
-use crate::Dtype;
+use crate::FactorDtype;
 use crate::buffer::{Buffer, Shared, Zeroed};
 use crate::device::{Device, part};
 use crate::matrix::Matrix;
 use crate::segments::Segments;
-use crate::simd::{Element, GROUP, Isa, Kernel, LANES, Simd};
+use crate::simd::{GROUP, Isa, Kernel, LANES, Simd, Stored};
 
 /// An adapter's change of the embedding table: `h += At[token]·Bᵀ`, scale folded in.
 pub struct EmbedDelta {
@@ -32,7 +32,7 @@ struct Pair<E: Zeroed> {
     b: Buffer<E>,
 }
 
-impl<E: Element + Zeroed> Pair<E> {
+impl<E: Stored + Zeroed> Pair<E> {
     fn pack(rank: usize, vocab: usize, hidden: usize, a: &[f32], b: &[f32], scale: f32) -> Pair<E> {
         let stride = hidden.next_multiple_of(GROUP);
         let mut pair = Pair { a: Buffer::zeroed(vocab * rank), b: Buffer::zeroed(rank * stride) };
@@ -49,12 +49,13 @@ impl<E: Element + Zeroed> Pair<E> {
 }
 
 impl EmbedDelta {
-    /// `a` `[R, V]` and `b` `[H, R]`, row-major as in PEFT files. The scale multiplies B.
+    /// `a` `[R, V]` and `b` `[H, R]`, row-major as in PEFT files. The scale multiplies B. A token
+    /// reads so little of it that int8 would save nothing: it is kept as bf16 then.
     ///
     /// # Panics
     /// On lengths that do not fit the shape.
     pub fn new(
-        dtype: Dtype,
+        dtype: impl Into<FactorDtype>,
         rank: usize,
         vocab: usize,
         hidden: usize,
@@ -64,9 +65,11 @@ impl EmbedDelta {
     ) -> EmbedDelta {
         assert_eq!(a.len(), rank * vocab, "A is [{rank}, {vocab}]");
         assert_eq!(b.len(), hidden * rank, "B is [{hidden}, {rank}]");
-        let factors = match dtype {
-            Dtype::F32 => Factors::F32(Pair::pack(rank, vocab, hidden, a, b, scale)),
-            Dtype::Bf16 => Factors::Bf16(Pair::pack(rank, vocab, hidden, a, b, scale)),
+        let factors = match dtype.into() {
+            FactorDtype::F32 => Factors::F32(Pair::pack(rank, vocab, hidden, a, b, scale)),
+            FactorDtype::Bf16 | FactorDtype::Int8 => {
+                Factors::Bf16(Pair::pack(rank, vocab, hidden, a, b, scale))
+            }
         };
         EmbedDelta { factors, rank, vocab, hidden }
     }
@@ -131,7 +134,7 @@ impl EmbedDelta {
         }
     }
 
-    fn row<'a, E: Element + Zeroed>(
+    fn row<'a, E: Stored + Zeroed>(
         &self,
         pair: &'a Pair<E>,
         token: usize,
@@ -149,7 +152,7 @@ struct AddRow<'a, E> {
     h: &'a mut [f32],
 }
 
-impl<E: Element> Kernel for AddRow<'_, E> {
+impl<E: Stored> Kernel for AddRow<'_, E> {
     type Output = ();
 
     #[inline(always)]

@@ -72,6 +72,24 @@ pub enum Dtype {
     Bf16,
 }
 
+/// What the factors of an adapter are stored as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FactorDtype {
+    F32,
+    Bf16,
+    /// Multiples of 1/127 of the largest value of a rank: of its row of A, of its column of B.
+    Int8,
+}
+
+impl From<Dtype> for FactorDtype {
+    fn from(dtype: Dtype) -> FactorDtype {
+        match dtype {
+            Dtype::F32 => FactorDtype::F32,
+            Dtype::Bf16 => FactorDtype::Bf16,
+        }
+    }
+}
+
 impl Dtype {
     /// Bytes of one value.
     pub fn bytes(self) -> usize {

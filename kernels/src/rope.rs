@@ -13,7 +13,7 @@ use crate::device::{Device, part};
 use crate::kv::{KvCache, Layout, Rows, Values};
 use crate::norm::{NormWeight, inverse_rms};
 use crate::segments::Segments;
-use crate::simd::{Element, Isa, Kernel, LANES, Simd};
+use crate::simd::{Isa, Kernel, LANES, Simd, Stored};
 
 /// cos and sin of every position, times the attention scale (1 but for yarn).
 pub struct RopeTable {
@@ -192,7 +192,7 @@ struct Slot {
 }
 
 impl Slot {
-    unsafe fn write<E: Element>(self, isa: Isa, k: *const f32, v: *const f32, pages: Shared<E>) {
+    unsafe fn write<E: Stored>(self, isa: Isa, k: *const f32, v: *const f32, pages: Shared<E>) {
         isa.run(WriteSlot { slot: self, k, v, pages: pages.get() });
     }
 }
@@ -204,7 +204,7 @@ struct WriteSlot<E> {
     pages: *mut E,
 }
 
-impl<E: Element> Kernel for WriteSlot<E> {
+impl<E: Stored> Kernel for WriteSlot<E> {
     type Output = ();
 
     #[inline(always)]

@@ -32,7 +32,7 @@ use book::{Book, Found};
 pub use holds::not_found as model_not_found;
 use holds::{Bells, Held, Hold, Versions};
 pub use kept::Kept;
-use polylora_kernels::Dtype;
+use polylora_kernels::FactorDtype;
 use residency::lock;
 pub use staging::Staging;
 use std::collections::BTreeMap;
@@ -110,7 +110,7 @@ pub struct RegistryOptions {
     pub base_digest: Digest,
     pub shape: Arc<ModelShape>,
     /// Storage of resident factors.
-    pub dtype: Dtype,
+    pub factors: FactorDtype,
     /// What bundles are checked against.
     pub text: BaseText,
     /// Budget of resident bytes.

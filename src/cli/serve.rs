@@ -25,7 +25,7 @@ use crate::text::Text;
 use crate::text::sandbox::{Sandbox, TemplateSource};
 use crate::usage::{UsageLog, UsageOptions};
 use clap::Args;
-use polylora_kernels::{Device, Dtype, KvCache};
+use polylora_kernels::{Device, Dtype, FactorDtype, KvCache};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -160,7 +160,7 @@ impl Prepared {
                 base_name: self.base_name.clone(),
                 base_digest: self.weights.digest,
                 shape: shape.clone(),
-                dtype: self.weights.dtype,
+                factors: factor_dtype(&config, self.weights.dtype),
                 text: base_text(&self.text, &sandbox, shape.vocab, self.context),
                 resident_bytes_max: config.adapter_bytes_max,
                 residents_max: config.resident_max,
@@ -220,6 +220,14 @@ async fn listen(app: App, storage: &str) -> Result<()> {
     };
     say(&banner.page());
     api::serve(app, listener, told_to_stop()?).await
+}
+
+/// The text was checked before.
+fn factor_dtype(config: &Config, weights: Dtype) -> FactorDtype {
+    match config.adapter_dtype.as_deref() {
+        Some("int8") => FactorDtype::Int8,
+        name => dtype_named(name).unwrap_or(weights).into(),
+    }
 }
 
 fn dtype_name(dtype: Dtype) -> &'static str {

@@ -107,7 +107,7 @@ fn options(dir: &Path) -> RegistryOptions {
         base_name: "tiny-base".into(),
         base_digest: Digest([7; 32]),
         shape: Arc::new(tiny()),
-        dtype: Dtype::F32,
+        factors: Dtype::F32.into(),
         resident_bytes_max: 1 << 30,
         residents_max: 1000,
         room_wait_max: Duration::ZERO,

@@ -12,7 +12,7 @@ use crate::Dtype;
 use crate::act::Act;
 use crate::buffer::Shared;
 use crate::device::{Device, part};
-use crate::linear::lines::{LINE, Lines};
+use crate::linear::lines::{LINE, Lines, RATE_ONE};
 use crate::linear::{Change, Linear, SITES_MAX};
 use crate::matrix::{BLOCK, BLOCK_PANELS, Matrix};
 use crate::simd::{Isa, Kernel, LANES, Simd};
@@ -143,11 +143,12 @@ struct Tile {
     bias: *const f32,
     /// Sums start at zero; else at y.
     first: bool,
-    /// What to bring near beside each step: so many lines from here on.
+    /// What to bring near beside the steps, from here on: so many lines a step, in `RATE_ONE`ths.
     ahead: *const u32,
-    ahead_lines: usize,
-    /// Null, or what else to bring near, one beside each step.
+    ahead_rate: usize,
+    /// What else to bring near: a list, and how many of it a step, in `RATE_ONE`ths.
     gather: *const *const u8,
+    gather_rate: usize,
 }
 
 impl<const BF16: bool, const GATHER: bool> Kernel for Blocks<'_, BF16, GATHER> {
@@ -163,12 +164,11 @@ impl<const BF16: bool, const GATHER: bool> Kernel for Blocks<'_, BF16, GATHER> {
             _ => steps.div_ceil(CHUNK_STEPS),
         };
         let turns = self.blocks.len() * chunks;
-        let span = steps.div_ceil(chunks);
         let mut lines = Lines::none();
         for turn in 0..turns {
             let (block, part_of) = self.turn(turn, chunks);
             if GATHER && turn % chunks == 0 {
-                lines.list(self.changes, block, span);
+                lines.list(self.changes, block, steps * groups);
             }
             let ahead = if turn + 1 < turns {
                 let (block, next) = self.turn(turn + 1, chunks);
@@ -183,9 +183,9 @@ impl<const BF16: bool, const GATHER: bool> Kernel for Blocks<'_, BF16, GATHER> {
                     tile.look_ahead(ahead, group, groups);
                 }
                 if GATHER {
-                    // The last group first: it has the fewest weights to fetch.
-                    let first = (turn % chunks * groups + groups - 1 - group) * span;
-                    tile.gather = lines.from(first, span);
+                    let index = turn % chunks * groups + group;
+                    (tile.gather, tile.gather_rate) =
+                        lines.share(index, chunks * groups, part_of.len());
                 }
                 tile.rows::<S, BF16, GATHER>(r.len(), self.site.weight.panels(block));
             }
@@ -240,8 +240,9 @@ impl<'a, const BF16: bool, const GATHER: bool> Blocks<'a, BF16, GATHER> {
             bias: bias.map_or(std::ptr::null(), |b| b[block * BLOCK..].as_ptr()),
             first: span.start == 0,
             ahead: std::ptr::null(),
-            ahead_lines: 0,
+            ahead_rate: 0,
             gather: std::ptr::null(),
+            gather_rate: 0,
         }
     }
 }
@@ -250,12 +251,9 @@ impl Tile {
     /// Gives the tile of `group` its share of the lines at `ahead`, which the next turn reads.
     #[inline(always)]
     fn look_ahead(&mut self, ahead: *const u32, group: usize, groups: usize) {
-        let panels = self.w_stride / LANES;
-        let lines = panels.div_ceil(groups);
-        if group * lines < panels {
-            self.ahead = ahead.wrapping_add(group * lines * self.steps * LANES);
-            self.ahead_lines = lines;
-        }
+        let lines = self.w_stride / LANES * self.steps;
+        self.ahead = ahead.wrapping_add(lines * group / groups * LANES);
+        self.ahead_rate = (self.w_stride / LANES * RATE_ONE).div_ceil(groups);
     }
 
     #[inline(always)]
@@ -281,7 +279,7 @@ impl Tile {
         panels: usize,
     ) {
         if panels == BLOCK_PANELS && (S::WIDE || ROWS == 1) {
-            if GATHER && !self.gather.is_null() {
+            if GATHER && self.gather_rate > 0 {
                 return self.compute::<S, BF16, true, ROWS, BLOCK_PANELS>();
             }
             return self.compute::<S, BF16, false, ROWS, BLOCK_PANELS>();
@@ -317,19 +315,17 @@ impl Tile {
                 }
             }
         }
-        let (mut w, mut ahead, mut gather) = (self.w, self.ahead, self.gather);
+        let mut w = self.w;
         for step in 0..self.steps {
-            // One or two lines: a loop would be unrolled into more branches than products hide.
-            if self.ahead_lines > 0 {
-                S::prefetch(ahead.cast());
-                if self.ahead_lines > 1 {
-                    S::prefetch(ahead.wrapping_add(LANES).cast());
+            if self.ahead_rate > 0 {
+                let line = self.ahead.wrapping_add(step * self.ahead_rate / RATE_ONE * LANES);
+                S::prefetch(line.cast());
+                if self.ahead_rate > RATE_ONE {
+                    S::prefetch(line.wrapping_add(LANES).cast());
                 }
-                ahead = ahead.wrapping_add(self.ahead_lines * LANES);
             }
             if GATHER {
-                S::prefetch(*gather);
-                gather = gather.add(1);
+                S::prefetch(*self.gather.add(step * self.gather_rate / RATE_ONE));
             }
             for (r, row) in acc.iter_mut().enumerate() {
                 let x = *self.x.add(r * self.x_stride + step);

@@ -4,13 +4,14 @@
 //! A is `[R, I]`, lanes over inputs, rows padded with zeros to 32 inputs. B is transposed, in
 //! blocks of 64 outputs, each `[R][64]`, lanes over outputs, the last block padded to 32: one row's
 //! products read both as one sequential stream. Within a row values lie in groups of 32 (see
-//! [`Element`]). Ranks are exact. Factors have their own dtype.
+//! [`Element`]). Ranks are exact. Factors have their own dtype: in int8 both factors of a rank have
+//! one scale together, which multiplies its u.
 
 use std::ops::Range;
 
 use half::bf16;
 
-use crate::Dtype;
+use crate::FactorDtype;
 use crate::buffer::{Buffer, Zeroed};
 use crate::linear::shrink::{Shrink, ShrinkRows};
 use crate::matrix::BLOCK;
@@ -29,6 +30,8 @@ pub struct Delta {
 enum Factors {
     F32(Pair<f32>),
     Bf16(Pair<bf16>),
+    /// With the scale of each rank.
+    Int8(Pair<i8>, Box<[f32]>),
 }
 
 struct Pair<E: Zeroed> {
@@ -71,6 +74,34 @@ impl<E: Element + Zeroed> Pair<E> {
     }
 }
 
+impl Source<'_> {
+    /// Rank by rank a row of A and a column of B, each in steps of 1/127 of its largest value.
+    fn quantised(&self) -> Factors {
+        let (mut a, mut b) = (self.a.to_vec(), self.b.to_vec());
+        let mut scales = vec![0.0; self.rank];
+        for (r, scale) in scales.iter_mut().enumerate() {
+            let of_a = to_steps(&mut a[r * self.inputs..][..self.inputs].iter_mut());
+            let of_b = to_steps(&mut b.iter_mut().skip(r).step_by(self.rank));
+            *scale = of_a * of_b * self.scale;
+        }
+        let steps = Source { a: &a, b: &b, scale: 1.0, ..*self };
+        Factors::Int8(Pair::pack(&steps), scales.into())
+    }
+}
+
+/// Divides values by 1/127 of the largest, which it returns.
+fn to_steps(values: &mut dyn Iterator<Item = &mut f32>) -> f32 {
+    let values: Vec<&mut f32> = values.collect();
+    let most = values.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+    if most == 0.0 {
+        return 0.0;
+    }
+    for value in values {
+        *value = *value / most * 127.0;
+    }
+    most / 127.0
+}
+
 /// First value of a block of B; the end of B for the block behind the last.
 #[inline(always)]
 pub(super) fn block_start(outputs: usize, rank: usize, block: usize) -> usize {
@@ -95,7 +126,7 @@ impl Delta {
         reason = "the parts of one delta, named as in its formula"
     )]
     pub fn new(
-        dtype: Dtype,
+        dtype: impl Into<FactorDtype>,
         rank: usize,
         inputs: usize,
         outputs: usize,
@@ -111,9 +142,10 @@ impl Delta {
             assert_eq!(values.len(), outputs, "gain and bias have {outputs} values");
         }
         let source = Source { rank, inputs, outputs, a, b, scale };
-        let factors = match dtype {
-            Dtype::F32 => Factors::F32(Pair::pack(&source)),
-            Dtype::Bf16 => Factors::Bf16(Pair::pack(&source)),
+        let factors = match dtype.into() {
+            FactorDtype::F32 => Factors::F32(Pair::pack(&source)),
+            FactorDtype::Bf16 => Factors::Bf16(Pair::pack(&source)),
+            FactorDtype::Int8 => source.quantised(),
         };
         Delta { factors, rank, inputs, outputs, gain, bias }
     }
@@ -143,6 +175,9 @@ impl Delta {
         let factors = match &self.factors {
             Factors::F32(pair) => pair.a.bytes() + pair.b.bytes(),
             Factors::Bf16(pair) => pair.a.bytes() + pair.b.bytes(),
+            Factors::Int8(pair, scales) => {
+                pair.a.bytes() + pair.b.bytes() + size_of_val::<[f32]>(scales)
+            }
         };
         let outputs = usize::from(self.gain.is_some()) + usize::from(self.bias.is_some());
         factors + outputs * self.outputs * size_of::<f32>()
@@ -154,6 +189,7 @@ impl Delta {
         match &self.factors {
             Factors::F32(pair) => pair.a.as_ptr().wrapping_add(at).cast(),
             Factors::Bf16(pair) => pair.a.as_ptr().wrapping_add(at).cast(),
+            Factors::Int8(pair, _) => pair.a.as_ptr().wrapping_add(at).cast(),
         }
     }
 
@@ -163,6 +199,7 @@ impl Delta {
         match &self.factors {
             Factors::F32(pair) => pair.b.as_ptr().wrapping_add(at).cast(),
             Factors::Bf16(pair) => pair.b.as_ptr().wrapping_add(at).cast(),
+            Factors::Int8(pair, _) => pair.b.as_ptr().wrapping_add(at).cast(),
         }
     }
 
@@ -179,8 +216,15 @@ impl Delta {
     pub(super) unsafe fn shrink(&self, isa: Isa, at: Shrink) {
         let inputs = self.inputs.next_multiple_of(GROUP);
         match &self.factors {
-            Factors::F32(pair) => isa.run(ShrinkRows { at, a: pair.a.as_ptr(), inputs }),
-            Factors::Bf16(pair) => isa.run(ShrinkRows { at, a: pair.a.as_ptr(), inputs }),
+            Factors::F32(pair) => {
+                isa.run(ShrinkRows { at, a: pair.a.as_ptr(), inputs, scales: None })
+            }
+            Factors::Bf16(pair) => {
+                isa.run(ShrinkRows { at, a: pair.a.as_ptr(), inputs, scales: None })
+            }
+            Factors::Int8(pair, scales) => {
+                isa.run(ShrinkRows { at, a: pair.a.as_ptr(), inputs, scales: Some(scales) })
+            }
         }
     }
 
@@ -190,6 +234,7 @@ impl Delta {
         let b = match &self.factors {
             Factors::F32(pair) => FactorB::F32(&pair.b),
             Factors::Bf16(pair) => FactorB::Bf16(&pair.b),
+            Factors::Int8(pair, _) => FactorB::Int8(&pair.b),
         };
         (b, self.gain.as_deref(), self.bias.as_deref())
     }
@@ -199,6 +244,7 @@ impl Delta {
 pub(super) enum FactorB<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
+    Int8(&'a [i8]),
 }
 
 /// A stretch of factors read once from front to back, and what is read next. The stretches are too

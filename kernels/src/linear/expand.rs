@@ -71,6 +71,7 @@ impl Expand<'_> {
         match change.delta().parts().0 {
             FactorB::F32(b) => self.segment(change, b, rows, after).run::<S>(),
             FactorB::Bf16(b) => self.segment(change, b, rows, after).run::<S>(),
+            FactorB::Int8(b) => self.segment(change, b, rows, after).run::<S>(),
         }
     }
 
@@ -176,7 +177,9 @@ impl<E: Element> Segment<'_, E> {
                 let at = (r * GROUPS + g) * GROUP;
                 *pair = E::load_pair::<S>(b.add(at));
                 let ahead = ahead.wrapping_add(at * size_of::<E>());
-                S::prefetch(ahead);
+                if size_of::<E>() > 1 || g == 0 {
+                    S::prefetch(ahead);
+                }
                 if size_of::<E>() == 4 {
                     S::prefetch(ahead.wrapping_add(64));
                 }

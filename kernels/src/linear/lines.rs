@@ -1,9 +1,9 @@
-//! Which cache lines of the deltas a product brings near: a list of addresses, one for each step of
-//! its inner loop.
+//! Which cache lines of the deltas a product brings near: a list of addresses, dealt out evenly to
+//! the steps of its inner loops.
 //!
 //! Owns the order, which is that of reading. Never reads a factor. The thing to know: every adapter
 //! has its own B, so what follows a product lies in many short runs, and a loop that multiplies can
-//! only spare one instruction to ask for the next line.
+//! only spare a few instructions to ask for the next line.
 
 use std::mem::MaybeUninit;
 
@@ -19,6 +19,8 @@ pub(super) struct Lines {
 const LINES_MAX: usize = 1024;
 /// Bytes of a cache line.
 pub(super) const LINE: usize = 64;
+/// One line a step.
+pub(super) const RATE_ONE: usize = 1 << 16;
 
 impl Lines {
     #[inline(always)]
@@ -26,36 +28,37 @@ impl Lines {
         Lines { places: [MaybeUninit::uninit(); LINES_MAX], count: 0 }
     }
 
-    /// Lists the deltas' lines of a block, and repeats the last one up to a multiple of `span`.
+    /// Lists the deltas' lines of a block, no more than `most`.
     #[inline(always)]
-    pub(super) unsafe fn list(&mut self, changes: &[Change], block: usize, span: usize) {
+    pub(super) unsafe fn list(&mut self, changes: &[Change], block: usize, most: usize) {
         self.count = 0;
-        let mut last = std::ptr::null();
+        let most = most.min(LINES_MAX);
         for change in changes {
             let b = change.delta().place_b(block);
             let lines = change.delta().b_bytes(block..block + 1) / LINE;
-            let lines = lines.min(LINES_MAX - self.count);
+            let lines = lines.min(most - self.count);
             let places = &mut self.places[self.count..self.count + lines];
             for (line, place) in places.iter_mut().enumerate() {
-                last = b.wrapping_add(line * LINE);
-                place.write(last);
+                place.write(b.wrapping_add(line * LINE));
             }
             self.count += lines;
         }
-        let end = self.count.next_multiple_of(span).min(LINES_MAX);
-        for place in &mut self.places[self.count..end] {
-            place.write(last);
-        }
-        self.count = end;
     }
 
-    /// `span` of them from `start` on; null where they are fewer.
+    /// What the `index`th of `count` loops of `steps` steps each fetches: from where on, and how
+    /// many lines a step in `RATE_ONE`ths, at most one. Null: nothing.
     #[inline(always)]
-    pub(super) fn from(&self, start: usize, span: usize) -> *const *const u8 {
-        if start + span <= self.count {
-            self.places[start..].as_ptr().cast()
-        } else {
-            std::ptr::null()
+    pub(super) fn share(
+        &self,
+        index: usize,
+        count: usize,
+        steps: usize,
+    ) -> (*const *const u8, usize) {
+        let lines = self.count * index / count..self.count * (index + 1) / count;
+        if lines.is_empty() {
+            return (std::ptr::null(), 0);
         }
+        let rate = lines.len().min(steps) * RATE_ONE / steps;
+        (self.places[lines.start..].as_ptr().cast(), rate)
     }
 }

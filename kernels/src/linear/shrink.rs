@@ -1,4 +1,5 @@
-//! u = w·x·Aᵀ of one change:   x `[T, I]` f32   A `[R, I]`   u `[T, R]` f32.
+//! u = w·x·Aᵀ of one change:   x `[T, I]` f32   A `[R, I]`   u `[T, R]` f32; times the rank's scale
+//! where factors are integers.
 //!
 //! Lanes over inputs: 16 chains (inputs i, i+16, …) joined in one order. A tile of 4 ranks by 4
 //! rows lives in registers; one row reads A as one stream.
@@ -22,14 +23,16 @@ pub(super) struct Shrink {
     pub(super) after: *const u8,
 }
 
-pub(super) struct ShrinkRows<E> {
+pub(super) struct ShrinkRows<'a, E> {
     pub(super) at: Shrink,
     pub(super) a: *const E,
     /// Padded to 32; also A's stride.
     pub(super) inputs: usize,
+    /// Of every rank; none is 1.
+    pub(super) scales: Option<&'a [f32]>,
 }
 
-impl<E: Element> Kernel for ShrinkRows<E> {
+impl<E: Element> Kernel for ShrinkRows<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -59,7 +62,7 @@ impl<E: Element> Kernel for ShrinkRows<E> {
     }
 }
 
-impl<E: Element> ShrinkRows<E> {
+impl<E: Element> ShrinkRows<'_, E> {
     /// The ranks of a tile are as many streams, of `tile` bytes in all: short ones are fetched some
     /// tiles ahead, long ones each along itself.
     #[inline(always)]
@@ -89,7 +92,9 @@ impl<E: Element> ShrinkRows<E> {
                 let at = r * self.inputs + i;
                 *pair = E::load_pair::<S>(a.add(at));
                 let ahead = ahead.wrapping_add(at * size_of::<E>());
-                S::prefetch(ahead);
+                if size_of::<E>() > 1 || i % (2 * GROUP) == 0 {
+                    S::prefetch(ahead);
+                }
                 if size_of::<E>() == 4 {
                     S::prefetch(ahead.wrapping_add(64));
                 }
@@ -104,8 +109,9 @@ impl<E: Element> ShrinkRows<E> {
         }
         for (t, sums) in acc.iter().enumerate() {
             for (r, &sum) in sums.iter().enumerate() {
+                let scale = self.scales.map_or(1.0, |scales| scales[rank + r]);
                 *self.at.u.add((row + t) * self.at.u_stride + rank + r) =
-                    self.at.weight * S::sum(sum);
+                    self.at.weight * scale * S::sum(sum);
             }
         }
     }

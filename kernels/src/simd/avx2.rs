@@ -82,6 +82,12 @@ impl Simd for Avx2 {
         [[low0, low1], [high0, high1]]
     }
     #[inline(always)]
+    unsafe fn load_i8_pair(p: *const i8) -> [Self::F; 2] {
+        let wide =
+            |p: *const i8| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())));
+        [[wide(p), wide(p.add(8))], [wide(p.add(LANES)), wide(p.add(LANES + 8))]]
+    }
+    #[inline(always)]
     unsafe fn store_bf16_n(p: *mut bf16, n: usize, v: Self::F) {
         // The pack works within 128-bit halves; the permutation puts the four quarters in order.
         let packed = _mm256_packus_epi32(round_bf16(v[0]), round_bf16(v[1]));

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{Kernel, Simd};
+use super::{Kernel, LANES, Simd};
 
 /// `DOT`: the CPU multiplies bf16 pairs itself.
 #[derive(Clone, Copy)]
@@ -66,6 +66,12 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
     #[inline(always)]
     unsafe fn load_bf16_pair(p: *const bf16) -> [__m512; 2] {
         halves(_mm512_loadu_si512(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn load_i8_pair(p: *const i8) -> [__m512; 2] {
+        let wide =
+            |p: *const i8| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())));
+        [wide(p), wide(p.add(LANES))]
     }
     #[inline(always)]
     unsafe fn store_bf16_n(p: *mut bf16, n: usize, v: __m512) {

@@ -109,6 +109,8 @@ pub(crate) trait Simd: Copy {
     unsafe fn store_n(p: *mut f32, n: usize, v: Self::F);
     /// 32 values stored as [`Element::place`] says: the first 16 and the others.
     unsafe fn load_bf16_pair(p: *const bf16) -> [Self::F; 2];
+    /// 32 values, the first 16 and the others.
+    unsafe fn load_i8_pair(p: *const i8) -> [Self::F; 2];
     /// Rounded to nearest even, as `bf16::from_f32` does.
     unsafe fn store_bf16_n(p: *mut bf16, n: usize, v: Self::F);
 
@@ -172,13 +174,17 @@ pub(crate) trait Simd: Copy {
 ///
 /// Storage is in groups of 32. In bf16 a group is 16 words of 32 bits, value `i` in the low half of
 /// word `i` and value `16 + i` in its high half: a shift and a mask widen a whole cache line, where
-/// consecutive values would take two shuffles.
+/// consecutive values would take two shuffles. In int8 they are consecutive.
 pub(crate) trait Element: Copy + Send + Sync {
     /// A group of 32: its first 16 values and the others.
     unsafe fn load_pair<S: Simd>(p: *const Self) -> [S::F; 2];
     /// Where value `index` of a row is stored.
     fn place(index: usize) -> usize;
     fn from_f32(x: f32) -> Self;
+}
+
+/// What is read value by value too, and stored by a step.
+pub(crate) trait Stored: Element {
     fn to_f32(self) -> f32;
     /// Stores the first `n` lanes, rounded.
     unsafe fn store_n<S: Simd>(p: *mut Self, n: usize, v: S::F);
@@ -197,6 +203,9 @@ impl Element for f32 {
     fn from_f32(x: f32) -> f32 {
         x
     }
+}
+
+impl Stored for f32 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
@@ -220,6 +229,9 @@ impl Element for bf16 {
     fn from_f32(x: f32) -> bf16 {
         bf16::from_f32(x)
     }
+}
+
+impl Stored for bf16 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         bf16::to_f32(self)
@@ -227,6 +239,22 @@ impl Element for bf16 {
     #[inline(always)]
     unsafe fn store_n<S: Simd>(p: *mut bf16, n: usize, v: S::F) {
         S::store_bf16_n(p, n, v)
+    }
+}
+
+/// A multiple of its row's scale.
+impl Element for i8 {
+    #[inline(always)]
+    unsafe fn load_pair<S: Simd>(p: *const i8) -> [S::F; 2] {
+        S::load_i8_pair(p)
+    }
+    #[inline(always)]
+    fn place(index: usize) -> usize {
+        index
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> i8 {
+        x.round_ties_even() as i8
     }
 }
 

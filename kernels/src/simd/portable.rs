@@ -54,6 +54,10 @@ impl Simd for Portable {
         halves(p.cast::<[u32; LANES]>().read_unaligned())
     }
     #[inline(always)]
+    unsafe fn load_i8_pair(p: *const i8) -> [Array; 2] {
+        p.cast::<[[i8; LANES]; 2]>().read().map(|values| values.map(f32::from))
+    }
+    #[inline(always)]
     unsafe fn store_bf16_n(p: *mut bf16, n: usize, v: Array) {
         let rounded = v.map(bf16::from_f32);
         std::ptr::copy_nonoverlapping(rounded.as_ptr(), p, n);

@@ -3,7 +3,7 @@
 
 use half::bf16;
 use polylora_kernels::reference::Factors;
-use polylora_kernels::{Delta, Device, Dtype, Isa};
+use polylora_kernels::{Delta, Device, Dtype, FactorDtype, Isa};
 
 /// splitmix64.
 pub struct Rng(pub u64);
@@ -43,6 +43,27 @@ pub fn rounded(dtype: Dtype, x: &[f32]) -> Vec<f32> {
     }
 }
 
+/// Values that a factor holds exactly: in int8 multiples of 1/128, the first of each rank the
+/// largest. `rank_of` tells the rank of a value by its index.
+fn factor(
+    rng: &mut Rng,
+    dtype: FactorDtype,
+    n: usize,
+    rank_of: impl Fn(usize) -> usize,
+) -> Vec<f32> {
+    let mut largest = std::collections::HashSet::new();
+    match dtype {
+        FactorDtype::F32 => rng.stored(Dtype::F32, n),
+        FactorDtype::Bf16 => rng.stored(Dtype::Bf16, n),
+        FactorDtype::Int8 => (0..n)
+            .map(|i| match largest.insert(rank_of(i)) {
+                true => -127.0 / 128.0,
+                false => (rng.below(255) as f32 - 127.0) / 128.0,
+            })
+            .collect(),
+    }
+}
+
 /// Every instruction set of this CPU on one thread, and the best on two and three.
 pub fn devices() -> Vec<Device> {
     let each = Isa::available().iter().map(|&isa| Device::cpu_with(1, isa).expect("available"));
@@ -75,7 +96,7 @@ impl Adapter {
     /// `dora`: with a gain and a bias of its own.
     pub fn new(
         rng: &mut Rng,
-        dtype: Dtype,
+        dtype: impl Into<FactorDtype>,
         rank: usize,
         inputs: usize,
         outputs: usize,
@@ -87,7 +108,7 @@ impl Adapter {
     /// With a bias of its own, perhaps, and no gain.
     pub fn biased(
         rng: &mut Rng,
-        dtype: Dtype,
+        dtype: impl Into<FactorDtype>,
         rank: usize,
         inputs: usize,
         outputs: usize,
@@ -98,14 +119,15 @@ impl Adapter {
 
     fn with(
         rng: &mut Rng,
-        dtype: Dtype,
+        dtype: impl Into<FactorDtype>,
         rank: usize,
         (inputs, outputs): (usize, usize),
         gained: bool,
         biased: bool,
     ) -> Adapter {
-        let a = rng.stored(dtype, rank * inputs);
-        let b = rng.stored(dtype, rank * outputs);
+        let dtype = dtype.into();
+        let a = factor(rng, dtype, rank * inputs, |i| i / inputs);
+        let b = factor(rng, dtype, rank * outputs, |i| i % rank);
         // A power of two keeps scale · B exact in bf16.
         let scale = 0.25;
         let gain = gained.then(|| rng.values(outputs));

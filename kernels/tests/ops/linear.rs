@@ -3,7 +3,9 @@
 
 use crate::common::{Adapter, DTYPES, Rng, assert_close, devices, rounded};
 use polylora_kernels::reference::{linear_row, segment_of};
-use polylora_kernels::{Act, Device, Dtype, Isa, Linear, LoraScratch, Matrix, Segments, linear};
+use polylora_kernels::{
+    Act, Delta, Device, Dtype, FactorDtype, Isa, Linear, LoraScratch, Matrix, Segments, linear,
+};
 
 /// A site, its adapters and some rows.
 struct Case {
@@ -129,7 +131,7 @@ fn mixed(rng: &mut Rng, dtype: Dtype, name: &str, rows: usize) -> Case {
     let ranks = [16, 1, 0, 7, 64, 512, 33, 8, 2, 128];
     for (i, rows) in popularity(name, rows).into_iter().enumerate() {
         if i < ranks.len() {
-            let factors = if i % 3 == 1 { Dtype::F32 } else { dtype };
+            let factors = [dtype.into(), FactorDtype::F32, FactorDtype::Int8][i % 3];
             let adapter = Adapter::new(rng, factors, ranks[i], inputs, outputs, i % 4 >= 2);
             case.adapters.push(adapter);
         }
@@ -279,4 +281,42 @@ fn a_rank_beyond_the_scratch_is_refused() {
     let segments = Segments { indptr: &[0, 1] };
     let mut scratch = LoraScratch::new(1, 8);
     linear(&dev, &x, 1, &mut outs, segments, &|_, _| Some(&adapter.delta), &mut scratch);
+}
+
+/// A factor of A, or of B, as it comes out of the op: the other one is a single one.
+fn int8_holds(values: &[f32], as_a: bool) -> Vec<f32> {
+    let n = values.len();
+    let (inputs, outputs) = if as_a { (n, 1) } else { (1, n) };
+    let (a, b) = if as_a { (values, &[1.0][..]) } else { (&[1.0][..], values) };
+    let delta = Delta::new(FactorDtype::Int8, 1, inputs, outputs, a, b, 1.0, None, None);
+    let weight = Matrix::from_f32(Dtype::F32, outputs, inputs, &vec![0.0; n]);
+    // Row t asks for input t.
+    let mut x = Act::new(Dtype::F32, inputs, inputs);
+    for t in 0..inputs {
+        let row: Vec<f32> = (0..inputs).map(|i| f32::from(u8::from(i == t))).collect();
+        x.set_row(t, &row);
+    }
+    let mut y = vec![f32::NAN; n];
+    let mut outs = [Linear { weight: &weight, bias: None, y: &mut y }];
+    let segments = Segments { indptr: &[0, inputs as u32] };
+    let mut scratch = LoraScratch::new(inputs, 1);
+    linear(&Device::cpu(1), &x, inputs, &mut outs, segments, &|_, _| Some(&delta), &mut scratch);
+    y
+}
+
+#[test]
+fn an_int8_factor_is_off_by_half_a_step_of_its_rank_at_most() {
+    let mut rng = Rng(9);
+    for as_a in [true, false] {
+        for size in [1e-6f32, 1.0, 1e6] {
+            let values: Vec<f32> = rng.values(100).iter().map(|v| v * size).collect();
+            let step = values.iter().fold(0.0f32, |most, v| most.max(v.abs())) / 127.0;
+            let held = int8_holds(&values, as_a);
+            let error = |(v, h): (&f32, &f32)| (v - h).abs() / step;
+            let errors: Vec<f32> = values.iter().zip(&held).map(error).collect();
+            let worst = errors.iter().fold(0.0f32, |most, &e| most.max(e));
+            assert!((0.4..=0.501).contains(&worst), "off by {worst} steps of {step:e}");
+        }
+        assert_eq!(int8_holds(&[0.0; 40], as_a), [0.0; 40]);
+    }
 }

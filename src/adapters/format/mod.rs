@@ -29,7 +29,7 @@ use config::PeftConfig;
 use files::{AdapterFiles, FactorFiles};
 use generation::Generation;
 use parsed::Parsed;
-use polylora_kernels::Dtype;
+use polylora_kernels::FactorDtype;
 use std::path::Path;
 
 /// What an adapter says of itself, for `GET /v1/adapters`.
@@ -80,14 +80,14 @@ pub fn check_upload(dir: &Path, shape: &ModelShape, base: &BaseText) -> Result<S
 pub fn prepare(
     dir: &Path,
     shape: &ModelShape,
-    dtype: Dtype,
+    dtype: impl Into<FactorDtype>,
     rows: &BaseRows,
     bias: &BaseBias,
 ) -> Result<(Summary, Prepared)> {
     let files = AdapterFiles::find(dir)?;
     let digest = files.digest()?;
     let parsed = parse(&files, shape)?;
-    let target = prepare::Target { shape, dtype, rows, bias };
+    let target = prepare::Target { shape, dtype: dtype.into(), rows, bias };
     let prepared = prepare::prepare(&parsed, digest, &target)?;
     Ok((parsed.summary, prepared))
 }

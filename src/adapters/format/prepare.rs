@@ -8,7 +8,7 @@ use crate::adapters::bank::Prepared;
 use crate::adapters::{BaseBias, BaseRows, Digest};
 use crate::error::{Error, Result};
 use crate::shape::{ModelShape, Site};
-use polylora_kernels::{Delta, Dtype, EmbedDelta};
+use polylora_kernels::{Delta, EmbedDelta, FactorDtype};
 
 /// A copy beside factors may differ from the served table by this much of a row's norm: the
 /// rounding of 8-bit storage.
@@ -19,7 +19,7 @@ const PLAIN_COPY_TOLERANCE: f64 = 1.0 / 256.0;
 /// Where prepared factors go.
 pub struct Target<'a> {
     pub shape: &'a ModelShape,
-    pub dtype: Dtype,
+    pub dtype: FactorDtype,
     pub rows: &'a BaseRows,
     pub bias: &'a BaseBias,
 }

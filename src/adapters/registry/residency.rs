@@ -193,7 +193,7 @@ impl Inner {
     async fn prepare(&self, digest: Digest) -> Result<Box<Prepared>> {
         let _permit = self.prepares.acquire().await.map_err(|e| Error::fault(e.to_string()))?;
         let dir = self.store.blob(digest);
-        let (shape, dtype) = (self.options.shape.clone(), self.options.dtype);
+        let (shape, dtype) = (self.options.shape.clone(), self.options.factors);
         let (rows, bias) = (self.rows.clone(), self.bias.clone());
         blocking(move || {
             check_stored(&dir, digest)?;
