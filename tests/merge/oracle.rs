@@ -83,7 +83,7 @@ fn every_deterministic_method_makes_what_peft_makes() {
 #[test]
 fn mixed_ranks_are_concatenated_and_truncated_as_peft_does() {
     let pirate = layer0("pirate");
-    let (_, place) = (0, Place::Site(Site::Layer(0, Projection::V)));
+    let place = Place::Site(Site::Layer(0, Projection::V));
     let cat = golden_factors("cat_mixed_rank", "v_proj").expect("golden");
     let d = cat.dims;
     let second = ModuleFactors {

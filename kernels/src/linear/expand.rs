@@ -130,33 +130,34 @@ impl<E: Element> Segment<'_, E> {
                     _ => 1,
                 };
                 match (rows, wide, full) {
-                    (4, _, true) => self.tile::<S, 4, 2, true>(row, block),
-                    (4, true, _) => self.tile::<S, 4, 2, false>(row, block),
-                    (4, ..) => self.tile::<S, 4, 1, false>(row, block),
-                    (2, _, true) => self.tile::<S, 2, 2, true>(row, block),
-                    (2, true, _) => self.tile::<S, 2, 2, false>(row, block),
-                    (2, ..) => self.tile::<S, 2, 1, false>(row, block),
-                    (_, _, true) => self.tile::<S, 1, 2, true>(row, block),
-                    (_, true, _) => self.tile::<S, 1, 2, false>(row, block),
-                    _ => self.tile::<S, 1, 1, false>(row, block),
+                    (4, _, true) => self.tile::<S, 4, 4, true>(row, block),
+                    (4, true, _) => self.tile::<S, 4, 4, false>(row, block),
+                    (4, ..) => self.tile::<S, 4, 2, false>(row, block),
+                    (2, _, true) => self.tile::<S, 2, 4, true>(row, block),
+                    (2, true, _) => self.tile::<S, 2, 4, false>(row, block),
+                    (2, ..) => self.tile::<S, 2, 2, false>(row, block),
+                    (_, _, true) => self.tile::<S, 1, 4, true>(row, block),
+                    (_, true, _) => self.tile::<S, 1, 4, false>(row, block),
+                    _ => self.tile::<S, 1, 2, false>(row, block),
                 }
                 row += rows;
             }
         }
     }
 
-    /// Some rows of a block of `GROUPS` groups; `FULL`: all its lanes are outputs.
+    /// Some rows of a block of `VECS` vectors, an even number; `FULL`: all its lanes are outputs.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const ROWS: usize, const GROUPS: usize, const FULL: bool>(
+    #[expect(clippy::needless_range_loop, reason = "iterators over parts of `acc` spill it")]
+    unsafe fn tile<S: Simd, const ROWS: usize, const VECS: usize, const FULL: bool>(
         &self,
         row: usize,
         block: usize,
     ) {
-        let mut acc = [[[S::zero(); 2]; GROUPS]; ROWS];
-        for (t, row_acc) in acc.iter_mut().enumerate() {
-            for (v, sum) in row_acc.as_flattened_mut().iter_mut().enumerate() {
+        let mut acc = [[S::zero(); VECS]; ROWS];
+        for t in 0..ROWS {
+            for v in 0..VECS {
                 let (y, n, _) = self.place::<FULL>(row + t, block, v);
-                *sum = S::load_n(y, n);
+                acc[t][v] = S::load_n(y, n);
             }
         }
         let start = block_start(self.at.outputs, self.rank, block);
@@ -172,10 +173,10 @@ impl<E: Element> Segment<'_, E> {
         let ahead = stream.ahead(b.cast());
         let column = self.at.u.wrapping_add(self.column);
         for r in 0..self.rank {
-            let mut factors = [[S::zero(); 2]; GROUPS];
-            for (g, pair) in factors.iter_mut().enumerate() {
-                let at = (r * GROUPS + g) * GROUP;
-                *pair = E::load_pair::<S>(b.add(at));
+            let mut factors = [S::zero(); VECS];
+            for g in 0..VECS / 2 {
+                let at = (r * (VECS / 2) + g) * GROUP;
+                [factors[2 * g], factors[2 * g + 1]] = E::load_pair::<S>(b.add(at));
                 let ahead = ahead.wrapping_add(at * size_of::<E>());
                 if size_of::<E>() > 1 || g == 0 {
                     S::prefetch(ahead);
@@ -184,18 +185,17 @@ impl<E: Element> Segment<'_, E> {
                     S::prefetch(ahead.wrapping_add(64));
                 }
             }
-            for (t, sums) in acc.iter_mut().enumerate() {
+            for t in 0..ROWS {
                 let u = S::splat(*column.add((row + t) * self.at.u_stride + r));
-                let sums = sums.as_flattened_mut().iter_mut();
-                for (sum, &factor) in sums.zip(factors.as_flattened()) {
-                    *sum = S::fma(u, factor, *sum);
+                for v in 0..VECS {
+                    acc[t][v] = S::fma(u, factors[v], acc[t][v]);
                 }
             }
         }
-        for (t, sums) in acc.iter().enumerate() {
-            for (v, &sum) in sums.as_flattened().iter().enumerate() {
+        for t in 0..ROWS {
+            for v in 0..VECS {
                 let (y, n, output) = self.place::<FULL>(row + t, block, v);
-                S::store_n(y, n, self.finish::<S>(sum, output, n));
+                S::store_n(y, n, self.finish::<S>(acc[t][v], output, n));
             }
         }
     }
