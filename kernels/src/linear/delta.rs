@@ -1,7 +1,8 @@
 //! One adapter's change of one site, as it is kept. Immutable; its two products are in
 //! [`super::shrink`] and [`super::expand`].
 //!
-//! A is `[R, I]`, lanes over inputs, rows padded with zeros to 32 inputs. B is transposed, in
+//! A is `[R, I]`, lanes over inputs, rows padded with zeros to 32 inputs, and of each four ranks
+//! 32 inputs follow each other: `[R/4][I/32][4][32]`, what is left of R row by row. B is transposed, in
 //! blocks of 64 outputs, each `[R][64]`, lanes over outputs, the last block padded to 32: one row's
 //! products read both as one sequential stream. Within a row values lie in groups of 32 (see
 //! [`Element`]). Ranks are exact. Factors have their own dtype: in int8 both factors of a rank have
@@ -13,7 +14,7 @@ use half::bf16;
 
 use crate::FactorDtype;
 use crate::buffer::{Buffer, Zeroed};
-use crate::linear::shrink::{Shrink, ShrinkRows};
+use crate::linear::shrink::{RANKS, Shrink, ShrinkRows};
 use crate::matrix::BLOCK;
 use crate::simd::{Element, GROUP, Isa};
 
@@ -59,7 +60,7 @@ impl<E: Element + Zeroed> Pair<E> {
         };
         for r in 0..rank {
             for i in 0..inputs {
-                pair.a[r * stride + E::place(i)] = E::from_f32(a[r * inputs + i]);
+                pair.a[a_place::<E>(rank, stride, r, i)] = E::from_f32(a[r * inputs + i]);
             }
         }
         for o in 0..outputs {
@@ -100,6 +101,15 @@ fn to_steps(values: &mut dyn Iterator<Item = &mut f32>) -> f32 {
         *value = *value / most * 127.0;
     }
     most / 127.0
+}
+
+/// Where a value of A is stored.
+fn a_place<E: Element>(rank: usize, stride: usize, r: usize, i: usize) -> usize {
+    let first = r / RANKS * RANKS;
+    match first + RANKS <= rank {
+        true => first * stride + (i / GROUP * RANKS + r % RANKS) * GROUP + E::place(i % GROUP),
+        false => r * stride + E::place(i),
+    }
 }
 
 /// First value of a block of B; the end of B for the block behind the last.

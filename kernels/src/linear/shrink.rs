@@ -2,12 +2,16 @@
 //! where factors are integers.
 //!
 //! Lanes over inputs: 16 chains (inputs i, i+16, …) joined in one order. A tile of 4 ranks by 4
-//! rows lives in registers; one row reads A as one stream.
+//! rows lives in registers and reads A as one stream.
 
 use std::ops::Range;
 
 use crate::linear::delta::Stream;
+use crate::linear::lines::LINE;
 use crate::simd::{Element, GROUP, Kernel, LANES, Simd};
+
+/// Ranks that are stored, and computed, together.
+pub(super) const RANKS: usize = 4;
 
 /// Rows whose u is wanted, for a range of ranks.
 pub(super) struct Shrink {
@@ -39,7 +43,7 @@ impl<E: Element> Kernel for ShrinkRows<'_, E> {
     unsafe fn run<S: Simd>(self) {
         let mut rank = self.at.ranks.start;
         while rank < self.at.ranks.end {
-            let four = rank + 4 <= self.at.ranks.end;
+            let four = rank + RANKS <= self.at.ranks.end;
             let mut row = self.at.rows.start;
             while row < self.at.rows.end {
                 let rows = match self.at.rows.end - row {
@@ -48,51 +52,45 @@ impl<E: Element> Kernel for ShrinkRows<'_, E> {
                     _ => 1,
                 };
                 match (rows, four) {
-                    (4, true) => self.tile::<S, 4, 4>(row, rank),
+                    (4, true) => self.tile::<S, 4, RANKS>(row, rank),
                     (4, false) => self.tile::<S, 4, 1>(row, rank),
-                    (2, true) => self.tile::<S, 2, 4>(row, rank),
+                    (2, true) => self.tile::<S, 2, RANKS>(row, rank),
                     (2, false) => self.tile::<S, 2, 1>(row, rank),
-                    (_, true) => self.tile::<S, 1, 4>(row, rank),
+                    (_, true) => self.tile::<S, 1, RANKS>(row, rank),
                     (_, false) => self.tile::<S, 1, 1>(row, rank),
                 }
                 row += rows;
             }
-            rank += if four { 4 } else { 1 };
+            rank += if four { RANKS } else { 1 };
         }
     }
 }
 
 impl<E: Element> ShrinkRows<'_, E> {
-    /// The ranks of a tile are as many streams, of `tile` bytes in all: short ones are fetched some
-    /// tiles ahead, long ones each along itself.
+    /// Fetched some tiles ahead, each of so many bytes.
     #[inline(always)]
     fn stream(&self, tile: usize) -> Stream {
-        let short = tile < Stream::DISTANCE;
         Stream {
             end: self.a.wrapping_add(self.at.ranks.end * self.inputs).cast(),
             after: self.at.after,
-            distance: if short {
-                Stream::DISTANCE.next_multiple_of(tile)
-            } else {
-                Stream::DISTANCE / 4
-            },
+            distance: Stream::DISTANCE.next_multiple_of(tile),
         }
     }
 
     #[inline(always)]
-    unsafe fn tile<S: Simd, const ROWS: usize, const RANKS: usize>(&self, row: usize, rank: usize) {
-        let mut acc = [[S::zero(); RANKS]; ROWS];
+    unsafe fn tile<S: Simd, const ROWS: usize, const COUNT: usize>(&self, row: usize, rank: usize) {
+        let mut acc = [[S::zero(); COUNT]; ROWS];
         let x = self.at.x.add(row * self.at.x_stride);
         let a = self.a.add(rank * self.inputs);
-        let stream = self.stream(RANKS * self.inputs * size_of::<E>());
+        let stream = self.stream(COUNT * self.inputs * size_of::<E>());
         let ahead = stream.ahead(a.cast());
         for i in (0..self.inputs).step_by(GROUP) {
-            let mut factors = [[S::zero(); 2]; RANKS];
+            let mut factors = [[S::zero(); 2]; COUNT];
             for (r, pair) in factors.iter_mut().enumerate() {
-                let at = r * self.inputs + i;
+                let at = i * COUNT + r * GROUP;
                 *pair = E::load_pair::<S>(a.add(at));
                 let ahead = ahead.wrapping_add(at * size_of::<E>());
-                if size_of::<E>() > 1 || i % (2 * GROUP) == 0 {
+                if (at * size_of::<E>()).is_multiple_of(LINE) {
                     S::prefetch(ahead);
                 }
                 if size_of::<E>() == 4 {
