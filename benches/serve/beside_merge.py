@@ -6,7 +6,7 @@ Needs only Python and a quiet machine; starts a server of the demo model of its 
     cargo build --release --locked && python3 benches/serve/beside_merge.py target/release/polylora
 
 Each round is `polylora bench` on the adapters, once alone and once while merges of all eight follow each other without a gap. Prompts differ
-from turn to turn. Prints the 99th percentile of both, and their ratio; one JSON line a round.
+from turn to turn. One JSON line a round: the percentiles of both, how many sites were merged meanwhile, and the ratio of the 99th percentiles.
 """
 import argparse
 import json
@@ -32,21 +32,27 @@ class Merging:
 
     def __init__(self, url, names, method):
         self.order = {"sources": [{"model": n, "weight": 1.0} for n in names], "method": method, "name": "merged", "options": {"rank": 16}}
-        self.url, self.stopping, self.finished, self.busy = url, False, 0, 0.0
+        self.url, self.stopping, self.sites = url, False, 0
         self.thread = threading.Thread(target=self.run)
         self.thread.start()
 
+    def state(self, job):
+        found = call(f"{self.url}/v1/merges/{job}")
+        progress = found.get("progress") or {"done": 0}
+        return found["state"] not in ("done", "failed", "cancelled"), progress["done"]
+
     def run(self):
         while not self.stopping:
-            job = call(f"{self.url}/v1/merges", self.order)["id"]
-            while not self.stopping and call(f"{self.url}/v1/merges/{job}")["state"] in ("queued", "running"):
+            job, running = call(f"{self.url}/v1/merges", self.order)["id"], True
+            while running and not self.stopping:
                 time.sleep(0.2)
-            if self.stopping and call(f"{self.url}/v1/merges/{job}")["state"] in ("queued", "running"):
+                running, sites = self.state(job)
+            self.sites += sites
+            if running:
                 urllib.request.urlopen(urllib.request.Request(f"{self.url}/v1/merges/{job}/cancel", b"", method="POST"))
-                while call(f"{self.url}/v1/merges/{job}")["state"] in ("queued", "running"):
-                    time.sleep(0.05)
-            else:
-                self.finished += 1
+            while running:
+                time.sleep(0.05)
+                running, _ = self.state(job)
 
     def stop(self):
         self.stopping = True
@@ -94,11 +100,11 @@ def measure(a, url):
             found["beside" if beside else "alone"] = bench(a, url, 2 * turn + beside)["contenders"][0]["rounds"][0]
             if merging:
                 merging.stop()
-                found["merges"] = merging.finished
+                found["sites"] = merging.sites
         gap = {k: found[k]["inter_token_seconds"] for k in ("alone", "beside")}
         ratios.append(gap["beside"]["p99"] / gap["alone"]["p99"])
         print(json.dumps({"round": turn + 1, **{k: {p: round(1000 * v, 2) for p, v in g.items() if p[0] == "p"} for k, g in gap.items()},
-                          "merges": found["merges"], "ratio": round(ratios[-1], 3)}), flush=True)
+                          "sites merged": found["sites"], "ratio": round(ratios[-1], 3)}), flush=True)
     print(f"p99 between tokens, beside a merge by alone: median {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 

@@ -240,7 +240,7 @@ fn ordered(
         weight: s.weight.unwrap_or(1.0),
     };
     let spec = Spec {
-        method: Method::named(fields.method.as_deref().unwrap_or("svd"))?,
+        method: Method::asked(fields.method.as_deref(), fields.sources.len())?,
         sources: fields.sources.iter().map(source).collect(),
         options,
         seed: fields.seed.unwrap_or(0),

@@ -19,7 +19,8 @@ use std::path::{Path, PathBuf};
 
 const EXAMPLES: &str = "\
 Examples:
-  polylora merge adapters/pirate=0.7 adapters/ticket-json=0.3 --out both    best rank-8 sum
+  polylora merge adapters/pirate adapters/ticket-json --out both            one for both tasks
+  polylora merge a=0.7 b=0.3 --method svd --rank 8 --out ab                 best rank-8 sum
   polylora merge a=1 b=1 c=1 --method lego --rank 16 --seed 7 --out abc     clustered units
   polylora merge a=0.5 b=0.5 --method cat --out ab                          exact, ranks add up
   polylora merge big --method svd --rank 8 --out small                      compress one adapter
@@ -33,7 +34,7 @@ Methods:
   linear ties dare_linear dare_ties magnitude_prune
                        on A and B as PEFT does it: not the sum of the products
   ties_svd dare_linear_svd dare_ties_svd magnitude_prune_svd breadcrumbs
-                       on the products made in full, then truncated
+                       on the products made in full, then truncated; slow for large models
   slerp interpolate    between two adapters, weights adding up to 1
 
 Writes adapter_config.json and adapter_model.safetensors (plain PEFT, alpha = r), and the report as
@@ -53,9 +54,9 @@ pub struct MergeArgs {
     /// Merge nothing: print how much the sources are in each other's way
     #[arg(long, conflicts_with = "out")]
     survey: bool,
-    /// How to merge; see below
-    #[arg(long, default_value = "svd")]
-    method: String,
+    /// How to merge, see below (default: ties_svd, of one source svd)
+    #[arg(long)]
+    method: Option<String>,
     /// Rank of the result (default: the sources' largest)
     #[arg(long)]
     rank: Option<usize>,
@@ -122,7 +123,7 @@ pub fn run(args: MergeArgs) -> Result<()> {
     }
     let (dirs, sources) = sources(&args.sources)?;
     let spec = Spec {
-        method: Method::named(&args.method)?,
+        method: Method::asked(args.method.as_deref(), sources.len())?,
         sources,
         options: options(&args),
         seed: args.seed,

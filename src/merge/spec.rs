@@ -104,6 +104,17 @@ impl Method {
         }
     }
 
+    /// What an order asks for. Without a name: several sources by what keeps most of them without
+    /// tuned weights (`benches/merge_table.py`); one is best cut to its largest singular values.
+    /// Errors: as `named`.
+    pub fn asked(name: Option<&str>, sources: usize) -> Result<Self> {
+        match name {
+            Some(name) => Self::named(name),
+            None if sources > 1 => Ok(Self::TiesSvd),
+            None => Ok(Self::Svd),
+        }
+    }
+
     /// Errors: `invalid_merge`, with the names there are.
     pub fn named(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|m| m.name() == name).ok_or_else(|| {

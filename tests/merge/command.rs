@@ -5,6 +5,7 @@ mod run;
 
 use crate::common::golden_adapter;
 use polylora::adapters::format::{check, factors::infer_shape, files::AdapterFiles};
+use polylora::merge::spec::Method;
 use run::{out, polylora, refused};
 use serde_json::Value;
 use std::path::Path;
@@ -78,4 +79,13 @@ fn mistakes_are_one_line_and_leave_nothing() {
     refused(&polylora(&["merge", &format!("{a}=x"), "--out", &to]), 2);
     refused(&polylora(&["merge", "no-such-directory", "--out", &to]), 1);
     assert_eq!(std::fs::read_dir(dir.path()).expect("directory").count(), 0);
+}
+
+#[test]
+fn without_a_method_several_are_summed_by_ties_and_one_is_truncated() {
+    let asked = |name, sources| Method::asked(name, sources).map(Method::name);
+    assert_eq!(asked(None, 1).expect("a method"), "svd");
+    assert_eq!(asked(None, 2).expect("a method"), "ties_svd");
+    assert_eq!(asked(Some("cat"), 1).expect("a method"), "cat");
+    asked(Some("sum"), 2).expect_err("no method");
 }

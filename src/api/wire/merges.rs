@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 #[derive(Deserialize, ToSchema)]
 pub struct MergeFields {
     pub sources: Vec<MergeSource>,
-    /// Default `svd`.
+    /// Default `ties_svd`, of one source `svd`.
     #[schema(example = "lego")]
     pub method: Option<String>,
     pub options: Option<MergeOptions>,
