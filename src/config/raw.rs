@@ -88,7 +88,7 @@ pub struct RawConfig {
     #[arg(long, env = "POLYLORA_PREFIX_SHARE", value_name = "WHO")]
     pub prefix_share: Option<String>,
     /// Storage of resident adapters' factors: auto, f32, bf16 or int8; auto is the weights' own,
-    /// int8 (a scale for each rank) takes half the memory and time of bf16 and rounds more
+    /// int8 (a scale for each rank) takes half the memory of bf16 and rounds more
     #[arg(long, env = "POLYLORA_ADAPTER_DTYPE", value_name = "DTYPE")]
     pub adapter_dtype: Option<String>,
     /// Memory of resident adapters; default: an eighth of available memory, at most 1 GiB
