@@ -3,10 +3,10 @@
 //!
 //! A is `[R, I]`, lanes over inputs, rows padded with zeros to 32 inputs; of each four ranks 32
 //! inputs follow each other (`[R/4][I/32][4][32]`), what is left of R lies row by row. B is
-//! transposed, in blocks of 64 outputs, each `[R][64]`, lanes over outputs, the last block padded to
-//! 32: one row's products read both as one sequential stream. Within a row values lie in groups of
-//! 32 (see [`Element`]). Ranks are exact. Factors have their own dtype: in int8 both factors of a
-//! rank have one scale together, which multiplies its u.
+//! transposed, in blocks of 64 outputs, each `[R][64]`, lanes over outputs, the last block padded
+//! to 32: one row's products read both as one sequential stream. Within a row values lie in groups
+//! of 32 (see [`Element`]). Ranks are exact. Factors have their own dtype: in int8 both factors of
+//! a rank have one scale together, which multiplies its u.
 
 use std::ops::Range;
 
