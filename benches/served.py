@@ -4,8 +4,9 @@ import urllib.request
 from pathlib import Path
 
 
-def ask(url, route, body):
-    request = urllib.request.Request(url + route, json.dumps(body).encode(), {"Content-Type": "application/json"})
+def ask(url, route, body=None):
+    """POST of a body, else GET."""
+    request = urllib.request.Request(url + route, body and json.dumps(body).encode(), {"Content-Type": "application/json"})
     return json.load(urllib.request.urlopen(request))
 
 

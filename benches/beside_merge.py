@@ -3,7 +3,7 @@
 
 Needs only Python and a quiet machine; starts a server of the demo model of its own, with eight adapters of rank 16 on all linears:
 
-    cargo build --release --locked && python3 benches/serve/beside_merge.py target/release/polylora
+    cargo build --release --locked && python3 benches/beside_merge.py target/release/polylora
 
 Each round is `polylora bench` on the adapters, once alone and once while merges of all eight follow each other without a gap. Prompts differ
 from turn to turn. One JSON line a round: the percentiles of both, how many sites were merged meanwhile, and the ratio of the 99th percentiles.
@@ -19,12 +19,9 @@ import time
 import urllib.request
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from served import ask
 
-
-def call(url, body=None):
-    request = urllib.request.Request(url, body and json.dumps(body).encode(), {"Content-Type": "application/json"})
-    return json.load(urllib.request.urlopen(request))
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Merging:
@@ -37,13 +34,13 @@ class Merging:
         self.thread.start()
 
     def state(self, job):
-        found = call(f"{self.url}/v1/merges/{job}")
+        found = ask(self.url, f"/v1/merges/{job}")
         progress = found.get("progress") or {"done": 0}
         return found["state"] not in ("done", "failed", "cancelled"), progress["done"]
 
     def run(self):
         while not self.stopping:
-            job, running = call(f"{self.url}/v1/merges", self.order)["id"], True
+            job, running, sites = ask(self.url, "/v1/merges", self.order)["id"], True, 0
             while running and not self.stopping:
                 time.sleep(0.2)
                 running, sites = self.state(job)
