@@ -8,6 +8,7 @@
 mod budget;
 mod cluster;
 mod entrywise;
+mod leading;
 mod lego;
 pub mod outlook;
 pub mod picture;

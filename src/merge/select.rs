@@ -3,8 +3,9 @@
 //! Owns one selection. Never changes a value. The thing to know: factors stored in bf16 have many
 //! entries of the same magnitude, so a threshold cuts through equals, and which of them stay moves
 //! logprobs by hundredths. PEFT leaves that to the partition of its CPU library (`topk` over
-//! `nth_element`: median of three, then quickselect). The same partition is made here, so that
-//! pruned merges equal PEFT's entry for entry and do not depend on anything but the input.
+//! `nth_element`: median of three, then quickselect). The same partition is made here wherever the
+//! cut goes through equals, so that pruned merges equal PEFT's entry for entry and do not depend on
+//! anything but the input. Also of a large product: sums of products of bf16 are often equal.
 
 /// An entry's magnitude and where it lies.
 type Entry = (f32, u32);
@@ -15,23 +16,65 @@ const SHORT: usize = 3;
 /// Marks the `count` entries of largest magnitude. At most 2³² entries.
 pub fn largest(tensor: &[f32], count: usize) -> Vec<bool> {
     let n = tensor.len();
-    if count >= n {
-        return vec![true; n];
+    if count == 0 || count >= n {
+        return vec![count > 0; n];
+    }
+    let cut = Cut::of(tensor, count);
+    // Of few entries PEFT's library sorts all with a heap; there, too, equals go by index.
+    if cut.kept == cut.equals || count * 64 <= n {
+        let mut left = cut.kept;
+        let marked = |v: &f32| {
+            let first = bits(v) == cut.least && left > 0;
+            left -= usize::from(first);
+            first || bits(v) > cut.least
+        };
+        return tensor.iter().map(marked).collect();
     }
     let mut marks = vec![false; n];
-    if count == 0 {
-        return marks;
-    }
     let mut entries: Vec<Entry> =
         tensor.iter().enumerate().map(|(i, v)| (v.abs(), i as u32)).collect();
-    if count * 64 <= n {
-        // There PEFT's library sorts with a heap; equals at so sparse a cut go by index.
-        entries.sort_unstable_by(|x, y| y.0.total_cmp(&x.0).then(x.1.cmp(&y.1)));
-    } else {
-        divide(&mut entries, count - 1);
-    }
+    divide(&mut entries, count - 1);
     entries[..count].iter().for_each(|(_, i)| marks[*i as usize] = true);
     marks
+}
+
+/// Rises with the magnitude.
+fn bits(v: &f32) -> u32 {
+    v.abs().to_bits()
+}
+
+/// Where the largest entries end.
+struct Cut {
+    /// The smallest magnitude among them, as bits.
+    least: u32,
+    /// Entries of that magnitude, and how many of these belong to the largest.
+    equals: usize,
+    kept: usize,
+}
+
+impl Cut {
+    /// Counts by the upper half of the bits, then by the lower half.
+    fn of(tensor: &[f32], count: usize) -> Self {
+        let (mut high, mut low) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+        tensor.iter().for_each(|v| high[bits(v) as usize >> 16] += 1);
+        let (upper, left) = Self::place(&high, count);
+        let there = tensor.iter().map(bits).filter(|b| *b as usize >> 16 == upper);
+        there.for_each(|b| low[b as usize & 0xffff] += 1);
+        let (lower, kept) = Self::place(&low, left);
+        Self { least: ((upper << 16) | lower) as u32, equals: low[lower], kept }
+    }
+
+    /// The cell in which the `count`-th from above lies, and its place in there. From 1.
+    fn place(cells: &[usize], count: usize) -> (usize, usize) {
+        let mut left = count;
+        for (cell, held) in cells.iter().enumerate().rev() {
+            if left <= *held {
+                return (cell, left);
+            }
+            left -= held;
+        }
+        unreachable!("there are more entries than are marked")
+    }
 }
 
 fn before(x: Entry, y: Entry) -> bool {
@@ -90,5 +133,35 @@ fn partition(entries: &mut [Entry]) -> usize {
         }
         entries.swap(low, high);
         low += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::random::Stream;
+    use super::*;
+
+    #[test]
+    fn as_many_as_asked_are_marked_and_none_that_is_smaller_than_another() {
+        let mut stream = Stream::new(&[1]);
+        for kinds in [2.0, 50.0, 1e6] {
+            let one = |_| ((stream.unit() - 0.5) * kinds).round() as f32 * 1e-3;
+            let tensor: Vec<f32> = (0..5000).map(one).collect();
+            for count in [0, 1, 60, 2500, 4999, 5000, 6000] {
+                let marks = largest(&tensor, count);
+                let of = |kept: bool| {
+                    let all = tensor.iter().zip(&marks).filter(move |(_, m)| **m == kept);
+                    all.map(|(v, _)| v.abs())
+                };
+                assert_eq!(of(true).count(), count.min(5000));
+                let least = of(true).fold(f32::INFINITY, f32::min);
+                assert!(of(false).all(|v| v <= least), "{kinds} {count}");
+                let mut sorted = tensor.iter().map(bits).collect::<Vec<_>>();
+                sorted.sort_unstable();
+                if (1..5000).contains(&count) {
+                    assert_eq!(Cut::of(&tensor, count).least, sorted[5000 - count]);
+                }
+            }
+        }
     }
 }

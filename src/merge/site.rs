@@ -12,7 +12,7 @@ use super::spec::{Form, Method, Rule, Spec, refuse};
 use super::stack::{Part, Product, Stack};
 use crate::adapters::format::factors::{FactorDims, ModuleFactors, Place};
 use crate::error::{Error, Result};
-use faer::Mat;
+use faer::{Mat, MatRef};
 
 /// Everything that decides a site's result beside the factors.
 pub struct Order<'a> {
@@ -178,24 +178,31 @@ fn entries_of_products(order: &Order<'_>, parts: &[Part<'_>], rule: Rule) -> Res
     }
     let full = |p: &Part<'_>| -> Vec<f32> {
         let product = Product::of(p.factors);
-        // Columns of A·Bᵀ are rows of B·Aᵀ, so the entries lie output by output.
-        let transposed = &product.a * product.b.transpose();
-        (0..outputs)
-            .flat_map(|o| transposed.col_as_slice(o).iter().map(|v| *v as f32).collect::<Vec<_>>())
-            .collect()
+        let mut entries = Vec::with_capacity(outputs * inputs);
+        for first in (0..outputs).step_by(ROWS) {
+            let rows = product.b.subrows(first, ROWS.min(outputs - first));
+            // Columns of A·Bᵀ are rows of B·Aᵀ, so the entries lie output by output.
+            let transposed = &product.a * rows.transpose();
+            for row in 0..transposed.ncols() {
+                entries.extend(transposed.col_as_slice(row).iter().map(|v| *v as f32));
+            }
+        }
+        entries
     };
     let tasks = Tasks {
         tensors: parts.iter().map(full).collect(),
         weights: parts.iter().map(|p| p.weight).collect(),
         streams: streams(order, parts, 2),
     };
-    let merged = tasks.merged(rule, &order.spec.options);
-    let matrix = Mat::from_fn(outputs, inputs, |o, i| f64::from(merged[o * inputs + i]));
-    Product::nearest(&matrix, order.rank)
+    let merged: Vec<f64> =
+        tasks.merged(rule, &order.spec.options).into_iter().map(f64::from).collect();
+    Product::nearest(MatRef::from_row_major_slice(&merged, outputs, inputs), order.rank)
 }
 
 /// Most entries of a product that is made in full: 2 GiB in f32 for each source.
 const ENTRIES_MAX: usize = 1 << 29;
+/// Outputs of a product that are in f64 at a time.
+const ROWS: usize = 256;
 
 /// DARE's choices depend on seed, site, source and tensor, not on the order of sources.
 fn streams(order: &Order<'_>, parts: &[Part<'_>], which: u64) -> Vec<Stream> {

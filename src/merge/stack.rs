@@ -5,10 +5,11 @@
 //! O × I matrix. The thing to know: columns are ranks; a source owns a run of them, and D decides
 //! what they are worth, so one factorisation serves every weighting.
 
+use super::leading::leading;
 use crate::adapters::format::factors::{FactorDims, ModuleFactors};
 use crate::error::{Error, Result};
 use faer::linalg::solvers::{Qr, Svd};
-use faer::{Mat, Side};
+use faer::{Mat, MatRef};
 use std::ops::Range;
 
 /// What one source has at a site.
@@ -184,18 +185,14 @@ impl Product {
         Ok(svd.S().column_vector().iter().copied().collect())
     }
 
-    /// The best rank-`rank` approximation of a matrix `[O, I]`, projected on the leading
-    /// eigenvectors of the smaller of M·Mᵀ and Mᵀ·M: nothing is divided by a small value.
-    pub fn nearest(matrix: &Mat<f64>, rank: usize) -> Result<Self> {
+    /// The best rank-`rank` approximation of a matrix `[O, I]`: its projection on the leading
+    /// singular vectors of its smaller side. Nothing is divided by a small value.
+    pub fn nearest(matrix: MatRef<'_, f64>, rank: usize) -> Result<Self> {
         if matrix.nrows() > matrix.ncols() {
-            let Self { a, b } = Self::nearest(&matrix.transpose().to_owned(), rank)?;
+            let Self { a, b } = Self::nearest(matrix.transpose(), rank)?;
             return Ok(Self { a: b, b: a });
         }
-        let gram = matrix * matrix.transpose();
-        let eigen = gram.self_adjoint_eigen(Side::Lower).map_err(|e| failed(&e))?;
-        // Ascending: the last are the largest.
-        let n = matrix.nrows();
-        let mut b = eigen.U().subcols(n - rank, rank).to_owned();
+        let mut b = leading(matrix, rank)?;
         let mut a = matrix.transpose() * &b;
         for r in 0..rank {
             let root = a.col(r).norm_l2().sqrt();
@@ -212,6 +209,7 @@ fn decomposed(matrix: &Mat<f64>) -> Result<Svd<f64>> {
     matrix.thin_svd().map_err(|e| failed(&e))
 }
 
-fn failed(why: &dyn std::fmt::Debug) -> Error {
+/// A decomposition that did not come to an end.
+pub fn failed(why: &dyn std::fmt::Debug) -> Error {
     Error::fault(format!("a singular value decomposition: {why:?}"))
 }

@@ -10,6 +10,7 @@ mod common;
 mod command;
 mod dare;
 mod lego;
+mod nearest;
 mod oracle;
 mod properties;
 mod refusals;
