@@ -126,7 +126,7 @@ impl Config {
             data_dir: raw.data_dir.clone().unwrap_or_else(|| machine::data_dir(&model)),
             model,
             served_name: raw.served_name.clone(),
-            dtype: choice(raw.dtype.as_deref(), "dtype", DTYPES)?,
+            dtype: choice(raw.dtype.as_deref(), "dtype", WEIGHT_DTYPES)?,
             host: raw.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned()),
             port: number("port") as u16,
             adapters: raw.adapters.clone(),
@@ -277,6 +277,7 @@ impl Config {
     }
 }
 
+const WEIGHT_DTYPES: &[&str] = &["auto", "f32", "bf16", "q8", "q4"];
 const DTYPES: &[&str] = &["auto", "f32", "bf16"];
 const FACTOR_DTYPES: &[&str] = &["auto", "f32", "bf16", "int8"];
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The price of mixing: base only, one adapter, and eight distinct rank-16 adapters on all linears, in turns against
-# one server. Usage: mixed.sh BINARY [more options of `polylora bench`]; needs python3 and a quiet machine.
+# one server. Usage: [DTYPE=bf16] [ROUNDS=7] mixed.sh BINARY [more options of `polylora bench`]; needs python3 and a quiet machine.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -22,7 +22,7 @@ for i in $(seq "$count"); do
   mixed+=",model=a$i"
 done
 
-"$binary" serve --model smollm2-135m-instruct --port "${url##*:}" --data-dir "$work/data" \
+"$binary" serve --model smollm2-135m-instruct --dtype "${DTYPE:-bf16}" --port "${url##*:}" --data-dir "$work/data" \
   "${adapters[@]}" > "$work/serve.log" 2>&1 &
 server=$!
 trap 'kill "$server" 2> /dev/null; wait "$server" 2> /dev/null || true' EXIT

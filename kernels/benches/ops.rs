@@ -1,10 +1,10 @@
 //! What the matmuls reach beside what the machine can do, measured in the same run: `cargo bench -p
 //! polylora-kernels`.
 //!
-//! Ceilings: bf16 and f32 products of registers alone, and a sum over 1 GiB. Each figure is the
+//! Ceilings: f32, bf16 and int8 products of registers alone, and a sum over 1 GiB. Each figure is the
 //! best of several rounds, because other programs only ever slow a round down. Weights are cycled
 //! through more memory than the caches hold. Arguments: threads (all by default), and sections:
-//! bf16, f32, fork, adapters, attention. With one thread the clock is the thread's CPU time, which
+//! bf16, f32, int8, int4, fork, adapters, attention. With one thread the clock is the thread's CPU time, which
 //! is of use on a busy machine too.
 
 use std::hint::black_box;
@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use polylora_kernels::{
-    Act, Delta, Device, Dtype, KvCache, Linear, LoraScratch, Matrix, Rows, Segments, attention,
-    linear,
+    Act, Delta, Device, Dtype, KvCache, Linear, LoraScratch, Matrix, Rows, Segments, WeightDtype,
+    attention, linear,
 };
 
 /// Bytes a round reads before it comes back to the same weights.
@@ -29,19 +29,25 @@ fn main() {
     println!("{}", dev.name());
     let ceilings = Ceilings::measure(threads);
     println!(
-        "ceilings: read {:.1} GB/s, f32 {:.0} GFLOP/s, bf16 {:.0} GFLOP/s",
-        ceilings.read, ceilings.f32, ceilings.bf16
+        "ceilings: read {:.1} GB/s, f32 {:.0} GFLOP/s, bf16 {:.0} GFLOP/s, int8 {:.0} GOP/s",
+        ceilings.read, ceilings.f32, ceilings.bf16, ceilings.int8
     );
     let sections: Vec<String> =
         std::env::args().skip(1).filter(|arg| arg.starts_with(char::is_alphabetic)).collect();
     let wanted = |name: &str| sections.is_empty() || sections.iter().any(|s| s == name);
-    for (name, dtype, peak) in
-        [("bf16", Dtype::Bf16, ceilings.bf16), ("f32", Dtype::F32, ceilings.f32)]
-    {
+    for (name, dtype, peak) in [
+        ("bf16", WeightDtype::Bf16, ceilings.bf16),
+        ("f32", WeightDtype::F32, ceilings.f32),
+        ("int8", WeightDtype::Int8, ceilings.int8),
+        ("int4", WeightDtype::Int4, ceilings.int8),
+        ("int4", WeightDtype::Int4Least, ceilings.int8),
+    ] {
         if !wanted(name) {
             continue;
         }
-        println!("\nmatmul {name:4} [    O,     I]    T     GB/s  of read   GFLOP/s  of peak");
+        println!(
+            "\n{dtype:?}\nmatmul {name:4} [    O,     I]    T     GB/s  of read   GFLOP/s  of peak"
+        );
         for (outputs, inputs) in [(1536, 576), (576, 1536), (49152, 576), (4096, 4096)] {
             let weights = weights(dtype, outputs, inputs);
             for rows in [1, 4, 8, 12, 16, 32, 64, 512] {
@@ -107,9 +113,10 @@ fn best(calls: usize, mut body: impl FnMut(usize)) -> f64 {
     best
 }
 
-fn weights(dtype: Dtype, outputs: usize, inputs: usize) -> Vec<Matrix> {
+fn weights(dtype: WeightDtype, outputs: usize, inputs: usize) -> Vec<Matrix> {
     let rows: Vec<f32> = (0..outputs * inputs).map(|i| (i % 37) as f32 / 37.0 - 0.5).collect();
-    let bytes = outputs * inputs * dtype.bytes();
+    let bytes = (outputs * inputs) as f64 * dtype.bits() / 8.0;
+    let bytes = bytes as usize;
     (0..CYCLE_BYTES.div_ceil(bytes))
         .map(|_| Matrix::from_f32(dtype, outputs, inputs, &rows))
         .collect()
@@ -126,9 +133,10 @@ fn activation(dtype: Dtype, rows: usize, width: usize) -> Act {
 
 fn matmul(dev: &Device, weights: &[Matrix], rows: usize, peak: f64, read: f64) {
     let (outputs, inputs) = (weights[0].outputs(), weights[0].inputs());
-    let x = activation(weights[0].dtype(), rows, inputs);
+    let floats = if weights[0].dtype() == WeightDtype::Bf16 { Dtype::Bf16 } else { Dtype::F32 };
+    let x = activation(floats, rows, inputs);
     let mut y = vec![0.0; rows * outputs];
-    let mut scratch = LoraScratch::new(rows, 1);
+    let mut scratch = LoraScratch::new(rows, 1, inputs);
     let none = Segments { indptr: &[0] };
     let calls = weights.len().min(if rows > 64 { 8 } else { usize::MAX });
     let seconds = best(calls, |call| {
@@ -152,7 +160,7 @@ fn fork(dev: &Device) {
         [Matrix::from_f32(Dtype::F32, 64 * dev.threads(), 1, &vec![0.5; 64 * dev.threads()])];
     let x = activation(Dtype::F32, 1, 1);
     let mut y = vec![0.0; 64 * dev.threads()];
-    let mut scratch = LoraScratch::new(1, 1);
+    let mut scratch = LoraScratch::new(1, 1, 0);
     let seconds = best(1000, |_| {
         let outs = &mut [Linear { weight: &weights[0], bias: None, y: &mut y }];
         linear(dev, &x, 1, outs, Segments { indptr: &[0] }, &|_, _| None, &mut scratch);
@@ -163,7 +171,7 @@ fn fork(dev: &Device) {
 /// One row each of `rows` distinct rank-16 adapters, beside the base alone.
 fn adapters(dev: &Device, outputs: usize, inputs: usize, rows: usize) {
     const RANK: usize = 16;
-    let mut weights = weights(Dtype::Bf16, outputs, inputs);
+    let mut weights = weights(WeightDtype::Bf16, outputs, inputs);
     weights.truncate(16);
     let a: Vec<f32> = (0..RANK * inputs).map(|i| (i % 31) as f32 / 31.0).collect();
     let b: Vec<f32> = (0..RANK * outputs).map(|i| (i % 29) as f32 / 29.0).collect();
@@ -171,7 +179,7 @@ fn adapters(dev: &Device, outputs: usize, inputs: usize, rows: usize) {
     let deltas: Vec<Delta> = (0..weights.len() * rows).map(|_| one()).collect();
     let x = activation(Dtype::Bf16, rows, inputs);
     let mut y = vec![0.0; rows * outputs];
-    let mut scratch = LoraScratch::new(rows, RANK);
+    let mut scratch = LoraScratch::new(rows, RANK, 0);
     let indptr: Vec<u32> = (0..=rows as u32).collect();
     let mut time = |indptr: &[u32], same: bool| {
         best(weights.len(), |call| {
@@ -237,6 +245,7 @@ struct Ceilings {
     read: f64,
     f32: f64,
     bf16: f64,
+    int8: f64,
 }
 
 /// `count` words in huge pages where the system has them, as the ops' buffers are.
@@ -270,8 +279,9 @@ impl Ceilings {
             }));
         });
         const ROUNDS: usize = 20_000_000;
-        let (f32, bf16) = (products(threads, ROUNDS, false), products(threads, ROUNDS, true));
-        Ceilings { read: (8 * share * threads) as f64 / read / 1e9, f32, bf16 }
+        let of = |of| products(threads, ROUNDS, of);
+        let read = (8 * share * threads) as f64 / read / 1e9;
+        Ceilings { read, f32: of(Of::F32), bf16: of(Of::Bf16), int8: of(Of::Int8) }
     }
 }
 
@@ -292,10 +302,18 @@ fn together(threads: usize, body: impl Fn(usize) + Sync) -> f64 {
         .fold(f64::INFINITY, f64::min)
 }
 
+/// What is multiplied.
+#[derive(Clone, Copy, PartialEq)]
+enum Of {
+    F32,
+    Bf16,
+    Int8,
+}
+
 /// GFLOP/s of multiply-adds between registers: the instruction the matmuls of that type use, or 0
 /// where it is not known.
 #[cfg(target_arch = "x86_64")]
-fn products(threads: usize, rounds: usize, bf16: bool) -> f64 {
+fn products(threads: usize, rounds: usize, of: Of) -> f64 {
     use std::arch::x86_64::*;
     const CHAINS: usize = 16;
 
@@ -320,19 +338,33 @@ fn products(threads: usize, rounds: usize, bf16: bool) -> f64 {
         acc.iter().map(|&sum| _mm512_reduce_add_ps(sum)).sum()
     }
 
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn bytes(rounds: usize) -> f32 {
+        let mut acc = [_mm512_set1_epi32(black_box(0)); CHAINS];
+        let one = _mm512_set1_epi32(black_box(0));
+        for _ in 0..rounds / 2 {
+            acc.iter_mut().for_each(|sum| *sum = _mm512_dpbusd_epi32(*sum, one, one));
+        }
+        acc.iter().map(|&sum| _mm512_reduce_add_epi32(sum) as f32).sum()
+    }
+
     let known = is_x86_feature_detected!("avx512f");
-    if !known || (bf16 && !is_x86_feature_detected!("avx512bf16")) {
+    let (known, body, each): (bool, unsafe fn(usize) -> f32, usize) = match of {
+        Of::F32 => (known, fma, 32),
+        Of::Bf16 => (known && is_x86_feature_detected!("avx512bf16"), dot, 64),
+        Of::Int8 => (known && is_x86_feature_detected!("avx512vnni"), bytes, 128),
+    };
+    if !known {
         return 0.0;
     }
     let seconds = together(threads, |_| {
         // SAFETY: detected above.
-        black_box(unsafe { if bf16 { dot(rounds) } else { fma(rounds) } });
+        black_box(unsafe { body(rounds) });
     });
-    let each = if bf16 { 64 } else { 32 };
     (threads * rounds / 2 * CHAINS * each) as f64 / seconds / 1e9
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn products(_: usize, _: usize, _: bool) -> f64 {
+fn products(_: usize, _: usize, _: Of) -> f64 {
     0.0
 }

@@ -13,6 +13,7 @@ use crate::arena;
 pub(crate) trait Zeroed: Copy {}
 impl Zeroed for f32 {}
 impl Zeroed for u32 {}
+impl Zeroed for i32 {}
 impl Zeroed for bf16 {}
 impl Zeroed for i8 {}
 

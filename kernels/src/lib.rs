@@ -24,9 +24,9 @@
 //! # Numerics
 //!
 //! Sums are f32 and run over the reduction in one fixed order that depends neither on `T` nor on
-//! the number of threads: a row's bits do not depend on its neighbours. With [`Dtype::Bf16`]
-//! weights the activation is rounded once to bf16 before a base matmul; adapters always see the f32
-//! activation.
+//! the number of threads: a row's bits do not depend on its neighbours. With bf16 weights the
+//! activation is rounded once to bf16 before a base matmul, with integer weights to 8 bits in
+//! groups of 32; adapters always see the f32 activation.
 
 // Inner loops are unsafe as a whole: a block around each intrinsic would say nothing.
 #![allow(unsafe_op_in_unsafe_fn)]
@@ -58,18 +58,36 @@ pub use embed::{AddEmbed, EmbedDelta, embed};
 pub use glu::{Gate, glu};
 pub use kv::{KvCache, Rows};
 pub use linear::{Add, Delta, Linear, LoraScratch, PARTS_MAX, SITES_MAX, linear, linear_sum};
-pub use matrix::Matrix;
+pub use matrix::{Grouped, Matrix};
 pub use memory::return_large_blocks;
 pub use norm::{NormWeight, Residual, add_norm, add_norm_rows};
 pub use rope::{RopeStore, RopeTable, rope_store};
 pub use segments::Segments;
 pub use simd::Isa;
 
-/// What weights, factors and KV pages are stored as.
+/// The floats that weights, factors and KV pages are stored as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dtype {
     F32,
     Bf16,
+}
+
+/// What a weight matrix is stored as. The integers share an f16 scale in groups of an output's
+/// inputs; in brackets the GGUF blocks they hold exactly, or with scales rounded to f16 (*).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightDtype {
+    F32,
+    Bf16,
+    /// 8 bits about zero, a scale for 32 (Q8_0, Q5_0).
+    Int8,
+    /// 8 bits about zero, a scale for 16 (Q6_K*, Q3_K*).
+    Int8By16,
+    /// 8 bits up from a least value, both for 32 (Q5_1, Q5_K*).
+    Int8Least,
+    /// 4 bits about zero, a scale for 32 (Q4_0).
+    Int4,
+    /// 4 bits up from a least value, both for 32 (Q4_1, Q4_K*).
+    Int4Least,
 }
 
 /// What the factors of an adapter are stored as.
@@ -79,6 +97,15 @@ pub enum FactorDtype {
     Bf16,
     /// Multiples of 1/127 of the largest value of a rank: of its row of A, of its column of B.
     Int8,
+}
+
+impl From<Dtype> for WeightDtype {
+    fn from(dtype: Dtype) -> WeightDtype {
+        match dtype {
+            Dtype::F32 => WeightDtype::F32,
+            Dtype::Bf16 => WeightDtype::Bf16,
+        }
+    }
 }
 
 impl From<Dtype> for FactorDtype {

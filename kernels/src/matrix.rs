@@ -1,16 +1,20 @@
 //! A weight `[O, I]`, packed once at load for lanes over outputs. Never changes afterwards.
 //!
-//! Outputs are cut into panels of 16 and four panels make a block. A block is `[steps][panels][16]`
-//! words of 32 bits: an f32, or two bf16 of consecutive inputs (the lower input in the low half),
-//! so one step of a panel is 64 bytes, one register, and a block is read as one sequential stream
-//! whatever `T` is. Outputs are padded with zeros to 16, and an odd `I` to a pair; the last block
-//! has as many panels as are left.
+//! Outputs are cut into panels of 16 and four panels make a block. A block is a list of steps, and
+//! a step is some inputs of every panel, in words of 32 bits: with floats `[panels][16]` words, an
+//! f32 each or two bf16 of consecutive inputs (the lower input in the low half); with integers a
+//! group of inputs and its scales ([`ints`]). So a register is a panel's 16 outputs, and a block is
+//! read as one sequential stream whatever `T` is. Outputs are padded with zeros to 16, and `I` to
+//! whole steps; the last block has as many panels as are left.
+
+pub(crate) mod ints;
 
 use half::bf16;
 
-use crate::Dtype;
 use crate::buffer::Buffer;
 use crate::simd::LANES;
+use crate::{Dtype, WeightDtype};
+pub use ints::Grouped;
 
 /// Panels of a full block.
 pub(crate) const BLOCK_PANELS: usize = 4;
@@ -20,37 +24,57 @@ pub(crate) const BLOCK: usize = BLOCK_PANELS * LANES;
 /// See the module page.
 pub struct Matrix {
     words: Buffer<u32>,
-    dtype: Dtype,
+    dtype: WeightDtype,
     outputs: usize,
     inputs: usize,
 }
 
 impl Matrix {
     /// Packs row-major `rows` `[O, I]`, rounding to `dtype`.
-    pub fn from_f32(dtype: Dtype, outputs: usize, inputs: usize, rows: &[f32]) -> Matrix {
+    pub fn from_f32(
+        dtype: impl Into<WeightDtype>,
+        outputs: usize,
+        inputs: usize,
+        rows: &[f32],
+    ) -> Matrix {
         assert_eq!(rows.len(), outputs * inputs, "rows of a [{outputs}, {inputs}] matrix");
-        Self::pack(dtype, outputs, inputs, |o, i| rows[o * inputs + i])
+        Self::pack(dtype.into(), outputs, inputs, |o, i| rows[o * inputs + i])
     }
 
-    /// Packs row-major `rows` `[O, I]`; exact in either dtype.
-    pub fn from_bf16(dtype: Dtype, outputs: usize, inputs: usize, rows: &[bf16]) -> Matrix {
+    /// Packs row-major `rows` `[O, I]`; exact in both floats.
+    pub fn from_bf16(
+        dtype: impl Into<WeightDtype>,
+        outputs: usize,
+        inputs: usize,
+        rows: &[bf16],
+    ) -> Matrix {
         assert_eq!(rows.len(), outputs * inputs, "rows of a [{outputs}, {inputs}] matrix");
-        Self::pack(dtype, outputs, inputs, |o, i| rows[o * inputs + i].to_f32())
+        Self::pack(dtype.into(), outputs, inputs, |o, i| rows[o * inputs + i].to_f32())
+    }
+
+    /// Zeros.
+    fn empty(dtype: WeightDtype, outputs: usize, inputs: usize) -> Matrix {
+        assert!(outputs > 0 && inputs > 0, "a matrix has outputs and inputs");
+        let panels = outputs.div_ceil(LANES);
+        let words = Buffer::zeroed(panels * dtype.steps(inputs) * dtype.step_words());
+        Matrix { words, dtype, outputs, inputs }
     }
 
     fn pack(
-        dtype: Dtype,
+        dtype: WeightDtype,
         outputs: usize,
         inputs: usize,
         at: impl Fn(usize, usize) -> f32,
     ) -> Matrix {
-        assert!(outputs > 0 && inputs > 0, "a matrix has outputs and inputs");
-        let steps = steps(dtype, inputs);
-        let words = Buffer::zeroed(outputs.next_multiple_of(LANES) * steps);
-        let mut matrix = Matrix { words, dtype, outputs, inputs };
+        let dtype = match dtype {
+            WeightDtype::F32 => Dtype::F32,
+            WeightDtype::Bf16 => Dtype::Bf16,
+            _ => return Self::quantise(dtype, outputs, inputs, at),
+        };
+        let mut matrix = Self::empty(dtype.into(), outputs, inputs);
         for output in 0..outputs {
             let (start, stride) = matrix.column(output);
-            for step in 0..steps {
+            for step in 0..matrix.steps() {
                 matrix.words[start + step * stride] = match dtype {
                     Dtype::F32 => at(output, step).to_bits(),
                     Dtype::Bf16 => {
@@ -77,7 +101,7 @@ impl Matrix {
     }
 
     /// What the values are stored as.
-    pub fn dtype(&self) -> Dtype {
+    pub fn dtype(&self) -> WeightDtype {
         self.dtype
     }
 
@@ -94,12 +118,12 @@ impl Matrix {
         let (start, stride) = self.column(output);
         let words = self.words[start..].iter().step_by(stride);
         match self.dtype {
-            Dtype::F32 => {
+            WeightDtype::F32 => {
                 for (x, &word) in out.iter_mut().zip(words) {
                     *x = f32::from_bits(word);
                 }
             }
-            Dtype::Bf16 => {
+            WeightDtype::Bf16 => {
                 for (pair, &word) in out.chunks_mut(2).zip(words) {
                     pair[0] = f32::from_bits(word << 16);
                     if let Some(second) = pair.get_mut(1) {
@@ -107,12 +131,13 @@ impl Matrix {
                     }
                 }
             }
+            _ => self.read_ints(output, out),
         }
     }
 
-    /// 64-byte steps of a panel.
+    /// Steps of a block.
     pub(crate) fn steps(&self) -> usize {
-        steps(self.dtype, self.inputs)
+        self.dtype.steps(self.inputs)
     }
 
     pub(crate) fn blocks(&self) -> usize {
@@ -124,22 +149,24 @@ impl Matrix {
         (self.outputs - block * BLOCK).div_ceil(LANES).min(BLOCK_PANELS)
     }
 
-    /// First word of `block`.
-    pub(crate) fn block(&self, block: usize) -> *const u32 {
-        self.words[block * BLOCK * self.steps()..].as_ptr()
+    /// Words of a step of `block`.
+    pub(crate) fn step_words(&self, block: usize) -> usize {
+        self.panels(block) * self.dtype.step_words()
     }
 
-    /// Where the words of one output start, and their stride.
+    /// First word of a step of `block`.
+    pub(crate) fn place(&self, block: usize, step: usize) -> *const u32 {
+        let start = self.block_start(block) + step * self.step_words(block);
+        self.words.as_ptr().wrapping_add(start)
+    }
+
+    fn block_start(&self, block: usize) -> usize {
+        block * BLOCK_PANELS * self.steps() * self.dtype.step_words()
+    }
+
+    /// Where the words of one output of a float matrix start, and their stride.
     fn column(&self, output: usize) -> (usize, usize) {
         let (block, within) = (output / BLOCK, output % BLOCK);
-        let stride = self.panels(block) * LANES;
-        (block * BLOCK * self.steps() + within, stride)
-    }
-}
-
-fn steps(dtype: Dtype, inputs: usize) -> usize {
-    match dtype {
-        Dtype::F32 => inputs,
-        Dtype::Bf16 => inputs.div_ceil(2),
+        (self.block_start(block) + within, self.step_words(block))
     }
 }

@@ -7,8 +7,9 @@
 use crate::config::{Config, human};
 use crate::engine::Event;
 use crate::error::{Error, Kind, Result};
-use crate::shape::{ModelShape, Projection, Site};
-use polylora_kernels::Dtype;
+use crate::model::checkpoint::Checkpoint;
+use crate::shape::{Projection, Site};
+use polylora_kernels::WeightDtype;
 use std::mem::size_of;
 
 /// What is taken, line by line.
@@ -73,8 +74,10 @@ impl Ledger {
     }
 }
 
-/// Bytes that the weights need at least, known from the shape alone.
-pub fn weights_at_least(shape: &ModelShape, dtype: Option<Dtype>) -> u64 {
+/// Bytes that the weights need at least, known before they are read.
+pub fn weights_at_least(checkpoint: &Checkpoint, dtype: Option<WeightDtype>) -> u64 {
+    let shape = &checkpoint.shape;
+    let smallest = if checkpoint.packed() { WeightDtype::Int4 } else { WeightDtype::Bf16 };
     let product = |site| {
         let (inputs, outputs) = shape.site_dims(site);
         (inputs * outputs) as u64
@@ -82,7 +85,7 @@ pub fn weights_at_least(shape: &ModelShape, dtype: Option<Dtype>) -> u64 {
     let layer: u64 = Projection::ALL.iter().map(|p| product(Site::Layer(0, *p))).sum();
     let tables = if shape.tied_head { 1 } else { 2 };
     let parameters = layer * shape.layers as u64 + tables * product(Site::Head);
-    parameters * if dtype == Some(Dtype::F32) { 4 } else { 2 }
+    (parameters as f64 * dtype.unwrap_or(smallest).bits() / 8.0) as u64
 }
 
 /// Refuses before loading what cannot fit.

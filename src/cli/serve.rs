@@ -25,7 +25,7 @@ use crate::text::Text;
 use crate::text::sandbox::{Sandbox, TemplateSource};
 use crate::usage::{UsageLog, UsageOptions};
 use clap::Args;
-use polylora_kernels::{Device, Dtype, FactorDtype, KvCache};
+use polylora_kernels::{Device, Dtype, FactorDtype, KvCache, WeightDtype};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,8 +105,8 @@ impl Prepared {
     fn new(config: &Config) -> Result<Self> {
         let Located { path, name } = source::locate(&config.model)?;
         let checkpoint = Checkpoint::open(&path)?;
-        let dtype = dtype_named(config.dtype.as_deref());
-        let least = ledger::weights_at_least(&checkpoint.shape, dtype);
+        let dtype = weight_dtype(config);
+        let least = ledger::weights_at_least(&checkpoint, dtype);
         ledger::check_weights(least, memory_available())?;
         let weights = Arc::new(load_weights(&checkpoint, dtype)?);
 
@@ -136,7 +136,7 @@ impl Prepared {
         let model = Model::new(weights.clone(), Device::cpu(config.threads), &options)?;
         Ok(Self {
             base_name: config.served_name.clone().unwrap_or(name),
-            storage: format!("{} ({})", dtype_name(weights.dtype), checkpoint.storage),
+            storage: format!("{} ({})", dtype_names(&weights), checkpoint.storage),
             text: Text::new(checkpoint.text)?,
             weights,
             model,
@@ -230,17 +230,38 @@ fn factor_dtype(config: &Config, weights: Dtype) -> FactorDtype {
     }
 }
 
-fn dtype_name(dtype: Dtype) -> &'static str {
-    match dtype {
-        Dtype::F32 => "f32",
-        Dtype::Bf16 => "bf16",
+/// The text was checked before; `auto` is `None`.
+fn weight_dtype(config: &Config) -> Option<WeightDtype> {
+    match config.dtype.as_deref() {
+        Some("q8") => Some(WeightDtype::Int8),
+        Some("q4") => Some(WeightDtype::Int4Least),
+        name => dtype_named(name).map(WeightDtype::from),
     }
 }
 
+/// For people: `int4 and int8`.
+fn dtype_names(weights: &Weights) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for dtype in weights.dtypes() {
+        let name = match dtype {
+            WeightDtype::F32 => "f32",
+            WeightDtype::Bf16 => "bf16",
+            WeightDtype::Int8 | WeightDtype::Int8By16 | WeightDtype::Int8Least => "int8",
+            WeightDtype::Int4 | WeightDtype::Int4Least => "int4",
+        };
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.join(" and ")
+}
+
 /// Reads the weights with a progress bar on a terminal.
-fn load_weights(checkpoint: &Checkpoint, dtype: Option<Dtype>) -> Result<Weights> {
-    let style = indicatif::ProgressStyle::with_template("loading {bar:30} {bytes}/{total_bytes}")
-        .expect("a fixed template");
+fn load_weights(checkpoint: &Checkpoint, dtype: Option<WeightDtype>) -> Result<Weights> {
+    let style = indicatif::ProgressStyle::with_template(
+        "loading {bar:30} {human_pos} of {human_len} weights",
+    )
+    .expect("a fixed template");
     let bar = indicatif::ProgressBar::new(0).with_style(style);
     let weights = Weights::load(checkpoint, dtype, &mut |done, total| {
         bar.set_length(total);

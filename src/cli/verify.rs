@@ -163,7 +163,7 @@ struct Ours {
 
 impl Ours {
     fn new(c: &Checkpoint, adapter: Option<&Path>, dtype: Dtype) -> Result<Self> {
-        let weights = Arc::new(Weights::load(c, Some(dtype), &mut |_, _| ())?);
+        let weights = Arc::new(Weights::load(c, Some(dtype.into()), &mut |_, _| ())?);
         let mut bank = Bank::new(1);
         let slot = match adapter {
             None => None,

@@ -27,7 +27,8 @@ pub struct RawConfig {
     /// Name of the base model in the API; default: the demo's name, the Hub id, or the file's stem
     #[arg(long, env = "POLYLORA_SERVED_NAME", value_name = "NAME")]
     pub served_name: Option<String>,
-    /// Storage of the weights: auto, f32 or bf16; auto keeps f32 files f32 and makes the rest bf16
+    /// Storage of the weights: auto, f32, bf16, q8 or q4; auto keeps GGUF's integers and f32 files
+    /// as they are and makes the rest bf16; q8 and q4 round to integers in groups of 32
     #[arg(long, env = "POLYLORA_DTYPE", value_name = "DTYPE")]
     pub dtype: Option<String>,
     /// Address to listen on; one that others can reach needs a key or allow_open
@@ -57,7 +58,7 @@ pub struct RawConfig {
     /// GiB
     #[arg(long, env = "POLYLORA_KV_BYTES", value_name = "SIZE")]
     pub kv_bytes: Option<Size>,
-    /// Storage of the KV cache: auto, f32 or bf16; auto is the weights' own
+    /// Storage of the KV cache: auto, f32 or bf16; auto is f32 beside f32 weights, else bf16
     #[arg(long, env = "POLYLORA_KV_DTYPE", value_name = "DTYPE")]
     pub kv_dtype: Option<String>,
     /// Rows of one step: prompt chunks and decoding sequences together; more is faster prefill,
@@ -87,8 +88,9 @@ pub struct RawConfig {
     /// first token can tell a tenant what another has asked the same adapter
     #[arg(long, env = "POLYLORA_PREFIX_SHARE", value_name = "WHO")]
     pub prefix_share: Option<String>,
-    /// Storage of resident adapters' factors: auto, f32, bf16 or int8; auto is the weights' own,
-    /// int8 (a scale for each rank) takes half the memory of bf16 and rounds more
+    /// Storage of resident adapters' factors: auto, f32, bf16 or int8; auto is f32 beside f32
+    /// weights, else bf16; int8 (a scale for each rank) takes half the memory of bf16 and rounds
+    /// more
     #[arg(long, env = "POLYLORA_ADAPTER_DTYPE", value_name = "DTYPE")]
     pub adapter_dtype: Option<String>,
     /// Memory of resident adapters; default: an eighth of available memory, at most 1 GiB

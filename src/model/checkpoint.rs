@@ -7,12 +7,14 @@
 
 use super::config_json::invalid;
 use super::gguf::Gguf;
+pub use super::gguf_blocks::Groups;
 use super::gguf_tokenizer;
 use super::hf::Directory;
 use crate::adapters::Digest;
 use crate::error::Result;
 use crate::shape::ModelShape;
 use half::bf16;
+use polylora_kernels::WeightDtype;
 use sha2::{Digest as _, Sha256};
 use std::io::Read;
 use std::path::Path;
@@ -41,7 +43,7 @@ pub struct Checkpoint {
     pub digest: Digest,
     /// How the tokenizer and the template are to be made.
     pub text: TextSource,
-    /// e.g. "gguf Q4_1, dequantised to bf16"
+    /// e.g. "gguf Q4_1"
     pub storage: String,
     store: Store,
 }
@@ -99,6 +101,23 @@ impl Checkpoint {
         match &self.store {
             Store::Directory(d) => d.tensor(name, dims),
             Store::Gguf(g) => g.tensor(name, dims),
+        }
+    }
+
+    /// The same of a matrix `[O, I]` that is stored as integers we multiply as they are; `None` for
+    /// any other.
+    pub fn groups(&self, name: &str, dims: [usize; 2]) -> Result<Option<(WeightDtype, Groups)>> {
+        match &self.store {
+            Store::Directory(_) => Ok(None),
+            Store::Gguf(g) => g.groups(name, dims),
+        }
+    }
+
+    /// Whether some matrix is stored as such integers.
+    pub fn packed(&self) -> bool {
+        match &self.store {
+            Store::Directory(_) => false,
+            Store::Gguf(g) => g.packed(),
         }
     }
 

@@ -11,8 +11,8 @@ use crate::adapters::format::config::RANK_MAX;
 use crate::shape::{Activation, ModelShape, Norm, Projection, Site};
 use polylora_kernels::{
     Act, Add, AddEmbed, Device, Dtype, Gate, KvCache, Linear, LoraScratch, NormWeight, Residual,
-    RopeStore, RopeTable, Rows, Segments, add_norm, add_norm_rows, attention, embed, glu,
-    linear_sum, rope_store,
+    RopeStore, RopeTable, Rows, Segments, WeightDtype, add_norm, add_norm_rows, attention, embed,
+    glu, linear_sum, rope_store,
 };
 
 /// Memory of one step, taken at start. T = rows_max, S' = logit_rows_max.
@@ -37,7 +37,15 @@ pub(super) struct Buffers {
 }
 
 impl Buffers {
-    pub fn new(shape: &ModelShape, dtype: Dtype, o: &ModelOptions) -> Self {
+    pub fn new(weights: &Weights, o: &ModelOptions) -> Self {
+        let shape = &weights.shape;
+        let dtypes = weights.dtypes();
+        let dtype = match dtypes.contains(&WeightDtype::Bf16) {
+            true => Dtype::Bf16,
+            false => Dtype::F32,
+        };
+        let integers = dtypes.iter().any(|d| d.group().is_some());
+        let inputs_max = if integers { inputs_max(shape) } else { 0 };
         let (rows, q, kv) = (o.rows_max, shape.heads * shape.head_dim, kv_width(shape));
         let zeros = |width: usize| vec![0.0; rows * width];
         Self {
@@ -53,20 +61,27 @@ impl Buffers {
             gated: Act::new(dtype, rows, shape.ffn),
             last: Act::new(dtype, o.logit_rows_max, shape.hidden),
             logits: vec![0.0; o.logit_rows_max * shape.vocab],
-            scratch: LoraScratch::new(rows.max(o.logit_rows_max), RANK_MAX),
+            scratch: LoraScratch::new(rows.max(o.logit_rows_max), RANK_MAX, inputs_max),
         }
     }
 
-    /// Upper bound of what `new` takes: activations as f32 with a bf16 copy.
+    /// Upper bound of what `new` takes: activations as f32 with a bf16 copy, and bytes for integer
+    /// weights.
     pub fn bytes(shape: &ModelShape, o: &ModelOptions) -> usize {
         let q = shape.heads * shape.head_dim;
         let plain = 2 * shape.hidden + q + 2 * kv_width(shape) + 2 * shape.ffn;
         let acts = shape.hidden + q + shape.ffn;
-        let scratch = o.rows_max.max(o.logit_rows_max) * LoraScratch::row_bytes(RANK_MAX);
+        let row = LoraScratch::row_bytes(RANK_MAX, inputs_max(shape));
+        let scratch = o.rows_max.max(o.logit_rows_max) * row;
         scratch
             + o.rows_max * (4 * plain + 6 * acts)
             + o.logit_rows_max * (4 * shape.vocab + 6 * shape.hidden)
     }
+}
+
+/// Of the widest site.
+fn inputs_max(shape: &ModelShape) -> usize {
+    shape.hidden.max(shape.ffn).max(shape.heads * shape.head_dim)
 }
 
 fn kv_width(shape: &ModelShape) -> usize {

@@ -2,18 +2,20 @@
 //! Hugging Face layout.
 //!
 //! Owns the name table, the undoing of what converters do to weights (rotary row order of `llama`,
-//! Gemma's +1 on norms) and dequantisation. Never keeps a tensor. The thing to know: in a file with
-//! quantised tensors every tensor is rounded to bf16, so that the model is the same whatever is
-//! stored in f32 beside them.
+//! Gemma's +1 on norms) and dequantisation. Never keeps a tensor. The thing to know: where tensors
+//! of a file with quantised ones are dequantised, all are rounded to bf16, so that the model is the
+//! same whatever is stored in f32 beside them.
 
 use super::checkpoint::TensorData;
 use super::config_json::{check, embedding_scale, invalid, unsupported};
+use super::gguf_blocks::{Groups, kept_as};
 use super::gguf_shape::{Metadata, rope};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::shape::{Activation, ModelShape};
-use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
+use candle_core::quantized::{GgmlDType, QTensor};
 use half::bf16;
+use polylora_kernels::WeightDtype;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::BufReader;
@@ -62,7 +64,7 @@ impl Gguf {
         &self.content.metadata
     }
 
-    /// e.g. `gguf Q4_1, dequantised to bf16`
+    /// Of the most tensors, e.g. `gguf Q4_1`.
     pub fn storage(&self) -> String {
         let mut counts = BTreeMap::<String, usize>::new();
         for info in self.content.tensor_infos.values() {
@@ -73,10 +75,7 @@ impl Gguf {
         }
         let most = counts.into_iter().max_by_key(|(_, n)| *n);
         let most = most.map_or_else(String::new, |(dtype, _)| format!(" {dtype}"));
-        match self.quantised {
-            true => format!("gguf{most}, dequantised to bf16"),
-            false => format!("gguf{most}"),
-        }
+        format!("gguf{most}")
     }
 
     /// Whether the embedding table is stored in f32.
@@ -94,8 +93,35 @@ impl Gguf {
             .collect()
     }
 
-    /// See `Checkpoint::tensor`.
-    pub fn tensor(&self, name: &str, dims: &[usize]) -> Result<Option<TensorData>> {
+    /// See `Checkpoint::groups`.
+    pub fn groups(&self, name: &str, dims: [usize; 2]) -> Result<Option<(WeightDtype, Groups)>> {
+        let Some(info) = self.info(name, &dims)? else {
+            return Ok(None);
+        };
+        let (dtype, [rows, width]) = (info.ggml_dtype, dims);
+        let Some(kept) = kept_as(dtype) else {
+            return Ok(None);
+        };
+        let mut groups = Groups::default();
+        for (start, count) in pieces(rows, width) {
+            let piece = self.read(info, name, start, count, width)?;
+            let bytes = piece.data().map_err(|e| self.failed(name, &e))?;
+            groups.extend(dtype, &bytes);
+        }
+        Ok(Some(match self.row_order(name, rows) {
+            Some(order) => (kept, groups.reordered(&order)),
+            None => (kept, groups),
+        }))
+    }
+
+    /// Whether some matrix is kept as the integers it is stored as.
+    pub fn packed(&self) -> bool {
+        let matrices = self.content.tensor_infos.values().filter(|t| t.shape.rank() > 1);
+        matrices.into_iter().any(|t| kept_as(t.ggml_dtype).is_some())
+    }
+
+    /// The entry of a tensor, by its Hugging Face name.
+    fn info(&self, name: &str, dims: &[usize]) -> Result<Option<&TensorInfo>> {
         let stored = gguf_name(name, self.gemma);
         let Some(info) = stored.and_then(|n| self.content.tensor_infos.get(&n)) else {
             return Ok(None);
@@ -107,6 +133,14 @@ impl Gguf {
                 info.shape.dims()
             )));
         }
+        Ok(Some(info))
+    }
+
+    /// See `Checkpoint::tensor`.
+    pub fn tensor(&self, name: &str, dims: &[usize]) -> Result<Option<TensorData>> {
+        let Some(info) = self.info(name, dims)? else {
+            return Ok(None);
+        };
         let round = self.quantised || info.ggml_dtype == GgmlDType::BF16;
         let (rows, width) = (dims[0], dims[1..].iter().product::<usize>());
         let order = self.row_order(name, rows);
@@ -135,6 +169,10 @@ impl Gguf {
         }))
     }
 
+    fn failed(&self, name: &str, why: &candle_core::Error) -> Error {
+        invalid(format!("{}: tensor {name}: {why}", self.path.display()))
+    }
+
     /// Rows `start..start + count` of a tensor, as f32.
     fn dequantise(
         &self,
@@ -144,10 +182,22 @@ impl Gguf {
         count: usize,
         width: usize,
     ) -> Result<Vec<f32>> {
+        let piece = self.read(info, name, start, count, width)?;
+        let floats = piece.dequantize(&candle_core::Device::Cpu).and_then(|t| t.to_vec1());
+        floats.map_err(|e| self.failed(name, &e))
+    }
+
+    /// Rows `start..start + count` of a tensor, as stored.
+    fn read(
+        &self,
+        info: &TensorInfo,
+        name: &str,
+        start: usize,
+        count: usize,
+        width: usize,
+    ) -> Result<QTensor> {
         let dtype = info.ggml_dtype;
         let block = dtype.block_size();
-        let fail =
-            |e: candle_core::Error| invalid(format!("{}: tensor {name}: {e}", self.path.display()));
         // One-dimensional tensors come as one piece, so only a matrix's width has to be whole
         // blocks.
         if !(count * width).is_multiple_of(block) || !(start * width).is_multiple_of(block) {
@@ -163,10 +213,8 @@ impl Gguf {
         };
         let device = candle_core::Device::Cpu;
         let mut file = self.file.lock().expect("no panic while reading");
-        piece
-            .read(&mut *file, self.content.tensor_data_offset, &device)
-            .and_then(|q| q.dequantize(&device)?.to_vec1())
-            .map_err(fail)
+        let read = piece.read(&mut *file, self.content.tensor_data_offset, &device);
+        read.map_err(|e| self.failed(name, &e))
     }
 
     /// For q and k of arch `llama`: the stored row of every Hugging Face row.

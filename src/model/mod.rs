@@ -9,6 +9,7 @@ pub mod checkpoint;
 mod config_json;
 mod forward;
 mod gguf;
+mod gguf_blocks;
 mod gguf_shape;
 mod gguf_tokenizer;
 mod hf;
@@ -103,7 +104,7 @@ impl Model {
             kv,
             rope: table(&shape.rope),
             rope_local: shape.rope_local.as_ref().map(table),
-            buffers: Buffers::new(shape, weights.dtype, options),
+            buffers: Buffers::new(&weights, options),
             rows_max: options.rows_max,
             logit_rows_max: options.logit_rows_max,
             device,

@@ -9,13 +9,14 @@ use super::config_json::{invalid, unsupported};
 use crate::adapters::{BaseBias, BaseRows, Digest};
 use crate::error::Result;
 use crate::shape::{ModelShape, Norm, Projection, Site};
-use polylora_kernels::{Dtype, Matrix};
+use polylora_kernels::{Dtype, Matrix, WeightDtype};
 use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Immutable; shared by the engine thread and by adapter loaders (DoRA norms).
 pub struct Weights {
     pub shape: ModelShape,
+    /// The floats beside the weights: what KV pages and factors are stored as, if nobody says.
     pub dtype: Dtype,
     pub digest: Digest,
     /// `[V, H]`
@@ -31,7 +32,9 @@ pub struct Weights {
 /// Reads tensors and remembers which, to find those that nothing asked for.
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
-    dtype: Dtype,
+    /// What was asked for.
+    dtype: Option<WeightDtype>,
+    floats: Dtype,
     read: HashSet<String>,
     done: u64,
     total: u64,
@@ -39,25 +42,28 @@ struct Loader<'a> {
 }
 
 impl Weights {
-    /// Reads and packs every tensor. `dtype` None: bf16 unless the checkpoint stores f32.
-    /// `progress` is told (done, total) bytes. Errors: `invalid_model` names a tensor that is
+    /// Reads and packs every tensor. `dtype` None: integers stay as they are stored; floats become
+    /// bf16 unless the checkpoint stores f32. With 4-bit integers the table and the head have 8, as
+    /// is usual: they are felt most. `progress` is told (done, total) weights. Errors: `invalid_model` names a tensor that is
     /// missing or of the wrong shape, `unsupported_model` one that the decoder would leave unused.
     pub fn load(
         c: &Checkpoint,
-        dtype: Option<Dtype>,
+        dtype: Option<WeightDtype>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let shape = &c.shape;
-        let dtype = dtype.unwrap_or(match c.stored_f32() {
-            true => Dtype::F32,
-            false => Dtype::Bf16,
-        });
+        let floats = match dtype {
+            Some(WeightDtype::F32) => Dtype::F32,
+            None if c.stored_f32() => Dtype::F32,
+            _ => Dtype::Bf16,
+        };
         let mut loader = Loader {
             checkpoint: c,
             dtype,
+            floats,
             read: HashSet::new(),
             done: 0,
-            total: matrix_bytes(shape, dtype),
+            total: matrix_weights(shape),
             progress,
         };
         let embedding = loader.matrix("model.embed_tokens.weight", shape.vocab, shape.hidden)?;
@@ -86,14 +92,31 @@ impl Weights {
             norms[shape.norm_index(norm)] = weight;
         }
         loader.refuse_unused(shape)?;
-        Ok(Self { shape: shape.clone(), dtype, digest: c.digest, embedding, sites, biases, norms })
+        let (shape, digest) = (shape.clone(), c.digest);
+        Ok(Self { shape, dtype: floats, digest, embedding, sites, biases, norms })
+    }
+
+    fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        self.sites.iter().flatten().chain([&self.embedding])
+    }
+
+    /// What the matrices are stored as, that with the most bytes first.
+    pub fn dtypes(&self) -> Vec<WeightDtype> {
+        let mut kinds: Vec<(WeightDtype, usize)> = Vec::new();
+        for matrix in self.matrices() {
+            match kinds.iter_mut().find(|(dtype, _)| *dtype == matrix.dtype()) {
+                Some((_, bytes)) => *bytes += matrix.bytes(),
+                None => kinds.push((matrix.dtype(), matrix.bytes())),
+            }
+        }
+        kinds.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        kinds.into_iter().map(|(dtype, _)| dtype).collect()
     }
 
     /// Bytes of everything here.
     pub fn bytes(&self) -> usize {
-        let matrices = self.sites.iter().flatten().chain([&self.embedding]);
         let vectors = self.norms.iter().chain(self.biases.iter().flatten());
-        matrices.map(Matrix::bytes).sum::<usize>()
+        self.matrices().map(Matrix::bytes).sum::<usize>()
             + vectors.map(|v| size_of_val::<[f32]>(v)).sum::<usize>()
     }
 
@@ -143,13 +166,37 @@ impl Loader<'_> {
     }
 
     fn matrix(&mut self, name: &str, outputs: usize, inputs: usize) -> Result<Matrix> {
-        let matrix = match self.tensor(name, &[outputs, inputs])? {
-            TensorData::Bf16(rows) => Matrix::from_bf16(self.dtype, outputs, inputs, &rows),
-            TensorData::F32(rows) => Matrix::from_f32(self.dtype, outputs, inputs, &rows),
+        let matrix = match self.dtype {
+            None => match self.checkpoint.groups(name, [outputs, inputs])? {
+                Some((dtype, groups)) => {
+                    self.read.insert(name.to_owned());
+                    Matrix::from_groups(dtype, outputs, inputs, &groups.view())
+                }
+                None => self.rounded(name, outputs, inputs, self.floats.into())?,
+            },
+            Some(dtype) => {
+                let table = matches!(name, "model.embed_tokens.weight" | "lm_head.weight");
+                let four = matches!(dtype, WeightDtype::Int4 | WeightDtype::Int4Least);
+                let dtype = if table && four { WeightDtype::Int8 } else { dtype };
+                self.rounded(name, outputs, inputs, dtype)?
+            }
         };
-        self.done += (outputs * inputs * element_bytes(self.dtype)) as u64;
+        self.done += (outputs * inputs) as u64;
         (self.progress)(self.done, self.total);
         Ok(matrix)
+    }
+
+    fn rounded(
+        &mut self,
+        name: &str,
+        outputs: usize,
+        inputs: usize,
+        dtype: WeightDtype,
+    ) -> Result<Matrix> {
+        Ok(match self.tensor(name, &[outputs, inputs])? {
+            TensorData::Bf16(rows) => Matrix::from_bf16(dtype, outputs, inputs, &rows),
+            TensorData::F32(rows) => Matrix::from_f32(dtype, outputs, inputs, &rows),
+        })
     }
 
     /// Norms and biases stay f32: they are small, and their rounding would be felt everywhere.
@@ -174,18 +221,10 @@ impl Loader<'_> {
     }
 }
 
-fn element_bytes(dtype: Dtype) -> usize {
-    match dtype {
-        Dtype::F32 => 4,
-        Dtype::Bf16 => 2,
-    }
-}
-
-fn matrix_bytes(shape: &ModelShape, dtype: Dtype) -> u64 {
+fn matrix_weights(shape: &ModelShape) -> u64 {
     let sites = all_sites(shape).filter(|s| *s != Site::Head || !shape.tied_head);
     let elements = sites.map(|s| shape.site_dims(s)).map(|(i, o)| i * o);
-    let total = elements.sum::<usize>() + shape.vocab * shape.hidden;
-    (total * element_bytes(dtype)) as u64
+    (elements.sum::<usize>() + shape.vocab * shape.hidden) as u64
 }
 
 /// In the order of `ModelShape::site_index`.

@@ -77,7 +77,8 @@ fn merged_adapters_say_what_pefts_say() {
     let golden: Value = serde_json::from_str(GOLDEN).expect("golden file");
     let located = source::locate(source::DEMO).expect("demo model");
     let checkpoint = Checkpoint::open(&located.path).expect("checkpoint");
-    let weights = Weights::load(&checkpoint, Some(Dtype::F32), &mut |_, _| {}).expect("weights");
+    let weights =
+        Weights::load(&checkpoint, Some(Dtype::F32.into()), &mut |_, _| {}).expect("weights");
     let mut runner = Runner::new(Arc::new(weights), Dtype::F32, 4_000);
     let prompts: Vec<Vec<u32>> =
         golden["info"]["prompt_ids"].as_array().expect("prompts").iter().map(ids).collect();

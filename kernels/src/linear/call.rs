@@ -160,7 +160,7 @@ impl<'c> Call<'c> {
         let next = task + self.threads;
         let after = if next < self.cut.tasks() {
             let (i, _, blocks) = self.cut.task(next);
-            self.site(i).weight.block(blocks.start)
+            self.site(i).weight.place(blocks.start, 0)
         } else {
             std::ptr::null()
         };

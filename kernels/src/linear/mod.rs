@@ -14,14 +14,19 @@
 //! Numerics: sums in f32. W·x is one chain over the inputs in order (fused multiply-add; with
 //! `vdpbf16ps` a pair at a time). u is 16 chains (inputs i, i+16, …) joined in one order. The delta
 //! is added on top of x·Wᵀ rank by rank, its weight multiplied into u. With bf16 weights W
-//! multiplies x rounded once to bf16; A multiplies the f32 x; u stays f32.
+//! multiplies x rounded once to bf16, with integer weights x rounded once to 8 bits in groups of 32
+//! ([`ints`]); A multiplies the f32 x; u stays f32.
 
 mod base;
+mod bytes;
 mod call;
 mod delta;
 mod expand;
+mod floats;
+mod ints;
 mod lines;
 mod shrink;
+mod tile;
 
 use std::ops::Range;
 use std::sync::atomic::AtomicU8;
@@ -32,6 +37,7 @@ use crate::device::{Device, part};
 use crate::matrix::Matrix;
 use crate::segments::Segments;
 use base::{Cut, Site};
+use bytes::Bytes;
 use call::Call;
 pub use delta::Delta;
 
@@ -112,14 +118,16 @@ pub struct LoraScratch {
     pieces: Vec<Piece>,
     /// How far each task of the base product is.
     states: Vec<AtomicU8>,
+    /// x for integer weights.
+    bytes: Bytes,
     rows_max: usize,
     rank_max: usize,
 }
 
 impl LoraScratch {
     /// For steps of at most `rows_max` rows, and ranks of a row's deltas of at most `rank_max` in
-    /// sum.
-    pub fn new(rows_max: usize, rank_max: usize) -> LoraScratch {
+    /// sum. `inputs_max` is the width of the widest site with integer weights; 0: there is none.
+    pub fn new(rows_max: usize, rank_max: usize, inputs_max: usize) -> LoraScratch {
         // Rows of u start at a cache line of their own.
         let u_stride = rank_max.next_multiple_of(PIECE_RANKS);
         LoraScratch {
@@ -129,16 +137,18 @@ impl LoraScratch {
             firsts: [0; SITES_MAX + 1],
             pieces: Vec::with_capacity(rows_max * pieces_max(rank_max)),
             states: Vec::new(),
+            bytes: Bytes::new(rows_max, inputs_max),
             rows_max,
             rank_max,
         }
     }
 
     /// Bytes that each row takes.
-    pub fn row_bytes(rank_max: usize) -> usize {
+    pub fn row_bytes(rank_max: usize, inputs_max: usize) -> usize {
         let u = SITES_MAX * rank_max.next_multiple_of(PIECE_RANKS) * size_of::<f32>();
         let changes = SITES_MAX * PARTS_MAX * size_of::<Change>();
-        u + changes + pieces_max(rank_max) * size_of::<Piece>()
+        let bytes = Bytes::row_bytes(inputs_max);
+        u + changes + pieces_max(rank_max) * size_of::<Piece>() + bytes
     }
 
     /// Bytes held.
@@ -146,6 +156,7 @@ impl LoraScratch {
         self.u.bytes()
             + self.changes.capacity() * size_of::<Change>()
             + self.pieces.capacity() * size_of::<Piece>()
+            + self.bytes.bytes()
     }
 }
 
@@ -195,9 +206,11 @@ pub fn linear_sum<'d>(
     }
     scratch.plan(dev, outs, segments, deltas);
     let cut = Cut::new(dev, rows, outs);
+    let of_ints = outs.iter().any(|out| out.weight.dtype().group().is_some());
+    let rounded = of_ints.then(|| scratch.bytes.round(dev, x, rows));
     let sites = std::array::from_fn(|i| {
         let changed = scratch.firsts[i] < scratch.firsts[i + 1];
-        outs.get_mut(i).map(|out| Site::new(x, out, changed))
+        outs.get_mut(i).map(|out| Site::new(x, rounded, out, changed))
     });
     Call::new(dev, x, sites, &cut, scratch).run(dev);
 }

@@ -2,14 +2,14 @@
 
 use std::arch::x86_64::*;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{Kernel, LANES, Simd};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2;
 
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx2>()
 }
@@ -42,6 +42,9 @@ unsafe fn round_bf16(v: __m256) -> __m256i {
 
 impl Simd for Avx2 {
     type F = [__m256; 2];
+    type I = [__m256i; 2];
+    /// Even and odd bytes, widened to 16 bits.
+    type X = [__m256i; 2];
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -171,5 +174,54 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         _mm_prefetch::<_MM_HINT_T1>(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn splat_int(x: i32) -> Self::I {
+        [_mm256_set1_epi32(x); 2]
+    }
+    #[inline(always)]
+    unsafe fn load_int(p: *const u32) -> Self::I {
+        [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(8).cast())]
+    }
+    #[inline(always)]
+    unsafe fn to_float(v: Self::I) -> Self::F {
+        [_mm256_cvtepi32_ps(v[0]), _mm256_cvtepi32_ps(v[1])]
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const f16) -> Self::F {
+        let half = |p: *const f16| _mm256_cvtph_ps(_mm_loadu_si128(p.cast()));
+        [half(p), half(p.add(8))]
+    }
+    #[inline(always)]
+    unsafe fn low_nibbles(w: Self::I) -> Self::I {
+        let nibbles = _mm256_set1_epi8(15);
+        [_mm256_and_si256(w[0], nibbles), _mm256_and_si256(w[1], nibbles)]
+    }
+    #[inline(always)]
+    unsafe fn high_nibbles(w: Self::I) -> Self::I {
+        Self::low_nibbles([_mm256_srli_epi32::<4>(w[0]), _mm256_srli_epi32::<4>(w[1])])
+    }
+    #[inline(always)]
+    unsafe fn splat_bytes(x: u32) -> Self::X {
+        let x = _mm256_set1_epi32(x as i32);
+        [_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x)), _mm256_srai_epi16::<8>(x)]
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: Self::I, w: Self::I, x: Self::X) -> Self::I {
+        // As 16 bits: what `vpmaddubsw` sums could overflow.
+        let half = |acc: __m256i, w: __m256i| {
+            let even = _mm256_and_si256(w, _mm256_set1_epi16(255));
+            let acc = _mm256_add_epi32(acc, _mm256_madd_epi16(even, x[0]));
+            _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_srli_epi16::<8>(w), x[1]))
+        };
+        [half(acc[0], w[0]), half(acc[1], w[1])]
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, v: Self::F) {
+        let words = _mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));
+        // The pack works within 128-bit halves; the permutation puts the quarters in order.
+        let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+        let (low, high) = (_mm256_castsi256_si128(ordered), _mm256_extracti128_si256::<1>(ordered));
+        _mm_storeu_si128(p.cast(), _mm_packs_epi16(low, high))
     }
 }

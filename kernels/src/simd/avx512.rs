@@ -1,23 +1,28 @@
-//! Sixteen lanes in one AVX-512 register, with or without `vdpbf16ps`.
+//! Sixteen lanes in one AVX-512 register, with or without `vpdpbusd` and `vdpbf16ps`.
 
 use std::arch::x86_64::*;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{Kernel, LANES, Simd};
 
-/// `DOT`: the CPU multiplies bf16 pairs itself.
+/// `VNNI`: the CPU multiplies bytes itself. `BF16`: and bf16 pairs.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512<const DOT: bool>;
+pub(crate) struct Avx512<const VNNI: bool, const BF16: bool>;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run::<Avx512<false>>()
+    kernel.run::<Avx512<false, false>>()
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")]
+pub(super) unsafe fn run_vnni<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Avx512<true, false>>()
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma")]
 pub(super) unsafe fn run_bf16<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run::<Avx512<true>>()
+    kernel.run::<Avx512<true, true>>()
 }
 
 #[inline(always)]
@@ -39,8 +44,10 @@ unsafe fn bf16_pairs(words: __m512i) -> __m512bh {
     std::mem::transmute::<__m512i, __m512bh>(words)
 }
 
-impl<const DOT: bool> Simd for Avx512<DOT> {
+impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     type F = __m512;
+    type I = __m512i;
+    type X = __m512i;
     const WIDE: bool = true;
 
     #[inline(always)]
@@ -138,7 +145,7 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
     #[inline(always)]
     unsafe fn step_bf16(acc: __m512, x: u32, w: *const u32) -> __m512 {
         let words = _mm512_loadu_si512(w.cast());
-        if DOT {
+        if BF16 {
             let pair = bf16_pairs(_mm512_set1_epi32(x as i32));
             return _mm512_dpbf16_ps(acc, pair, bf16_pairs(words));
         }
@@ -149,5 +156,49 @@ impl<const DOT: bool> Simd for Avx512<DOT> {
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         _mm_prefetch::<_MM_HINT_T1>(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn splat_int(x: i32) -> __m512i {
+        _mm512_set1_epi32(x)
+    }
+    #[inline(always)]
+    unsafe fn load_int(p: *const u32) -> __m512i {
+        _mm512_loadu_si512(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn to_float(v: __m512i) -> __m512 {
+        _mm512_cvtepi32_ps(v)
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const f16) -> __m512 {
+        _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn low_nibbles(w: __m512i) -> __m512i {
+        _mm512_and_si512(w, _mm512_set1_epi8(15))
+    }
+    #[inline(always)]
+    unsafe fn high_nibbles(w: __m512i) -> __m512i {
+        _mm512_and_si512(_mm512_srli_epi32::<4>(w), _mm512_set1_epi8(15))
+    }
+    #[inline(always)]
+    unsafe fn splat_bytes(x: u32) -> __m512i {
+        _mm512_set1_epi32(x as i32)
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        if VNNI {
+            return _mm512_dpbusd_epi32(acc, w, x);
+        }
+        // Even and odd bytes as 16 bits: what `vpmaddubsw` sums could overflow.
+        let even = _mm512_and_si512(w, _mm512_set1_epi16(255));
+        let even_x = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(x));
+        let acc = _mm512_add_epi32(acc, _mm512_madd_epi16(even, even_x));
+        let (odd, odd_x) = (_mm512_srli_epi16::<8>(w), _mm512_srai_epi16::<8>(x));
+        _mm512_add_epi32(acc, _mm512_madd_epi16(odd, odd_x))
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, v: __m512) {
+        _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)))
     }
 }

@@ -14,7 +14,7 @@ mod avx2;
 mod avx512;
 mod portable;
 
-use half::bf16;
+use half::{bf16, f16};
 
 /// Lanes of one vector, outputs of one weight panel, tokens of one page.
 pub(crate) const LANES: usize = 16;
@@ -29,26 +29,32 @@ pub enum Isa {
     Portable,
     /// AVX2 with FMA.
     Avx2,
-    /// AVX-512 F, BW, VL and DQ; bf16 weights are widened by a shift.
+    /// AVX-512 F, BW, VL and DQ; bf16 weights are widened by a shift, bytes to 16 bits.
     Avx512,
-    /// AVX-512 with BF16: `vdpbf16ps` multiplies bf16 pairs.
+    /// AVX-512 with VNNI: `vpdpbusd` multiplies bytes.
+    Avx512Vnni,
+    /// AVX-512 with VNNI and BF16: `vdpbf16ps` multiplies bf16 pairs.
     Avx512Bf16,
 }
 
 impl Isa {
     /// Those this CPU can run, the best last.
     pub fn available() -> &'static [Isa] {
-        const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+        const ALL: [Isa; 5] =
+            [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni, Isa::Avx512Bf16];
         #[cfg(target_arch = "x86_64")]
         let count = {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
             let avx512 = avx2
                 && is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512dq");
-            let bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
-            1 + usize::from(avx2) + usize::from(avx512) + usize::from(bf16)
+            let vnni = avx512 && is_x86_feature_detected!("avx512vnni");
+            let bf16 = vnni && is_x86_feature_detected!("avx512bf16");
+            1 + [avx2, avx512, vnni, bf16].map(usize::from).iter().sum::<usize>()
         };
         #[cfg(not(target_arch = "x86_64"))]
         let count = 1;
@@ -62,6 +68,7 @@ impl Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Vnni => "avx512vnni",
             Isa::Avx512Bf16 => "avx512bf16",
         }
     }
@@ -75,6 +82,8 @@ impl Isa {
         match self {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => avx512::run_bf16(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => avx512::run_vnni(kernel),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512::run(kernel),
             #[cfg(target_arch = "x86_64")]
@@ -98,6 +107,10 @@ pub(crate) trait Kernel {
 pub(crate) trait Simd: Copy {
     /// One vector.
     type F: Copy;
+    /// Sixteen 32-bit integers.
+    type I: Copy;
+    /// What [`Simd::dot`] multiplies by, in every lane.
+    type X: Copy;
     /// Whether there are registers for a tile of 24 vectors; else for one of 6.
     const WIDE: bool;
 
@@ -142,6 +155,20 @@ pub(crate) trait Simd: Copy {
     /// `acc + x0 · w0 + x1 · w1`: one bf16 step of a packed panel; `x` a pair, `w` 16 pairs, the
     /// first in the low half.
     unsafe fn step_bf16(acc: Self::F, x: u32, w: *const u32) -> Self::F;
+    unsafe fn splat_int(x: i32) -> Self::I;
+    unsafe fn load_int(p: *const u32) -> Self::I;
+    unsafe fn to_float(v: Self::I) -> Self::F;
+    /// 16 values.
+    unsafe fn load_f16(p: *const f16) -> Self::F;
+    /// The low, or the high, half of every byte.
+    unsafe fn low_nibbles(w: Self::I) -> Self::I;
+    unsafe fn high_nibbles(w: Self::I) -> Self::I;
+    /// Four signed bytes in every lane.
+    unsafe fn splat_bytes(x: u32) -> Self::X;
+    /// `acc + Σ w·x` over the four bytes of every lane, w unsigned.
+    unsafe fn dot(acc: Self::I, w: Self::I, x: Self::X) -> Self::I;
+    /// To integers; lanes within an i8.
+    unsafe fn store_i8(p: *mut i8, v: Self::F);
     /// Asks for the line in the second-level cache: the first level's few places for misses would
     /// limit a core to half the memory's bandwidth.
     unsafe fn prefetch(p: *const u8);

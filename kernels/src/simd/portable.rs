@@ -1,7 +1,7 @@
 //! Sixteen lanes as a plain array: loops of fixed length that the compiler vectorises for the
 //! target (NEON, SSE2).
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{LANES, Simd};
 
@@ -27,6 +27,8 @@ fn halves(words: [u32; LANES]) -> [Array; 2] {
 
 impl Simd for Portable {
     type F = Array;
+    type I = [i32; LANES];
+    type X = [i8; 4];
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -125,4 +127,43 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
+    #[inline(always)]
+    unsafe fn splat_int(x: i32) -> Self::I {
+        [x; LANES]
+    }
+    #[inline(always)]
+    unsafe fn load_int(p: *const u32) -> Self::I {
+        p.cast::<Self::I>().read_unaligned()
+    }
+    #[inline(always)]
+    unsafe fn to_float(v: Self::I) -> Array {
+        v.map(|x| x as f32)
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const f16) -> Array {
+        p.cast::<[f16; LANES]>().read_unaligned().map(f16::to_f32)
+    }
+    #[inline(always)]
+    unsafe fn low_nibbles(w: Self::I) -> Self::I {
+        w.map(|w| w & 0x0f0f_0f0f)
+    }
+    #[inline(always)]
+    unsafe fn high_nibbles(w: Self::I) -> Self::I {
+        w.map(|w| w >> 4 & 0x0f0f_0f0f)
+    }
+    #[inline(always)]
+    unsafe fn splat_bytes(x: u32) -> Self::X {
+        x.to_le_bytes().map(|byte| byte as i8)
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: Self::I, w: Self::I, x: Self::X) -> Self::I {
+        let byte = |w: i32, b: usize| (w >> (8 * b) & 255) * i32::from(x[b]);
+        std::array::from_fn(|i| {
+            acc[i] + byte(w[i], 0) + byte(w[i], 1) + byte(w[i], 2) + byte(w[i], 3)
+        })
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, v: Array) {
+        p.cast::<[i8; LANES]>().write(v.map(|x| x as i8));
+    }
 }

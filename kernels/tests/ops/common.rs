@@ -3,7 +3,7 @@
 
 use half::bf16;
 use polylora_kernels::reference::Factors;
-use polylora_kernels::{Delta, Device, Dtype, FactorDtype, Isa};
+use polylora_kernels::{Delta, Device, Dtype, FactorDtype, Isa, WeightDtype};
 
 /// splitmix64.
 pub struct Rng(pub u64);
@@ -43,6 +43,21 @@ pub fn rounded(dtype: Dtype, x: &[f32]) -> Vec<f32> {
     }
 }
 
+/// An activation as weights of `dtype` multiply it.
+pub fn seen(dtype: WeightDtype, x: &[f32]) -> Vec<f32> {
+    match dtype {
+        WeightDtype::F32 => x.to_vec(),
+        WeightDtype::Bf16 => rounded(Dtype::Bf16, x),
+        _ => x.chunks(32).flat_map(in_127_steps).collect(),
+    }
+}
+
+fn in_127_steps(x: &[f32]) -> Vec<f32> {
+    let largest = x.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+    let factor = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    x.iter().map(|x| (x * factor).round_ties_even() * (largest / 127.0)).collect()
+}
+
 /// Values that a factor holds exactly: in int8 multiples of 1/128, the first of each rank the
 /// largest. `rank_of` tells the rank of a value by its index.
 fn factor(
@@ -71,6 +86,23 @@ pub fn devices() -> Vec<Device> {
 }
 
 pub const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
+
+pub const INTS: [WeightDtype; 5] = [
+    WeightDtype::Int8,
+    WeightDtype::Int8By16,
+    WeightDtype::Int8Least,
+    WeightDtype::Int4,
+    WeightDtype::Int4Least,
+];
+
+pub fn weight_dtypes() -> impl Iterator<Item = WeightDtype> {
+    [WeightDtype::F32, WeightDtype::Bf16].into_iter().chain(INTS)
+}
+
+/// The floats beside weights of `dtype`.
+pub fn floats(dtype: WeightDtype) -> Dtype {
+    if dtype == WeightDtype::Bf16 { Dtype::Bf16 } else { Dtype::F32 }
+}
 
 #[track_caller]
 pub fn assert_close(got: &[f32], want: &[f64], tolerance: f64, what: &str) {

@@ -1,15 +1,18 @@
 //! `linear` against the f64 loop, over shapes, storage types, instruction sets and popularities of
 //! adapters; and its bits.
 
-use crate::common::{Adapter, DTYPES, Rng, assert_close, devices, rounded};
+use crate::common::{
+    Adapter, DTYPES, INTS, Rng, assert_close, devices, floats, rounded, seen, weight_dtypes,
+};
 use polylora_kernels::reference::{linear_row, segment_of};
 use polylora_kernels::{
-    Act, Delta, Device, Dtype, FactorDtype, Isa, Linear, LoraScratch, Matrix, Segments, linear,
+    Act, Delta, Device, Dtype, FactorDtype, Isa, Linear, LoraScratch, Matrix, Segments,
+    WeightDtype, linear,
 };
 
 /// A site, its adapters and some rows.
 struct Case {
-    dtype: Dtype,
+    dtype: WeightDtype,
     inputs: usize,
     outputs: usize,
     w: Vec<f32>,
@@ -23,13 +26,22 @@ struct Case {
 }
 
 impl Case {
-    fn new(rng: &mut Rng, dtype: Dtype, rows: usize, inputs: usize, outputs: usize) -> Case {
-        let w = rng.stored(dtype, outputs * inputs);
+    fn new(
+        rng: &mut Rng,
+        dtype: impl Into<WeightDtype>,
+        rows: usize,
+        inputs: usize,
+        outputs: usize,
+    ) -> Case {
+        let dtype = dtype.into();
+        let mut w = rng.values(outputs * inputs);
+        let weight = Matrix::from_f32(dtype, outputs, inputs, &w);
+        w.chunks_mut(inputs).enumerate().for_each(|(o, row)| weight.read_row(o, row));
         Case {
             dtype,
             inputs,
             outputs,
-            weight: Matrix::from_f32(dtype, outputs, inputs, &w),
+            weight,
             w,
             bias: rng.below(2).eq(&0).then(|| rng.values(outputs)),
             x: (0..rows).map(|_| rng.values(inputs)).collect(),
@@ -46,7 +58,7 @@ impl Case {
     }
 
     fn act(&self) -> Act {
-        let mut act = Act::new(self.dtype, self.x.len(), self.inputs);
+        let mut act = Act::new(floats(self.dtype), self.x.len(), self.inputs);
         self.x.iter().enumerate().for_each(|(t, x)| act.set_row(t, x));
         act
     }
@@ -54,7 +66,7 @@ impl Case {
     fn run(&self, dev: &Device) -> Vec<f32> {
         let rows = self.x.len();
         let mut y = vec![f32::NAN; rows * self.outputs];
-        let mut scratch = LoraScratch::new(rows, 512);
+        let mut scratch = LoraScratch::new(rows, 512, self.inputs);
         let bias = self.bias.as_deref();
         let mut outs = [Linear { weight: &self.weight, bias, y: &mut y }];
         let delta = |_, g: usize| self.segments[g].map(|a| &self.adapters[a].delta);
@@ -69,7 +81,7 @@ impl Case {
         for (t, x) in self.x.iter().enumerate() {
             let adapter = segment_of(segments, t).and_then(|g| self.segments[g]);
             let delta = adapter.map(|a| self.adapters[a].factors());
-            let x_base = rounded(self.dtype, x);
+            let x_base = seen(self.dtype, x);
             let want = linear_row(&x_base, x, &self.w, self.bias.as_deref(), delta);
             let rank = delta.map_or(0, |d| d.rank);
             let tolerance = 3e-7 * self.inputs as f64 * (1.0 + 0.05 * rank as f64) + 1e-5;
@@ -104,7 +116,7 @@ fn every_path_equals_the_f64_loop_on_odd_shapes() {
         (100, 600, 144),
     ];
     for dev in devices() {
-        for dtype in DTYPES {
+        for dtype in weight_dtypes() {
             for (rows, inputs, outputs) in shapes {
                 Case::new(&mut rng, dtype, rows, inputs, outputs).check(&dev);
             }
@@ -125,13 +137,14 @@ fn popularity(name: &str, rows: usize) -> Vec<usize> {
     }
 }
 
-fn mixed(rng: &mut Rng, dtype: Dtype, name: &str, rows: usize) -> Case {
+fn mixed(rng: &mut Rng, dtype: impl Into<WeightDtype>, name: &str, rows: usize) -> Case {
+    let dtype = dtype.into();
     let (inputs, outputs) = (100 + 31 * rng.below(3), 70 + 37 * rng.below(3));
     let mut case = Case::new(rng, dtype, rows, inputs, outputs);
     let ranks = [16, 1, 0, 7, 64, 512, 33, 8, 2, 128];
     for (i, rows) in popularity(name, rows).into_iter().enumerate() {
         if i < ranks.len() {
-            let factors = [dtype.into(), FactorDtype::F32, FactorDtype::Int8][i % 3];
+            let factors = [floats(dtype).into(), FactorDtype::F32, FactorDtype::Int8][i % 3];
             let adapter = Adapter::new(rng, factors, ranks[i], inputs, outputs, i % 4 >= 2);
             case.adapters.push(adapter);
         }
@@ -146,7 +159,7 @@ fn mixed(rng: &mut Rng, dtype: Dtype, name: &str, rows: usize) -> Case {
 fn deltas_of_any_rank_and_popularity_equal_the_f64_loop() {
     let mut rng = Rng(2);
     for dev in devices() {
-        for dtype in DTYPES {
+        for dtype in weight_dtypes() {
             for name in ["identical", "distinct", "uniform", "zipf", "skewed", "none"] {
                 for rows in [12, 70] {
                     mixed(&mut rng, dtype, name, rows).check(&dev);
@@ -171,7 +184,7 @@ fn three_sites_of_one_call_each_get_their_own_product() {
         let weight: Vec<Matrix> =
             (0..3).map(|i| Matrix::from_f32(Dtype::F32, outputs[i], inputs, &w[i])).collect();
         let mut y = outputs.map(|o| vec![0.0; rows * o]);
-        let mut scratch = LoraScratch::new(rows, 8);
+        let mut scratch = LoraScratch::new(rows, 8, 0);
         let mut outs: Vec<Linear<'_>> = y
             .iter_mut()
             .enumerate()
@@ -198,7 +211,7 @@ fn three_sites_of_one_call_each_get_their_own_product() {
 #[test]
 fn a_rows_bits_do_not_depend_on_its_neighbours_or_the_threads() {
     let mut rng = Rng(4);
-    for dtype in DTYPES {
+    for dtype in weight_dtypes() {
         for name in ["distinct", "zipf", "identical"] {
             let case = mixed(&mut rng, dtype, name, 64);
             for &isa in Isa::available() {
@@ -222,13 +235,13 @@ fn a_rows_bits_do_not_depend_on_its_neighbours_or_the_threads() {
 
 /// Row `t` in a step of its own.
 fn alone(case: &Case, dev: &Device, t: usize, adapter: Option<usize>) -> Vec<f32> {
-    let mut x = Act::new(case.dtype, 1, case.inputs);
+    let mut x = Act::new(floats(case.dtype), 1, case.inputs);
     x.set_row(0, &case.x[t]);
     let mut y = vec![0.0; case.outputs];
     let mut outs = [Linear { weight: &case.weight, bias: case.bias.as_deref(), y: &mut y }];
     let indptr: &[u32] = if adapter.is_some() { &[0, 1] } else { &[0] };
     let delta = |_, _| adapter.map(|a| &case.adapters[a].delta);
-    let mut scratch = LoraScratch::new(1, 512);
+    let mut scratch = LoraScratch::new(1, 512, case.inputs);
     linear(dev, &x, 1, &mut outs, Segments { indptr }, &delta, &mut scratch);
     y
 }
@@ -238,14 +251,17 @@ fn bits(x: &[f32]) -> Vec<u32> {
 }
 
 #[test]
-fn avx2_and_avx512_give_the_same_bits_in_f32() {
-    let (Some(two), Some(five)) =
-        (Device::cpu_with(1, Isa::Avx2), Device::cpu_with(1, Isa::Avx512))
-    else {
-        return;
-    };
-    let case = mixed(&mut Rng(5), Dtype::F32, "zipf", 40);
-    assert_eq!(bits(&case.run(&two)), bits(&case.run(&five)));
+fn avx2_and_avx512_give_the_same_bits_in_f32_and_in_integers() {
+    let on = |isa| Device::cpu_with(1, isa);
+    let fused: Vec<Device> =
+        [Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni].into_iter().filter_map(on).collect();
+    for dtype in [WeightDtype::F32].into_iter().chain(INTS) {
+        let case = mixed(&mut Rng(5), dtype, "zipf", 40);
+        for pair in fused.windows(2) {
+            let [one, two] = [&pair[0], &pair[1]].map(|dev| bits(&case.run(dev)));
+            assert_eq!(one, two, "{dtype:?}: {} and {}", pair[0].name(), pair[1].name());
+        }
+    }
 }
 
 #[test]
@@ -279,7 +295,7 @@ fn a_rank_beyond_the_scratch_is_refused() {
     let mut outs = [Linear { weight: &weight, bias: None, y: &mut y }];
     let (dev, x) = (Device::cpu(1), Act::new(Dtype::F32, 1, 16));
     let segments = Segments { indptr: &[0, 1] };
-    let mut scratch = LoraScratch::new(1, 8);
+    let mut scratch = LoraScratch::new(1, 8, 0);
     linear(&dev, &x, 1, &mut outs, segments, &|_, _| Some(&adapter.delta), &mut scratch);
 }
 
@@ -299,7 +315,7 @@ fn int8_holds(values: &[f32], as_a: bool) -> Vec<f32> {
     let mut y = vec![f32::NAN; n];
     let mut outs = [Linear { weight: &weight, bias: None, y: &mut y }];
     let segments = Segments { indptr: &[0, inputs as u32] };
-    let mut scratch = LoraScratch::new(inputs, 1);
+    let mut scratch = LoraScratch::new(inputs, 1, 0);
     linear(&Device::cpu(1), &x, inputs, &mut outs, segments, &|_, _| Some(&delta), &mut scratch);
     y
 }

@@ -3,6 +3,7 @@
 
 mod attention;
 mod common;
+mod ints;
 mod linear;
 mod pointwise;
 mod sums;

@@ -152,7 +152,7 @@ fn an_act_keeps_its_bf16_copy_in_step() {
         glu(&dev, Gate::Silu, &g, &u, rows, &mut out);
         let mut y = vec![0.0; rows * width];
         let outs = &mut [polylora_kernels::Linear { weight: &weight, bias: None, y: &mut y }];
-        let mut scratch = polylora_kernels::LoraScratch::new(rows, 1);
+        let mut scratch = polylora_kernels::LoraScratch::new(rows, 1, 0);
         let none = Segments { indptr: &[0] };
         polylora_kernels::linear(&dev, &out, rows, outs, none, &|_, _| None, &mut scratch);
         for t in 0..rows {

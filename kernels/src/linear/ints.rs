@@ -1,0 +1,100 @@
+//! A tile of y = x·Wᵀ with integer weights and 8-bit activations.
+//!
+//! y = Σ over groups of  a·(s·Σ(q − zero)·x + least·Σx),   a the activation's scale, s the weight's.
+//! The sums of integers are exact and start at −zero·Σx; a lane's float is one chain over the
+//! groups in order, so y has the same bits in any batch and on any CPU with fused multiply-add.
+
+use std::hint::black_box;
+
+use half::f16;
+
+use crate::linear::tile::{Product, Tile};
+use crate::matrix::ints::SCALE_WORDS;
+use crate::simd::{LANES, Simd};
+
+/// `BITS` of a value, inputs of a `GROUP`, whether it has a `LEAST` value.
+pub(super) struct Ints<const BITS: usize, const GROUP: usize, const LEAST: bool>;
+
+impl<const BITS: usize, const GROUP: usize, const LEAST: bool> Ints<BITS, GROUP, LEAST> {
+    const ZERO: i32 = if LEAST { 0 } else { 1 << (BITS - 1) };
+    /// Words of an output, and of a row of x, in a group.
+    const WORDS: usize = GROUP * BITS / 32;
+    const X_WORDS: usize = GROUP / 4;
+    const HEAD: usize = SCALE_WORDS * (1 + LEAST as usize);
+
+    /// Scale and sum of a row's group.
+    #[inline(always)]
+    unsafe fn activation(tile: &Tile, row: usize, step: usize) -> (f32, i32) {
+        let groups = tile.x.groups;
+        if GROUP == 16 {
+            let sum = *tile.x.sums.add(row * 2 * groups + step);
+            return (*tile.x.scales.add(row * groups + step / 2), sum);
+        }
+        let sums = tile.x.sums.add(2 * (row * groups + step));
+        (*tile.x.scales.add(row * groups + step), *sums + *sums.add(1))
+    }
+}
+
+impl<const BITS: usize, const GROUP: usize, const LEAST: bool> Product
+    for Ints<BITS, GROUP, LEAST>
+{
+    const ROWS: usize = 3;
+    const TICKS: usize = Self::WORDS;
+
+    #[inline(always)]
+    unsafe fn compute<S: Simd, const ROWS: usize, const PANELS: usize>(tile: &Tile) {
+        let mut acc = tile.begin::<S, ROWS, PANELS>();
+        let stride = tile.panels * (Self::HEAD + Self::WORDS * LANES);
+        // Not known to the compiler, which would unroll the loop, load all of a group's words
+        // ahead, and have no registers for them.
+        let count = black_box(Self::WORDS);
+        for step in 0..tile.steps {
+            let head = tile.w.add(step * stride);
+            let words = head.add(tile.panels * Self::HEAD + tile.panel * LANES);
+            let group = tile.start + step;
+            let x = tile.x.words.add(group * Self::X_WORDS);
+            let mut dots = [[S::splat_int(0); PANELS]; ROWS];
+            let mut scales = [0.0; ROWS];
+            let mut rests = [0.0; ROWS];
+            for (r, row) in dots.iter_mut().enumerate() {
+                let (scale, sum) = Self::activation(tile, r, group);
+                *row = [S::splat_int(-Self::ZERO * sum); PANELS];
+                (scales[r], rests[r]) = (scale, scale * sum as f32);
+            }
+            for index in 0..count {
+                tile.bring::<S>(step * Self::WORDS + index);
+                let w = words.add(index * tile.panels * LANES);
+                let w: [S::I; PANELS] = std::array::from_fn(|p| S::load_int(w.add(p * LANES)));
+                for (r, row) in dots.iter_mut().enumerate() {
+                    let x = x.add(r * tile.x.stride + index * (Self::X_WORDS / Self::WORDS));
+                    let low = S::splat_bytes(*x);
+                    for (p, dot) in row.iter_mut().enumerate() {
+                        let w = if BITS == 4 { S::low_nibbles(w[p]) } else { w[p] };
+                        *dot = S::dot(*dot, w, low);
+                    }
+                    if BITS == 4 {
+                        let high = S::splat_bytes(*x.add(1));
+                        for (p, dot) in row.iter_mut().enumerate() {
+                            *dot = S::dot(*dot, S::high_nibbles(w[p]), high);
+                        }
+                    }
+                }
+            }
+            for p in 0..PANELS {
+                let head = head.add((tile.panel + p) * SCALE_WORDS);
+                let scale = S::load_f16(head.cast::<f16>());
+                for r in 0..ROWS {
+                    let scale = S::mul(scale, S::splat(scales[r]));
+                    acc[r][p] = S::fma(S::to_float(dots[r][p]), scale, acc[r][p]);
+                }
+                if LEAST {
+                    let least = S::load_f16(head.add(tile.panels * SCALE_WORDS).cast::<f16>());
+                    for r in 0..ROWS {
+                        acc[r][p] = S::fma(least, S::splat(rests[r]), acc[r][p]);
+                    }
+                }
+            }
+        }
+        tile.end::<S, ROWS, PANELS>(&acc);
+    }
+}

@@ -1,0 +1,271 @@
+//! Weights as small integers: groups of 16 or 32 inputs of an output share a scale, and, where the
+//! dtype has one, a least value:   w = scale · (q − zero) + least.
+//!
+//! Owns the layout of such a step, packing, quantising and reading back. Never multiplies. A step
+//! is one group of every panel of the block:
+//!
+//!   scales `[panels][16]` f16, least values `[panels][16]` f16 (if any), q `[words][panels][16]`
+//!
+//! An 8-bit word holds four consecutive inputs, the first in the low byte. A 4-bit word holds eight:
+//! the first four in the low nibbles of its bytes, the others in the high ones. q is unsigned, for
+//! the CPU multiplies unsigned by signed bytes; `zero` makes up for it. Scales are f16 as in GGUF
+//! files, whose blocks of 32 are thus kept exactly; scales that K-blocks make by a product are
+//! rounded once (relative 2⁻¹¹, a hundredth of a quantisation step).
+
+use half::f16;
+
+use super::{BLOCK, Matrix};
+use crate::WeightDtype;
+use crate::simd::LANES;
+
+/// Words of a panel's scales, or least values.
+pub(crate) const SCALE_WORDS: usize = LANES / 2;
+
+/// Weights `[O, I]` in groups, row-major, as a file has them. `I` is a multiple of the group.
+pub struct Grouped<'a> {
+    /// `[O, I]`, at most 4 or 8 bits as the dtype says.
+    pub q: &'a [u8],
+    /// `[O, I / group]`
+    pub scales: &'a [f16],
+    /// `[O, I / group]`, empty unless the dtype has least values.
+    pub least: &'a [f16],
+}
+
+/// One group as it is packed.
+struct Group {
+    q: [u8; 32],
+    scale: f16,
+    least: f16,
+}
+
+impl Matrix {
+    /// Packs integers as they are.
+    ///
+    /// # Panics
+    /// On a dtype of floats, and on lengths that do not fit.
+    pub fn from_groups(
+        dtype: WeightDtype,
+        outputs: usize,
+        inputs: usize,
+        from: &Grouped<'_>,
+    ) -> Matrix {
+        let size = dtype.group().expect("integers have groups");
+        assert!(inputs.is_multiple_of(size), "rows of {inputs} in groups of {size}");
+        let count = inputs / size;
+        let least = if dtype.has_least() { outputs * count } else { 0 };
+        assert_eq!(from.q.len(), outputs * inputs, "q is [{outputs}, {inputs}]");
+        assert_eq!(from.scales.len(), outputs * count, "scales are [{outputs}, {count}]");
+        assert_eq!(from.least.len(), least, "least values are [{outputs}, {count}] or none");
+        let mut matrix = Self::empty(dtype, outputs, inputs);
+        for output in 0..outputs {
+            for step in 0..matrix.steps() {
+                let at = output * count + step;
+                // An odd count of groups of 16 is padded to whole pairs.
+                let there = step < count;
+                let mut q = [dtype.zero(); 32];
+                if there {
+                    q[..size].copy_from_slice(&from.q[output * inputs + step * size..][..size]);
+                }
+                let scale = if there { from.scales[at] } else { f16::ZERO };
+                let least = *from.least.get(at).filter(|_| there).unwrap_or(&f16::ZERO);
+                matrix.put(output, step, &Group { q, scale, least });
+            }
+        }
+        matrix
+    }
+
+    /// Rounds `at(o, i)` to groups: symmetric about zero, or from the least value to the largest.
+    pub(super) fn quantise(
+        dtype: WeightDtype,
+        outputs: usize,
+        inputs: usize,
+        at: impl Fn(usize, usize) -> f32,
+    ) -> Matrix {
+        let size = dtype.group().expect("integers have groups");
+        let mut matrix = Self::empty(dtype, outputs, inputs);
+        for output in 0..outputs {
+            for step in 0..matrix.steps() {
+                let mut values = [0.0; 32];
+                let there = inputs.saturating_sub(step * size).min(size);
+                for (i, value) in values[..there].iter_mut().enumerate() {
+                    *value = at(output, step * size + i);
+                }
+                matrix.put(output, step, &Group::of(dtype, &values[..size]));
+            }
+        }
+        matrix
+    }
+
+    /// See [`Matrix::read_row`].
+    pub(super) fn read_ints(&self, output: usize, out: &mut [f32]) {
+        let size = self.dtype.group().expect("integers have groups");
+        let zero = f32::from(self.dtype.zero());
+        for (step, out) in out.chunks_mut(size).enumerate() {
+            let group = self.get(output, step);
+            let (scale, least) = (group.scale.to_f32(), group.least.to_f32());
+            for (value, q) in out.iter_mut().zip(group.q) {
+                *value = scale * (f32::from(q) - zero) + least;
+            }
+        }
+    }
+
+    /// Where a group of an output is: first word of its step, panels of the step, its lane.
+    fn at(&self, output: usize, step: usize) -> (usize, usize, usize) {
+        let block = output / BLOCK;
+        let start = self.block_start(block) + step * self.step_words(block);
+        (start, self.panels(block), output % BLOCK)
+    }
+
+    fn put(&mut self, output: usize, step: usize, group: &Group) {
+        let (start, panels, lane) = self.at(output, step);
+        let dtype = self.dtype;
+        let half = |words: &mut [u32], lane: usize, value: f16| {
+            let (word, shift) = (&mut words[lane / 2], 16 * (lane % 2));
+            *word = *word & !(0xffff << shift) | u32::from(value.to_bits()) << shift;
+        };
+        half(&mut self.words[start..], lane, group.scale);
+        if dtype.has_least() {
+            half(&mut self.words[start + panels * SCALE_WORDS..], lane, group.least);
+        }
+        let start = start + panels * dtype.head_words() + lane;
+        for (index, q) in group.q.chunks(dtype.word_inputs()).enumerate().take(dtype.group_words())
+        {
+            self.words[start + index * panels * LANES] = word(q);
+        }
+    }
+
+    fn get(&self, output: usize, step: usize) -> Group {
+        let (start, panels, lane) = self.at(output, step);
+        let dtype = self.dtype;
+        let half = |words: &[u32]| f16::from_bits((words[lane / 2] >> (16 * (lane % 2))) as u16);
+        let scale = half(&self.words[start..]);
+        let least = match dtype.has_least() {
+            true => half(&self.words[start + panels * SCALE_WORDS..]),
+            false => f16::ZERO,
+        };
+        let start = start + panels * dtype.head_words() + lane;
+        let mut q = [dtype.zero(); 32];
+        for (index, q) in q.chunks_mut(dtype.word_inputs()).enumerate().take(dtype.group_words()) {
+            let bytes = self.words[start + index * panels * LANES].to_le_bytes();
+            for (i, q) in q.iter_mut().enumerate() {
+                *q = match dtype.word_inputs() {
+                    4 => bytes[i],
+                    _ => bytes[i % 4] >> (4 * (i / 4)) & 15,
+                };
+            }
+        }
+        Group { q, scale, least }
+    }
+}
+
+/// Four bytes, or eight nibbles.
+fn word(q: &[u8]) -> u32 {
+    let bytes = |q: &[u8]| u32::from_le_bytes([q[0], q[1], q[2], q[3]]);
+    match q.len() {
+        4 => bytes(q),
+        _ => bytes(q) | bytes(&q[4..]) << 4,
+    }
+}
+
+impl Group {
+    fn of(dtype: WeightDtype, values: &[f32]) -> Group {
+        let top = f32::from(dtype.top());
+        let least = values.iter().copied().fold(f32::INFINITY, f32::min);
+        let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let (least, scale) = match dtype.has_least() {
+            true => (f16::from_f32(least), f16::from_f32((largest - least) / top)),
+            false => {
+                let steps = top - f32::from(dtype.zero());
+                (f16::ZERO, f16::from_f32(largest.max(-least) / steps))
+            }
+        };
+        // Rounded with the scale that is stored, so that its rounding is made up for.
+        let (step, origin) = (scale.to_f32(), least.to_f32());
+        let mut q = [dtype.zero(); 32];
+        for (q, value) in q.iter_mut().zip(values) {
+            let steps = if step > 0.0 { (value - origin) / step } else { 0.0 };
+            let steps = (steps + f32::from(dtype.zero())).clamp(0.0, top);
+            // Adding 2^23 leaves no room for a fraction: to the nearest, ties to even.
+            *q = ((steps + 8_388_608.0) - 8_388_608.0) as u8;
+        }
+        Group { q, scale, least }
+    }
+}
+
+impl WeightDtype {
+    /// Inputs that share a scale; `None` for floats.
+    pub fn group(self) -> Option<usize> {
+        match self {
+            WeightDtype::F32 | WeightDtype::Bf16 => None,
+            WeightDtype::Int8By16 => Some(16),
+            _ => Some(32),
+        }
+    }
+
+    /// Bits of a value on average, scales included.
+    pub fn bits(self) -> f64 {
+        match self.group() {
+            Some(group) => (32 * self.step_words()) as f64 / (LANES * group) as f64,
+            None => (32 * self.step_words()) as f64 / (LANES * self.word_inputs()) as f64,
+        }
+    }
+
+    /// Whether a group has a least value.
+    pub(crate) fn has_least(self) -> bool {
+        matches!(self, WeightDtype::Int8Least | WeightDtype::Int4Least)
+    }
+
+    /// The stored integer that stands for 0 (for the least value, where there is one).
+    pub(crate) fn zero(self) -> u8 {
+        match self {
+            WeightDtype::Int8 | WeightDtype::Int8By16 => 128,
+            WeightDtype::Int4 => 8,
+            _ => 0,
+        }
+    }
+
+    /// The largest stored integer.
+    fn top(self) -> u8 {
+        match self {
+            WeightDtype::Int4 | WeightDtype::Int4Least => 15,
+            _ => 255,
+        }
+    }
+
+    /// Consecutive inputs of an output in one word.
+    pub(crate) fn word_inputs(self) -> usize {
+        match self {
+            WeightDtype::F32 => 1,
+            WeightDtype::Bf16 => 2,
+            WeightDtype::Int8 | WeightDtype::Int8By16 | WeightDtype::Int8Least => 4,
+            WeightDtype::Int4 | WeightDtype::Int4Least => 8,
+        }
+    }
+
+    /// Words of one output in a step.
+    pub(crate) fn group_words(self) -> usize {
+        self.group().map_or(1, |group| group / self.word_inputs())
+    }
+
+    /// Words of a panel before its values.
+    pub(crate) fn head_words(self) -> usize {
+        match self.group() {
+            Some(_) => SCALE_WORDS * (1 + usize::from(self.has_least())),
+            None => 0,
+        }
+    }
+
+    /// Words of a panel's step.
+    pub(crate) fn step_words(self) -> usize {
+        self.head_words() + self.group_words() * LANES
+    }
+
+    /// Steps of a row of `inputs`. Activations are quantised in groups of 32, so groups of 16 come
+    /// in pairs.
+    pub(crate) fn steps(self, inputs: usize) -> usize {
+        match self.group() {
+            Some(group) => inputs.div_ceil(32) * (32 / group),
+            None => inputs.div_ceil(self.word_inputs()),
+        }
+    }
+}

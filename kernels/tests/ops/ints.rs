@@ -1,0 +1,168 @@
+//! Integer weights: what a file's groups become, what rounding to groups costs, and what happens to
+//! values that no integer stands for.
+
+use crate::common::{INTS, Rng, assert_close, devices, seen};
+use half::f16;
+use polylora_kernels::reference::linear_row;
+use polylora_kernels::{
+    Act, Device, Dtype, Grouped, Linear, LoraScratch, Matrix, Segments, WeightDtype, linear,
+};
+
+/// What a dtype's page says of it: bits, group, zero, whether there are least values.
+fn said(dtype: WeightDtype) -> (u32, usize, u8, bool) {
+    match dtype {
+        WeightDtype::Int8 => (8, 32, 128, false),
+        WeightDtype::Int8By16 => (8, 16, 128, false),
+        WeightDtype::Int8Least => (8, 32, 0, true),
+        WeightDtype::Int4 => (4, 32, 8, false),
+        WeightDtype::Int4Least => (4, 32, 0, true),
+        _ => unreachable!("{dtype:?} has no groups"),
+    }
+}
+
+/// Random groups as a file has them, and the weights they stand for.
+struct File {
+    q: Vec<u8>,
+    scales: Vec<f16>,
+    least: Vec<f16>,
+    weights: Vec<f32>,
+}
+
+impl File {
+    fn new(rng: &mut Rng, dtype: WeightDtype, outputs: usize, inputs: usize) -> File {
+        let (bits, group, zero, has_least) = said(dtype);
+        let count = outputs * inputs / group;
+        let halves = |rng: &mut Rng, n| -> Vec<f16> {
+            rng.values(n).into_iter().map(f16::from_f32).collect()
+        };
+        let q: Vec<u8> = (0..outputs * inputs).map(|_| rng.below(1 << bits) as u8).collect();
+        let scales: Vec<f16> =
+            halves(rng, count).into_iter().map(|s| f16::from_f32(s.to_f32() / 64.0)).collect();
+        let least = halves(rng, if has_least { count } else { 0 });
+        let weight = |(i, q): (usize, &u8)| {
+            let steps = f32::from(*q) - f32::from(zero);
+            let least = least.get(i / group).map_or(0.0, |l| l.to_f32());
+            scales[i / group].to_f32() * steps + least
+        };
+        let weights = q.iter().enumerate().map(weight).collect();
+        File { q, scales, least, weights }
+    }
+
+    fn matrix(&self, dtype: WeightDtype, outputs: usize, inputs: usize) -> Matrix {
+        let from = Grouped { q: &self.q, scales: &self.scales, least: &self.least };
+        Matrix::from_groups(dtype, outputs, inputs, &from)
+    }
+}
+
+fn product(dev: &Device, weight: &Matrix, x: &[Vec<f32>]) -> Vec<f32> {
+    let (rows, inputs) = (x.len(), weight.inputs());
+    let mut act = Act::new(Dtype::F32, rows, inputs);
+    x.iter().enumerate().for_each(|(t, x)| act.set_row(t, x));
+    let mut y = vec![f32::NAN; rows * weight.outputs()];
+    let mut outs = [Linear { weight, bias: None, y: &mut y }];
+    let mut scratch = LoraScratch::new(rows, 1, inputs);
+    linear(dev, &act, rows, &mut outs, Segments { indptr: &[0] }, &|_, _| None, &mut scratch);
+    y
+}
+
+#[test]
+fn groups_of_a_file_are_multiplied_as_they_are() {
+    let mut rng = Rng(1);
+    let devices = devices();
+    for dtype in INTS {
+        for (rows, inputs, outputs) in
+            [(1, 32, 1), (1, 96, 64), (2, 576, 70), (4, 160, 48), (7, 1536, 66), (40, 224, 130)]
+        {
+            let file = File::new(&mut rng, dtype, outputs, inputs);
+            let matrix = file.matrix(dtype, outputs, inputs);
+            let mut row = vec![0.0; inputs];
+            for (output, want) in file.weights.chunks(inputs).enumerate() {
+                matrix.read_row(output, &mut row);
+                assert_eq!(row, want, "{dtype:?} [{outputs}, {inputs}] row {output}");
+            }
+            let x: Vec<Vec<f32>> = (0..rows).map(|_| rng.values(inputs)).collect();
+            for dev in &devices {
+                let y = product(dev, &matrix, &x);
+                for (x, y) in x.iter().zip(y.chunks(outputs)) {
+                    let x = seen(dtype, x);
+                    let want = linear_row(&x, &x, &file.weights, None, None);
+                    let what = format!("{}, {dtype:?} [{outputs}, {inputs}]", dev.name());
+                    assert_close(y, &want, 2e-6 * inputs as f64, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rounding_to_groups_is_off_by_half_a_step_at_most() {
+    let mut rng = Rng(2);
+    for dtype in INTS {
+        let (bits, group, _, has_least) = said(dtype);
+        for (size, shift) in [(1.0f32, 0.0f32), (1e-3, 0.0), (0.5, 3.0)] {
+            let (outputs, inputs) = (40, 100);
+            let values: Vec<f32> =
+                rng.values(outputs * inputs).iter().map(|v| size * v + shift).collect();
+            let matrix = Matrix::from_f32(dtype, outputs, inputs, &values);
+            let mut row = vec![0.0; inputs];
+            for (output, values) in values.chunks(inputs).enumerate() {
+                matrix.read_row(output, &mut row);
+                for (held, values) in row.chunks(group).zip(values.chunks(group)) {
+                    // The last group is padded with zeros.
+                    let padded =
+                        values.iter().copied().chain((values.len() < group).then_some(0.0));
+                    let (low, high) = padded
+                        .fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
+                    let step = match has_least {
+                        true => (high - low) / ((1 << bits) - 1) as f32,
+                        false => high.max(-low) / ((1 << (bits - 1)) - 1) as f32,
+                    };
+                    // The scale and the least value are rounded to f16, small ones in steps of 2^-24.
+                    let most = 0.52 * step + high.abs().max(low.abs()) * 2e-3 + 255.0 * 3e-8;
+                    for (held, value) in held.iter().zip(values) {
+                        let error = (held - value).abs();
+                        assert!(error <= most, "{dtype:?}: {value} became {held}, step {step}");
+                    }
+                }
+            }
+        }
+        let zeros = Matrix::from_f32(dtype, 3, 64, &[0.0; 192]);
+        let mut row = vec![1.0; 64];
+        zeros.read_row(2, &mut row);
+        assert_eq!(row, [0.0; 64], "{dtype:?}");
+    }
+}
+
+#[test]
+fn a_value_that_is_not_finite_spoils_its_row_and_no_other() {
+    let mut rng = Rng(3);
+    for dtype in INTS {
+        let weight = Matrix::from_f32(dtype, 20, 96, &rng.values(20 * 96));
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in [0, 40, 95] {
+                let mut x: Vec<Vec<f32>> = (0..5).map(|_| rng.values(96)).collect();
+                x[2][at] = bad;
+                for dev in devices() {
+                    let y = product(&dev, &weight, &x);
+                    for (t, y) in y.chunks(20).enumerate() {
+                        let finite = y.iter().filter(|y| y.is_finite()).count();
+                        let want = if t == 2 { 0 } else { 20 };
+                        assert_eq!(finite, want, "{}, {dtype:?}: {bad} at {at}", dev.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "2 rows of 96 values, scratch for less")]
+fn a_width_beyond_the_scratch_is_refused() {
+    let weight = Matrix::from_f32(WeightDtype::Int8, 16, 96, &[0.0; 16 * 96]);
+    let act = Act::new(Dtype::F32, 2, 96);
+    let mut y = vec![0.0; 32];
+    let mut outs = [Linear { weight: &weight, bias: None, y: &mut y }];
+    let mut scratch = LoraScratch::new(2, 1, 64);
+    let none = Segments { indptr: &[0] };
+    linear(&Device::cpu(1), &act, 2, &mut outs, none, &|_, _| None, &mut scratch);
+}
