@@ -46,6 +46,11 @@ fn wrong_arguments_are_one_line_and_exit_code_2() {
     refused(&polylora(&["bench", "--popularity", "zipf"]), 2);
     refused(&polylora(&["bench", "--rate", "0"]), 2);
     refused(&polylora(&["bench", "--contender", "nonsense"]), 2);
+    let said = refused(&polylora(&["bench", "--contender", "l=http://[::1]:1,lora=first"]), 2);
+    assert!(said.contains("lora=first"), "{said}");
+    let both = "l=http://[::1]:1,model=a,model=b,lora=0";
+    let said = refused(&polylora(&["bench", "--contender", both]), 2);
+    assert!(said.contains("one model=M"), "{said}");
     refused(&polylora(&["adapter", "show", "../secrets"]), 2);
     refused(&polylora(&["adapter", "push", "a", "Cargo.toml"]), 2);
 }

@@ -83,6 +83,45 @@ fn contenders_take_turns_and_are_compared_round_by_round() {
 }
 
 #[test]
+fn a_contender_asks_for_the_adapters_of_a_llama_server_by_index() {
+    let (url, seen) = server();
+    let llama = format!("llama={url},model=base,lora=0,lora=2");
+    let counts = ["--requests", "4", "--concurrency", "1", "--warmup", "0"];
+    let args = [&["--contender", &llama, "--contender", &format!("base={url}")], &counts[..]];
+    let (report, _) = bench(&url, &args.concat());
+    let llama = &report["contenders"][0];
+    assert_eq!(llama["models"], json!(["lora=0", "lora=2"]));
+    assert_eq!(llama["rounds"][0]["asked"], json!({"lora=0": 2, "lora=2": 2}));
+    let seen = seen.lock().expect("lock");
+    let lists: Vec<&Value> = seen.iter().map(|(_, b)| &b["lora"]).collect();
+    let only = |id| json!([{"id": id, "scale": 1.0}]);
+    assert_eq!(lists[..4], [&only(0), &only(2), &only(0), &only(2)]);
+    assert!(seen.iter().all(|(_, b)| b["model"] == "base"));
+    assert!(seen[4..].iter().all(|(_, b)| b.get("lora").is_none()), "{:?}", seen[4]);
+}
+
+#[test]
+fn contenders_on_different_servers_get_the_same_requests() {
+    let ((one, seen_one), (two, seen_two)) = (server(), server());
+    let models = "model=base,model=pirate";
+    let ours = [format!("a={one},{models}"), format!("b={two},{models}"), format!("c={one}/")];
+    let contenders: Vec<&str> = ours.iter().flat_map(|c| ["--contender", c.as_str()]).collect();
+    let counts = ["--requests", "8", "--warmup", "0", "--popularity", "zipf:1"];
+    bench(&one, &[&contenders[..], &counts].concat());
+    let asked = |seen: &Seen| -> Vec<String> {
+        let seen = seen.lock().expect("lock");
+        seen.iter().map(|(_, b)| format!("{} {}", b["model"], b["messages"])).collect()
+    };
+    let (mut first, mut second) = (asked(&seen_one), asked(&seen_two));
+    let again = first.split_off(8);
+    (first.sort(), second.sort());
+    assert_eq!(first, second, "ratios compare servers, not prompts");
+    let words = |s: &String| s.split_once(' ').expect("two parts").1.to_owned();
+    let first: Vec<String> = first.iter().map(words).collect();
+    assert!(again.iter().all(|s| !first.contains(&words(s))), "the prefix cache knew them");
+}
+
+#[test]
 fn with_a_rate_a_stalled_server_is_charged_for_what_had_to_wait() {
     use std::io::{Read, Write};
     // One connection at a time, 100 ms each, ten requests due within a few milliseconds.

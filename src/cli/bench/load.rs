@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// What became of one request.
 #[derive(Debug, Clone)]
 pub struct Outcome {
-    pub model: String,
+    pub asked: String,
     /// The refusal's label when it failed.
     pub answer: Result<Timing, String>,
 }
@@ -77,7 +77,7 @@ async fn open(client: &Client, plan: &Plan, start: Instant) -> Vec<Outcome> {
 async fn outcome(client: &Client, plan: &Plan, i: usize, due: Instant) -> Outcome {
     let shot = plan.shot(i);
     let answer = fire(client, plan, &shot, due).await.map_err(|e| e.label);
-    Outcome { model: shot.model, answer }
+    Outcome { asked: shot.target.to_string(), answer }
 }
 
 async fn fire(client: &Client, plan: &Plan, shot: &Shot, due: Instant) -> Result<Timing, Refusal> {
@@ -109,7 +109,7 @@ async fn fire(client: &Client, plan: &Plan, shot: &Shot, due: Instant) -> Result
 
 fn body(plan: &Plan, shot: &Shot) -> Value {
     let mut body = json!({
-        "model": shot.model,
+        "model": shot.target.model,
         "max_tokens": plan.tokens_max,
         "temperature": 0,
         "stream": true,
@@ -118,6 +118,9 @@ fn body(plan: &Plan, shot: &Shot) -> Value {
     match plan.endpoint {
         Endpoint::Chat => body["messages"] = json!([{"role": "user", "content": shot.prompt}]),
         Endpoint::Completions => body["prompt"] = json!(shot.prompt),
+    }
+    if let Some(index) = shot.target.lora {
+        body["lora"] = json!([{"id": index, "scale": 1.0}]);
     }
     if plan.ignore_eos {
         body["ignore_eos"] = json!(true);

@@ -13,7 +13,7 @@ use super::client::{Client, ServerArgs};
 use super::{bad_argument, say};
 use crate::error::{Error, Result};
 use clap::{Args, ValueEnum};
-use plan::{Plan, Popularity};
+use plan::{Plan, Popularity, Target};
 use report::{Contest, Round};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -30,9 +30,14 @@ Examples:
       --contender base=http://127.0.0.1:8080,model=smollm2-135m-instruct \\
       --contender mixed=http://127.0.0.1:8080,model=a1,model=a2,model=a3
       the price of mixing, as a ratio with its spread
+  polylora bench --rounds 3 --contender ours=http://127.0.0.1:8080,model=a1,model=a2 \
+      --contender llama=http://127.0.0.1:8081,lora=0,lora=1
+      another server beside it; llama-server knows its adapters by index
 
 With --rate, times count from the moment a request was due, not from when it could be sent.
 Prompts are random words, about one token each; the report has the server's own count.";
+
+const CONTENDER: &str = "NAME=URL[,model=M|,lora=N]...";
 
 /// Options of `bench`.
 #[derive(Debug, Clone, Args)]
@@ -47,8 +52,10 @@ pub struct BenchArgs {
     /// How requests choose among models: uniform, zipf:S (S > 0) or roundrobin
     #[arg(long, default_value = "roundrobin", value_name = "LAW")]
     popularity: Popularity,
-    /// A server to compare, repeatable; the first is the one that ratios refer to
-    #[arg(long = "contender", value_name = "NAME=URL[,model=M]...")]
+    /// A server to compare, repeatable; the first is the one that ratios refer to. lora=N asks
+    /// llama-server for its N-th adapter by the body's `lora` list, on the one model named or the
+    /// first listed
+    #[arg(long = "contender", value_name = CONTENDER)]
     contenders: Vec<String>,
     /// Requests in flight, each worker sending its next when the last one ended
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = within(1, 4096))]
@@ -120,7 +127,7 @@ impl Endpoint {
 pub struct Contender {
     pub name: String,
     pub client: Client,
-    pub models: Vec<String>,
+    pub targets: Vec<Target>,
 }
 
 pub fn run(args: BenchArgs) -> Result<()> {
@@ -151,7 +158,7 @@ pub async fn contest(args: &BenchArgs) -> Result<Contest> {
     };
     let mut contest = Contest::new(&contenders);
     for (c, contender) in contenders.iter().enumerate() {
-        let mut plan = plan(args, c, u32::MAX, contender, &prompts);
+        let mut plan = plan(args, twins(&contenders, c), u32::MAX, contender, &prompts);
         (plan.rate, plan.duration) = (None, None);
         plan.requests = Some(args.warmup as usize);
         load::run(&contender.client, &plan).await;
@@ -160,7 +167,7 @@ pub async fn contest(args: &BenchArgs) -> Result<Contest> {
         for turn in 0..contenders.len() {
             // Each round begins with another contender: none always runs on the warmer machine.
             let c = (turn + round as usize) % contenders.len();
-            let plan = plan(args, c, round, &contenders[c], &prompts);
+            let plan = plan(args, twins(&contenders, c), round, &contenders[c], &prompts);
             let (outcomes, wall) = load::run(&contenders[c].client, &plan).await;
             contest.add(c, Round::new(outcomes, wall));
             eprintln!("round {} {}: {}", round + 1, contenders[c].name, contest.last(c));
@@ -169,12 +176,18 @@ pub async fn contest(args: &BenchArgs) -> Result<Contest> {
     Ok(contest)
 }
 
-fn plan(args: &BenchArgs, contender: usize, round: u32, c: &Contender, prompts: &[String]) -> Plan {
+/// How many contenders before this one ask the same server.
+fn twins(contenders: &[Contender], c: usize) -> usize {
+    contenders[..c].iter().filter(|other| other.client.url == contenders[c].client.url).count()
+}
+
+fn plan(args: &BenchArgs, twins: usize, round: u32, c: &Contender, prompts: &[String]) -> Plan {
     let requests = args.requests.map(|n| n as usize);
     Plan {
-        // Other words each time: a prompt seen before would be answered from a prefix cache.
-        seed: plan::mix(&[args.seed, contender as u64, u64::from(round)]),
-        models: c.models.clone(),
+        // Other words each time: a prompt that its server has seen would be answered from a prefix
+        // cache. Contenders on different servers get the same words and popularities.
+        seed: plan::mix(&[args.seed, twins as u64, u64::from(round)]),
+        targets: c.targets.clone(),
         popularity: args.popularity,
         prompts: prompts.to_vec(),
         prompt_words: args.prompt_tokens as usize,
@@ -188,17 +201,26 @@ fn plan(args: &BenchArgs, contender: usize, round: u32, c: &Contender, prompts: 
     }
 }
 
+/// A contender as it was written.
+struct Wanted {
+    name: String,
+    url: String,
+    models: Vec<String>,
+    loras: Vec<u32>,
+}
+
 /// Those of `--contender`, or the one server of `--url`.
 async fn contenders(args: &BenchArgs) -> Result<Vec<Contender>> {
-    let mut found = Vec::new();
+    let mut wanted = Vec::new();
     if args.contenders.is_empty() {
-        found.push(("bench".to_owned(), args.server.url.clone(), args.models.clone()));
+        let (name, url) = ("bench".to_owned(), args.server.url.clone());
+        wanted.push(Wanted { name, url, models: args.models.clone(), loras: Vec::new() });
     }
     for text in &args.contenders {
-        found.push(contender(text, &args.models)?);
+        wanted.push(contender(text, &args.models)?);
     }
     let mut contenders = Vec::new();
-    for (name, url, models) in found {
+    for Wanted { name, url, models, loras } in wanted {
         let server = ServerArgs { url, api_key: args.server.api_key.clone() };
         let client = Client::new(&server, Duration::from_secs(u64::from(args.timeout)))?;
         let models = match models.as_slice() {
@@ -212,21 +234,43 @@ async fn contenders(args: &BenchArgs) -> Result<Vec<Contender>> {
                 format!("{} serves no model", client.url),
             ));
         }
-        contenders.push(Contender { name, client, models });
+        contenders.push(Contender { name, client, targets: targets(&models, &loras) });
     }
     Ok(contenders)
 }
 
-/// `NAME=URL[,model=M]...` to name, address and models.
-fn contender(text: &str, models: &[String]) -> Result<(String, String, Vec<String>)> {
-    let wrong = || bad_argument(format!("--contender '{text}' is not NAME=URL[,model=M]..."));
+/// Each adapter on the first model, else each model.
+fn targets(models: &[String], loras: &[u32]) -> Vec<Target> {
+    let target = |model: &String, lora| Target { model: model.clone(), lora };
+    match loras {
+        [] => models.iter().map(|m| target(m, None)).collect(),
+        loras => loras.iter().map(|l| target(&models[0], Some(*l))).collect(),
+    }
+}
+
+/// [`CONTENDER`] to name, address and targets; `models` when it names neither model nor adapter.
+fn contender(text: &str, models: &[String]) -> Result<Wanted> {
+    let wrong = || bad_argument(format!("--contender '{text}' is not {CONTENDER}"));
     let mut parts = text.split(',');
     let (name, url) = parts.next().and_then(|p| p.split_once('=')).ok_or_else(wrong)?;
-    let own: Option<Vec<String>> =
-        parts.map(|p| p.strip_prefix("model=").map(str::to_owned)).collect();
-    let own = own.ok_or_else(wrong)?;
-    let models = if own.is_empty() { models.to_vec() } else { own };
-    Ok((name.to_owned(), url.to_owned(), models))
+    let (name, url) = (name.to_owned(), url.to_owned());
+    let mut wanted = Wanted { name, url, models: Vec::new(), loras: Vec::new() };
+    for part in parts {
+        match part.split_once('=').ok_or_else(wrong)? {
+            ("model", model) => wanted.models.push(model.to_owned()),
+            ("lora", index) => wanted.loras.push(index.parse().map_err(|_| {
+                bad_argument(format!("--contender '{text}': '{part}' is no adapter's index"))
+            })?),
+            _ => return Err(wrong()),
+        }
+    }
+    if !wanted.loras.is_empty() && wanted.models.len() > 1 {
+        return Err(bad_argument(format!("--contender '{text}': lora=N goes with one model=M")));
+    }
+    if wanted.loras.is_empty() && wanted.models.is_empty() {
+        wanted.models = models.to_vec();
+    }
+    Ok(wanted)
 }
 
 fn lines_of(path: &PathBuf) -> Result<Vec<String>> {

@@ -1,4 +1,4 @@
-//! What a round sends: models, prompts and arrival times, all from one seed.
+//! What a round sends: targets, prompts and arrival times, all from one seed.
 //!
 //! Owns every random choice of the bench. Never sends. The thing to know: request i is a function
 //! of (seed, i), whichever worker takes it and however fast the server is.
@@ -11,11 +11,11 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// How requests choose among the models.
+/// How requests choose among what a contender is asked for.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Popularity {
     Uniform,
-    /// The k-th model is asked in proportion to 1 / k^S.
+    /// The k-th is asked in proportion to 1 / k^S.
     Zipf(f64),
     RoundRobin,
 }
@@ -42,12 +42,29 @@ impl fmt::Display for Popularity {
     }
 }
 
+/// What a request asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    pub model: String,
+    /// An adapter by its index in llama-server's list, which its API has no names for.
+    pub lora: Option<u32>,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.lora {
+            Some(index) => write!(f, "lora={index}"),
+            None => f.write_str(&self.model),
+        }
+    }
+}
+
 /// One round of one contender.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub seed: u64,
     /// At least one.
-    pub models: Vec<String>,
+    pub targets: Vec<Target>,
     pub popularity: Popularity,
     /// Prompts to choose from; empty: make some of `prompt_words` words.
     pub prompts: Vec<String>,
@@ -66,7 +83,7 @@ pub struct Plan {
 /// One request to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shot {
-    pub model: String,
+    pub target: Target,
     pub prompt: String,
 }
 
@@ -180,8 +197,8 @@ impl Plan {
     /// Request `i` of the round.
     pub fn shot(&self, i: usize) -> Shot {
         let mut rng = StdRng::seed_from_u64(mix(&[self.seed, i as u64]));
-        let n = self.models.len();
-        let model = match self.popularity {
+        let n = self.targets.len();
+        let target = match self.popularity {
             Popularity::RoundRobin => i % n,
             Popularity::Uniform => rng.random_range(0..n),
             Popularity::Zipf(s) => {
@@ -196,7 +213,7 @@ impl Plan {
                 .join(" "),
             count => self.prompts[rng.random_range(0..count)].clone(),
         };
-        Shot { model: self.models[model].clone(), prompt }
+        Shot { target: self.targets[target].clone(), prompt }
     }
 
     /// When each request of a round with a rate is due, from the start of the round. Empty without
@@ -227,7 +244,9 @@ mod tests {
     fn plan(popularity: &str, rate: Option<f64>) -> Plan {
         Plan {
             seed: 7,
-            models: ["a", "b", "c", "d"].map(str::to_owned).to_vec(),
+            targets: ["a", "b", "c", "d"]
+                .map(|m| Target { model: m.to_owned(), lora: None })
+                .to_vec(),
             popularity: popularity.parse().expect("a law"),
             prompts: Vec::new(),
             prompt_words: 5,
@@ -244,8 +263,8 @@ mod tests {
     fn counts(p: &Plan) -> [usize; 4] {
         let mut counts = [0; 4];
         for i in 0..4000 {
-            let model = p.shot(i).model;
-            counts[p.models.iter().position(|m| *m == model).expect("a model")] += 1;
+            let target = p.shot(i).target;
+            counts[p.targets.iter().position(|t| *t == target).expect("a target")] += 1;
         }
         counts
     }

@@ -17,7 +17,7 @@ pub struct Round {
     pub timings: Vec<Timing>,
     /// How often each refusal came.
     pub errors: BTreeMap<String, usize>,
-    /// How often each model was asked.
+    /// How often each target was asked.
     pub asked: BTreeMap<String, usize>,
 }
 
@@ -25,7 +25,7 @@ impl Round {
     pub fn new(outcomes: Vec<Outcome>, wall: Duration) -> Self {
         let mut round = Self { seconds: wall.as_secs_f64(), ..Self::default() };
         for o in outcomes {
-            *round.asked.entry(o.model).or_default() += 1;
+            *round.asked.entry(o.asked).or_default() += 1;
             match o.answer {
                 Ok(timing) => round.timings.push(timing),
                 Err(label) => *round.errors.entry(label).or_default() += 1,
@@ -111,7 +111,7 @@ impl Contest {
         let side = |c: &Contender| Side {
             name: c.name.clone(),
             url: c.client.url.clone(),
-            models: c.models.clone(),
+            models: c.targets.iter().map(ToString::to_string).collect(),
             rounds: Vec::new(),
         };
         Self { sides: contenders.iter().map(side).collect() }
