@@ -114,7 +114,8 @@ fn contenders_on_different_servers_get_the_same_requests() {
     };
     let (mut first, mut second) = (asked(&seen_one), asked(&seen_two));
     let again = first.split_off(8);
-    (first.sort(), second.sort());
+    first.sort();
+    second.sort();
     assert_eq!(first, second, "ratios compare servers, not prompts");
     let words = |s: &String| s.split_once(' ').expect("two parts").1.to_owned();
     let first: Vec<String> = first.iter().map(words).collect();

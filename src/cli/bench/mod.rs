@@ -30,7 +30,8 @@ Examples:
       --contender base=http://127.0.0.1:8080,model=smollm2-135m-instruct \\
       --contender mixed=http://127.0.0.1:8080,model=a1,model=a2,model=a3
       the price of mixing, as a ratio with its spread
-  polylora bench --rounds 3 --contender ours=http://127.0.0.1:8080,model=a1,model=a2 \
+  polylora bench --rounds 3 \\
+      --contender ours=http://127.0.0.1:8080,model=a1,model=a2 \\
       --contender llama=http://127.0.0.1:8081,lora=0,lora=1
       another server beside it; llama-server knows its adapters by index
 
