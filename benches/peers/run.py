@@ -261,7 +261,7 @@ def write(name, row, options, body, lines):
             "conditions": asdict(row), **body}
     (folder / f"{stem}.json").write_text(json.dumps(page, indent=1) + "\n")
     head = [f"{name}: {row.what}; 64 tokens out, {options.threads} threads each",
-            f"weights: the {row.file} file, polylora with --dtype {options.dtype}",
+            f"weights: the {row.file} file, polylora with --dtype {options.dtype}" if "idle" in body else "weights: random, f32",
             f"{here['cpu']}, {here['cores']} cores ({', '.join(here['features'])}); load average before {here['load_average']}",
             f"{today}, polylora {page['commit']}, {', '.join(page['versions'])}; {body['seconds']} s in all"]
     head += [f"settings: {settings}"] if settings else []
