@@ -1,11 +1,11 @@
 //! What the matmuls reach beside what the machine can do, measured in the same run: `cargo bench -p
 //! polylora-kernels`.
 //!
-//! Ceilings: f32, bf16 and int8 products of registers alone, and a sum over 1 GiB. Each figure is the
-//! best of several rounds, because other programs only ever slow a round down. Weights are cycled
-//! through more memory than the caches hold. Arguments: threads (all by default), and sections:
-//! bf16, f32, int8, int4, fork, adapters, attention. With one thread the clock is the thread's CPU time, which
-//! is of use on a busy machine too.
+//! Ceilings: f32, bf16 and int8 products of registers alone, and a sum over 1 GiB. Each figure is
+//! the best of several rounds, because other programs only ever slow a round down. Weights are
+//! cycled through more memory than the caches hold. Arguments: threads (all by default), and
+//! sections: bf16, f32, int8, int4, fork, adapters, attention. With one thread the clock is the
+//! thread's CPU time, which is of use on a busy machine too.
 
 use std::hint::black_box;
 use std::sync::OnceLock;

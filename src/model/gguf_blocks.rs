@@ -30,7 +30,7 @@ pub fn kept_as(dtype: GgmlDType) -> Option<WeightDtype> {
 }
 
 impl Groups {
-    /// Appends blocks. `bytes` are whole blocks of a type that [`kept_as`] knows.
+    /// Appends blocks. `bytes` are whole blocks of a type that `kept_as` knows.
     pub fn extend(&mut self, dtype: GgmlDType, bytes: &[u8]) {
         for block in bytes.chunks_exact(dtype.type_size()) {
             match dtype {

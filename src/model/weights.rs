@@ -44,8 +44,9 @@ struct Loader<'a> {
 impl Weights {
     /// Reads and packs every tensor. `dtype` None: integers stay as they are stored; floats become
     /// bf16 unless the checkpoint stores f32. With 4-bit integers the table and the head have 8, as
-    /// is usual: they are felt most. `progress` is told (done, total) weights. Errors: `invalid_model` names a tensor that is
-    /// missing or of the wrong shape, `unsupported_model` one that the decoder would leave unused.
+    /// is usual: they are felt most. `progress` is told (done, total) weights. Errors:
+    /// `invalid_model` names a tensor that is missing or of the wrong shape, `unsupported_model`
+    /// one that the decoder would leave unused.
     pub fn load(
         c: &Checkpoint,
         dtype: Option<WeightDtype>,

@@ -1,6 +1,6 @@
 //! A tile of y = x·Wᵀ with integer weights and 8-bit activations.
 //!
-//! y = Σ over groups of  a·(s·Σ(q − zero)·x + least·Σx),   a the activation's scale, s the weight's.
+//! y = Σ over groups of  a·(s·Σ(q − zero)·x + least·Σx),   a: the activation's scale, s: W's.
 //! The sums of integers are exact and start at −zero·Σx; a lane's float is one chain over the
 //! groups in order, so y has the same bits in any batch and on any CPU with fused multiply-add.
 

@@ -84,7 +84,8 @@ pub(super) struct Tile {
     pub(super) outputs: usize,
     /// Null, or the bias of the first output, to be added now.
     pub(super) bias: *const f32,
-    /// What to bring near beside the products, from here on: so many lines a tick, in `RATE_ONE`ths.
+    /// What to bring near beside the products, from here on: so many lines a tick, in
+    /// `RATE_ONE`ths.
     pub(super) ahead: *const u32,
     pub(super) ahead_rate: usize,
     /// What else to bring near: a list, and how many of it a tick, in `RATE_ONE`ths.

@@ -6,11 +6,11 @@
 //!
 //!   scales `[panels][16]` f16, least values `[panels][16]` f16 (if any), q `[words][panels][16]`
 //!
-//! An 8-bit word holds four consecutive inputs, the first in the low byte. A 4-bit word holds eight:
-//! the first four in the low nibbles of its bytes, the others in the high ones. q is unsigned, for
-//! the CPU multiplies unsigned by signed bytes; `zero` makes up for it. Scales are f16 as in GGUF
-//! files, whose blocks of 32 are thus kept exactly; scales that K-blocks make by a product are
-//! rounded once (relative 2⁻¹¹, a hundredth of a quantisation step).
+//! An 8-bit word holds four consecutive inputs, the first in the low byte. A 4-bit word holds
+//! eight: the first four in the low nibbles of its bytes, the others in the high ones. q is
+//! unsigned, for the CPU multiplies unsigned by signed bytes; `zero` makes up for it. Scales are
+//! f16 as in GGUF files, whose blocks of 32 are thus kept exactly; scales that K-blocks make by a
+//! product are rounded once (relative 2⁻¹¹, a hundredth of a quantisation step).
 
 use half::f16;
 

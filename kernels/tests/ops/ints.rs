@@ -117,7 +117,7 @@ fn rounding_to_groups_is_off_by_half_a_step_at_most() {
                         true => (high - low) / ((1 << bits) - 1) as f32,
                         false => high.max(-low) / ((1 << (bits - 1)) - 1) as f32,
                     };
-                    // The scale and the least value are rounded to f16, small ones in steps of 2^-24.
+                    // Scale and least value are rounded to f16, small ones in steps of 2^-24.
                     let most = 0.52 * step + high.abs().max(low.abs()) * 2e-3 + 255.0 * 3e-8;
                     for (held, value) in held.iter().zip(values) {
                         let error = (held - value).abs();
