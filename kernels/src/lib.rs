@@ -80,7 +80,7 @@ pub enum WeightDtype {
     Bf16,
     /// 8 bits about zero, a scale for 32 (Q8_0, Q5_0).
     Int8,
-    /// 8 bits about zero, a scale for 16 (Q6_K*, Q3_K*).
+    /// 8 bits about zero, a scale for 16 (Q6_K*).
     Int8By16,
     /// 8 bits up from a least value, both for 32 (Q5_1, Q5_K*).
     Int8Least,

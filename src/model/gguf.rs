@@ -8,7 +8,7 @@
 
 use super::checkpoint::TensorData;
 use super::config_json::{check, embedding_scale, invalid, unsupported};
-use super::gguf_blocks::{Groups, kept_as};
+use super::gguf_blocks::{Groups, kept_as, reordered};
 use super::gguf_shape::{Metadata, rope};
 use crate::error::{Error, Result};
 use crate::shape::{Activation, ModelShape};
@@ -153,7 +153,7 @@ impl Gguf {
             f32s.reserve_exact(rows * width);
         }
         for (start, count) in pieces(rows, width) {
-            let mut piece = self.dequantise(info, name, start, count, width)?;
+            let mut piece = self.floats(name, &self.read(info, name, start, count, width)?)?;
             if minus_one {
                 piece.iter_mut().for_each(|w| *w -= 1.0);
             }
@@ -163,9 +163,11 @@ impl Gguf {
                 f32s.append(&mut piece);
             }
         }
-        Ok(Some(match round {
-            true => TensorData::Bf16(reorder(bf16s, width, order)),
-            false => TensorData::F32(reorder(f32s, width, order)),
+        Ok(Some(match (round, order) {
+            (true, None) => TensorData::Bf16(bf16s),
+            (true, Some(order)) => TensorData::Bf16(reordered(&bf16s, &order)),
+            (false, None) => TensorData::F32(f32s),
+            (false, Some(order)) => TensorData::F32(reordered(&f32s, &order)),
         }))
     }
 
@@ -173,16 +175,8 @@ impl Gguf {
         invalid(format!("{}: tensor {name}: {why}", self.path.display()))
     }
 
-    /// Rows `start..start + count` of a tensor, as f32.
-    fn dequantise(
-        &self,
-        info: &TensorInfo,
-        name: &str,
-        start: usize,
-        count: usize,
-        width: usize,
-    ) -> Result<Vec<f32>> {
-        let piece = self.read(info, name, start, count, width)?;
+    /// What was read of a tensor, dequantised.
+    fn floats(&self, name: &str, piece: &QTensor) -> Result<Vec<f32>> {
         let floats = piece.dequantize(&candle_core::Device::Cpu).and_then(|t| t.to_vec1());
         floats.map_err(|e| self.failed(name, &e))
     }
@@ -311,7 +305,7 @@ impl Gguf {
                 head_dim / 2
             )));
         }
-        self.dequantise(info, name, 0, 1, head_dim / 2)
+        self.floats(name, &self.read(info, name, 0, 1, head_dim / 2)?)
     }
 }
 
@@ -321,16 +315,6 @@ fn pieces(rows: usize, width: usize) -> impl Iterator<Item = (usize, usize)> {
         _ => (PIECE_ELEMENTS / width).max(1),
     };
     (0..rows).step_by(step).map(move |start| (start, step.min(rows - start)))
-}
-
-fn reorder<T: Copy>(rows: Vec<T>, width: usize, order: Option<Vec<usize>>) -> Vec<T> {
-    match order {
-        None => rows,
-        Some(order) => order
-            .into_iter()
-            .flat_map(|row| rows[row * width..(row + 1) * width].iter().copied())
-            .collect(),
-    }
 }
 
 /// Parts of a layer: (Hugging Face, GGUF). The norms around the blocks differ by family.

@@ -51,13 +51,12 @@ impl Groups {
         Grouped { q: &self.q, scales: &self.scales, least: &self.least }
     }
 
-    /// The rows in another order: `order[row]` is the row that comes there.
+    /// See `reordered`.
     pub fn reordered(self, order: &[usize]) -> Self {
-        let rows = order.len();
         Self {
-            q: reordered(&self.q, rows, order),
-            scales: reordered(&self.scales, rows, order),
-            least: reordered(&self.least, rows, order),
+            q: reordered(&self.q, order),
+            scales: reordered(&self.scales, order),
+            least: reordered(&self.least, order),
         }
     }
 
@@ -161,8 +160,9 @@ fn half(block: &[u8], at: usize) -> f16 {
     f16::from_le_bytes([block[at], block[at + 1]])
 }
 
-fn reordered<T: Copy>(values: &[T], rows: usize, order: &[usize]) -> Vec<T> {
-    let width = values.len() / rows;
+/// Rows of equal width in another order: `order[row]` is the row that comes there.
+pub fn reordered<T: Copy>(values: &[T], order: &[usize]) -> Vec<T> {
+    let width = values.len() / order.len();
     order.iter().flat_map(|row| values[row * width..][..width].iter().copied()).collect()
 }
 

@@ -116,12 +116,13 @@ impl Matrix {
         (start, self.panels(block), output % BLOCK)
     }
 
+    /// Packs a group, once: its place holds zeros.
     fn put(&mut self, output: usize, step: usize, group: &Group) {
         let (start, panels, lane) = self.at(output, step);
         let dtype = self.dtype;
         let half = |words: &mut [u32], lane: usize, value: f16| {
             let (word, shift) = (&mut words[lane / 2], 16 * (lane % 2));
-            *word = *word & !(0xffff << shift) | u32::from(value.to_bits()) << shift;
+            *word |= u32::from(value.to_bits()) << shift;
         };
         half(&mut self.words[start..], lane, group.scale);
         if dtype.has_least() {
@@ -204,10 +205,7 @@ impl WeightDtype {
 
     /// Bits of a value on average, scales included.
     pub fn bits(self) -> f64 {
-        match self.group() {
-            Some(group) => (32 * self.step_words()) as f64 / (LANES * group) as f64,
-            None => (32 * self.step_words()) as f64 / (LANES * self.word_inputs()) as f64,
-        }
+        (32 * self.step_words()) as f64 / (LANES * self.step_inputs()) as f64
     }
 
     /// Whether a group has a least value.
@@ -242,9 +240,14 @@ impl WeightDtype {
         }
     }
 
+    /// Inputs of a step.
+    fn step_inputs(self) -> usize {
+        self.group().unwrap_or(self.word_inputs())
+    }
+
     /// Words of one output in a step.
     pub(crate) fn group_words(self) -> usize {
-        self.group().map_or(1, |group| group / self.word_inputs())
+        self.step_inputs() / self.word_inputs()
     }
 
     /// Words of a panel before its values.
