@@ -72,6 +72,11 @@ impl Act {
         (&self.wide, self.stride)
     }
 
+    /// The bf16 rows, where they are kept, with the stride of the others.
+    pub(crate) fn halves(&self) -> Option<&[bf16]> {
+        self.half.as_deref()
+    }
+
     /// The rows as 32-bit words of a packed matmul of `dtype` (a pair of bf16, or an f32), and the
     /// stride in words.
     pub(crate) fn words(&self, dtype: Dtype) -> (*const u32, usize) {

@@ -24,15 +24,21 @@ const POLLS_MAX: u32 = 1500;
 /// What one run calls: task and worker number.
 type Body<'a> = &'a (dyn Fn(usize, usize) + Sync + 'a);
 
+/// What is written all the time, on cache lines of its own: else all that lies beside it would have
+/// to be fetched anew from the other core each time. Two lines, for CPUs fetch them in pairs.
+#[derive(Default)]
+#[repr(align(128))]
+pub(crate) struct Apart<T>(pub(crate) T);
+
 struct Post {
     /// High half: number of the run. Low half: tasks not yet claimed.
-    ticket: AtomicU64,
+    ticket: Apart<AtomicU64>,
     /// The running body: a pointer to a `Body` on the caller's stack.
     body: AtomicPtr<()>,
     /// Tasks of the run in all.
     tasks: AtomicU32,
-    /// Tasks of the run not yet finished.
-    unfinished: AtomicU32,
+    /// Tasks of the run of which it is not yet known that they are finished.
+    unfinished: Apart<AtomicU32>,
     /// The caller parks in wait of `unfinished == 0`.
     caller_parked: AtomicBool,
     caller: Mutex<Option<Thread>>,
@@ -58,10 +64,10 @@ impl Team {
     pub(crate) fn new(threads: usize) -> Team {
         assert!(threads >= 1, "a team needs at least one thread");
         let post = Arc::new(Post {
-            ticket: AtomicU64::new(0),
+            ticket: Apart::default(),
             body: AtomicPtr::new(std::ptr::null_mut()),
             tasks: AtomicU32::new(0),
-            unfinished: AtomicU32::new(0),
+            unfinished: Apart::default(),
             caller_parked: AtomicBool::new(false),
             caller: Mutex::new(None),
             failed: AtomicBool::new(false),
@@ -109,11 +115,11 @@ impl Team {
         }
         let post = &*self.post;
         let count = u32::try_from(tasks).expect("tasks fit in 32 bits");
-        let run = (post.ticket.load(Ordering::Relaxed) >> 32).wrapping_add(1);
-        post.unfinished.store(count, Ordering::Relaxed);
+        let run = (post.ticket.0.load(Ordering::Relaxed) >> 32).wrapping_add(1);
+        post.unfinished.0.store(count, Ordering::Relaxed);
         post.tasks.store(count, Ordering::Release);
         post.body.store((&raw const body).cast_mut().cast(), Ordering::Release);
-        post.ticket.store(run << 32 | u64::from(count), Ordering::SeqCst);
+        post.ticket.0.store(run << 32 | u64::from(count), Ordering::SeqCst);
         fence(Ordering::SeqCst);
         for worker in self.workers.iter().take(tasks - 1) {
             if worker.parked.load(Ordering::SeqCst) {
@@ -143,19 +149,20 @@ impl Drop for Team {
 }
 
 impl Post {
-    /// Claims and runs tasks until none is left.
+    /// Claims and runs tasks until none is left, then says how many it did.
     fn claim_all(&self, worker: usize) {
+        let mut done = 0;
         loop {
-            let ticket = self.ticket.load(Ordering::Acquire);
+            let ticket = self.ticket.0.load(Ordering::Acquire);
             let left = ticket as u32;
             if left == 0 {
-                return;
+                break;
             }
             // Acquire: had a later run already written these, the exchange below would see that
             // run's ticket and fail.
             let tasks = self.tasks.load(Ordering::Acquire);
             let body = self.body.load(Ordering::Acquire).cast::<Body<'_>>();
-            let claimed = self.ticket.compare_exchange(
+            let claimed = self.ticket.0.compare_exchange(
                 ticket,
                 ticket - 1,
                 Ordering::AcqRel,
@@ -165,8 +172,8 @@ impl Post {
                 continue;
             }
             let task = (tasks - left) as usize;
-            // SAFETY: the task just claimed is unfinished, so the caller still waits in `run` and
-            // its `body` is alive.
+            // SAFETY: the task just claimed is not yet said to be finished, so the caller still
+            // waits in `run` and its `body` is alive.
             let body = unsafe { *body };
 
             if !self.failed.load(Ordering::Acquire)
@@ -175,14 +182,14 @@ impl Post {
                 self.panic.lock().expect("no code panics under this lock").get_or_insert(payload);
                 self.failed.store(true, Ordering::Release);
             }
-            if self.unfinished.fetch_sub(1, Ordering::SeqCst) == 1 && worker != 0 {
-                fence(Ordering::SeqCst);
-                if self.caller_parked.load(Ordering::SeqCst)
-                    && let Some(caller) =
-                        &*self.caller.lock().expect("no code panics under this lock")
-                {
-                    caller.unpark();
-                }
+            done += 1;
+        }
+        if done > 0 && self.unfinished.0.fetch_sub(done, Ordering::SeqCst) == done && worker != 0 {
+            fence(Ordering::SeqCst);
+            if self.caller_parked.load(Ordering::SeqCst)
+                && let Some(caller) = &*self.caller.lock().expect("no code panics under this lock")
+            {
+                caller.unpark();
             }
         }
     }
@@ -190,7 +197,7 @@ impl Post {
     /// The caller's wait for tasks that others still run.
     fn wait_done(&self) {
         for _ in 0..POLLS_MAX {
-            if self.unfinished.load(Ordering::Acquire) == 0 {
+            if self.unfinished.0.load(Ordering::Acquire) == 0 {
                 return;
             }
             std::hint::spin_loop();
@@ -198,7 +205,7 @@ impl Post {
         *self.caller.lock().expect("no code panics under this lock") = Some(thread::current());
         self.caller_parked.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        while self.unfinished.load(Ordering::SeqCst) > 0 {
+        while self.unfinished.0.load(Ordering::SeqCst) > 0 {
             thread::park();
         }
         self.caller_parked.store(false, Ordering::SeqCst);
@@ -208,7 +215,7 @@ impl Post {
     fn serve(&self, worker: usize, parked: &AtomicBool) {
         let mut polls = 0;
         loop {
-            if self.ticket.load(Ordering::Acquire) as u32 > 0 {
+            if self.ticket.0.load(Ordering::Acquire) as u32 > 0 {
                 self.claim_all(worker);
                 polls = 0;
             } else if self.stop.load(Ordering::Acquire) {
@@ -219,7 +226,7 @@ impl Post {
             } else {
                 parked.store(true, Ordering::SeqCst);
                 fence(Ordering::SeqCst);
-                let idle = self.ticket.load(Ordering::SeqCst) as u32 == 0;
+                let idle = self.ticket.0.load(Ordering::SeqCst) as u32 == 0;
                 if idle && !self.stop.load(Ordering::SeqCst) {
                     thread::park();
                 }

@@ -228,7 +228,7 @@ impl<P: Product> Kernel for Blocks<'_, P> {
                 let r = part(task.rows.len(), groups, group);
                 let mut tile = task.tile(block, part_of.clone(), task.rows.start + r.start);
                 let ticks = part_of.len() * P::TICKS;
-                if groups > 1 {
+                if groups > 1 && !ahead.is_null() {
                     let words = weight.step_words(block) * part_of.len();
                     tile.look_ahead(ahead, words, ticks, group, groups);
                 }

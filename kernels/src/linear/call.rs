@@ -8,6 +8,8 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
+use half::bf16;
+
 use crate::act::Act;
 use crate::buffer::Shared;
 use crate::device::Device;
@@ -16,6 +18,7 @@ use crate::linear::expand::Expand;
 use crate::linear::shrink::Shrink;
 use crate::linear::{Change, LoraScratch, Piece, SITES_MAX, STRETCH, TURNS_PER_THREAD};
 use crate::simd::Isa;
+use crate::team::Apart;
 
 /// How far a task of the base product is.
 const BEGUN: u8 = 0;
@@ -42,11 +45,11 @@ pub(super) struct Call<'c> {
     rows_max: usize,
     u_stride: usize,
     /// The next piece, product and product to look at again.
-    next_piece: AtomicUsize,
-    next_product: AtomicUsize,
-    next_left: AtomicUsize,
+    next_piece: Apart<AtomicUsize>,
+    next_product: Apart<AtomicUsize>,
+    next_left: Apart<AtomicUsize>,
     /// Pieces of u that are made.
-    shrunk: AtomicUsize,
+    shrunk: Apart<AtomicUsize>,
     states: &'c [AtomicU8],
 }
 
@@ -75,10 +78,10 @@ impl<'c> Call<'c> {
             u: Shared::of(&mut scratch.u),
             rows_max: scratch.rows_max,
             u_stride: scratch.u_stride,
-            next_piece: AtomicUsize::new(0),
-            next_product: AtomicUsize::new(0),
-            next_left: AtomicUsize::new(0),
-            shrunk: AtomicUsize::new(0),
+            next_piece: Apart::default(),
+            next_product: Apart::default(),
+            next_left: Apart::default(),
+            shrunk: Apart::default(),
             states,
         }
     }
@@ -88,24 +91,23 @@ impl<'c> Call<'c> {
             // SAFETY: shapes are checked; tasks are disjoint in y.
             return dev.fork(self.cut.tasks(), &|task| unsafe { self.multiply(task) });
         }
-        let shrinks = self.pieces.len().div_ceil(self.share);
-        let turns = shrinks + self.cut.tasks() + self.threads;
         // SAFETY: the plan bounds rows and ranks; pieces are disjoint in u, products in y.
-        dev.fork_calls(turns, &|worker| unsafe { self.turn(worker) });
+        dev.fork_calls(self.threads, &|worker| unsafe { self.work(worker) });
     }
 
-    /// Makes some pieces of u or a product, or, when both are given out, finishes what was left.
-    unsafe fn turn(&self, worker: usize) {
+    /// Makes pieces of u and products while there are any, then finishes what was left.
+    unsafe fn work(&self, worker: usize) {
         let shrinks_first = worker.is_multiple_of(2);
-        let taken =
-            shrinks_first && self.take_pieces() || self.take_product() || self.take_pieces();
-        if !taken {
-            self.finish_left();
-        }
+        while shrinks_first && self.take_pieces() || self.take_product() || self.take_pieces() {}
+        self.finish_left();
     }
 
     unsafe fn take_pieces(&self) -> bool {
-        let start = self.next_piece.fetch_add(self.share, Ordering::Relaxed);
+        // Looked at before it is written: it is asked for once a product.
+        if self.next_piece.0.load(Ordering::Relaxed) >= self.pieces.len() {
+            return false;
+        }
+        let start = self.next_piece.0.fetch_add(self.share, Ordering::Relaxed);
         let end = self.pieces.len().min(start + self.share);
         if start >= end {
             return false;
@@ -117,17 +119,17 @@ impl<'c> Call<'c> {
                 next.map_or(std::ptr::null(), |next| self.place_a(next)),
             );
         }
-        self.shrunk.fetch_add(end - start, Ordering::Release);
+        self.shrunk.0.fetch_add(end - start, Ordering::Release);
         true
     }
 
     unsafe fn take_product(&self) -> bool {
-        let task = self.next_product.fetch_add(1, Ordering::Relaxed);
+        let task = self.next_product.0.fetch_add(1, Ordering::Relaxed);
         if task >= self.cut.tasks() {
             return false;
         }
         self.multiply(task);
-        let made = self.shrunk.load(Ordering::Acquire) == self.pieces.len();
+        let made = self.shrunk.0.load(Ordering::Acquire) == self.pieces.len();
         if made {
             self.finish(task);
         }
@@ -137,11 +139,11 @@ impl<'c> Call<'c> {
 
     /// Adds the deltas to products that were made before u.
     unsafe fn finish_left(&self) {
-        if !wait(self.failed, || self.shrunk.load(Ordering::Acquire) == self.pieces.len()) {
+        if !wait(self.failed, || self.shrunk.0.load(Ordering::Acquire) == self.pieces.len()) {
             return;
         }
         loop {
-            let task = self.next_left.fetch_add(1, Ordering::Relaxed);
+            let task = self.next_left.0.fetch_add(1, Ordering::Relaxed);
             let Some(state) = self.states.get(task) else { return };
             if !wait(self.failed, || state.load(Ordering::Acquire) != BEGUN) {
                 return;
@@ -204,8 +206,10 @@ impl<'c> Call<'c> {
     unsafe fn shrink(&self, piece: &Piece, after: *const u8) {
         let (x, x_stride) = self.x.wide();
         let change = &self.changes[piece.change as usize];
+        let halves = self.x.halves().filter(|_| change.pairs);
         let at = Shrink {
             x: x.as_ptr(),
+            halves: halves.map_or(std::ptr::null(), <[bf16]>::as_ptr),
             x_stride,
             rows: piece.rows[0] as usize..piece.rows[1] as usize,
             ranks: piece.ranks[0] as usize..piece.ranks[1] as usize,

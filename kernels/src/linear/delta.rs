@@ -5,8 +5,9 @@
 //! inputs follow each other (`[R/4][I/32][4][32]`), what is left of R lies row by row. B is
 //! transposed, in blocks of 64 outputs, each `[R][64]`, lanes over outputs, the last block padded
 //! to 32: one row's products read both as one sequential stream. Within a row values lie in groups
-//! of 32 (see [`Element`]). Ranks are exact. Factors have their own dtype: in int8 both factors of
-//! a rank have one scale together, which multiplies its u.
+//! of 32 (see [`Element`]); B in bf16 is `[R/2][64][2]` instead, two ranks of an output a word, an
+//! odd rank beside a zero. Ranks are exact but for that. Factors have their own dtype: in int8 both
+//! factors of a rank have one scale together, which multiplies its u.
 
 use std::ops::Range;
 
@@ -54,9 +55,10 @@ impl<E: Element + Zeroed> Pair<E> {
     fn pack(source: &Source<'_>) -> Pair<E> {
         let Source { rank, inputs, outputs, a, b, scale } = *source;
         let stride = inputs.next_multiple_of(GROUP);
+        let ranks = rank.next_multiple_of(E::DEPTH);
         let mut pair = Pair {
             a: Buffer::zeroed(rank * stride),
-            b: Buffer::zeroed(block_start(outputs, rank, outputs.div_ceil(BLOCK))),
+            b: Buffer::zeroed(block_start(outputs, ranks, outputs.div_ceil(BLOCK))),
         };
         for r in 0..rank {
             for i in 0..inputs {
@@ -64,11 +66,8 @@ impl<E: Element + Zeroed> Pair<E> {
             }
         }
         for o in 0..outputs {
-            let block = o / BLOCK;
-            let start = block_start(outputs, rank, block) + E::place(o % BLOCK);
             for r in 0..rank {
-                pair.b[start + r * block_width(outputs, block)] =
-                    E::from_f32(scale * b[o * rank + r]);
+                pair.b[b_place::<E>(outputs, ranks, o, r)] = E::from_f32(scale * b[o * rank + r]);
             }
         }
         pair
@@ -112,10 +111,21 @@ fn a_place<E: Element>(rank: usize, stride: usize, r: usize, i: usize) -> usize 
     }
 }
 
-/// First value of a block of B; the end of B for the block behind the last.
+/// Where a value of B is stored.
+fn b_place<E: Element>(outputs: usize, ranks: usize, o: usize, r: usize) -> usize {
+    let (block, at) = (o / BLOCK, o % BLOCK);
+    let width = block_width(outputs, block);
+    let within = match E::DEPTH {
+        1 => r * width + E::place(at),
+        depth => (r / depth * width + at) * depth + r % depth,
+    };
+    block_start(outputs, ranks, block) + within
+}
+
+/// First value of a block of B; the end of B for the block behind the last. `ranks` as stored.
 #[inline(always)]
-pub(super) fn block_start(outputs: usize, rank: usize, block: usize) -> usize {
-    (block * BLOCK).min(outputs.next_multiple_of(GROUP)) * rank
+pub(super) fn block_start(outputs: usize, ranks: usize, block: usize) -> usize {
+    (block * BLOCK).min(outputs.next_multiple_of(GROUP)) * ranks
 }
 
 /// Outputs of a block of B, padding included.
@@ -205,12 +215,26 @@ impl Delta {
 
     /// Where those of an output block (of B) start.
     pub(super) fn place_b(&self, block: usize) -> *const u8 {
-        let at = block_start(self.outputs, self.rank, block);
+        let at = block_start(self.outputs, self.ranks_b(), block);
         match &self.factors {
             Factors::F32(pair) => pair.b.as_ptr().wrapping_add(at).cast(),
             Factors::Bf16(pair) => pair.b.as_ptr().wrapping_add(at).cast(),
             Factors::Int8(pair, _) => pair.b.as_ptr().wrapping_add(at).cast(),
         }
+    }
+
+    /// Ranks of B as stored.
+    #[inline(always)]
+    fn ranks_b(&self) -> usize {
+        match &self.factors {
+            Factors::Bf16(_) => self.rank.next_multiple_of(bf16::DEPTH),
+            Factors::F32(_) | Factors::Int8(..) => self.rank,
+        }
+    }
+
+    /// Whether its factors are pairs of bf16.
+    pub(super) fn has_pairs(&self) -> bool {
+        matches!(self.factors, Factors::Bf16(_))
     }
 
     /// Bytes of B of some output blocks.
@@ -262,6 +286,7 @@ pub(super) enum FactorB<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Stream {
     pub(super) end: *const u8,
+    /// Null: not known.
     pub(super) after: *const u8,
     /// Bytes on the way at a time.
     pub(super) distance: usize,
@@ -271,12 +296,16 @@ impl Stream {
     /// Twice what a core has on the way at full bandwidth.
     pub(super) const DISTANCE: usize = 8192;
 
-    /// What will be read some time after `p`.
+    /// What will be read some time after `p`; `p` itself where that is not known: asking for what
+    /// is near costs nothing, while a place that no page holds is looked for in the page tables
+    /// each time.
     #[inline(always)]
     pub(super) fn ahead(self, p: *const u8) -> *const u8 {
         let ahead = p.wrapping_add(self.distance);
         if ahead < self.end {
             ahead
+        } else if self.after.is_null() {
+            p
         } else {
             self.after.wrapping_add(ahead.addr() - self.end.addr())
         }

@@ -4,10 +4,12 @@
 //! Lanes over outputs; every output is one chain over the ranks in order, on top of x·Wᵀ. One row
 //! reads B as one stream.
 
+use std::hint::black_box;
 use std::ops::Range;
 
 use crate::linear::Change;
 use crate::linear::delta::{FactorB, Stream, block_start, block_width};
+use crate::linear::lines::LINE;
 use crate::matrix::BLOCK;
 use crate::simd::{Element, GROUP, Kernel, LANES, Simd};
 
@@ -31,6 +33,8 @@ struct Segment<'a, E> {
     rows: Range<usize>,
     b: &'a [E],
     rank: usize,
+    /// u is pairs of bf16.
+    pairs: bool,
     /// Where its ranks start in u.
     column: usize,
     gain: Option<&'a [f32]>,
@@ -89,6 +93,7 @@ impl Expand<'_> {
             rows,
             b,
             rank: change.delta().rank(),
+            pairs: change.pairs,
             column: change.column as usize,
             gain,
             own_bias,
@@ -119,6 +124,15 @@ impl Expand<'_> {
 impl<E: Element> Segment<'_, E> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        if S::PAIRS && E::DEPTH == 2 && self.pairs {
+            self.tiles::<S, true>();
+        } else {
+            self.tiles::<S, false>();
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tiles<S: Simd, const PAIRS: bool>(self) {
         for block in self.at.blocks.clone() {
             let full = (block + 1) * BLOCK <= self.at.outputs;
             let wide = block_width(self.at.outputs, block) == BLOCK;
@@ -129,16 +143,19 @@ impl<E: Element> Segment<'_, E> {
                     2.. => 2,
                     _ => 1,
                 };
+                // Else the addresses and masks of tiles of every shape are made before each turn,
+                // which takes longer than the tile.
+                let (row_of, block) = (black_box(row), black_box(block));
                 match (rows, wide, full) {
-                    (4, _, true) => self.tile::<S, 4, 4, true>(row, block),
-                    (4, true, _) => self.tile::<S, 4, 4, false>(row, block),
-                    (4, ..) => self.tile::<S, 4, 2, false>(row, block),
-                    (2, _, true) => self.tile::<S, 2, 4, true>(row, block),
-                    (2, true, _) => self.tile::<S, 2, 4, false>(row, block),
-                    (2, ..) => self.tile::<S, 2, 2, false>(row, block),
-                    (_, _, true) => self.tile::<S, 1, 4, true>(row, block),
-                    (_, true, _) => self.tile::<S, 1, 4, false>(row, block),
-                    _ => self.tile::<S, 1, 2, false>(row, block),
+                    (4, _, true) => self.tile::<S, PAIRS, 4, 4, true>(row_of, block),
+                    (4, true, _) => self.tile::<S, PAIRS, 4, 4, false>(row_of, block),
+                    (4, ..) => self.tile::<S, PAIRS, 4, 2, false>(row_of, block),
+                    (2, _, true) => self.tile::<S, PAIRS, 2, 4, true>(row_of, block),
+                    (2, true, _) => self.tile::<S, PAIRS, 2, 4, false>(row_of, block),
+                    (2, ..) => self.tile::<S, PAIRS, 2, 2, false>(row_of, block),
+                    (_, _, true) => self.tile::<S, PAIRS, 1, 4, true>(row_of, block),
+                    (_, true, _) => self.tile::<S, PAIRS, 1, 4, false>(row_of, block),
+                    _ => self.tile::<S, PAIRS, 1, 2, false>(row_of, block),
                 }
                 row += rows;
             }
@@ -148,7 +165,13 @@ impl<E: Element> Segment<'_, E> {
     /// Some rows of a block of `VECS` vectors, an even number; `FULL`: all its lanes are outputs.
     #[inline(always)]
     #[expect(clippy::needless_range_loop, reason = "iterators over parts of `acc` spill it")]
-    unsafe fn tile<S: Simd, const ROWS: usize, const VECS: usize, const FULL: bool>(
+    unsafe fn tile<
+        S: Simd,
+        const PAIRS: bool,
+        const ROWS: usize,
+        const VECS: usize,
+        const FULL: bool,
+    >(
         &self,
         row: usize,
         block: usize,
@@ -160,18 +183,50 @@ impl<E: Element> Segment<'_, E> {
                 acc[t][v] = S::load_n(y, n);
             }
         }
-        let start = block_start(self.at.outputs, self.rank, block);
-        let b = self.b.as_ptr().wrapping_add(start);
-        let end = block_start(self.at.outputs, self.rank, self.at.blocks.end);
-        let first = block_start(self.at.outputs, self.rank, self.at.blocks.start);
-        let bytes = (end - first) * size_of::<E>();
+        let ranks = self.rank.next_multiple_of(E::DEPTH);
+        let [start, first, end] = [block, self.at.blocks.start, self.at.blocks.end]
+            .map(|block| self.b.as_ptr().wrapping_add(block_start(self.at.outputs, ranks, block)));
+        let bytes = end.addr() - first.addr();
         let stream = Stream {
-            end: self.b.as_ptr().wrapping_add(end).cast(),
+            end: end.cast(),
             after: self.after,
             distance: Stream::DISTANCE.min(bytes).max(1),
         };
-        let ahead = stream.ahead(b.cast());
-        let column = self.at.u.wrapping_add(self.column);
+        let ahead = stream.ahead(start.cast());
+        let u = self.at.u.wrapping_add(row * self.at.u_stride + self.column);
+        acc = match E::DEPTH {
+            1 => self.add::<S, ROWS, VECS>(acc, u, start, ahead),
+            _ if PAIRS => self.add_pairs::<S, ROWS, VECS>(acc, u.cast(), start, ahead),
+            _ => self.add_halves::<S, ROWS, VECS>(acc, u, start, ahead),
+        };
+        for t in 0..ROWS {
+            for v in 0..VECS {
+                let (y, n, _) = self.place::<FULL>(row + t, block, v);
+                S::store_n(y, n, acc[t][v]);
+            }
+        }
+        // Most deltas are factors alone. Read again, for were `acc` touched here too, it would be
+        // kept in memory all along.
+        if self.gain.is_some() || self.own_bias.is_some() || self.bias.is_some() {
+            for t in 0..ROWS {
+                for v in 0..VECS {
+                    let (y, n, output) = self.place::<FULL>(row + t, block, v);
+                    S::store_n(y, n, self.finish::<S>(S::load_n(y, n), output, n));
+                }
+            }
+        }
+    }
+
+    /// Adds the products of all ranks.
+    #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "as in `tile`")]
+    unsafe fn add<S: Simd, const ROWS: usize, const VECS: usize>(
+        &self,
+        mut acc: [[S::F; VECS]; ROWS],
+        u: *const f32,
+        b: *const E,
+        ahead: *const u8,
+    ) -> [[S::F; VECS]; ROWS] {
         for r in 0..self.rank {
             let mut factors = [S::zero(); VECS];
             for g in 0..VECS / 2 {
@@ -182,22 +237,84 @@ impl<E: Element> Segment<'_, E> {
                     S::prefetch(ahead);
                 }
                 if size_of::<E>() == 4 {
-                    S::prefetch(ahead.wrapping_add(64));
+                    S::prefetch(ahead.wrapping_add(LINE));
                 }
             }
-            for t in 0..ROWS {
-                let u = S::splat(*column.add((row + t) * self.at.u_stride + r));
-                for v in 0..VECS {
-                    acc[t][v] = S::fma(u, factors[v], acc[t][v]);
-                }
-            }
+            acc = self.multiply::<S, ROWS, VECS>(acc, u.wrapping_add(r), &factors);
         }
-        for t in 0..ROWS {
+        acc
+    }
+
+    /// The same of ranks that lie in pairs.
+    #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "as in `tile`")]
+    unsafe fn add_halves<S: Simd, const ROWS: usize, const VECS: usize>(
+        &self,
+        mut acc: [[S::F; VECS]; ROWS],
+        u: *const f32,
+        b: *const E,
+        ahead: *const u8,
+    ) -> [[S::F; VECS]; ROWS] {
+        for r in (0..self.rank).step_by(2) {
+            let (mut low, mut high) = ([S::zero(); VECS], [S::zero(); VECS]);
             for v in 0..VECS {
-                let (y, n, output) = self.place::<FULL>(row + t, block, v);
-                S::store_n(y, n, self.finish::<S>(acc[t][v], output, n));
+                let at = (r / 2 * VECS + v) * GROUP;
+                [low[v], high[v]] = E::load_pair::<S>(b.add(at));
+                S::prefetch(ahead.wrapping_add(at * size_of::<E>()));
+            }
+            acc = self.multiply::<S, ROWS, VECS>(acc, u.wrapping_add(r), &low);
+            if r + 1 < self.rank {
+                acc = self.multiply::<S, ROWS, VECS>(acc, u.wrapping_add(r + 1), &high);
             }
         }
+        acc
+    }
+
+    /// The same with u as [`super::shrink`] rounds it: the pairs of 16 ranks are where the first
+    /// eight of their f32 would be.
+    #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "as in `tile`")]
+    unsafe fn add_pairs<S: Simd, const ROWS: usize, const VECS: usize>(
+        &self,
+        mut acc: [[S::F; VECS]; ROWS],
+        u: *const i32,
+        b: *const E,
+        ahead: *const u8,
+    ) -> [[S::F; VECS]; ROWS] {
+        for pair in 0..self.rank.div_ceil(2) {
+            let mut factors = [S::splat_int(0); VECS];
+            for v in 0..VECS {
+                let at = (pair * VECS + v) * GROUP;
+                factors[v] = S::load_int(b.add(at).cast());
+                S::prefetch(ahead.wrapping_add(at * size_of::<E>()));
+            }
+            let at = pair / (LANES / 2) * LANES + pair % (LANES / 2);
+            for t in 0..ROWS {
+                let u = S::splat_int(*u.add(t * self.at.u_stride + at));
+                for v in 0..VECS {
+                    acc[t][v] = S::dot_bf16(acc[t][v], u, factors[v]);
+                }
+            }
+        }
+        acc
+    }
+
+    /// Adds the products of one rank.
+    #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "as in `tile`")]
+    unsafe fn multiply<S: Simd, const ROWS: usize, const VECS: usize>(
+        &self,
+        mut acc: [[S::F; VECS]; ROWS],
+        u: *const f32,
+        factors: &[S::F; VECS],
+    ) -> [[S::F; VECS]; ROWS] {
+        for t in 0..ROWS {
+            let u = S::splat(*u.add(t * self.at.u_stride));
+            for v in 0..VECS {
+                acc[t][v] = S::fma(u, factors[v], acc[t][v]);
+            }
+        }
+        acc
     }
 
     /// Where vector `v` of a block lies in y, how many of its lanes are outputs, and its first

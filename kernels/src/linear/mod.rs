@@ -15,7 +15,8 @@
 //! `vdpbf16ps` a pair at a time). u is 16 chains (inputs i, i+16, …) joined in one order. The delta
 //! is added on top of x·Wᵀ rank by rank, its weight multiplied into u. With bf16 weights W
 //! multiplies x rounded once to bf16, with integer weights x rounded once to 8 bits in groups of 32
-//! ([`ints`]); A multiplies the f32 x; u stays f32.
+//! ([`ints`]); A multiplies the f32 x and u stays f32, but where bf16 factors meet bf16 weights on a
+//! CPU with `vdpbf16ps`: there A multiplies x as W does, and u is rounded once to bf16.
 
 mod base;
 mod bytes;
@@ -78,6 +79,8 @@ struct Change {
     column: u32,
     /// No other change of the same rows comes after it.
     last: bool,
+    /// Its products are of bf16 pairs: it reads x rounded, and its u is rounded.
+    pairs: bool,
 }
 
 // SAFETY: a delta is immutable, and its owner outlives the call that listed it.
@@ -204,7 +207,7 @@ pub fn linear_sum<'d>(
     if rows == 0 {
         return;
     }
-    scratch.plan(dev, outs, segments, deltas);
+    scratch.plan(dev, x, outs, segments, deltas);
     let cut = Cut::new(dev, rows, outs);
     let of_ints = outs.iter().any(|out| out.weight.dtype().group().is_some());
     let rounded = of_ints.then(|| scratch.bytes.round(dev, x, rows));
@@ -233,10 +236,12 @@ impl LoraScratch {
     fn plan(
         &mut self,
         dev: &Device,
+        x: &Act,
         outs: &[Linear<'_>],
         segments: Segments<'_>,
         deltas: Deltas<'_, '_>,
     ) {
+        let x_has_pairs = x.halves().is_some() && dev.isa().multiplies_pairs();
         self.changes.clear();
         self.pieces.clear();
         let tasks = Cut::tasks_max(dev);
@@ -256,7 +261,9 @@ impl LoraScratch {
                     let change = self.changes.len();
                     self.pieces.extend(pieces(i, change, rows.clone(), delta.rank()));
                     let rows = [rows.start as u32, rows.end as u32];
-                    self.changes.push(Change { delta, weight, rows, column, last: false });
+                    let pairs = x_has_pairs && delta.has_pairs();
+                    let change = Change { delta, weight, rows, column, last: false, pairs };
+                    self.changes.push(change);
                     column += delta.rank() as u32;
                 });
                 let most = self.rank_max;

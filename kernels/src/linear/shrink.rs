@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use crate::linear::delta::Stream;
 use crate::linear::lines::LINE;
 use crate::simd::{Element, GROUP, Kernel, LANES, Simd};
@@ -16,6 +18,10 @@ pub(super) const RANKS: usize = 4;
 /// Rows whose u is wanted, for a range of ranks.
 pub(super) struct Shrink {
     pub(super) x: *const f32,
+    /// x rounded, where that is what A multiplies; u is rounded then too, its pairs from where its
+    /// f32 would be.
+    pub(super) halves: *const bf16,
+    /// Of both, in values.
     pub(super) x_stride: usize,
     pub(super) rows: Range<usize>,
     pub(super) ranks: Range<usize>,
@@ -41,6 +47,18 @@ impl<E: Element> Kernel for ShrinkRows<'_, E> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        if S::PAIRS && E::DEPTH == 2 && !self.at.halves.is_null() {
+            self.tiles::<S, true>();
+            self.round::<S>();
+        } else {
+            self.tiles::<S, false>();
+        }
+    }
+}
+
+impl<E: Element> ShrinkRows<'_, E> {
+    #[inline(always)]
+    unsafe fn tiles<S: Simd, const PAIRS: bool>(&self) {
         let mut rank = self.at.ranks.start;
         while rank < self.at.ranks.end {
             let four = rank + RANKS <= self.at.ranks.end;
@@ -52,21 +70,31 @@ impl<E: Element> Kernel for ShrinkRows<'_, E> {
                     _ => 1,
                 };
                 match (rows, four) {
-                    (4, true) => self.tile::<S, 4, RANKS>(row, rank),
-                    (4, false) => self.tile::<S, 4, 1>(row, rank),
-                    (2, true) => self.tile::<S, 2, RANKS>(row, rank),
-                    (2, false) => self.tile::<S, 2, 1>(row, rank),
-                    (_, true) => self.tile::<S, 1, RANKS>(row, rank),
-                    (_, false) => self.tile::<S, 1, 1>(row, rank),
+                    (4, true) => self.tile::<S, PAIRS, 4, RANKS>(row, rank),
+                    (4, false) => self.tile::<S, PAIRS, 4, 1>(row, rank),
+                    (2, true) => self.tile::<S, PAIRS, 2, RANKS>(row, rank),
+                    (2, false) => self.tile::<S, PAIRS, 2, 1>(row, rank),
+                    (_, true) => self.tile::<S, PAIRS, 1, RANKS>(row, rank),
+                    (_, false) => self.tile::<S, PAIRS, 1, 1>(row, rank),
                 }
                 row += rows;
             }
             rank += if four { RANKS } else { 1 };
         }
     }
-}
 
-impl<E: Element> ShrinkRows<'_, E> {
+    /// Rounds u where it lies.
+    #[inline(always)]
+    unsafe fn round<S: Simd>(&self) {
+        let ranks = self.at.ranks.clone();
+        for row in self.at.rows.clone() {
+            for rank in ranks.clone().step_by(LANES) {
+                let (n, u) = ((ranks.end - rank).min(LANES), self.at.u.add(row * self.at.u_stride));
+                S::store_pairs_n(u.add(rank).cast(), n, S::load_n(u.add(rank), n));
+            }
+        }
+    }
+
     /// Fetched some tiles ahead, each of so many bytes.
     #[inline(always)]
     fn stream(&self, tile: usize) -> Stream {
@@ -78,39 +106,83 @@ impl<E: Element> ShrinkRows<'_, E> {
     }
 
     #[inline(always)]
-    unsafe fn tile<S: Simd, const ROWS: usize, const COUNT: usize>(&self, row: usize, rank: usize) {
+    unsafe fn tile<S: Simd, const PAIRS: bool, const ROWS: usize, const COUNT: usize>(
+        &self,
+        row: usize,
+        rank: usize,
+    ) {
         let mut acc = [[S::zero(); COUNT]; ROWS];
-        let x = self.at.x.add(row * self.at.x_stride);
         let a = self.a.add(rank * self.inputs);
         let stream = self.stream(COUNT * self.inputs * size_of::<E>());
         let ahead = stream.ahead(a.cast());
         for i in (0..self.inputs).step_by(GROUP) {
-            let mut factors = [[S::zero(); 2]; COUNT];
-            for (r, pair) in factors.iter_mut().enumerate() {
-                let at = i * COUNT + r * GROUP;
-                *pair = E::load_pair::<S>(a.add(at));
-                let ahead = ahead.wrapping_add(at * size_of::<E>());
-                if (at * size_of::<E>()).is_multiple_of(LINE) {
-                    S::prefetch(ahead);
+            let a = a.add(i * COUNT);
+            for r in 0..COUNT {
+                let at = (i * COUNT + r * GROUP) * size_of::<E>();
+                if at.is_multiple_of(LINE) {
+                    S::prefetch(ahead.wrapping_add(at));
                 }
                 if size_of::<E>() == 4 {
-                    S::prefetch(ahead.wrapping_add(64));
+                    S::prefetch(ahead.wrapping_add(at + LINE));
                 }
             }
-            for (t, sums) in acc.iter_mut().enumerate() {
-                let x = x.add(t * self.at.x_stride + i);
-                let (low, high) = (S::load(x), S::load(x.add(LANES)));
-                for (sum, pair) in sums.iter_mut().zip(&factors) {
-                    *sum = S::fma(high, pair[1], S::fma(low, pair[0], *sum));
-                }
+            if PAIRS {
+                acc = self.add_pairs::<S, ROWS, COUNT>(acc, a, row, i);
+            } else {
+                acc = self.add::<S, ROWS, COUNT>(acc, a, row, i);
             }
         }
-        for (t, sums) in acc.iter().enumerate() {
-            for (r, &sum) in sums.iter().enumerate() {
-                let scale = self.scales.map_or(1.0, |scales| scales[rank + r]);
-                *self.at.u.add((row + t) * self.at.u_stride + rank + r) =
-                    self.at.weight * scale * S::sum(sum);
+        for (t, &sums) in acc.iter().enumerate() {
+            let u = self.at.u.add((row + t) * self.at.u_stride + rank);
+            let weights = std::array::from_fn(|r| {
+                self.at.weight * self.scales.map_or(1.0, |scales| scales[rank + r])
+            });
+            S::store_sums(u, sums, weights);
+        }
+    }
+
+    /// Adds the products of a group of inputs.
+    #[inline(always)]
+    unsafe fn add<S: Simd, const ROWS: usize, const COUNT: usize>(
+        &self,
+        mut acc: [[S::F; COUNT]; ROWS],
+        a: *const E,
+        row: usize,
+        i: usize,
+    ) -> [[S::F; COUNT]; ROWS] {
+        let mut factors = [[S::zero(); 2]; COUNT];
+        for (r, pair) in factors.iter_mut().enumerate() {
+            *pair = E::load_pair::<S>(a.add(r * GROUP));
+        }
+        for (t, sums) in acc.iter_mut().enumerate() {
+            let x = self.at.x.add((row + t) * self.at.x_stride + i);
+            let (low, high) = (S::load(x), S::load(x.add(LANES)));
+            for (sum, pair) in sums.iter_mut().zip(&factors) {
+                *sum = S::fma(high, pair[1], S::fma(low, pair[0], *sum));
             }
         }
+        acc
+    }
+
+    /// The same with x rounded.
+    #[inline(always)]
+    unsafe fn add_pairs<S: Simd, const ROWS: usize, const COUNT: usize>(
+        &self,
+        mut acc: [[S::F; COUNT]; ROWS],
+        a: *const E,
+        row: usize,
+        i: usize,
+    ) -> [[S::F; COUNT]; ROWS] {
+        let mut x = [S::splat_int(0); ROWS];
+        for (t, x) in x.iter_mut().enumerate() {
+            *x = S::load_pairs(self.at.halves.add((row + t) * self.at.x_stride + i));
+        }
+        for r in 0..COUNT {
+            let factors = S::load_int(a.add(r * GROUP).cast());
+            for (sums, &x) in acc.iter_mut().zip(&x) {
+                sums[r] = S::dot_bf16(sums[r], x, factors);
+            }
+        }
+        acc
     }
 }

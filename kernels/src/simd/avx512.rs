@@ -49,6 +49,7 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     type I = __m512i;
     type X = __m512i;
     const WIDE: bool = true;
+    const PAIRS: bool = BF16;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
@@ -139,6 +140,27 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         super::avx2::sum8(_mm256_add_ps(_mm512_castps512_ps256(v), high))
     }
     #[inline(always)]
+    unsafe fn store_sums<const N: usize>(p: *mut f32, v: [__m512; N], weights: [f32; N]) {
+        if N != 4 {
+            for (i, (v, weight)) in v.into_iter().zip(weights).enumerate() {
+                *p.add(i) = weight * Self::sum(v);
+            }
+            return;
+        }
+        // Four at once, the lanes of each in the order of `sum`.
+        let eights = |a, b| {
+            let low = _mm512_shuffle_f32x4::<0x44>(a, b);
+            _mm512_add_ps(low, _mm512_shuffle_f32x4::<0xee>(a, b))
+        };
+        let (ab, cd) = (eights(v[0], v[1]), eights(v[2], v[3]));
+        let low = _mm512_shuffle_f32x4::<0x88>(ab, cd);
+        let fours = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+        let twos = _mm512_add_ps(fours, _mm512_permute_ps::<0x4e>(fours));
+        let sums = _mm512_add_ps(twos, _mm512_permute_ps::<0xb1>(twos));
+        let each = _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, sums));
+        _mm_storeu_ps(p, _mm_mul_ps(_mm_loadu_ps(weights.as_ptr()), each));
+    }
+    #[inline(always)]
     unsafe fn max_lane(v: __m512) -> f32 {
         _mm512_reduce_max_ps(v)
     }
@@ -152,6 +174,32 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         let [low, high] = halves(words);
         let acc = _mm512_fmadd_ps(_mm512_set1_ps(f32::from_bits(x << 16)), low, acc);
         _mm512_fmadd_ps(_mm512_set1_ps(f32::from_bits(x & 0xffff_0000)), high, acc)
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const bf16) -> __m512i {
+        // Value i to the low half of word i, value 16 + i to its high half.
+        const ORDER: [u32; 16] = {
+            let mut order = [0; 16];
+            let mut i = 0;
+            while i < 16 {
+                order[i] = (i | (16 + i) << 16) as u32;
+                i += 1;
+            }
+            order
+        };
+        let order = _mm512_loadu_si512(ORDER.as_ptr().cast());
+        _mm512_permutexvar_epi16(order, _mm512_loadu_si512(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(acc: __m512, x: __m512i, w: __m512i) -> __m512 {
+        _mm512_dpbf16_ps(acc, bf16_pairs(x), bf16_pairs(w))
+    }
+    #[inline(always)]
+    unsafe fn store_pairs_n(p: *mut u32, n: usize, v: __m512) {
+        let halves = _mm512_cvtneps_pbh(_mm512_maskz_mov_ps(mask(n), v));
+        // SAFETY: the same 32 bytes.
+        let words = std::mem::transmute::<__m256bh, __m256i>(halves);
+        _mm256_mask_storeu_epi32(p.cast(), mask(n.div_ceil(2)) as __mmask8, words)
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {

@@ -61,6 +61,11 @@ impl Isa {
         &ALL[..count]
     }
 
+    /// Whether [`Simd::PAIRS`] of its lanes.
+    pub(crate) fn multiplies_pairs(self) -> bool {
+        self == Isa::Avx512Bf16
+    }
+
     /// As shown to people.
     pub fn name(self) -> &'static str {
         match self {
@@ -113,6 +118,8 @@ pub(crate) trait Simd: Copy {
     type X: Copy;
     /// Whether there are registers for a tile of 24 vectors; else for one of 6.
     const WIDE: bool;
+    /// Whether the CPU multiplies pairs of bf16 itself: [`Simd::dot_bf16`] and what it reads.
+    const PAIRS: bool = false;
 
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(p: *const f32) -> Self::F;
@@ -145,6 +152,13 @@ pub(crate) trait Simd: Copy {
     unsafe fn pow2(n: Self::F) -> Self::F;
     /// Lanes i and i+8, then i+4, i+2, i+1: one order everywhere.
     unsafe fn sum(v: Self::F) -> f32;
+    /// Stores the [`Simd::sum`] of each vector times its weight.
+    #[inline(always)]
+    unsafe fn store_sums<const N: usize>(p: *mut f32, v: [Self::F; N], weights: [f32; N]) {
+        for (i, (v, weight)) in v.into_iter().zip(weights).enumerate() {
+            *p.add(i) = weight * Self::sum(v);
+        }
+    }
     unsafe fn max_lane(v: Self::F) -> f32;
 
     /// `acc + x · w`: one f32 step of a packed panel, `x` an f32's bits, `w` 16 f32.
@@ -155,6 +169,22 @@ pub(crate) trait Simd: Copy {
     /// `acc + x0 · w0 + x1 · w1`: one bf16 step of a packed panel; `x` a pair, `w` 16 pairs, the
     /// first in the low half.
     unsafe fn step_bf16(acc: Self::F, x: u32, w: *const u32) -> Self::F;
+    /// 32 consecutive bf16 as words that pair the first 16 with the others; where [`Simd::PAIRS`].
+    #[inline(always)]
+    unsafe fn load_pairs(_p: *const bf16) -> Self::I {
+        unreachable!("asked where the CPU does not multiply pairs")
+    }
+    /// `acc + x0 · w0 + x1 · w1` of every lane's pairs; where [`Simd::PAIRS`].
+    #[inline(always)]
+    unsafe fn dot_bf16(_acc: Self::F, _x: Self::I, _w: Self::I) -> Self::F {
+        unreachable!("asked where the CPU does not multiply pairs")
+    }
+    /// Stores the first `n <= 16` lanes as pairs of neighbours, rounded to nearest even (subnormals
+    /// to zero), the last completed with zero; where [`Simd::PAIRS`].
+    #[inline(always)]
+    unsafe fn store_pairs_n(_p: *mut u32, _n: usize, _v: Self::F) {
+        unreachable!("asked where the CPU does not multiply pairs")
+    }
     unsafe fn splat_int(x: i32) -> Self::I;
     unsafe fn load_int(p: *const u32) -> Self::I;
     unsafe fn to_float(v: Self::I) -> Self::F;
@@ -207,6 +237,8 @@ pub(crate) trait Element: Copy + Send + Sync {
     unsafe fn load_pair<S: Simd>(p: *const Self) -> [S::F; 2];
     /// Where value `index` of a row is stored.
     fn place(index: usize) -> usize;
+    /// Ranks of B that lie side by side: as many as fill a word that the CPU may multiply whole.
+    const DEPTH: usize = 1;
     fn from_f32(x: f32) -> Self;
 }
 
@@ -252,6 +284,7 @@ impl Element for bf16 {
     fn place(index: usize) -> usize {
         index / GROUP * GROUP + index % LANES * 2 + index / LANES % 2
     }
+    const DEPTH: usize = 2;
     #[inline(always)]
     fn from_f32(x: f32) -> bf16 {
         bf16::from_f32(x)

@@ -116,6 +116,7 @@ pub fn assert_close(got: &[f32], want: &[f64], tolerance: f64, what: &str) {
 /// One adapter at one site: the op's form and the reference's.
 pub struct Adapter {
     pub rank: usize,
+    dtype: FactorDtype,
     a: Vec<f32>,
     b: Vec<f32>,
     scale: f32,
@@ -166,7 +167,26 @@ impl Adapter {
         let bias = biased.then(|| rng.values(outputs));
         let (g, c) = (gain.clone(), bias.clone());
         let delta = Delta::new(dtype, rank, inputs, outputs, &a, &b, scale, g, c);
-        Adapter { rank, a, b, scale, gain, bias, delta }
+        Adapter { rank, dtype, a, b, scale, gain, bias, delta }
+    }
+
+    /// x as A multiplies it beside weights of `weights`, and how far y may then be off because u is
+    /// rounded: both only where pairs of bf16 are multiplied.
+    pub fn seen(&self, dev: &Device, weights: WeightDtype, x: &[f32]) -> (Vec<f32>, f64) {
+        let all_bf16 = self.dtype == FactorDtype::Bf16 && weights == WeightDtype::Bf16;
+        if !all_bf16 || dev.isa() != Isa::Avx512Bf16 {
+            return (x.to_vec(), 0.0);
+        }
+        let x = rounded(Dtype::Bf16, x);
+        let dot = |a: &[f32]| a.iter().zip(&x).map(|(&a, &x)| f64::from(a * x)).sum::<f64>();
+        let u: Vec<f64> = self.a.chunks(x.len()).map(|a| dot(a).abs()).collect();
+        let off = (0..self.b.len() / self.rank.max(1)).map(|o| {
+            let b = &self.b[o * self.rank..][..self.rank];
+            let sum: f64 = b.iter().zip(&u).map(|(&b, u)| f64::from(b.abs()) * u).sum();
+            let gain = self.gain.as_ref().map_or(1.0, |gain| f64::from(gain[o].abs()));
+            sum * f64::from(self.scale) * gain / 256.0
+        });
+        (x.clone(), off.fold(0.0, f64::max))
     }
 
     pub fn factors(&self) -> Factors<'_> {

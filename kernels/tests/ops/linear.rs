@@ -82,9 +82,11 @@ impl Case {
             let adapter = segment_of(segments, t).and_then(|g| self.segments[g]);
             let delta = adapter.map(|a| self.adapters[a].factors());
             let x_base = seen(self.dtype, x);
-            let want = linear_row(&x_base, x, &self.w, self.bias.as_deref(), delta);
+            let (x, off) =
+                adapter.map_or((x.clone(), 0.0), |a| self.adapters[a].seen(dev, self.dtype, x));
+            let want = linear_row(&x_base, &x, &self.w, self.bias.as_deref(), delta);
             let rank = delta.map_or(0, |d| d.rank);
-            let tolerance = 3e-7 * self.inputs as f64 * (1.0 + 0.05 * rank as f64) + 1e-5;
+            let tolerance = 3e-7 * self.inputs as f64 * (1.0 + 0.05 * rank as f64) + 1e-5 + off;
             let what = format!(
                 "{}, {:?}, row {t} of {}, W [{}, {}], rank {rank}",
                 dev.name(),
