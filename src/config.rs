@@ -135,7 +135,7 @@ impl Config {
             threads: size("threads"),
             context: size("context"),
             kv_bytes: number("kv_bytes"),
-            kv_dtype: choice(raw.kv_dtype.as_deref(), "kv_dtype", DTYPES)?,
+            kv_dtype: choice(raw.kv_dtype.as_deref(), "kv_dtype", FACTOR_DTYPES)?,
             rows_max: size("rows_max"),
             sequences_max: size("sequences_max"),
             turn_tokens: size("turn_tokens"),
@@ -278,7 +278,6 @@ impl Config {
 }
 
 const WEIGHT_DTYPES: &[&str] = &["auto", "f32", "bf16", "q8", "q4"];
-const DTYPES: &[&str] = &["auto", "f32", "bf16"];
 const FACTOR_DTYPES: &[&str] = &["auto", "f32", "bf16", "int8"];
 
 /// One setting, for tables and help: name in the file, flag and environment variable follow from

@@ -69,7 +69,7 @@ fn start(weights: &Arc<Weights>, metrics: &Arc<Metrics>) -> EngineHandle {
         rows_max: 64,
         logit_rows_max: 64,
         kv_pages: kv_pages + probe::pages_needed(1),
-        kv_dtype: weights.dtype,
+        kv_dtype: weights.dtype.into(),
         context: CONTEXT,
     };
     let model = Model::new(weights.clone(), Device::cpu(2), &model).expect("model");

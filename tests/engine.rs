@@ -74,7 +74,7 @@ impl Bench {
             rows_max: 96,
             logit_rows_max: 96,
             kv_pages: setup.kv_pages + probe::pages_needed(prompts.len()),
-            kv_dtype: setup.dtype,
+            kv_dtype: setup.dtype.into(),
             context: CONTEXT,
         };
         let model = Model::new(weights.clone(), Device::cpu(2), &options).expect("model");

@@ -13,7 +13,7 @@ use common::runner::{Runner, Stream, Weights, best, logprobs_at};
 use polylora::adapters::bank::{Blend, Slot};
 use polylora::adapters::format;
 use polylora::model::{checkpoint::Checkpoint, source};
-use polylora_kernels::{Dtype, FactorDtype, WeightDtype};
+use polylora_kernels::{Dtype, FactorDtype, KvDtype, WeightDtype};
 use serde_json::Value;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -302,9 +302,19 @@ fn judge(
     factors: FactorDtype,
     adapter: Option<&str>,
 ) -> (f64, Vec<(u32, f32)>) {
+    let kv = weights.dtype.into();
+    judge_with(weights, kv, factors, adapter)
+}
+
+/// The same with keys and values as `kv`.
+fn judge_with(
+    weights: Arc<Weights>,
+    kv: KvDtype,
+    factors: FactorDtype,
+    adapter: Option<&str>,
+) -> (f64, Vec<(u32, f32)>) {
     let golden: Value = serde_json::from_str(TRAINED).expect("golden file");
-    let dtype = weights.dtype;
-    let mut runner = Runner::new(weights, dtype, 12_000);
+    let mut runner = Runner::new(weights, kv, 12_000);
     let slot = adapter.map(|name| install(&mut runner, &golden_adapter(name), factors));
     let text = ids(&golden["info"]["text_ids"]);
     let mut streams = vec![runner.stream(&text, slot, text.len())];
@@ -349,6 +359,18 @@ fn int8_factors_agree_with_bf16_factors() {
         assert!(share >= 0.98, "{adapter}: top-1 agreement {share}");
         assert!(apart < 0.01, "{adapter}: mean logprob {apart} apart");
         assert!(want.1 != int8.1, "{adapter}: not one logit tells the two apart");
+    }
+}
+
+#[test]
+fn int8_keys_and_values_agree_with_bf16() {
+    for adapter in [None, Some("ticket-json"), Some("sql")] {
+        let want = judge(BF16.clone(), FactorDtype::Bf16, adapter);
+        let int8 = judge_with(BF16.clone(), KvDtype::Int8, FactorDtype::Bf16, adapter);
+        let (share, apart) = compare(&want, &int8);
+        assert!(share >= 0.97, "{adapter:?}: top-1 agreement {share}");
+        assert!(apart < 0.01, "{adapter:?}: mean logprob {apart} apart");
+        assert!(want.1 != int8.1, "{adapter:?}: not one logit tells the two apart");
     }
 }
 

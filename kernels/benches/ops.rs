@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use polylora_kernels::{
-    Act, Delta, Device, Dtype, KvCache, Linear, LoraScratch, Matrix, Rows, Segments, WeightDtype,
-    attention, linear,
+    Act, AttentionScratch, Delta, Device, Dtype, KvCache, Linear, LoraScratch, Matrix, Rows,
+    Segments, WeightDtype, attention, linear,
 };
 
 /// Bytes a round reads before it comes back to the same weights.
@@ -68,7 +68,9 @@ fn main() {
     }
     if wanted("attention") {
         println!();
-        for (rows, history) in [(1, 1024), (16, 256), (16, 1024), (512, 0), (512, 2048)] {
+        for (rows, history) in
+            [(1, 1024), (1, 8191), (4, 8191), (16, 256), (16, 1024), (512, 0), (512, 2048)]
+        {
             pages(&dev, rows, history);
         }
     }
@@ -227,9 +229,10 @@ fn pages(dev: &Device, rows: usize, history: usize) {
         page_indptr: &page_indptr,
     };
     let q = vec![0.1; rows * 9 * 64];
+    let mut scratch = AttentionScratch::new(dev.threads(), 9, 3, 64, length);
     let mut out = Act::new(Dtype::Bf16, rows, 9 * 64);
     let seconds = best(layers, |layer| {
-        attention(dev, &q, 9, &kv, layer, rows_of, 0.125, None, &mut out);
+        attention(dev, &q, 9, &kv, layer, rows_of, 0.125, None, &mut out, &mut scratch);
     });
     let seen: usize = positions.iter().map(|&p| p as usize + 1).sum();
     println!(

@@ -3,19 +3,27 @@
 //!
 //! q `[T, N, D]`   pages as in [`KvCache`]   out `[T, N·D]`. Query head n reads kv head n / (N/K).
 //!
-//! One pass in order of position, four pages at a time (aligned in the sequence), with a running
+//! In order of position, four pages at a time (aligned in the sequence, see [`turn`]), with a running
 //! maximum and sum per (row, head) ("online softmax"). Several rows of one sequence and all heads
 //! of a group take the pages together while they are in the first-level cache; each (row, head) has
-//! its own running state, so its bits do not depend on who else is there. Numerics: f32; a score is
-//! one chain over d, a sum over v one chain over positions.
+//! its own running state, so its bits do not depend on who else is there. Every 1,024 positions a
+//! state begins anew and is added to what came before ([`split`]): so several threads can take
+//! parts of one long context, and the bits are the same when they do. Numerics: f32; a score is one
+//! chain over d, a sum over v one chain over the positions of a part.
+
+mod split;
+mod turn;
 
 use std::mem::MaybeUninit;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use crate::act::{Act, ActWriter};
 use crate::device::Device;
 use crate::kv::{KvCache, Layout, Rows, Values};
-use crate::simd::{Element, GROUP, Isa, Kernel, LANES, Simd};
+use crate::simd::{Isa, Kernel, Simd, Stored};
+pub use split::AttentionScratch;
+use split::{Join, Partial, Slots};
+use turn::Turn;
 
 /// D at most: the running sums lie on the stack.
 pub const HEAD_DIM_MAX: usize = 512;
@@ -26,6 +34,8 @@ const TILE: usize = 4;
 /// Pages of one turn, and their tokens.
 const TURN: usize = 4;
 const TOKENS: usize = TURN * KvCache::PAGE;
+/// Positions of a part, whole turns.
+const PART: usize = 16 * TOKENS;
 
 /// See the module page.
 ///
@@ -42,6 +52,7 @@ pub fn attention(
     scale: f32,
     window: Option<u32>,
     out: &mut Act,
+    scratch: &mut AttentionScratch,
 ) {
     dev.count_op();
     let (count, layout) = (rows.count(), kv.layout());
@@ -54,35 +65,19 @@ pub fn attention(
     assert!(dim <= HEAD_DIM_MAX && dim.is_multiple_of(2), "head dim {dim}");
     assert!(window != Some(0), "a window of at least one position");
 
-    let group = heads / layout.kv_heads;
-    // Rows share pages only if they are of one sequence; few rows are better spread over the
-    // threads.
-    let sharing = (BATCH / group).max(1);
-    let tasks_alone = count * layout.kv_heads;
-    let batch_rows = sharing.min(tasks_alone / (8 * dev.threads())).max(1);
-    let batches = count.div_ceil(batch_rows);
-    let job = Job { q: q.as_ptr(), heads, layout, layer, rows, scale, window, out: out.writer() };
-    let job = &Shareable(job);
-    let (values, isa, threads) = (kv.reader(), dev.isa(), dev.threads());
-    let tasks = batches * layout.kv_heads;
-    dev.fork(tasks, &|task| {
-        let place = |task: usize| (task / layout.kv_heads * batch_rows, task % layout.kv_heads);
-        let (mut start, kv_head) = place(task);
-        // Every thread claims tasks in turn, so it can guess its next one.
-        let then = (task + threads < tasks).then(|| place(task + threads));
-        let end = (start + batch_rows).min(count);
-        while start < end {
-            let sequence = rows.sequences[start];
-            let same = rows.sequences[start..end].iter().take_while(|&&s| s == sequence).count();
-            // SAFETY: bounds are asserted above; a (row, kv head) belongs to one task.
-            unsafe { job.0.run(isa, values, start..start + same, kv_head, then) };
-            start += same;
-        }
-    });
+    let (isa, values, out) = (dev.isa(), kv.reader(), out.writer());
+    let job = Job { isa, values, q: q.as_ptr(), heads, layout, layer, rows, scale, window, out };
+    let parts = (0..count).map(|row| job.parts(row).len()).max().unwrap_or(0);
+    match scratch.slots(count, parts, layout) {
+        Some(slots) => job.by_parts(dev, slots),
+        None => job.whole(dev),
+    }
 }
 
 /// What all tasks read.
 struct Job<'a> {
+    isa: Isa,
+    values: Values,
     q: *const f32,
     heads: usize,
     layout: Layout,
@@ -93,29 +88,85 @@ struct Job<'a> {
     out: ActWriter,
 }
 
-struct Shareable<'a>(Job<'a>);
-// SAFETY: `q` is only read, `out` is written by the task that owns the row and head.
-unsafe impl Sync for Shareable<'_> {}
+// SAFETY: `q` and `values` are only read, `out` is written by the task that owns the row and head.
+unsafe impl Sync for Job<'_> {}
 
 impl Job<'_> {
+    /// Tasks of some rows and a kv head each.
+    fn whole(&self, dev: &Device) {
+        let (count, kv_heads) = (self.rows.count(), self.layout.kv_heads);
+        // Rows share pages only if they are of one sequence; few rows are better spread over the
+        // threads.
+        let sharing = (BATCH / self.group()).max(1);
+        let batch_rows = sharing.min(count * kv_heads / (8 * dev.threads())).max(1);
+        let (tasks, threads) = (count.div_ceil(batch_rows) * kv_heads, dev.threads());
+        dev.fork(tasks, &|task| {
+            let place = |task: usize| (task / kv_heads * batch_rows, task % kv_heads);
+            let (mut start, kv_head) = place(task);
+            // Every thread claims tasks in turn, so it can guess its next one.
+            let then = (task + threads < tasks).then(|| {
+                let (row, kv_head) = place(task + threads);
+                (row, kv_head, self.span(row).0)
+            });
+            let end = (start + batch_rows).min(count);
+            while start < end {
+                let owners = &self.rows.sequences[start..end];
+                let same = owners.iter().take_while(|&&owner| owner == owners[0]).count();
+                // SAFETY: bounds are asserted by the op; a (row, kv head) belongs to one task.
+                unsafe { self.run(start..start + same, kv_head, then, None) };
+                start += same;
+            }
+        });
+    }
+
+    /// Tasks of a part of a row's context and a kv head each; then the parts are joined.
+    fn by_parts(&self, dev: &Device, slots: Slots) {
+        let (count, kv_heads) = (self.rows.count(), self.layout.kv_heads);
+        let (tasks, threads) = (count * kv_heads * slots.parts, dev.threads());
+        let place = |task: usize| (task / slots.parts / kv_heads, task / slots.parts % kv_heads);
+        dev.fork(tasks, &|task| {
+            let ((row, kv_head), index) = (place(task), task % slots.parts);
+            let Some(part) = self.parts(row).nth(index) else { return };
+            let next = task + threads;
+            let then = (next < tasks).then(|| {
+                let (row, kv_head) = place(next);
+                let start = (self.parts(row).start + next % slots.parts) * PART;
+                (row, kv_head, start.max(self.span(row).0))
+            });
+            // SAFETY: as in `whole`; a (row, part, kv head) belongs to one task.
+            unsafe { self.run(row..row + 1, kv_head, then, Some((part, index, slots))) };
+        });
+        dev.fork(count * kv_heads, &|task| {
+            let (row, kv_head) = (task / kv_heads, task % kv_heads);
+            let heads = kv_head * self.group()..(kv_head + 1) * self.group();
+            // SAFETY: the fork above made all parts; a (row, kv head) belongs to one task.
+            unsafe { self.isa.run(Join { job: self, slots, row, heads }) };
+        });
+    }
+
+    /// Query heads of a kv head.
+    fn group(&self) -> usize {
+        self.heads / self.layout.kv_heads
+    }
+
     /// Rows of one sequence, heads of one group, in batches of (row, head) pairs.
     unsafe fn run(
         &self,
-        isa: Isa,
-        values: Values,
         rows: Range<usize>,
         kv_head: usize,
-        then: Option<(usize, usize)>,
+        then: Option<(usize, usize, usize)>,
+        part: Option<(usize, usize, Slots)>,
     ) {
-        let group = self.heads / self.layout.kv_heads;
+        let group = self.group();
         for first in (0..group).step_by(BATCH) {
             let heads = first..group.min(first + BATCH);
             let heads = kv_head * group + heads.start..kv_head * group + heads.end;
             let rows = rows.clone();
-            let batch = Batch { job: self, rows, heads, kv_head, then };
-            match values {
-                Values::F32(p) => isa.run(Pages { batch, values: p.get() }),
-                Values::Bf16(p) => isa.run(Pages { batch, values: p.get() }),
+            let batch = Batch { job: self, rows, heads, kv_head, then, part };
+            match self.values {
+                Values::F32(p) => self.isa.run(Pages { batch, values: p.get() }),
+                Values::Bf16(p) => self.isa.run(Pages { batch, values: p.get() }),
+                Values::Int8(p) => self.isa.run(Pages { batch, values: p.get() }),
             }
         }
     }
@@ -126,6 +177,13 @@ impl Job<'_> {
         let last = self.rows.positions[t] as usize;
         (self.window.map_or(0, |w| (last + 1).saturating_sub(w as usize)), last)
     }
+
+    /// The parts these positions are in.
+    #[inline(always)]
+    fn parts(&self, t: usize) -> Range<usize> {
+        let (first, last) = self.span(t);
+        first / PART..last / PART + 1
+    }
 }
 
 struct Batch<'a> {
@@ -133,8 +191,10 @@ struct Batch<'a> {
     rows: Range<usize>,
     heads: Range<usize>,
     kv_head: usize,
-    /// Row and kv head this thread probably takes next.
-    then: Option<(usize, usize)>,
+    /// Row, kv head and position this thread probably takes next.
+    then: Option<(usize, usize, usize)>,
+    /// The only part wanted, which of the row's it is, and where it is to wait; `None`: all, joined.
+    part: Option<(usize, usize, Slots)>,
 }
 
 struct Pages<'a, E> {
@@ -153,40 +213,87 @@ struct State {
     sum: f32,
 }
 
-impl<E: Element> Kernel for Pages<'_, E> {
+impl<E: Stored> Kernel for Pages<'_, E> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Batch { job, rows, heads, kv_head, then } = &self.batch;
-        let dim = job.layout.head_dim;
+        let Batch { job, rows, heads, part, .. } = &self.batch;
         let stride = job.layout.v_stride();
-        let empty = State { q: job.q, first: 0, last: 0, max: f32::NEG_INFINITY, sum: 0.0 };
-        let mut states = [empty; BATCH];
+        let mut states = [State { q: job.q, first: 0, last: 0, max: 0.0, sum: 0.0 }; BATCH];
         let mut count = 0;
         for t in rows.clone() {
             let (first, last) = job.span(t);
             for head in heads.clone() {
-                let q = job.q.add((t * job.heads + head) * dim);
-                states[count] = State { q, first, last, ..empty };
+                let q = job.q.add((t * job.heads + head) * job.layout.head_dim);
+                states[count] = State { q, first, last, ..states[count] };
                 count += 1;
             }
         }
         let states = &mut states[..count];
-        let mut sums = [MaybeUninit::<f32>::uninit(); BATCH * HEAD_DIM_MAX];
-        let sums = sums.as_mut_ptr().cast::<f32>();
-        std::ptr::write_bytes(sums, 0, count * stride);
-
         let first = states.iter().map(|s| s.first).min().unwrap_or(0);
         let last = states.iter().map(|s| s.last).max().unwrap_or(0);
-        for turn in first / TOKENS..=last / TOKENS {
-            let pages = self.pages((rows.start, *kv_head), turn, last, [std::ptr::null(); TURN]);
+        let place = |i: usize| (rows.start + i / heads.len(), heads.start + i % heads.len());
+
+        let mut sums = [MaybeUninit::<f32>::uninit(); BATCH * HEAD_DIM_MAX];
+        let sums = sums.as_mut_ptr().cast::<f32>();
+        if let &Some((part, index, slots)) = part {
+            self.part::<S>(states, first.max(part * PART)..=last.min(part * PART + PART - 1), sums);
+            for (i, state) in states.iter().enumerate() {
+                let (row, head) = place(i);
+                let made = state.partial(sums.add(i * stride));
+                made.store(slots.at(row, index, job.heads, head), stride);
+            }
+            return;
+        }
+        let mut totals = [MaybeUninit::<f32>::uninit(); BATCH * HEAD_DIM_MAX];
+        let totals = totals.as_mut_ptr().cast::<f32>();
+        let total = |i: usize| Partial::none(totals.wrapping_add(i * stride));
+        let mut joined: [Partial; BATCH] = std::array::from_fn(total);
+        for part in first / PART..=last / PART {
+            self.part::<S>(states, first.max(part * PART)..=last.min(part * PART + PART - 1), sums);
+            for (i, state) in states.iter().enumerate() {
+                joined[i].add::<S>(state.partial(sums.add(i * stride)), stride);
+            }
+        }
+        for (i, joined) in joined[..count].iter().enumerate() {
+            let (row, head) = place(i);
+            joined.finish::<S>(job, row, head);
+        }
+    }
+}
+
+impl State {
+    #[inline(always)]
+    fn partial(&self, values: *mut f32) -> Partial {
+        Partial { values, max: self.max, sum: self.sum }
+    }
+}
+
+impl<E: Stored> Pages<'_, E> {
+    /// Takes all states through positions of one part, from nothing on.
+    #[inline(always)]
+    unsafe fn part<S: Simd>(
+        &self,
+        states: &mut [State],
+        span: RangeInclusive<usize>,
+        sums: *mut f32,
+    ) {
+        let Batch { job, rows, kv_head, then, .. } = &self.batch;
+        let stride = job.layout.v_stride();
+        std::ptr::write_bytes(sums, 0, states.len() * stride);
+        for state in &mut *states {
+            (state.max, state.sum) = (f32::NEG_INFINITY, 0.0);
+        }
+        let of_row = (rows.start, *kv_head);
+        let last = *span.end();
+        for turn in span.start() / TOKENS..=last / TOKENS {
+            let pages = self.pages(of_row, turn, last, [std::ptr::null(); TURN]);
             let next = match *then {
-                Some((row, kv_head)) if turn == last / TOKENS => {
-                    let (first, last) = job.span(row);
-                    self.pages((row, kv_head), first / TOKENS, last, pages)
+                Some((row, kv_head, position)) if turn == last / TOKENS => {
+                    self.pages((row, kv_head), position / TOKENS, job.span(row).1, pages)
                 }
-                _ => self.pages((rows.start, *kv_head), turn + 1, last, pages),
+                _ => self.pages(of_row, turn + 1, last, pages),
             };
             for (tile, states) in states.chunks_mut(TILE).enumerate() {
                 let turn = Turn {
@@ -204,19 +311,8 @@ impl<E: Element> Kernel for Pages<'_, E> {
                 }
             }
         }
-        for (i, state) in states.iter().enumerate() {
-            let (row, head) = (rows.start + i / heads.len(), heads.start + i % heads.len());
-            let factor = S::splat(1.0 / state.sum);
-            for d in (0..dim).step_by(LANES) {
-                let n = (dim - d).min(LANES);
-                let sum = S::load(sums.add(i * stride + d));
-                job.out.store::<S>(row, head * dim + d, n, S::mul(sum, factor));
-            }
-        }
     }
-}
 
-impl<E: Element> Pages<'_, E> {
     /// A head's pages of a turn of a row's sequence; those of `none` from behind the page of
     /// position `last` on.
     #[inline(always)]
@@ -238,194 +334,3 @@ impl<E: Element> Pages<'_, E> {
         })
     }
 }
-
-/// Four pages' turn for one tile of states.
-struct Turn<'a, E> {
-    job: &'a Job<'a>,
-    pages: [*const E; TURN],
-    /// The next turn's, fetched meanwhile line for line; where there is none, these again.
-    next: [*const E; TURN],
-    /// Position of the first token.
-    start: usize,
-    sums: *mut f32,
-}
-
-impl<E: Element> Turn<'_, E> {
-    #[inline(always)]
-    unsafe fn tile<S: Simd, const N: usize>(&self, states: &mut [State]) {
-        // Scores, then weights.
-        let mut lanes = [[0.0f32; TOKENS]; N];
-        if !self.pages[TURN - 1].is_null() {
-            self.scores::<S, N, TURN>(states, &mut lanes, 0);
-        } else {
-            for j in (0..TURN).take_while(|&j| !self.pages[j].is_null()) {
-                self.scores::<S, N, 1>(states, &mut lanes, j);
-            }
-        }
-        let (mut low, mut high) = (TOKENS, 0);
-        for (i, state) in states.iter_mut().enumerate() {
-            // The tokens this row sees; none if the turn is outside its span.
-            let from = state.first.saturating_sub(self.start).min(TOKENS);
-            let to = (state.last + 1).saturating_sub(self.start).min(TOKENS);
-            if from < to {
-                (low, high) = (low.min(from), high.max(to));
-                let sums = self.sums.add(i * self.job.layout.v_stride());
-                self.soften::<S>(state, &mut lanes[i], from..to, sums);
-            } else {
-                lanes[i] = [0.0; TOKENS];
-            }
-        }
-        if low < high {
-            self.add_values::<S, N>(&lanes, low..high);
-        }
-    }
-
-    /// scale · q·k of the tokens of P pages from page `j` on, for N states.
-    #[inline(always)]
-    unsafe fn scores<S: Simd, const N: usize, const P: usize>(
-        &self,
-        states: &[State],
-        lanes: &mut [[f32; TOKENS]; N],
-        j: usize,
-    ) {
-        let mut acc = [[S::zero(); P]; N];
-        for d in (0..self.job.layout.head_dim).step_by(2) {
-            let mut keys = [[S::zero(); 2]; P];
-            for (p, key) in keys.iter_mut().enumerate() {
-                let at = d * KvCache::PAGE;
-                *key = E::load_pair::<S>(self.pages[j + p].add(at));
-                if P == TURN {
-                    fetch::<S, E>(self.next[p].wrapping_add(at));
-                }
-            }
-            for (acc, state) in acc.iter_mut().zip(states) {
-                let q = [S::splat(*state.q.add(d)), S::splat(*state.q.add(d + 1))];
-                for (sum, key) in acc.iter_mut().zip(&keys) {
-                    *sum = S::fma(q[1], key[1], S::fma(q[0], key[0], *sum));
-                }
-            }
-        }
-        for (lanes, acc) in lanes.iter_mut().zip(&acc) {
-            for (p, &sum) in acc.iter().enumerate() {
-                let scaled = S::mul(sum, S::splat(self.job.scale));
-                S::store(lanes.as_mut_ptr().add((j + p) * LANES), scaled);
-            }
-        }
-    }
-
-    /// Turns one state's scores into weights under the new maximum, and brings what it has so far
-    /// under it too.
-    #[inline(always)]
-    unsafe fn soften<S: Simd>(
-        &self,
-        state: &mut State,
-        lanes: &mut [f32; TOKENS],
-        seen: Range<usize>,
-        sums: *mut f32,
-    ) {
-        let mut scores = [S::zero(); TURN];
-        let hidden = S::splat(f32::NEG_INFINITY);
-        for (j, score) in scores.iter_mut().enumerate() {
-            *score = S::load(lanes.as_ptr().add(j * LANES));
-            if seen.len() < TOKENS {
-                let lane = S::load(LANE.as_ptr());
-                let (from, to) = (seen.start as f32, seen.end as f32);
-                let before = (j * LANES) as f32;
-                *score = S::select_lt(lane, S::splat(to - before), *score, hidden);
-                *score = S::select_lt(lane, S::splat(from - before), hidden, *score);
-            }
-        }
-        let top = S::max(S::max(scores[0], scores[1]), S::max(scores[2], scores[3]));
-        let max = S::max_lane(top).max(state.max);
-        let mut weights = [S::zero(); TURN];
-        for (j, weight) in weights.iter_mut().enumerate() {
-            *weight = S::exp(S::sub(scores[j], S::splat(max)));
-            S::store(lanes.as_mut_ptr().add(j * LANES), *weight);
-        }
-        if max > state.max {
-            let factor = S::exp(S::splat(state.max - max));
-            for d in (0..self.job.layout.v_stride()).step_by(LANES) {
-                S::store(sums.add(d), S::mul(S::load(sums.add(d)), factor));
-            }
-            let mut lane = [0.0; LANES];
-            S::store(lane.as_mut_ptr(), factor);
-            state.sum *= lane[0];
-            state.max = max;
-        }
-        let sum = S::add(S::add(weights[0], weights[1]), S::add(weights[2], weights[3]));
-        state.sum += S::sum(sum);
-    }
-
-    /// sums += weights · V over the tokens `span`, in order. A row that does not see one of them
-    /// has weight 0 there.
-    #[inline(always)]
-    unsafe fn add_values<S: Simd, const N: usize>(
-        &self,
-        weights: &[[f32; TOKENS]; N],
-        span: Range<usize>,
-    ) {
-        const WIDTH: usize = 2;
-        let stride = self.job.layout.v_stride();
-        let mut d = 0;
-        while d < stride {
-            if S::WIDE && d + WIDTH * GROUP <= stride {
-                self.columns::<S, N, WIDTH>(weights, span.clone(), d);
-                d += WIDTH * GROUP;
-            } else {
-                self.columns::<S, N, 1>(weights, span.clone(), d);
-                d += GROUP;
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn columns<S: Simd, const N: usize, const WIDTH: usize>(
-        &self,
-        weights: &[[f32; TOKENS]; N],
-        span: Range<usize>,
-        d: usize,
-    ) {
-        let layout = self.job.layout;
-        let stride = layout.v_stride();
-        let mut acc = [[[S::zero(); 2]; WIDTH]; N];
-        for (i, acc) in acc.iter_mut().enumerate() {
-            for (w, sum) in acc.as_flattened_mut().iter_mut().enumerate() {
-                *sum = S::load(self.sums.add(i * stride + d + w * LANES));
-            }
-        }
-        for token in span {
-            let page = token / KvCache::PAGE;
-            let at = layout.v_start() + token % KvCache::PAGE * stride + d;
-            let (v, next) = (self.pages[page].add(at), self.next[page].wrapping_add(at));
-            let mut values = [[S::zero(); 2]; WIDTH];
-
-            for (w, value) in values.iter_mut().enumerate() {
-                *value = E::load_pair::<S>(v.add(w * GROUP));
-                fetch::<S, E>(next.wrapping_add(w * GROUP));
-            }
-            for (acc, weights) in acc.iter_mut().zip(weights) {
-                let weight = S::splat(weights[token]);
-                let sums = acc.as_flattened_mut().iter_mut();
-                for (sum, &value) in sums.zip(values.as_flattened()) {
-                    *sum = S::fma(weight, value, *sum);
-                }
-            }
-        }
-        for (i, acc) in acc.iter().enumerate() {
-            for (w, &sum) in acc.as_flattened().iter().enumerate() {
-                S::store(self.sums.add(i * stride + d + w * LANES), sum);
-            }
-        }
-    }
-}
-
-/// Asks for the lines of a group.
-#[inline(always)]
-unsafe fn fetch<S: Simd, E: Element>(group: *const E) {
-    S::prefetch(group.cast());
-    if size_of::<E>() == 4 {
-        S::prefetch(group.wrapping_add(LANES).cast());
-    }
-}
-
-const LANE: [f32; LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];

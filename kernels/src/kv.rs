@@ -3,11 +3,12 @@
 //!
 //! One head's page is K `[D, L]` (lanes over tokens, so a query's 16 scores come from D broadcast
 //! multiplications) followed by V `[L, D]` (lanes over D, padded to 32). Both lie in groups of 32
-//! values (two d of K, 32 d of V) as `simd::Element` stores them. Order: layer, page, head.
+//! values (two d of K, 32 d of V) as `simd::Element` stores them. In int8 the scales follow, in f32:
+//! `[L]` of K, `[L]` of V. Order: layer, page, head.
 
 use half::bf16;
 
-use crate::Dtype;
+use crate::KvDtype;
 use crate::buffer::{Buffer, Shared};
 use crate::simd::{GROUP, LANES};
 
@@ -20,6 +21,7 @@ pub struct KvCache {
 enum Store {
     F32(Buffer<f32>),
     Bf16(Buffer<bf16>),
+    Int8(Buffer<i8>),
 }
 
 /// Where things are, in values.
@@ -29,9 +31,25 @@ pub(crate) struct Layout {
     pub(crate) pages: usize,
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
+    /// Values that the scales of a head's page take the room of.
+    scales: usize,
 }
 
 impl Layout {
+    fn new(
+        dtype: KvDtype,
+        layers: usize,
+        pages: usize,
+        kv_heads: usize,
+        head_dim: usize,
+    ) -> Layout {
+        let scales = match dtype {
+            KvDtype::F32 | KvDtype::Bf16 => 0,
+            KvDtype::Int8 => 2 * KvCache::PAGE * size_of::<f32>(),
+        };
+        Layout { layers, pages, kv_heads, head_dim, scales }
+    }
+
     /// Stride of V's tokens.
     #[inline(always)]
     pub(crate) fn v_stride(&self) -> usize {
@@ -44,9 +62,15 @@ impl Layout {
         self.head_dim * KvCache::PAGE
     }
 
+    /// The scales' start within a head's page.
+    #[inline(always)]
+    pub(crate) fn scales_start(&self) -> usize {
+        (self.head_dim + self.v_stride()) * KvCache::PAGE
+    }
+
     /// Values of one head's page.
     fn head(&self) -> usize {
-        (self.head_dim + self.v_stride()) * KvCache::PAGE
+        self.scales_start() + self.scales
     }
 
     /// First value of one head's page.
@@ -61,6 +85,7 @@ impl Layout {
 pub(crate) enum Values {
     F32(Shared<f32>),
     Bf16(Shared<bf16>),
+    Int8(Shared<i8>),
 }
 
 impl KvCache {
@@ -69,25 +94,37 @@ impl KvCache {
 
     /// Takes the memory of `pages` pages for `layers` layers.
     pub fn new(
-        dtype: Dtype,
+        dtype: impl Into<KvDtype>,
         layers: usize,
         pages: usize,
         kv_heads: usize,
         head_dim: usize,
     ) -> KvCache {
-        let layout = Layout { layers, pages, kv_heads, head_dim };
+        let dtype = dtype.into();
+        let layout = Layout::new(dtype, layers, pages, kv_heads, head_dim);
         let values = layers * pages * kv_heads * layout.head();
         let store = match dtype {
-            Dtype::F32 => Store::F32(Buffer::zeroed(values)),
-            Dtype::Bf16 => Store::Bf16(Buffer::zeroed(values)),
+            KvDtype::F32 => Store::F32(Buffer::zeroed(values)),
+            KvDtype::Bf16 => Store::Bf16(Buffer::zeroed(values)),
+            KvDtype::Int8 => Store::Int8(Buffer::zeroed(values)),
         };
         KvCache { store, layout }
     }
 
     /// Bytes of one page through all layers.
-    pub fn page_bytes(dtype: Dtype, layers: usize, kv_heads: usize, head_dim: usize) -> usize {
-        let layout = Layout { layers, pages: 1, kv_heads, head_dim };
-        layers * kv_heads * layout.head() * dtype.bytes()
+    pub fn page_bytes(
+        dtype: impl Into<KvDtype>,
+        layers: usize,
+        kv_heads: usize,
+        head_dim: usize,
+    ) -> usize {
+        let dtype = dtype.into();
+        let value = match dtype {
+            KvDtype::F32 => 4,
+            KvDtype::Bf16 => 2,
+            KvDtype::Int8 => 1,
+        };
+        layers * kv_heads * Layout::new(dtype, layers, 1, kv_heads, head_dim).head() * value
     }
 
     /// P.
@@ -100,6 +137,7 @@ impl KvCache {
         match &self.store {
             Store::F32(values) => values.bytes(),
             Store::Bf16(values) => values.bytes(),
+            Store::Int8(values) => values.bytes(),
         }
     }
 
@@ -111,6 +149,7 @@ impl KvCache {
         match &mut self.store {
             Store::F32(values) => Values::F32(Shared::of(values)),
             Store::Bf16(values) => Values::Bf16(Shared::of(values)),
+            Store::Int8(values) => Values::Int8(Shared::of(values)),
         }
     }
 
@@ -119,6 +158,7 @@ impl KvCache {
         match &self.store {
             Store::F32(values) => Values::F32(Shared::new(values.as_ptr().cast_mut())),
             Store::Bf16(values) => Values::Bf16(Shared::new(values.as_ptr().cast_mut())),
+            Store::Int8(values) => Values::Int8(Shared::new(values.as_ptr().cast_mut())),
         }
     }
 }

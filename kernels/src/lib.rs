@@ -53,7 +53,7 @@ mod team;
 
 pub use act::Act;
 pub use argmax::argmax;
-pub use attention::{HEAD_DIM_MAX, attention};
+pub use attention::{AttentionScratch, HEAD_DIM_MAX, attention};
 pub use device::Device;
 pub use embed::{AddEmbed, EmbedDelta, embed};
 pub use glu::{Gate, glu};
@@ -66,7 +66,7 @@ pub use rope::{RopeStore, RopeTable, rope_store};
 pub use segments::Segments;
 pub use simd::Isa;
 
-/// The floats that weights, factors and KV pages are stored as.
+/// The floats that weights, factors and KV pages may be stored as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dtype {
     F32,
@@ -98,6 +98,24 @@ pub enum FactorDtype {
     Bf16,
     /// Multiples of 1/127 of the largest value of a rank: of its row of A, of its column of B.
     Int8,
+}
+
+/// What keys and values are stored as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvDtype {
+    F32,
+    Bf16,
+    /// Multiples of 1/127 of the largest of a token's key, or value, of a head; the scale in f32.
+    Int8,
+}
+
+impl From<Dtype> for KvDtype {
+    fn from(dtype: Dtype) -> KvDtype {
+        match dtype {
+            Dtype::F32 => KvDtype::F32,
+            Dtype::Bf16 => KvDtype::Bf16,
+        }
+    }
 }
 
 impl From<Dtype> for WeightDtype {

@@ -6,7 +6,8 @@
 //!
 //! Per-head norms (Qwen3, Gemma 3) run before, over D. Numerics: angles are position · inv_freq in
 //! f32, as in the models' reference code, their cosine in f64 rounded to f32; k and v are rounded
-//! once to the cache's type.
+//! once to the cache's type. In int8 a value that is not finite makes the scale NaN, so that it
+//! spoils what it would spoil unrounded.
 
 use crate::buffer::{Buffer, Shared};
 use crate::device::{Device, part};
@@ -130,6 +131,7 @@ pub fn rope_store(
                 match values {
                     Values::F32(pages) => slot.write(isa, k, v, pages),
                     Values::Bf16(pages) => slot.write(isa, k, v, pages),
+                    Values::Int8(pages) => slot.write(isa, k, v, pages),
                 }
             }
         }
@@ -214,18 +216,65 @@ impl<E: Stored> Kernel for WriteSlot<E> {
         for head in 0..layout.kv_heads {
             let start = self.pages.add(layout.at(layer, page, head));
             let v_start = layout.v_start() + token * layout.v_stride();
+            let [k_factor, v_factor] = [self.k, self.v].map(|x| steps::<E>(x.add(head * dim), dim));
+            if E::SCALED {
+                let scales = start.add(layout.scales_start()).cast::<f32>().add(token);
+                *scales = k_factor.scale;
+                *scales.add(KvCache::PAGE) = v_factor.scale;
+            }
             for d in (0..dim).step_by(LANES) {
                 let n = (dim - d).min(LANES);
                 let mut values = [E::from_f32(0.0); LANES];
-                E::store_n::<S>(values.as_mut_ptr(), n, S::load_n(self.k.add(head * dim + d), n));
+                E::store_n::<S>(
+                    values.as_mut_ptr(),
+                    n,
+                    k_factor.of::<S, E>(self.k.add(head * dim + d), n),
+                );
                 for (i, &value) in values[..n].iter().enumerate() {
                     *start.add(E::place((d + i) * KvCache::PAGE + token)) = value;
                 }
-                E::store_n::<S>(values.as_mut_ptr(), n, S::load_n(self.v.add(head * dim + d), n));
+                E::store_n::<S>(
+                    values.as_mut_ptr(),
+                    n,
+                    v_factor.of::<S, E>(self.v.add(head * dim + d), n),
+                );
                 for (i, &value) in values[..n].iter().enumerate() {
                     *start.add(v_start + E::place(d + i)) = value;
                 }
             }
         }
+    }
+}
+
+/// How values become multiples of a scale.
+struct Steps {
+    scale: f32,
+    /// 1 / scale.
+    factor: f32,
+}
+
+/// Those of 1/127 of the largest of `dim` values; of no use where `E` has no scale.
+#[inline(always)]
+unsafe fn steps<E: Stored>(x: *const f32, dim: usize) -> Steps {
+    if !E::SCALED {
+        return Steps { scale: 1.0, factor: 1.0 };
+    }
+    let (mut most, mut all) = (0.0f32, 0.0);
+    for d in 0..dim {
+        let x = *x.add(d);
+        most = most.max(x.abs());
+        // Zero, or NaN once a value is not finite.
+        all += x * 0.0;
+    }
+    let scale = most / 127.0 + all;
+    let factor = 127.0 / most;
+    Steps { scale, factor: if factor.is_finite() { factor } else { 0.0 } }
+}
+
+impl Steps {
+    #[inline(always)]
+    unsafe fn of<S: Simd, E: Stored>(&self, x: *const f32, n: usize) -> S::F {
+        let x = S::load_n(x, n);
+        if E::SCALED { S::mul(x, S::splat(self.factor)) } else { x }
     }
 }

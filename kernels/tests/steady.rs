@@ -7,9 +7,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use polylora_kernels::{
-    Act, Delta, Device, Dtype, Gate, KvCache, Linear, LoraScratch, Matrix, NormWeight, RopeStore,
-    RopeTable, Rows, Segments, add_norm, add_norm_rows, argmax, attention, embed, glu, linear,
-    rope_store,
+    Act, AttentionScratch, Delta, Device, Dtype, Gate, KvCache, Linear, LoraScratch, Matrix,
+    NormWeight, RopeStore, RopeTable, Rows, Segments, add_norm, add_norm_rows, argmax, attention,
+    embed, glu, linear, rope_store,
 };
 
 struct Counting;
@@ -53,13 +53,14 @@ struct Step {
     rope: RopeTable,
     kv: KvCache,
     scratch: LoraScratch,
+    parts: AttentionScratch,
     h: Vec<f32>,
     y: [Vec<f32>; 3],
     x: Act,
 }
 
 impl Step {
-    fn new() -> Step {
+    fn new(dev: &Device) -> Step {
         let square = values(HIDDEN * HIDDEN);
         Step {
             table: Matrix::from_f32(Dtype::Bf16, HIDDEN, HIDDEN, &square),
@@ -68,6 +69,7 @@ impl Step {
             rope: RopeTable::new(64, DIM, &[1.0; DIM / 2], 1.0),
             kv: KvCache::new(Dtype::Bf16, 1, ROWS, HEADS, DIM),
             scratch: LoraScratch::new(ROWS, 64, 0),
+            parts: AttentionScratch::new(dev.threads(), HEADS, HEADS, DIM, 4096),
             h: vec![0.0; ROWS * HIDDEN],
             y: [(); 3].map(|()| vec![0.0; ROWS * HIDDEN]),
             x: Act::new(Dtype::Bf16, ROWS, HIDDEN),
@@ -107,7 +109,7 @@ impl Step {
             layer: 0,
         };
         rope_store(dev, args, rows, segments, &mut self.kv);
-        attention(dev, q, HEADS, &self.kv, 0, rows, 0.25, None, &mut self.x);
+        attention(dev, q, HEADS, &self.kv, 0, rows, 0.25, None, &mut self.x, &mut self.parts);
         glu(dev, Gate::Silu, k, v, ROWS, &mut self.x);
         add_norm_rows(dev, &self.h, &index[3..], None, norm, 1e-5, segments, &mut self.x);
         argmax(self.x.row(0));
@@ -117,7 +119,7 @@ impl Step {
 #[test]
 fn a_warm_step_allocates_nothing_counts_the_same_ops_and_survives_a_panic() {
     let dev = Device::cpu(3);
-    let mut step = Step::new();
+    let mut step = Step::new(&dev);
     let deltas: Vec<Delta> = (0..ROWS).map(|i| delta_of(1 + 2 * i)).collect();
     let indptr: Vec<u32> = (0..=ROWS as u32).collect();
     let (none, all) = (Segments { indptr: &[0] }, Segments { indptr: &indptr });

@@ -25,7 +25,7 @@ use crate::text::Text;
 use crate::text::sandbox::{Sandbox, TemplateSource};
 use crate::usage::{UsageLog, UsageOptions};
 use clap::Args;
-use polylora_kernels::{Device, Dtype, FactorDtype, KvCache, WeightDtype};
+use polylora_kernels::{Device, Dtype, FactorDtype, KvCache, KvDtype, WeightDtype};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,7 +110,7 @@ impl Prepared {
         ledger::check_weights(least, memory_available())?;
         let weights = Arc::new(load_weights(&checkpoint, dtype)?);
 
-        let kv_dtype = dtype_named(config.kv_dtype.as_deref()).unwrap_or(weights.dtype);
+        let kv_dtype = kv_dtype(config).unwrap_or(weights.dtype.into());
         let page_bytes = Model::page_bytes(&weights.shape, kv_dtype);
         let kv_pages = config.kv_bytes as usize / page_bytes;
         let context = context(config, weights.shape.context, kv_pages)?;
@@ -227,6 +227,14 @@ fn factor_dtype(config: &Config, weights: Dtype) -> FactorDtype {
     match config.adapter_dtype.as_deref() {
         Some("int8") => FactorDtype::Int8,
         name => dtype_named(name).unwrap_or(weights).into(),
+    }
+}
+
+/// The text was checked before; `auto` is `None`.
+fn kv_dtype(config: &Config) -> Option<KvDtype> {
+    match config.kv_dtype.as_deref() {
+        Some("int8") => Some(KvDtype::Int8),
+        name => dtype_named(name).map(KvDtype::from),
     }
 }
 

@@ -180,7 +180,7 @@ impl Ours {
             rows_max: context,
             logit_rows_max: 1,
             kv_pages: context.div_ceil(KvCache::PAGE),
-            kv_dtype: dtype,
+            kv_dtype: dtype.into(),
             context,
         };
         let device = Device::cpu(options.threads);

@@ -58,7 +58,8 @@ pub struct RawConfig {
     /// GiB
     #[arg(long, env = "POLYLORA_KV_BYTES", value_name = "SIZE")]
     pub kv_bytes: Option<Size>,
-    /// Storage of the KV cache: auto, f32 or bf16; auto is f32 beside f32 weights, else bf16
+    /// Storage of the KV cache: auto, f32, bf16 or int8 (half of bf16's bytes: see Limits); auto is
+    /// f32 beside f32 weights, else bf16
     #[arg(long, env = "POLYLORA_KV_DTYPE", value_name = "DTYPE")]
     pub kv_dtype: Option<String>,
     /// Rows of one step: prompt chunks and decoding sequences together; more is faster prefill,

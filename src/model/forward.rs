@@ -10,9 +10,9 @@ use crate::adapters::bank::{Bank, Blend, Prepared, Slot};
 use crate::adapters::format::config::RANK_MAX;
 use crate::shape::{Activation, ModelShape, Norm, Projection, Site};
 use polylora_kernels::{
-    Act, Add, AddEmbed, Device, Dtype, Gate, KvCache, Linear, LoraScratch, NormWeight, Residual,
-    RopeStore, RopeTable, Rows, Segments, WeightDtype, add_norm, add_norm_rows, attention, embed,
-    glu, linear_sum, rope_store,
+    Act, Add, AddEmbed, AttentionScratch, Device, Dtype, Gate, KvCache, Linear, LoraScratch,
+    NormWeight, Residual, RopeStore, RopeTable, Rows, Segments, WeightDtype, add_norm,
+    add_norm_rows, attention, embed, glu, linear_sum, rope_store,
 };
 
 /// Memory of one step, taken at start. T = rows_max, S' = logit_rows_max.
@@ -34,6 +34,7 @@ pub(super) struct Buffers {
     last: Act,        // [S', H]
     logits: Vec<f32>, // [S', V]
     scratch: LoraScratch,
+    parts: AttentionScratch,
 }
 
 impl Buffers {
@@ -62,6 +63,13 @@ impl Buffers {
             last: Act::new(dtype, o.logit_rows_max, shape.hidden),
             logits: vec![0.0; o.logit_rows_max * shape.vocab],
             scratch: LoraScratch::new(rows.max(o.logit_rows_max), RANK_MAX, inputs_max),
+            parts: AttentionScratch::new(
+                o.threads,
+                shape.heads,
+                shape.kv_heads,
+                shape.head_dim,
+                o.context,
+            ),
         }
     }
 
@@ -73,7 +81,9 @@ impl Buffers {
         let acts = shape.hidden + q + shape.ffn;
         let row = LoraScratch::row_bytes(RANK_MAX, inputs_max(shape));
         let scratch = o.rows_max.max(o.logit_rows_max) * row;
+        let (heads, kv_heads, dim) = (shape.heads, shape.kv_heads, shape.head_dim);
         scratch
+            + AttentionScratch::bytes(o.threads, heads, kv_heads, dim, o.context)
             + o.rows_max * (4 * plain + 6 * acts)
             + o.logit_rows_max * (4 * shape.vocab + 6 * shape.hidden)
     }
@@ -278,6 +288,7 @@ impl<'a> Step<'a> {
             shape.attention_scale,
             window,
             &mut b.found,
+            &mut b.parts,
         );
         let y = &mut b.y[..rows * shape.hidden];
         self.one_linear(&b.found, rows, site(Projection::O), y, &mut b.scratch);

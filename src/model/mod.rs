@@ -21,7 +21,7 @@ use crate::adapters::bank::{Bank, Blend};
 use crate::error::{Error, Kind, Result};
 use crate::shape::{ModelShape, Rope};
 use forward::{Buffers, Step};
-use polylora_kernels::{Device, Dtype, KvCache, RopeTable};
+use polylora_kernels::{Device, KvCache, KvDtype, RopeTable};
 use std::sync::Arc;
 use weights::Weights;
 
@@ -60,7 +60,7 @@ pub struct ModelOptions {
     pub logit_rows_max: usize,
     pub kv_pages: usize,
     /// Storage of the KV cache.
-    pub kv_dtype: Dtype,
+    pub kv_dtype: KvDtype,
     /// Positions to make rope tables for.
     pub context: usize,
 }
@@ -117,7 +117,7 @@ impl Model {
     }
 
     /// Bytes of one KV page over all layers.
-    pub fn page_bytes(shape: &ModelShape, dtype: Dtype) -> usize {
+    pub fn page_bytes(shape: &ModelShape, dtype: KvDtype) -> usize {
         KvCache::page_bytes(dtype, shape.layers, shape.kv_heads, shape.head_dim)
     }
 

@@ -28,7 +28,7 @@ pub fn model(checkpoint: &Checkpoint, dtype: Dtype, tokens: usize) -> Model {
         rows_max: tokens,
         logit_rows_max: tokens,
         kv_pages: 32,
-        kv_dtype: dtype,
+        kv_dtype: dtype.into(),
         context: tokens.max(64),
     };
     let device = Device::cpu(options.threads);

@@ -4,7 +4,7 @@
 
 use polylora::adapters::bank::{Bank, Blend, Slot};
 use polylora::model::{Batch, Model, ModelOptions};
-use polylora_kernels::{Device, Dtype, KvCache};
+use polylora_kernels::{Device, KvCache, KvDtype};
 use std::sync::Arc;
 
 pub use polylora::model::weights::Weights;
@@ -26,7 +26,7 @@ pub struct Runner {
 }
 
 impl Runner {
-    pub fn new(weights: Arc<Weights>, kv_dtype: Dtype, tokens_max: usize) -> Self {
+    pub fn new(weights: Arc<Weights>, kv_dtype: impl Into<KvDtype>, tokens_max: usize) -> Self {
         let rows_max = 256;
         let pages = tokens_max.div_ceil(KvCache::PAGE);
         let options = ModelOptions {
@@ -34,7 +34,7 @@ impl Runner {
             rows_max,
             logit_rows_max: rows_max,
             kv_pages: pages,
-            kv_dtype,
+            kv_dtype: kv_dtype.into(),
             context: 2048.min(weights.shape.context),
         };
         let model = Model::new(weights, Device::cpu(2), &options).expect("model");

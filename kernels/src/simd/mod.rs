@@ -244,6 +244,8 @@ pub(crate) trait Element: Copy + Send + Sync {
 
 /// What is read value by value too, and stored by a step.
 pub(crate) trait Stored: Element {
+    /// Whether values are multiples of a scale that is kept elsewhere.
+    const SCALED: bool = false;
     fn to_f32(self) -> f32;
     /// Stores the first `n` lanes, rounded.
     unsafe fn store_n<S: Simd>(p: *mut Self, n: usize, v: S::F);
@@ -315,6 +317,20 @@ impl Element for i8 {
     #[inline(always)]
     fn from_f32(x: f32) -> i8 {
         x.round_ties_even() as i8
+    }
+}
+
+impl Stored for i8 {
+    const SCALED: bool = true;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from(self)
+    }
+    #[inline(always)]
+    unsafe fn store_n<S: Simd>(p: *mut i8, n: usize, v: S::F) {
+        let mut lanes = [0; LANES];
+        S::store_i8(lanes.as_mut_ptr(), S::round(v));
+        std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n);
     }
 }
 

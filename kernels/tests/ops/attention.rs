@@ -1,10 +1,10 @@
 //! `rope_store` and `attention` through the pages, against f64 loops; and the bits of a row.
 
-use crate::common::{DTYPES, Rng, assert_close, devices, rounded};
+use crate::common::{KV_DTYPES, Rng, assert_close, devices, in_127_steps, rounded};
 use polylora_kernels::reference::{attend, rms_norm, rotate};
 use polylora_kernels::{
-    Act, Device, Dtype, Isa, KvCache, NormWeight, RopeStore, RopeTable, Rows, Segments, attention,
-    rope_store,
+    Act, AttentionScratch, Device, Dtype, Isa, KvCache, KvDtype, NormWeight, RopeStore, RopeTable,
+    Rows, Segments, attention, rope_store,
 };
 
 const EPS: f32 = 1e-6;
@@ -13,7 +13,7 @@ const LAYER: usize = 1;
 
 /// Some sequences, their q, k, v rows in order of position, and where their pages are.
 struct World {
-    dtype: Dtype,
+    dtype: KvDtype,
     heads: usize,
     kv_heads: usize,
     dim: usize,
@@ -39,9 +39,26 @@ struct Part {
 }
 
 impl World {
-    fn new(seed: u64, dtype: Dtype, heads: usize, kv_heads: usize, dim: usize) -> World {
+    fn new(
+        seed: u64,
+        dtype: impl Into<KvDtype>,
+        heads: usize,
+        kv_heads: usize,
+        dim: usize,
+    ) -> World {
+        World::of(seed, dtype, heads, kv_heads, dim, &[1, 16, 17, 45, 90, 33])
+    }
+
+    fn of(
+        seed: u64,
+        dtype: impl Into<KvDtype>,
+        heads: usize,
+        kv_heads: usize,
+        dim: usize,
+        lengths: &[usize],
+    ) -> World {
         let mut rng = Rng(seed);
-        let lengths = vec![1usize, 16, 17, 45, 90, 33];
+        let (dtype, lengths) = (dtype.into(), lengths.to_vec());
         let mut page_indptr = vec![0];
         let mut taken = 0;
         for length in &lengths {
@@ -123,12 +140,14 @@ impl World {
             q_norm: Some(norm),
             k_norm: None,
             eps: EPS,
-            rope: &RopeTable::new(128, self.dim, &self.inv_freq, 1.25),
+            rope: &RopeTable::new(4096, self.dim, &self.inv_freq, 1.25),
             layer: LAYER,
         };
         rope_store(dev, args, rows, Segments { indptr }, kv);
-        let mut out = Act::new(self.dtype, rows.count(), self.heads * self.dim);
-        attention(dev, &q, self.heads, kv, LAYER, rows, 0.2, window, &mut out);
+        let mut out = Act::new(Dtype::F32, rows.count(), self.heads * self.dim);
+        let mut scratch =
+            AttentionScratch::new(dev.threads(), self.heads, self.kv_heads, self.dim, 4096);
+        attention(dev, &q, self.heads, kv, LAYER, rows, 0.2, window, &mut out, &mut scratch);
         (q, out)
     }
 
@@ -151,7 +170,11 @@ impl World {
     ) -> (Vec<Vec<f64>>, Vec<Vec<f64>>) {
         let stored = |x: &[f64]| {
             let narrow: Vec<f32> = x.iter().map(|&x| x as f32).collect();
-            wide(&rounded(self.dtype, &narrow))
+            match self.dtype {
+                KvDtype::F32 => wide(&narrow),
+                KvDtype::Bf16 => wide(&rounded(Dtype::Bf16, &narrow)),
+                KvDtype::Int8 => wide(&in_127_steps(&narrow)),
+            }
         };
         let row =
             |x: &[f32], p: usize| wide(&x[(p * self.kv_heads + head) * self.dim..][..self.dim]);
@@ -161,16 +184,29 @@ impl World {
     }
 
     fn check(&self, dev: &Device, window: Option<u32>) {
+        self.check_rows(dev, window, &|_| true);
+    }
+
+    /// Compares the rows at the positions that are `wanted`.
+    fn check_rows(&self, dev: &Device, window: Option<u32>, wanted: &dyn Fn(usize) -> bool) {
         let mut kv = self.cache();
         let all: Vec<Part> = (0..self.lengths.len())
             .map(|s| Part { sequence: s, from: 0, to: self.lengths[s] })
             .collect();
         let (q, out) = self.step(dev, &mut kv, &all, 17, window);
-        // A key rotated in f32 may round to the other bf16 neighbour than one rotated in f64.
-        let tolerance = if self.dtype == Dtype::Bf16 { 4e-3 } else { 2e-5 };
+        // A key rotated in f32 may round to the other neighbour than one rotated in f64.
+        let tolerance = match self.dtype {
+            KvDtype::F32 => 2e-5,
+            KvDtype::Bf16 => 4e-3,
+            KvDtype::Int8 => 8e-3,
+        };
         let mut t = 0;
         for (s, &length) in self.lengths.iter().enumerate() {
             for p in 0..length {
+                if !wanted(p) {
+                    t += 1;
+                    continue;
+                }
                 let from = window.map_or(0, |w| (p + 1).saturating_sub(w as usize));
                 for head in 0..self.heads {
                     let what = format!("{} D {} {s} {p} head {head}", dev.name(), self.dim);
@@ -196,7 +232,7 @@ fn wide(x: &[f32]) -> Vec<f64> {
 #[test]
 fn paged_attention_equals_the_f64_loop() {
     for dev in devices() {
-        for dtype in DTYPES {
+        for dtype in KV_DTYPES {
             for (heads, kv_heads, dim) in [(6, 2, 64), (4, 4, 8), (3, 1, 80), (20, 1, 16)] {
                 let world = World::new(11, dtype, heads, kv_heads, dim);
                 world.check(&dev, None);
@@ -216,7 +252,7 @@ fn a_window_hides_what_lies_before_it() {
 
 #[test]
 fn a_rows_attention_has_the_same_bits_in_any_step() {
-    for dtype in DTYPES {
+    for dtype in KV_DTYPES {
         for &isa in Isa::available() {
             let world = World::new(13, dtype, 6, 2, 64);
             let dev = Device::cpu_with(1, isa).expect("available");
@@ -249,13 +285,65 @@ fn a_rows_attention_has_the_same_bits_in_any_step() {
     }
 }
 
+/// Around the borders of the parts that a long context is computed in.
+const BORDERS: [usize; 9] = [0, 63, 1022, 1023, 1024, 1025, 2047, 2048, 2099];
+
+#[test]
+fn long_contexts_equal_the_f64_loop() {
+    for dtype in KV_DTYPES {
+        for window in [None, Some(1030)] {
+            let world = World::of(21, dtype, 4, 2, 16, &[2100, 5, 1030]);
+            for dev in devices() {
+                world.check_rows(&dev, window, &|p| BORDERS.contains(&p));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_long_contexts_bits_are_the_same_in_parts_and_whole() {
+    for dtype in KV_DTYPES {
+        for window in [None, Some(1030)] {
+            let world = World::of(22, dtype, 6, 2, 16, &[2100, 1030]);
+            let alone = Device::cpu(1);
+            let mut kv = world.cache();
+            let whole = [0, 1].map(|s| Part { sequence: s, from: 0, to: world.lengths[s] });
+            let (_, among) = world.step(&alone, &mut kv, &whole, 0, window);
+            for threads in [1, 2, 5] {
+                let dev = Device::cpu(threads);
+                for p in BORDERS {
+                    let long = Part { sequence: 0, from: p, to: p + 1 };
+                    let short = Part { sequence: 1, from: 1029, to: 1030 };
+                    let (_, out) = world.step(&dev, &mut kv, &[long, short], 0, window);
+                    let what = format!("{} {dtype:?} {window:?} {p}", dev.name());
+                    assert_eq!(bits(out.row(0)), bits(among.row(p)), "{what}");
+                    assert_eq!(bits(out.row(1)), bits(among.row(2100 + 1029)), "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_value_that_is_not_finite_spoils_an_int8_token_too() {
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut world = World::of(23, KvDtype::Int8, 2, 1, 16, &[3]);
+        world.v[0][16] = bad;
+        let mut kv = world.cache();
+        let all = [Part { sequence: 0, from: 0, to: 3 }];
+        let (_, out) = world.step(&Device::cpu(1), &mut kv, &all, 0, None);
+        assert!(out.row(0).iter().all(|x| x.is_finite()), "the token before it");
+        assert!(out.row(1).iter().chain(out.row(2)).all(|x| x.is_nan()), "it and the one after");
+    }
+}
+
 fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
 #[test]
 fn page_bytes_times_pages_is_what_a_cache_holds() {
-    for dtype in DTYPES {
+    for dtype in KV_DTYPES {
         for (heads, dim) in [(3, 64), (1, 8), (2, 80)] {
             let kv = KvCache::new(dtype, 5, 7, heads, dim);
             assert_eq!(kv.bytes(), 7 * KvCache::page_bytes(dtype, 5, heads, dim));
@@ -269,5 +357,7 @@ fn a_position_beyond_its_pages_is_refused() {
     let kv = KvCache::new(Dtype::F32, 1, 1, 1, 16);
     let rows = Rows { positions: &[16], sequences: &[0], pages: &[0], page_indptr: &[0, 1] };
     let mut out = Act::new(Dtype::F32, 1, 16);
-    attention(&Device::cpu(1), &[0.0; 16], 1, &kv, 0, rows, 1.0, None, &mut out);
+    let dev = Device::cpu(1);
+    let mut scratch = AttentionScratch::new(dev.threads(), 1, 1, 16, 16);
+    attention(&dev, &[0.0; 16], 1, &kv, 0, rows, 1.0, None, &mut out, &mut scratch);
 }

@@ -3,7 +3,7 @@
 
 use half::bf16;
 use polylora_kernels::reference::Factors;
-use polylora_kernels::{Delta, Device, Dtype, FactorDtype, Isa, WeightDtype};
+use polylora_kernels::{Delta, Device, Dtype, FactorDtype, Isa, KvDtype, WeightDtype};
 
 /// splitmix64.
 pub struct Rng(pub u64);
@@ -52,7 +52,8 @@ pub fn seen(dtype: WeightDtype, x: &[f32]) -> Vec<f32> {
     }
 }
 
-fn in_127_steps(x: &[f32]) -> Vec<f32> {
+/// Multiples of 1/127 of the largest.
+pub fn in_127_steps(x: &[f32]) -> Vec<f32> {
     let largest = x.iter().fold(0.0f32, |most, x| most.max(x.abs()));
     let factor = if largest > 0.0 { 127.0 / largest } else { 0.0 };
     x.iter().map(|x| (x * factor).round_ties_even() * (largest / 127.0)).collect()
@@ -86,6 +87,8 @@ pub fn devices() -> Vec<Device> {
 }
 
 pub const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
+
+pub const KV_DTYPES: [KvDtype; 3] = [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8];
 
 pub const INTS: [WeightDtype; 5] = [
     WeightDtype::Int8,
