@@ -2,7 +2,7 @@
 //! of adapters: u = w·(x·Aᵀ), then y += u·Bᵀ.
 //!
 //! x `[T, I]` bf16, A `[R, I]` bf16, B `[R, O]` bf16 (transposed, scale folded in), u f32, its rows
-//! the ranks of a row's deltas side by side, y `[T, O]` f32; I and rows of B are padded, R is exact.
+//! the ranks of a row's deltas side by side, y `[T, O]` f32; I and rows of B are padded, R is not.
 //! Work is cut into chunks of at most 16 rows of one segment; rows in no chunk are untouched. Sums
 //! are f32: u in the order of common.cuh; the delta of an element is one chain of fused
 //! multiply-adds over parts and ranks in order, added to y once. So a row's bits depend neither on
