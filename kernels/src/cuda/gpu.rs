@@ -4,8 +4,8 @@
 //! is asked for before anything else, because calling into it where there is none panics.
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::ptr::null_mut;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
@@ -19,7 +19,7 @@ const MODULES: [&str; 2] =
     [include_str!("../../cuda/gemm.ptx"), include_str!("../../cuda/lora.ptx")];
 
 /// The kernels' entry points.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Entry {
     GemmFew,
     GemmMany,
@@ -41,6 +41,9 @@ impl Entry {
     }
 }
 
+/// Arguments of a kernel at most.
+const ARGS_MAX: usize = 8;
+
 /// An argument of a kernel.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Arg {
@@ -61,7 +64,8 @@ pub struct Gpu {
     name: String,
     stream: Arc<CudaStream>,
     modules: Vec<sys::CUmodule>,
-    entries: HashMap<Entry, sys::CUfunction>,
+    /// In the order of [`Entry`].
+    entries: Vec<sys::CUfunction>,
     launches: Cell<u64>,
 }
 
@@ -123,7 +127,7 @@ impl Gpu {
             name,
             stream,
             modules: Vec::new(),
-            entries: HashMap::new(),
+            entries: Vec::new(),
             launches: Cell::new(0),
         };
         gpu.load().map_err(Error::doing("loading the kernels"))?;
@@ -141,7 +145,7 @@ impl Gpu {
             let name = CString::new(name).expect("a name");
             // SAFETY: the module was loaded above and lives as long as this GPU.
             let function = unsafe { result::module::get_function(self.modules[module], name) }?;
-            self.entries.insert(entry, function);
+            self.entries.push(function);
         }
         Ok(())
     }
@@ -178,22 +182,22 @@ impl Gpu {
     ) -> Result<(), Error> {
         let blocks = grid.map(|n| u32::try_from(n).expect("a grid fits in 32 bits"));
         assert!(blocks[1] <= 65_535, "a grid of {blocks:?} blocks");
-        let mut places: Vec<*mut c_void> = args
-            .iter()
-            .map(|arg| match arg {
+        let mut places = [null_mut::<c_void>(); ARGS_MAX];
+        for (place, arg) in places.iter_mut().zip(args) {
+            *place = match arg {
                 Arg::Address(address) => (&raw const *address).cast_mut().cast(),
                 Arg::Count(count) => (&raw const *count).cast_mut().cast(),
-            })
-            .collect();
+            };
+        }
         self.launches.set(self.launches.get() + 1);
         self.stream.context().bind_to_thread().map_err(Error::doing("taking up the GPU"))?;
         result::launch_kernel(
-            self.entries[&entry],
+            self.entries[entry as usize],
             (blocks[0], blocks[1], 1),
             (THREADS, 1, 1),
             0,
             self.stream.cu_stream(),
-            &mut places,
+            &mut places[..args.len()],
         )
         .map_err(Error::doing("launching a kernel"))
     }

@@ -1,7 +1,8 @@
 //! What the LoRA kernels read of a step's segments: parts, where each segment's start, and chunks
 //! of rows, in one run of words that goes to the GPU in one copy.
 //!
-//! Owns the layout, which is that of the structures in `kernels/cuda/lora.cu`. Never reads a factor.
+//! Owns the layout, which is that of the structures in `kernels/cuda/lora.cu`. Never reads a
+//! factor.
 
 use crate::PARTS_MAX;
 use crate::cuda::FEW_ROWS;
