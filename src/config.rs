@@ -15,6 +15,7 @@ pub use size::{Size, human};
 
 use crate::error::{Error, Result};
 use clap::Args;
+use polylora_kernels::Place;
 use serde::Serialize;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,8 @@ pub struct Config {
     pub api_key: Option<String>,
     /// Serve beyond this machine without a key: the operator said so.
     pub allow_open: bool,
+    /// `auto`, `cpu` or `cuda:N`
+    pub device: String,
     pub threads: usize,
     /// Prompt plus output of one request, in tokens; 0: the model's own context (bounded by KV
     /// memory).
@@ -132,6 +135,7 @@ impl Config {
             adapters: raw.adapters.clone(),
             api_key: raw.api_key.clone(),
             allow_open: raw.allow_open.unwrap_or(false),
+            device: place(raw.device.as_deref())?,
             threads: size("threads"),
             context: size("context"),
             kv_bytes: number("kv_bytes"),
@@ -327,6 +331,14 @@ fn choice(value: Option<&str>, key: &str, all: &[&str]) -> Result<Option<String>
         Some(v) if all.contains(&v) => Ok(Some(v.to_owned())),
         Some(v) => Err(blame(key, &format!("is '{v}'; expected one of {}", all.join(", ")))),
     }
+}
+
+/// A device's name as it was said.
+fn place(value: Option<&str>) -> Result<String> {
+    let text = value.unwrap_or("auto");
+    let place = text.parse::<Place>();
+    place.map_err(|e| blame("device", &format!("is '{text}'; expected {e}")))?;
+    Ok(text.to_owned())
 }
 
 fn is_loopback(host: &str) -> bool {

@@ -5,6 +5,9 @@
 mod bench;
 #[path = "cli/fake.rs"]
 mod fake;
+#[cfg(target_os = "linux")]
+#[path = "cli/gpu.rs"]
+mod gpu;
 #[path = "cli/run.rs"]
 mod run;
 
@@ -82,6 +85,7 @@ fn settings_that_cannot_be_name_the_key_and_what_was_expected() {
     };
     check(&["--threads", "0"], &["threads", "--threads", "POLYLORA_THREADS", "1 to 1024"]);
     check(&["--dtype", "int3"], &["dtype", "int3", "auto, f32, bf16"]);
+    check(&["--device", "gpu"], &["device", "'gpu'", "auto, cpu or cuda:N"]);
     check(&["--sequences-max", "512"], &["sequences_max", "512", "rows_max = 256"]);
     check(&["--stream-events-max", "64"], &["stream_events_max", "rows_max = 256"]);
     check(&["--host", "0.0.0.0"], &["host", "0.0.0.0", "POLYLORA_API_KEY", "allow_open"]);

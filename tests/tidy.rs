@@ -72,6 +72,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("candle_transformers", &["src/cli/verify"]),
     ("tokenizers", &["src/text/", "src/model/"]),
     ("minijinja", &["src/text/"]),
+    ("cudarc", &[]),
     ("faer", &["src/merge/"]),
     ("rlimit", &["src/text/"]),
     ("rustix", &["src/jobs/"]),
@@ -147,6 +148,9 @@ fn imports_go_one_way() {
             if code_of(&text).contains(name) {
                 wrong.push(format!("{path}: the kernels know no {name}"));
             }
+        }
+        if !path.starts_with("kernels/src/cuda/") && code_of(&text).contains("cudarc::") {
+            wrong.push(format!("{path}: only kernels/src/cuda knows cudarc"));
         }
     }
     none(wrong);

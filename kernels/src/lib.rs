@@ -1,7 +1,8 @@
 //! The arithmetic of serving, and the one page that fixes its layouts and letters.
 //!
 //! This crate owns buffers, threads and every op a step calls; it is the only place with `unsafe`.
-//! It knows no model, no adapter names, no serving words and no tensor crate.
+//! It knows no model, no adapter names, no serving words and no tensor crate. The ops of [`cuda`]
+//! run on a GPU, where one is found at run time; all others run on the CPU.
 //!
 //! # Letters
 //!
@@ -37,6 +38,7 @@ mod arena;
 mod argmax;
 mod attention;
 mod buffer;
+pub mod cuda;
 mod device;
 mod embed;
 mod glu;
@@ -54,7 +56,7 @@ mod team;
 pub use act::Act;
 pub use argmax::argmax;
 pub use attention::{AttentionScratch, HEAD_DIM_MAX, attention};
-pub use device::Device;
+pub use device::{Cpu, Device, Place};
 pub use embed::{AddEmbed, EmbedDelta, embed};
 pub use glu::{Gate, glu};
 pub use kv::{KvCache, Rows};

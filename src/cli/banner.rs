@@ -10,6 +10,8 @@ pub struct Banner<'a> {
     pub url: &'a str,
     pub base: &'a str,
     pub device: &'a str,
+    /// GPUs that were found and are not used.
+    pub gpus: &'a [String],
     pub storage: &'a str,
     pub context: usize,
     pub adapters: &'a [Entry],
@@ -20,7 +22,8 @@ pub struct Banner<'a> {
 
 impl Banner<'_> {
     pub fn page(&self) -> String {
-        let Self { url, base, device, storage, context, .. } = self;
+        let Self { url, base, storage, context, .. } = self;
+        let device = self.device();
         let version = env!("CARGO_PKG_VERSION");
         let asked = self.example();
         let (header, key, variable) = if self.locked {
@@ -75,6 +78,13 @@ Or chat:
         ready.map_or(self.base, |e| e.version.name.as_str())
     }
 
+    fn device(&self) -> String {
+        match self.gpus {
+            [] => self.device.to_owned(),
+            gpus => format!("{} (not used by this version: {})", self.device, gpus.join(", ")),
+        }
+    }
+
     fn list(&self) -> String {
         let current = self.adapters.iter().filter(|e| e.current);
         let shown: Vec<String> = current
@@ -91,5 +101,30 @@ Or chat:
             true => format!("none; add one: {} adapter push NAME DIR", self.program),
             false => shown.join(", "),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gpus_that_are_not_used_are_named() {
+        let mut banner = Banner {
+            url: "http://127.0.0.1:8080",
+            base: "base",
+            device: "cpu: 2 threads, avx2",
+            gpus: &[],
+            storage: "bf16",
+            context: 64,
+            adapters: &[],
+            program: "polylora",
+            locked: false,
+        };
+        assert!(banner.page().contains("\n  device    cpu: 2 threads, avx2\n"));
+        let gpus = ["NVIDIA L4".to_owned(), "NVIDIA T4".to_owned()];
+        banner.gpus = &gpus;
+        let line = "cpu: 2 threads, avx2 (not used by this version: NVIDIA L4, NVIDIA T4)\n";
+        assert!(banner.page().contains(line), "{}", banner.page());
     }
 }

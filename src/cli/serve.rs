@@ -25,7 +25,7 @@ use crate::text::Text;
 use crate::text::sandbox::{Sandbox, TemplateSource};
 use crate::usage::{UsageLog, UsageOptions};
 use clap::Args;
-use polylora_kernels::{Device, Dtype, FactorDtype, KvCache, KvDtype, WeightDtype};
+use polylora_kernels::{Device, Dtype, FactorDtype, KvCache, KvDtype, Place, WeightDtype, cuda};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,9 +85,10 @@ pub fn run(args: ServeArgs) -> Result<()> {
 /// A whole server but its port, with the adapters named at start; and how the weights are stored,
 /// in words. Blocks while the model loads.
 pub async fn assemble(config: Config) -> Result<(App, String)> {
+    let device = device(&config)?;
     let access = Access::open(&config.data_dir, config.api_key.as_deref()).await?;
     config.guarded(access.required())?;
-    Prepared::new(&config)?.start(config, access).await
+    Prepared::new(&config, device)?.start(config, access).await
 }
 
 /// Everything that holds big memory, made and checked.
@@ -102,7 +103,7 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn new(config: &Config) -> Result<Self> {
+    fn new(config: &Config, device: Device) -> Result<Self> {
         let Located { path, name } = source::locate(&config.model)?;
         let checkpoint = Checkpoint::open(&path)?;
         let dtype = weight_dtype(config);
@@ -133,7 +134,7 @@ impl Prepared {
         eprint!("{}", ledger.table(available));
         ledger.check(available, config)?;
 
-        let model = Model::new(weights.clone(), Device::cpu(config.threads), &options)?;
+        let model = Model::new(weights.clone(), device, &options)?;
         Ok(Self {
             base_name: config.served_name.clone().unwrap_or(name),
             storage: format!("{} ({})", dtype_names(&weights), checkpoint.storage),
@@ -208,10 +209,14 @@ async fn listen(app: App, storage: &str) -> Result<()> {
     let listener = bind(&app.config).await?;
     let address =
         listener.local_addr().map_err(|e| Error::fault(format!("cannot tell the address: {e}")))?;
+    // What `auto` passed over; a driver that cannot say is none to use.
+    let gpus =
+        if app.config.device == "auto" { cuda::gpus().unwrap_or_default() } else { Vec::new() };
     let banner = Banner {
         url: &format!("http://{address}"),
         base: &app.base_name,
         device: &app.device,
+        gpus: &gpus,
         storage,
         context: app.context,
         adapters: &app.registry.list(),
@@ -220,6 +225,23 @@ async fn listen(app: App, storage: &str) -> Result<()> {
     };
     say(&banner.page());
     api::serve(app, listener, told_to_stop()?).await
+}
+
+/// Where the steps will run. A GPU that was asked for is opened, so that whatever is wrong with it
+/// is said first, and then refused.
+fn device(config: &Config) -> Result<Device> {
+    let wrong = |why: String| {
+        let message = format!("device is {}, but {why}", config.device);
+        Error::invalid("invalid_config", message).param("device")
+    };
+    let place: Place = config.device.parse().map_err(|e| wrong(format!("expected is {e}")))?;
+    match Device::open(place, config.threads).map_err(|e| wrong(e.to_string()))? {
+        cpu @ Device::Cpu(_) => Ok(cpu),
+        Device::Cuda(gpu) => Err(wrong(format!(
+            "the steps of this version do not run on a GPU yet ({}); expected auto or cpu",
+            gpu.name()
+        ))),
+    }
 }
 
 /// The text was checked before.

@@ -48,6 +48,10 @@ pub struct RawConfig {
     #[arg(long, env = "POLYLORA_ALLOW_OPEN", value_name = "BOOL")]
     #[arg(num_args = 0..=1, default_missing_value = "true")]
     pub allow_open: Option<bool>,
+    /// Where steps run: auto, cpu or cuda:N; auto is the CPU, and cuda:N is refused, because the
+    /// steps of this version do not run on a GPU yet
+    #[arg(long, env = "POLYLORA_DEVICE", value_name = "DEVICE")]
+    pub device: Option<String>,
     /// Threads of the engine; default: this machine's physical cores
     #[arg(long, env = "POLYLORA_THREADS", value_name = "N")]
     pub threads: Option<u64>,
@@ -213,6 +217,7 @@ impl RawConfig {
             data_dir: self.data_dir.or(below.data_dir),
             api_key: self.api_key.or(below.api_key),
             allow_open: self.allow_open.or(below.allow_open),
+            device: self.device.or(below.device),
             threads: self.threads.or(below.threads),
             context: self.context.or(below.context),
             kv_bytes: self.kv_bytes.or(below.kv_bytes),

@@ -1,8 +1,9 @@
-//! Every op, on every instruction set of this CPU, against `polylora_kernels::reference`: plain
-//! loops in f64.
+//! Every op, on every instruction set of this CPU and on a GPU, against plain loops in f64, most of
+//! them `polylora_kernels::reference`.
 
 mod attention;
 mod common;
+mod cuda;
 mod ints;
 mod linear;
 mod pointwise;

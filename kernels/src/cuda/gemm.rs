@@ -1,0 +1,43 @@
+//! y = x·Wᵀ on a GPU.
+//!
+//! x `[T, I]`   W `[O, I]`   y `[T, O]` f32. One launch; `kernels/cuda/gemm.cu` has two kernels for
+//! few and for many rows, which give the same bits, so the choice between them is free.
+
+use crate::cuda::gpu::{Arg, Entry};
+use crate::cuda::{
+    Act, Buffer, Error, FEW_OUTPUTS, FEW_ROWS, Gpu, MANY_OUTPUTS, MANY_ROWS, Matrix,
+};
+
+/// Up to so many rows the weights come straight from memory. A guess until it is measured.
+const FEW_ROWS_MAX: usize = 32;
+
+/// `y` `[T, O]` becomes x·Wᵀ of the first `rows` rows of `x`.
+///
+/// # Panics
+/// On shapes that do not fit (x and W, y and W, more rows than x has), and on memory of another
+/// GPU.
+pub fn gemm(gpu: &Gpu, x: &Act, rows: usize, w: &Matrix, y: &mut Buffer<f32>) -> Result<(), Error> {
+    let (outputs, inputs) = (w.outputs(), w.inputs());
+    assert_eq!(inputs, x.width(), "W is [{outputs}, {inputs}]");
+    assert!(rows <= x.rows_max(), "{rows} rows of x's {}", x.rows_max());
+    assert!(y.len() >= rows * outputs, "y holds {rows} rows of {outputs}");
+    if rows == 0 {
+        return Ok(());
+    }
+    let (entry, rows_each, outputs_each) = if rows <= FEW_ROWS_MAX {
+        (Entry::GemmFew, FEW_ROWS, FEW_OUTPUTS)
+    } else {
+        (Entry::GemmMany, MANY_ROWS, MANY_OUTPUTS)
+    };
+    let args = [
+        Arg::Address(w.values.address(gpu)),
+        Arg::Address(x.values.address(gpu)),
+        Arg::Address(y.address(gpu)),
+        Arg::count(rows),
+        Arg::count(outputs),
+        Arg::count(x.stride()),
+    ];
+    // SAFETY: shapes are checked above, rows of x and W have the same stride, and blocks are
+    // disjoint tiles of y.
+    unsafe { gpu.launch(entry, [rows.div_ceil(rows_each), outputs.div_ceil(outputs_each)], &args) }
+}

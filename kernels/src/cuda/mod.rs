@@ -1,0 +1,41 @@
+//! The ops on a GPU, through the driver's own interface, which is looked for at run time.
+//!
+//! Owns what lies on a GPU ([`Gpu`], [`Buffer`] and what is made of them) and the launches of the
+//! kernels in `kernels/cuda`, whose PTX is part of this program. Never falls back: where there is
+//! no driver or no such GPU, opening one is an [`Error`] of one line. Letters, segments and panics
+//! on shapes that do not fit are the CPU ops'; what the driver refuses (memory, a failed launch) is
+//! an [`Error`]. Launches only line up: a failure may show at the next [`Buffer::read`].
+//!
+//! Numerics: x, W, A and B are bf16, products exact, sums f32, u f32. A sum over inputs is four
+//! chains of `mma` steps joined in one order, the same for every number of rows, so a row's bits do
+//! not depend on its neighbours. (They are not the CPU's bits: that has one chain.)
+
+mod act;
+mod error;
+mod gemm;
+mod gpu;
+mod lora;
+mod matrix;
+mod memory;
+mod table;
+
+pub use act::Act;
+pub use error::Error;
+pub use gemm::gemm;
+pub use gpu::{Gpu, gpus};
+pub use lora::{Add, Delta, LoraScratch, lora};
+pub use matrix::Matrix;
+pub use memory::{Buffer, Stored};
+
+/// Inputs of a step of a sum: rows of x, W and A are padded with zeros to so many.
+const STEP: usize = 32;
+/// Threads of a block, in every kernel.
+const THREADS: u32 = 128;
+/// Rows, and outputs or ranks, of a block that reads straight from memory.
+const FEW_ROWS: usize = 16;
+const FEW_OUTPUTS: usize = 16;
+/// Rows and outputs of a block that goes through shared memory.
+const MANY_ROWS: usize = 32;
+const MANY_OUTPUTS: usize = 64;
+/// Outputs of a block that adds deltas.
+const EXPAND_OUTPUTS: usize = 256;
