@@ -10,7 +10,7 @@ binary=${1:?usage: mixed.sh BINARY [bench options]}
 shift
 count=${COUNT:-8} rank=${RANK:-16} targets=${TARGETS:-all} streams=${STREAMS:-16}
 work=target/bench-serve
-made=$work/adapters-$targets-$rank
+made=$work/adapters-${targets//,/-}-$rank
 url=http://127.0.0.1:18080
 
 mkdir -p "$work"
