@@ -3,13 +3,13 @@
 //!
 //! q `[T, N, D]`   pages as in [`KvCache`]   out `[T, N·D]`. Query head n reads kv head n / (N/K).
 //!
-//! In order of position, four pages at a time (aligned in the sequence, see [`turn`]), with a running
-//! maximum and sum per (row, head) ("online softmax"). Several rows of one sequence and all heads
-//! of a group take the pages together while they are in the first-level cache; each (row, head) has
-//! its own running state, so its bits do not depend on who else is there. Every 1,024 positions a
-//! state begins anew and is added to what came before ([`split`]): so several threads can take
-//! parts of one long context, and the bits are the same when they do. Numerics: f32; a score is one
-//! chain over d, a sum over v one chain over the positions of a part.
+//! In order of position, four pages at a time (aligned in the sequence, see [`turn`]), with a
+//! running maximum and sum per (row, head) ("online softmax"). Several rows of one sequence and all
+//! heads of a group take the pages together while they are in the first-level cache; each (row,
+//! head) has its own running state, so its bits do not depend on who else is there. Every 1,024
+//! positions a state begins anew and is added to what came before ([`split`]): so several threads
+//! can take parts of one long context, and the bits are the same when they do. Numerics: f32; a
+//! score is one chain over d, a sum over v one chain over the positions of a part.
 
 mod split;
 mod turn;
@@ -193,7 +193,7 @@ struct Batch<'a> {
     kv_head: usize,
     /// Row, kv head and position this thread probably takes next.
     then: Option<(usize, usize, usize)>,
-    /// The only part wanted, which of the row's it is, and where it is to wait; `None`: all, joined.
+    /// The only part wanted, which of the row's it is, where it is to wait; `None`: all, joined.
     part: Option<(usize, usize, Slots)>,
 }
 

@@ -3,8 +3,8 @@
 //!
 //! One head's page is K `[D, L]` (lanes over tokens, so a query's 16 scores come from D broadcast
 //! multiplications) followed by V `[L, D]` (lanes over D, padded to 32). Both lie in groups of 32
-//! values (two d of K, 32 d of V) as `simd::Element` stores them. In int8 the scales follow, in f32:
-//! `[L]` of K, `[L]` of V. Order: layer, page, head.
+//! values (two d of K, 32 d of V) as `simd::Element` stores them. In int8 the scales follow, in
+//! f32: `[L]` of K, `[L]` of V. Order: layer, page, head.
 
 use half::bf16;
 

@@ -3,8 +3,8 @@
 //! Owns the arithmetic of joining and the memory where parts wait for it. Never decides which
 //! thread computes a part: the bits are the same whoever does.
 //!
-//! A part is (V, m, z): V `[D]` = Σ e^(s − m)·v, z = Σ e^(s − m), m the largest score s. Two are one:
-//! with M = max(m₁, m₂), V = V₁·e^(m₁ − M) + V₂·e^(m₂ − M), and z alike.
+//! A part is (V, m, z): V `[D]` = Σ e^(s − m)·v, z = Σ e^(s − m), m the largest score s. Two are
+//! one: with M = max(m₁, m₂), V = V₁·e^(m₁ − M) + V₂·e^(m₂ − M), and z alike.
 
 use std::ops::Range;
 

@@ -219,7 +219,6 @@ impl<E: Element> Segment<'_, E> {
 
     /// Adds the products of all ranks.
     #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "as in `tile`")]
     unsafe fn add<S: Simd, const ROWS: usize, const VECS: usize>(
         &self,
         mut acc: [[S::F; VECS]; ROWS],
@@ -247,7 +246,6 @@ impl<E: Element> Segment<'_, E> {
 
     /// The same of ranks that lie in pairs.
     #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "as in `tile`")]
     unsafe fn add_halves<S: Simd, const ROWS: usize, const VECS: usize>(
         &self,
         mut acc: [[S::F; VECS]; ROWS],

@@ -15,8 +15,8 @@
 //! `vdpbf16ps` a pair at a time). u is 16 chains (inputs i, i+16, …) joined in one order. The delta
 //! is added on top of x·Wᵀ rank by rank, its weight multiplied into u. With bf16 weights W
 //! multiplies x rounded once to bf16, with integer weights x rounded once to 8 bits in groups of 32
-//! ([`ints`]); A multiplies the f32 x and u stays f32, but where bf16 factors meet bf16 weights on a
-//! CPU with `vdpbf16ps`: there A multiplies x as W does, and u is rounded once to bf16.
+//! ([`ints`]); A multiplies the f32 x and u stays f32, but where bf16 factors meet bf16 weights on
+//! a CPU with `vdpbf16ps`: there A multiplies x as W does, and u is rounded once to bf16.
 
 mod base;
 mod bytes;
