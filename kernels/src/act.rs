@@ -106,7 +106,7 @@ impl ActWriter {
     #[inline(always)]
     pub(crate) unsafe fn store<S: Simd>(self, row: usize, column: usize, n: usize, v: S::F) {
         let at = row * self.stride + column;
-        S::store_n(self.wide.get().add(at), n, v);
+        S::store_row_n(self.wide.get().add(at), n, v);
         if !self.half.get().is_null() {
             S::store_bf16_n(self.half.get().add(at), n, v);
         }

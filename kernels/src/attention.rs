@@ -8,8 +8,9 @@
 //! heads of a group take the pages together while they are in the first-level cache; each (row,
 //! head) has its own running state, so its bits do not depend on who else is there. Every 1,024
 //! positions a state begins anew and is added to what came before ([`split`]): so several threads
-//! can take parts of one long context, and the bits are the same when they do. Numerics: f32; a
-//! score is one chain over d, a sum over v one chain over the positions of a part.
+//! can take parts of one long context, and the bits are the same when they do. Numerics: f32, but
+//! beside bf16 pages on CPUs that multiply its pairs (`vdpbf16ps`) q and the softmax weights are
+//! rounded to it; a score is one chain over d, a sum over v one chain over the positions of a part.
 
 mod split;
 mod turn;
@@ -20,10 +21,10 @@ use std::ops::{Range, RangeInclusive};
 use crate::act::{Act, ActWriter};
 use crate::device::Device;
 use crate::kv::{KvCache, Layout, Rows, Values};
-use crate::simd::{Isa, Kernel, Simd, Stored};
+use crate::simd::{Isa, Kernel, LANES, Simd, Stored};
 pub use split::AttentionScratch;
 use split::{Join, Partial, Slots};
-use turn::Turn;
+use turn::{Turn, takes_words};
 
 /// D at most: the running sums lie on the stack.
 pub const HEAD_DIM_MAX: usize = 512;
@@ -205,12 +206,15 @@ struct Pages<'a, E> {
 /// Running state of one (row, head).
 #[derive(Clone, Copy)]
 struct State {
+    /// `[D]`, or `[D/2]` words of two bf16 where those are multiplied.
     q: *const f32,
     /// Positions it sees.
     first: usize,
     last: usize,
+    /// Largest score so far, in units of ln 2.
     max: f32,
-    sum: f32,
+    /// Sum of weights so far, lane by lane.
+    sum: [f32; LANES],
 }
 
 impl<E: Stored> Kernel for Pages<'_, E> {
@@ -220,12 +224,23 @@ impl<E: Stored> Kernel for Pages<'_, E> {
     unsafe fn run<S: Simd>(self) {
         let Batch { job, rows, heads, part, .. } = &self.batch;
         let stride = job.layout.v_stride();
-        let mut states = [State { q: job.q, first: 0, last: 0, max: 0.0, sum: 0.0 }; BATCH];
+        let mut states =
+            [State { q: job.q, first: 0, last: 0, max: 0.0, sum: [0.0; LANES] }; BATCH];
         let mut count = 0;
+        let mut words = [MaybeUninit::<u32>::uninit(); BATCH * HEAD_DIM_MAX / 2];
+        let dim = job.layout.head_dim;
         for t in rows.clone() {
             let (first, last) = job.span(t);
             for head in heads.clone() {
-                let q = job.q.add((t * job.heads + head) * job.layout.head_dim);
+                let mut q = job.q.add((t * job.heads + head) * dim);
+                if takes_words::<S, E>() {
+                    let words = words.as_mut_ptr().cast::<u32>().add(count * HEAD_DIM_MAX / 2);
+                    for d in (0..dim).step_by(LANES) {
+                        let n = (dim - d).min(LANES);
+                        S::store_pairs_n(words.add(d / 2), n, S::load_n(q.add(d), n));
+                    }
+                    q = words.cast();
+                }
                 states[count] = State { q, first, last, ..states[count] };
                 count += 1;
             }
@@ -241,7 +256,7 @@ impl<E: Stored> Kernel for Pages<'_, E> {
             self.part::<S>(states, first.max(part * PART)..=last.min(part * PART + PART - 1), sums);
             for (i, state) in states.iter().enumerate() {
                 let (row, head) = place(i);
-                let made = state.partial(sums.add(i * stride));
+                let made = state.partial::<S>(sums.add(i * stride));
                 made.store(slots.at(row, index, job.heads, head), stride);
             }
             return;
@@ -253,7 +268,7 @@ impl<E: Stored> Kernel for Pages<'_, E> {
         for part in first / PART..=last / PART {
             self.part::<S>(states, first.max(part * PART)..=last.min(part * PART + PART - 1), sums);
             for (i, state) in states.iter().enumerate() {
-                joined[i].add::<S>(state.partial(sums.add(i * stride)), stride);
+                joined[i].add::<S>(state.partial::<S>(sums.add(i * stride)), stride);
             }
         }
         for (i, joined) in joined[..count].iter().enumerate() {
@@ -265,8 +280,8 @@ impl<E: Stored> Kernel for Pages<'_, E> {
 
 impl State {
     #[inline(always)]
-    fn partial(&self, values: *mut f32) -> Partial {
-        Partial { values, max: self.max, sum: self.sum }
+    unsafe fn partial<S: Simd>(&self, values: *mut f32) -> Partial {
+        Partial { values, max: self.max, sum: S::sum(S::load(self.sum.as_ptr())) }
     }
 }
 
@@ -283,7 +298,7 @@ impl<E: Stored> Pages<'_, E> {
         let stride = job.layout.v_stride();
         std::ptr::write_bytes(sums, 0, states.len() * stride);
         for state in &mut *states {
-            (state.max, state.sum) = (f32::NEG_INFINITY, 0.0);
+            (state.max, state.sum) = (f32::NEG_INFINITY, [0.0; LANES]);
         }
         let of_row = (rows.start, *kv_head);
         let last = *span.end();

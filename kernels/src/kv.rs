@@ -2,15 +2,16 @@
 //! book is the caller's.
 //!
 //! One head's page is K `[D, L]` (lanes over tokens, so a query's 16 scores come from D broadcast
-//! multiplications) followed by V `[L, D]` (lanes over D, padded to 32). Both lie in groups of 32
-//! values (two d of K, 32 d of V) as `simd::Element` stores them. In int8 the scales follow, in
-//! f32: `[L]` of K, `[L]` of V. Order: layer, page, head.
+//! multiplications) followed by V `[L/2, D/16, 2, 16]` (lanes over D, padded to 16, two tokens side
+//! by side). Both lie in groups of 32 values (two d of 16 tokens; two tokens' 16 d) as
+//! `simd::Element` stores them: in bf16 a word is what `vdpbf16ps` sums over. In int8 the scales
+//! follow, in f32: `[L]` of K, `[L]` of V. Order: layer, page, head.
 
 use half::bf16;
 
 use crate::KvDtype;
 use crate::buffer::{Buffer, Shared};
-use crate::simd::{GROUP, LANES};
+use crate::simd::LANES;
 
 /// See the module page.
 pub struct KvCache {
@@ -50,15 +51,21 @@ impl Layout {
         Layout { layers, pages, kv_heads, head_dim, scales }
     }
 
-    /// Stride of V's tokens.
+    /// D of V, padded.
     #[inline(always)]
     pub(crate) fn v_stride(&self) -> usize {
-        self.head_dim.next_multiple_of(GROUP)
+        self.head_dim.next_multiple_of(LANES)
+    }
+
+    /// Where V of `token` and its neighbour have the group of d to d + 15 within a head's page.
+    #[inline(always)]
+    pub(crate) fn v_group(&self, token: usize, d: usize) -> usize {
+        self.v_start() + (token / 2 * self.v_stride() + d) * 2
     }
 
     /// V's start within a head's page.
     #[inline(always)]
-    pub(crate) fn v_start(&self) -> usize {
+    fn v_start(&self) -> usize {
         self.head_dim * KvCache::PAGE
     }
 

@@ -176,7 +176,7 @@ impl Kernel for NormRow {
                 if let Some((w, factor)) = factor {
                     y = S::mul(S::mul(y, factor), S::load_n(w.add(c), lanes(c)));
                 }
-                S::store_n(sum.add(c), lanes(c), S::add(S::load_n(h.add(c), lanes(c)), y));
+                S::store_row_n(sum.add(c), lanes(c), S::add(S::load_n(h.add(c), lanes(c)), y));
             }
         }
         let x = if self.y.is_some() { sum.cast_const() } else { h };

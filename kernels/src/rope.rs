@@ -177,8 +177,8 @@ impl Kernel for Rotate<'_> {
                 let cos = S::load_n(self.cos.as_ptr().add(d), n);
                 let sin = S::load_n(self.sin.as_ptr().add(d), n);
                 let minus = S::sub(S::mul(low, cos), S::mul(high, sin));
-                S::store_n(x.add(d), n, minus);
-                S::store_n(x.add(d + half), n, S::add(S::mul(high, cos), S::mul(low, sin)));
+                S::store_row_n(x.add(d), n, minus);
+                S::store_row_n(x.add(d + half), n, S::add(S::mul(high, cos), S::mul(low, sin)));
             }
         }
     }
@@ -215,7 +215,6 @@ impl<E: Stored> Kernel for WriteSlot<E> {
         let dim = layout.head_dim;
         for head in 0..layout.kv_heads {
             let start = self.pages.add(layout.at(layer, page, head));
-            let v_start = layout.v_start() + token * layout.v_stride();
             let [k_factor, v_factor] = [self.k, self.v].map(|x| steps::<E>(x.add(head * dim), dim));
             if E::SCALED {
                 let scales = start.add(layout.scales_start()).cast::<f32>().add(token);
@@ -238,8 +237,9 @@ impl<E: Stored> Kernel for WriteSlot<E> {
                     n,
                     v_factor.of::<S, E>(self.v.add(head * dim + d), n),
                 );
+                let group = start.add(layout.v_group(token, d));
                 for (i, &value) in values[..n].iter().enumerate() {
-                    *start.add(v_start + E::place(d + i)) = value;
+                    *group.add(E::place(token % 2 * LANES + i)) = value;
                 }
             }
         }

@@ -8,6 +8,8 @@
 mod filter;
 mod numerics;
 
+use polylora_kernels::argmax;
+
 use super::request::{Sampling, TOP_LOGPROBS_MAX, TokenEvent};
 use crate::error::{Error, Kind, Result};
 use filter::Ranking;
@@ -95,7 +97,7 @@ impl Sampler {
     /// Fills the alternatives of `event`; returns what to subtract from a logit to make it a
     /// logprob.
     fn top_logprobs(&mut self, logits: &[f32], top: u8, event: &mut TokenEvent) -> Result<f64> {
-        let peak = numerics::peak(logits).ok_or_else(not_finite)?;
+        let (_, peak) = argmax(logits).ok_or_else(not_finite)?;
         numerics::exp_each(logits, peak, 1.0, &mut self.weights);
         let log_total = f64::from(peak) + numerics::total(&self.weights).ln();
         let best = self.ranking.best(logits, usize::from(top).min(TOP_LOGPROBS_MAX));
@@ -160,10 +162,9 @@ impl Sampler {
 
     /// Temperature, filters, draw.
     fn choose(&mut self, logits: &[f32], sampling: &Sampling, index: u64) -> Result<u32> {
-        let peak = numerics::peak(logits).ok_or_else(not_finite)?;
+        let (first, peak) = argmax(logits).ok_or_else(not_finite)?;
         if sampling.temperature == 0.0 {
-            let first = logits.iter().position(|&logit| logit == peak);
-            return first.map(|token| token as u32).ok_or_else(not_finite);
+            return Ok(first as u32);
         }
         let top_k = sampling.top_k as usize;
         if (1..logits.len()).contains(&top_k) {

@@ -3,15 +3,15 @@
 //! Owns the arithmetic of joining and the memory where parts wait for it. Never decides which
 //! thread computes a part: the bits are the same whoever does.
 //!
-//! A part is (V, m, z): V `[D]` = Σ e^(s − m)·v, z = Σ e^(s − m), m the largest score s. Two are
-//! one: with M = max(m₁, m₂), V = V₁·e^(m₁ − M) + V₂·e^(m₂ − M), and z alike.
+//! A part is (V, m, z): V `[D]` = Σ 2^(s − m)·v, z = Σ 2^(s − m), m the largest score s, which are
+//! in units of ln 2. Two are one: with M = max(m₁, m₂), V = V₁·2^(m₁ − M) + V₂·2^(m₂ − M), z alike.
 
 use std::ops::Range;
 
 use crate::attention::{Job, PART};
 use crate::buffer::Buffer;
-use crate::kv::{KvCache, Layout};
-use crate::simd::{GROUP, Kernel, LANES, Simd};
+use crate::kv::Layout;
+use crate::simd::{Kernel, LANES, Simd};
 
 /// Tasks of a (row, kv head) each from which on there are enough without cutting contexts.
 const TASKS_PER_THREAD: usize = 8;
@@ -19,7 +19,7 @@ const TASKS_PER_THREAD: usize = 8;
 /// Memory of [`super::attention`], taken once: where the parts of a step's few long contexts wait
 /// to be joined.
 pub struct AttentionScratch {
-    /// `[rows_max, parts_max, N, D padded to 32, and m, z in 16 more]`
+    /// `[rows_max, parts_max, N, D padded to 16, and m, z in 16 more]`
     values: Buffer<f32>,
     rows_max: usize,
     parts_max: usize,
@@ -73,7 +73,7 @@ fn sizes(threads: usize, kv_heads: usize, positions_max: usize) -> (usize, usize
 }
 
 fn slot_len(head_dim: usize) -> usize {
-    head_dim.next_multiple_of(GROUP) + LANES
+    head_dim.next_multiple_of(LANES) + LANES
 }
 
 /// `[rows, parts, N]` slots.
@@ -124,7 +124,7 @@ impl Partial {
             return;
         }
         let max = self.max.max(next.max);
-        let [own, its] = [self.max, next.max].map(|m| S::exp(S::splat(m - max)));
+        let [own, its] = [self.max, next.max].map(|m| S::exp2(S::splat(m - max)));
         for d in (0..stride).step_by(LANES) {
             let v = S::mul(S::load(self.values.add(d)), own);
             S::store(self.values.add(d), S::fma(S::load(next.values.add(d)), its, v));
@@ -187,5 +187,3 @@ impl Kernel for Join<'_> {
         }
     }
 }
-
-const _: () = assert!(PART.is_multiple_of(KvCache::PAGE));

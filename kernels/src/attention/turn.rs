@@ -1,14 +1,23 @@
 //! One turn: a tile of (row, head) pairs takes four pages.
 //!
 //! Owns the inner loops: scores, their weights under a running maximum, the sums over values. Never
-//! chooses pages, rows or an order. The thing to know: in int8 a page's scales multiply 16 scores
-//! at a time, and the weights of 16 values, so that the loops over d are those of the floats.
+//! chooses pages, rows or an order. The things to know: in int8 a page's scales multiply 16 scores
+//! at a time, and the weights of 16 values, so that the loops over d are those of the floats; and
+//! where the CPU multiplies pairs of bf16 ([`takes_words`]), q and the weights are rounded to them,
+//! weights before they are summed, so that V's factors still add up to one.
 
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 use crate::attention::{Job, State, TOKENS, TURN};
 use crate::kv::KvCache;
 use crate::simd::{GROUP, LANES, Simd, Stored};
+
+/// Whether words of two keys' or values' bf16 are multiplied whole.
+#[inline(always)]
+pub(super) fn takes_words<S: Simd, E: Stored>() -> bool {
+    S::PAIRS && E::DEPTH == 2
+}
 
 /// Four pages' turn for one tile of states.
 pub(super) struct Turn<'a, E> {
@@ -24,9 +33,10 @@ pub(super) struct Turn<'a, E> {
 
 impl<E: Stored> Turn<'_, E> {
     /// # Safety
-    /// Pages hold keys and values of all tokens that the states see; N is the number of states.
+    /// Pages hold keys and values of all tokens that the states see; there are N states.
     #[inline(always)]
     pub(super) unsafe fn tile<S: Simd, const N: usize>(&self, states: &mut [State]) {
+        let Some(states) = states.first_chunk_mut::<N>() else { return };
         // Scores, then weights.
         let mut lanes = [[0.0f32; TOKENS]; N];
         if !self.pages[TURN - 1].is_null() {
@@ -37,16 +47,16 @@ impl<E: Stored> Turn<'_, E> {
             }
         }
         let (mut low, mut high) = (TOKENS, 0);
-        for (i, state) in states.iter_mut().enumerate() {
+        for (i, (state, lanes)) in states.iter_mut().zip(&mut lanes).enumerate() {
             // The tokens this row sees; none if the turn is outside its span.
             let from = state.first.saturating_sub(self.start).min(TOKENS);
             let to = (state.last + 1).saturating_sub(self.start).min(TOKENS);
             if from < to {
                 (low, high) = (low.min(from), high.max(to));
                 let sums = self.sums.add(i * self.job.layout.v_stride());
-                self.soften::<S>(state, &mut lanes[i], from..to, sums);
+                self.soften::<S>(state, lanes, from..to, sums);
             } else {
-                lanes[i] = [0.0; TOKENS];
+                *lanes = [0.0; TOKENS];
             }
         }
         if low < high {
@@ -79,23 +89,38 @@ impl<E: Stored> Turn<'_, E> {
         }
     }
 
-    /// scale · q·k of the tokens of P pages from page `j` on, for N states.
+    /// scale · q·k / ln 2 of the tokens of P pages from page `j` on, for N states.
     #[inline(always)]
     unsafe fn scores<S: Simd, const N: usize, const P: usize>(
         &self,
-        states: &[State],
+        states: &[State; N],
         lanes: &mut [[f32; TOKENS]; N],
         j: usize,
     ) {
         let mut acc = [[S::zero(); P]; N];
         for d in (0..self.job.layout.head_dim).step_by(2) {
+            let at = d * KvCache::PAGE;
+            if P == TURN {
+                for next in self.next {
+                    fetch::<S, E>(next.wrapping_add(at));
+                }
+            }
+            if takes_words::<S, E>() {
+                let mut keys = [S::splat_int(0); P];
+                for (p, key) in keys.iter_mut().enumerate() {
+                    *key = S::load_int(self.pages[j + p].add(at).cast());
+                }
+                for (acc, state) in acc.iter_mut().zip(states) {
+                    let q = S::splat_int(*state.q.cast::<i32>().add(d / 2));
+                    for (sum, &key) in acc.iter_mut().zip(&keys) {
+                        *sum = S::dot_bf16(*sum, q, key);
+                    }
+                }
+                continue;
+            }
             let mut keys = [[S::zero(); 2]; P];
             for (p, key) in keys.iter_mut().enumerate() {
-                let at = d * KvCache::PAGE;
                 *key = E::load_pair::<S>(self.pages[j + p].add(at));
-                if P == TURN {
-                    fetch::<S, E>(self.next[p].wrapping_add(at));
-                }
             }
             for (acc, state) in acc.iter_mut().zip(states) {
                 let q = [S::splat(*state.q.add(d)), S::splat(*state.q.add(d + 1))];
@@ -106,7 +131,7 @@ impl<E: Stored> Turn<'_, E> {
         }
         for (lanes, acc) in lanes.iter_mut().zip(&acc) {
             for (p, &sum) in acc.iter().enumerate() {
-                let mut scaled = S::mul(sum, S::splat(self.job.scale));
+                let mut scaled = S::mul(sum, S::splat(self.job.scale * LOG2_E));
                 if E::SCALED {
                     scaled = S::mul(scaled, S::load(self.scales(j + p)));
                 }
@@ -116,7 +141,7 @@ impl<E: Stored> Turn<'_, E> {
     }
 
     /// Turns one state's scores into weights under the new maximum, and brings what it has so far
-    /// under it too.
+    /// under it too. Words of two weights fill the first half of `lanes`.
     #[inline(always)]
     unsafe fn soften<S: Simd>(
         &self,
@@ -138,24 +163,33 @@ impl<E: Stored> Turn<'_, E> {
             }
         }
         let top = S::max(S::max(scores[0], scores[1]), S::max(scores[2], scores[3]));
-        let max = S::max_lane(top).max(state.max);
-        let mut weights = [S::zero(); TURN];
-        for (j, weight) in weights.iter_mut().enumerate() {
-            *weight = S::exp(S::sub(scores[j], S::splat(max)));
-            S::store(lanes.as_mut_ptr().add(j * LANES), *weight);
-        }
-        if max > state.max {
-            let factor = S::exp(S::splat(state.max - max));
+        let sum = state.sum.as_mut_ptr();
+        if S::any_lt(S::splat(state.max), top) {
+            let max = S::max_lane(top);
+            let factor = S::exp2(S::splat(state.max - max));
             for d in (0..self.job.layout.v_stride()).step_by(LANES) {
                 S::store(sums.add(d), S::mul(S::load(sums.add(d)), factor));
             }
-            let mut lane = [0.0; LANES];
-            S::store(lane.as_mut_ptr(), factor);
-            state.sum *= lane[0];
+            S::store(sum, S::mul(S::load(sum), factor));
             state.max = max;
         }
-        let sum = S::add(S::add(weights[0], weights[1]), S::add(weights[2], weights[3]));
-        state.sum += S::sum(sum);
+        let max = S::splat(state.max);
+        for score in &mut scores {
+            *score = S::exp2(S::sub(*score, max));
+        }
+        let [a, b, c, d] = scores;
+        if takes_words::<S, E>() {
+            let (ones, words) = (S::splat_int(0x3f80_3f80), lanes.as_mut_ptr().cast::<u32>());
+            let (ab, cd) = (S::pairs(a, b), S::pairs(c, d));
+            S::store_int(words, ab);
+            S::store_int(words.add(LANES), cd);
+            S::store(sum, S::dot_bf16(S::dot_bf16(S::load(sum), ab, ones), cd, ones));
+        } else {
+            for (j, &weight) in scores.iter().enumerate() {
+                S::store(lanes.as_mut_ptr().add(j * LANES), weight);
+            }
+            S::store(sum, S::add(S::load(sum), S::add(S::add(a, b), S::add(c, d))));
+        }
     }
 
     /// sums += weights · V over the tokens `span`, in order. A row that does not see one of them
@@ -166,16 +200,16 @@ impl<E: Stored> Turn<'_, E> {
         weights: &[[f32; TOKENS]; N],
         span: Range<usize>,
     ) {
-        const WIDTH: usize = 2;
+        const WIDTH: usize = 4;
         let stride = self.job.layout.v_stride();
         let mut d = 0;
         while d < stride {
-            if S::WIDE && d + WIDTH * GROUP <= stride {
+            if S::WIDE && d + WIDTH * LANES <= stride {
                 self.columns::<S, N, WIDTH>(weights, span.clone(), d);
-                d += WIDTH * GROUP;
+                d += WIDTH * LANES;
             } else {
                 self.columns::<S, N, 1>(weights, span.clone(), d);
-                d += GROUP;
+                d += LANES;
             }
         }
     }
@@ -189,31 +223,53 @@ impl<E: Stored> Turn<'_, E> {
     ) {
         let layout = self.job.layout;
         let stride = layout.v_stride();
-        let mut acc = [[[S::zero(); 2]; WIDTH]; N];
+        let mut acc = [[S::zero(); WIDTH]; N];
         for (i, acc) in acc.iter_mut().enumerate() {
-            for (w, sum) in acc.as_flattened_mut().iter_mut().enumerate() {
+            for (w, sum) in acc.iter_mut().enumerate() {
                 *sum = S::load(self.sums.add(i * stride + d + w * LANES));
             }
         }
-        for token in span {
-            let page = token / KvCache::PAGE;
-            let at = layout.v_start() + token % KvCache::PAGE * stride + d;
+        for token in (span.start / 2 * 2..span.end).step_by(2) {
+            let (page, at) = (token / KvCache::PAGE, layout.v_group(token % KvCache::PAGE, d));
             let (v, next) = (self.pages[page].add(at), self.next[page].wrapping_add(at));
+            for w in 0..WIDTH {
+                fetch::<S, E>(next.wrapping_add(w * GROUP));
+            }
+            // What lies beyond the span may be anything, even not a number.
+            let seen = [span.start <= token, token + 1 < span.end];
+            if takes_words::<S, E>() {
+                let halves = if seen[0] { 0xffff } else { 0 } | if seen[1] { !0xffff } else { 0 };
+                let halves = S::splat_int(halves);
+                let mut values = [halves; WIDTH];
+                for (w, value) in values.iter_mut().enumerate() {
+                    *value = S::and(halves, S::load_int(v.add(w * GROUP).cast()));
+                }
+                for (acc, weights) in acc.iter_mut().zip(weights) {
+                    let weight = S::splat_int(*weights.as_ptr().cast::<i32>().add(token / 2));
+                    for (sum, &value) in acc.iter_mut().zip(&values) {
+                        *sum = S::dot_bf16(*sum, weight, value);
+                    }
+                }
+                continue;
+            }
             let mut values = [[S::zero(); 2]; WIDTH];
             for (w, value) in values.iter_mut().enumerate() {
                 *value = E::load_pair::<S>(v.add(w * GROUP));
-                fetch::<S, E>(next.wrapping_add(w * GROUP));
             }
-            for (acc, weights) in acc.iter_mut().zip(weights) {
-                let weight = S::splat(weights[token]);
-                let sums = acc.as_flattened_mut().iter_mut();
-                for (sum, &value) in sums.zip(values.as_flattened()) {
-                    *sum = S::fma(weight, value, *sum);
+            for half in 0..2 {
+                if !seen[half] {
+                    continue;
+                }
+                for (acc, weights) in acc.iter_mut().zip(weights) {
+                    let weight = S::splat(weights[token + half]);
+                    for (sum, value) in acc.iter_mut().zip(&values) {
+                        *sum = S::fma(weight, value[half], *sum);
+                    }
                 }
             }
         }
         for (i, acc) in acc.iter().enumerate() {
-            for (w, &sum) in acc.as_flattened().iter().enumerate() {
+            for (w, &sum) in acc.iter().enumerate() {
                 S::store(self.sums.add(i * stride + d + w * LANES), sum);
             }
         }

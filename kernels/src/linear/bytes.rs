@@ -89,22 +89,55 @@ impl Kernel for Round {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        for index in self.groups {
-            let (row, group) = (index / self.to.groups, index % self.to.groups);
+        let mut index = self.groups.start;
+        let (mut row, mut group) = (index / self.to.groups, index % self.to.groups);
+        while index < self.groups.end {
+            // Two groups of a row where there are.
+            let left = (self.groups.end - index).min(self.to.groups - group);
             let from = self.from.add(row * self.stride + group * GROUP);
-            let x = [S::load(from), S::load(from.add(LANES))];
-            let size = x.map(|x| S::max(x, S::sub(S::zero(), x)));
-            let largest = S::max_lane(S::max(size[0], size[1]));
-            // Zero, unless something is not finite: a maximum may lose what is not a number.
-            let zeros = S::mul(S::add(x[0], x[1]), S::zero());
-            let factor = S::splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
-            let q = x.map(|x| S::round(S::mul(x, factor)));
-            for (half, q) in q.into_iter().enumerate() {
-                S::store_i8(self.to.q.get().add(index * GROUP + half * LANES), q);
-                // Whole numbers below 2^24: the sum is exact in any order.
-                *self.to.sums.get().add(2 * index + half) = S::sum(q) as i32;
+            let taken = if left > 1 {
+                self.round::<S, 2>(from, index)
+            } else {
+                self.round::<S, 1>(from, index)
+            };
+            index += taken;
+            group += taken;
+            if group == self.to.groups {
+                (row, group) = (row + 1, 0);
             }
-            *self.to.scales.get().add(index) = largest / 127.0 + S::sum(zeros);
         }
+    }
+}
+
+impl Round {
+    /// Rounds N groups from `index` on; returns N.
+    #[inline(always)]
+    unsafe fn round<S: Simd, const N: usize>(&self, from: *const f32, index: usize) -> usize {
+        let mut halves = [S::zero(); 4];
+        for g in 0..N {
+            let from = from.add(g * GROUP);
+            let (low, high) = (S::load(from), S::load(from.add(LANES)));
+            let none = S::zero();
+            let sizes = [S::max(low, S::sub(none, low)), S::max(high, S::sub(none, high))];
+            let largest = S::max_lane(S::max(sizes[0], sizes[1]));
+            // A maximum may lose what is not a number.
+            let infinity = S::splat(f32::INFINITY);
+            let finite = S::all_lt(sizes[0], infinity) && S::all_lt(sizes[1], infinity);
+            let scale = if finite { largest / 127.0 } else { f32::NAN };
+            let factor = S::splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
+            for (half, x) in [low, high].into_iter().enumerate() {
+                let q = S::round(S::mul(x, factor));
+                S::store_i8(self.to.q.get().add((index + g) * GROUP + half * LANES), q);
+                halves[2 * g + half] = q;
+            }
+            *self.to.scales.get().add(index + g) = scale;
+        }
+        // Whole numbers below 2^24: the sums are exact in any order.
+        let mut sums = [0.0; 4];
+        S::store_sums(sums.as_mut_ptr(), halves, [1.0; 4]);
+        for (i, sum) in sums[..2 * N].iter().enumerate() {
+            *self.to.sums.get().add(2 * index + i) = *sum as i32;
+        }
+        N
     }
 }

@@ -184,6 +184,27 @@ impl Simd for Avx2 {
         [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(8).cast())]
     }
     #[inline(always)]
+    unsafe fn store_int(p: *mut u32, v: Self::I) {
+        _mm256_storeu_si256(p.cast(), v[0]);
+        _mm256_storeu_si256(p.add(8).cast(), v[1]);
+    }
+    #[inline(always)]
+    unsafe fn any_lt(a: Self::F, b: Self::F) -> bool {
+        let low = _mm256_cmp_ps::<_CMP_LT_OQ>(a[0], b[0]);
+        let high = _mm256_cmp_ps::<_CMP_LT_OQ>(a[1], b[1]);
+        _mm256_movemask_ps(_mm256_or_ps(low, high)) != 0
+    }
+    #[inline(always)]
+    unsafe fn all_lt(a: Self::F, b: Self::F) -> bool {
+        let low = _mm256_cmp_ps::<_CMP_LT_OQ>(a[0], b[0]);
+        let high = _mm256_cmp_ps::<_CMP_LT_OQ>(a[1], b[1]);
+        _mm256_movemask_ps(_mm256_and_ps(low, high)) == 0xff
+    }
+    #[inline(always)]
+    unsafe fn and(a: Self::I, b: Self::I) -> Self::I {
+        [_mm256_and_si256(a[0], b[0]), _mm256_and_si256(a[1], b[1])]
+    }
+    #[inline(always)]
     unsafe fn to_float(v: Self::I) -> Self::F {
         [_mm256_cvtepi32_ps(v[0]), _mm256_cvtepi32_ps(v[1])]
     }

@@ -91,7 +91,11 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
         let rounded = _mm512_mask_blend_epi32(nan, up, quiet);
         let halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded));
-        _mm256_mask_storeu_epi16(p.cast(), mask(n), halves)
+        if n == LANES {
+            _mm256_storeu_si256(p.cast(), halves)
+        } else {
+            _mm256_mask_storeu_epi16(p.cast(), mask(n), halves)
+        }
     }
     #[inline(always)]
     unsafe fn add(a: __m512, b: __m512) -> __m512 {
@@ -133,6 +137,18 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     unsafe fn pow2(n: __m512) -> __m512 {
         let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
         _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
+    }
+    #[inline(always)]
+    unsafe fn scale_pow2(v: __m512, n: __m512) -> __m512 {
+        _mm512_scalef_ps(v, n)
+    }
+    #[inline(always)]
+    unsafe fn any_lt(a: __m512, b: __m512) -> bool {
+        _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b) != 0
+    }
+    #[inline(always)]
+    unsafe fn all_lt(a: __m512, b: __m512) -> bool {
+        _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b) == u16::MAX
     }
     #[inline(always)]
     unsafe fn sum(v: __m512) -> f32 {
@@ -199,7 +215,11 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         let halves = _mm512_cvtneps_pbh(_mm512_maskz_mov_ps(mask(n), v));
         // SAFETY: the same 32 bytes.
         let words = std::mem::transmute::<__m256bh, __m256i>(halves);
-        _mm256_mask_storeu_epi32(p.cast(), mask(n.div_ceil(2)) as __mmask8, words)
+        if n == LANES {
+            _mm256_storeu_si256(p.cast(), words)
+        } else {
+            _mm256_mask_storeu_epi32(p.cast(), mask(n.div_ceil(2)) as __mmask8, words)
+        }
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
@@ -212,6 +232,19 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     #[inline(always)]
     unsafe fn load_int(p: *const u32) -> __m512i {
         _mm512_loadu_si512(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn store_int(p: *mut u32, v: __m512i) {
+        _mm512_storeu_si512(p.cast(), v)
+    }
+    #[inline(always)]
+    unsafe fn pairs(a: __m512, b: __m512) -> __m512i {
+        // SAFETY: the same 64 bytes.
+        std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(b, a))
+    }
+    #[inline(always)]
+    unsafe fn and(a: __m512i, b: __m512i) -> __m512i {
+        _mm512_and_si512(a, b)
     }
     #[inline(always)]
     unsafe fn to_float(v: __m512i) -> __m512 {

@@ -127,6 +127,12 @@ pub(crate) trait Simd: Copy {
     /// The first `n <= 16` lanes, the others zero.
     unsafe fn load_n(p: *const f32, n: usize) -> Self::F;
     unsafe fn store_n(p: *mut f32, n: usize, v: Self::F);
+    /// The same for long rows, of which nearly all vectors are whole: a masked store takes several
+    /// times as long on some CPUs (Zen 4).
+    #[inline(always)]
+    unsafe fn store_row_n(p: *mut f32, n: usize, v: Self::F) {
+        if n == LANES { Self::store(p, v) } else { Self::store_n(p, n, v) }
+    }
     /// 32 values stored as [`Element::place`] says: the first 16 and the others.
     unsafe fn load_bf16_pair(p: *const bf16) -> [Self::F; 2];
     /// 32 values, the first 16 and the others.
@@ -150,6 +156,15 @@ pub(crate) trait Simd: Copy {
     unsafe fn round(v: Self::F) -> Self::F;
     /// 2^n of integral lanes in -126..=127.
     unsafe fn pow2(n: Self::F) -> Self::F;
+    /// `v · 2^n` for such n.
+    #[inline(always)]
+    unsafe fn scale_pow2(v: Self::F, n: Self::F) -> Self::F {
+        Self::mul(v, Self::pow2(n))
+    }
+    /// Whether `a < b` in any lane.
+    unsafe fn any_lt(a: Self::F, b: Self::F) -> bool;
+    /// Whether `a < b` in all lanes.
+    unsafe fn all_lt(a: Self::F, b: Self::F) -> bool;
     /// Lanes i and i+8, then i+4, i+2, i+1: one order everywhere.
     unsafe fn sum(v: Self::F) -> f32;
     /// Stores the [`Simd::sum`] of each vector times its weight.
@@ -186,7 +201,15 @@ pub(crate) trait Simd: Copy {
         unreachable!("asked where the CPU does not multiply pairs")
     }
     unsafe fn splat_int(x: i32) -> Self::I;
+    /// `a`, then `b`, as words that pair neighbours, rounded as [`Simd::store_pairs_n`] does; where
+    /// [`Simd::PAIRS`].
+    #[inline(always)]
+    unsafe fn pairs(_a: Self::F, _b: Self::F) -> Self::I {
+        unreachable!("asked where the CPU does not multiply pairs")
+    }
     unsafe fn load_int(p: *const u32) -> Self::I;
+    unsafe fn store_int(p: *mut u32, v: Self::I);
+    unsafe fn and(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn to_float(v: Self::I) -> Self::F;
     /// 16 values.
     unsafe fn load_f16(p: *const f16) -> Self::F;
@@ -223,6 +246,31 @@ pub(crate) trait Simd: Copy {
             p = Self::fma(p, r, Self::splat(c));
         }
         let y = Self::mul(p, Self::pow2(n));
+        Self::select_lt(x, Self::splat(LOW), Self::zero(), y)
+    }
+
+    /// 2ˣ of x <= 0 within 2 ulp, 1 of 0; 0 below -126 (no subnormals).
+    #[inline(always)]
+    unsafe fn exp2(x: Self::F) -> Self::F {
+        const LOW: f32 = -126.0;
+        // (2^r - 1) / r for |r| <= 1/2, by Lawson's iteration: within 2e-9 of 2^r.
+        const Q: [f32; 6] = [
+            1.535_336_2e-4,
+            1.339_887_5e-3,
+            9.618_437e-3,
+            5.550_332_4e-2,
+            2.402_264_8e-1,
+            std::f32::consts::LN_2,
+        ];
+        let clamped = Self::max(Self::splat(LOW), x);
+        let n = Self::round(clamped);
+        let r = Self::sub(clamped, n);
+        let mut p = Self::splat(Q[0]);
+        for c in &Q[1..] {
+            p = Self::fma(p, r, Self::splat(*c));
+        }
+        let p = Self::fma(p, r, Self::splat(1.0));
+        let y = Self::scale_pow2(p, n);
         Self::select_lt(x, Self::splat(LOW), Self::zero(), y)
     }
 }
@@ -273,7 +321,7 @@ impl Stored for f32 {
     }
     #[inline(always)]
     unsafe fn store_n<S: Simd>(p: *mut f32, n: usize, v: S::F) {
-        S::store_n(p, n, v)
+        S::store_row_n(p, n, v)
     }
 }
 
@@ -338,21 +386,59 @@ impl Stored for i8 {
 mod tests {
     use super::*;
 
-    struct Exp([f32; LANES]);
+    /// The powers of e, or of 2.
+    struct Exp([f32; LANES], f64);
 
     impl Kernel for Exp {
         type Output = [f32; LANES];
         #[inline(always)]
         unsafe fn run<S: Simd>(self) -> [f32; LANES] {
-            let mut out = [0.0; LANES];
-            S::store(out.as_mut_ptr(), S::exp(S::load(self.0.as_ptr())));
+            let (mut out, x) = ([0.0; LANES], S::load(self.0.as_ptr()));
+            let y = if self.1 == 2.0 { S::exp2(x) } else { S::exp(x) };
+            S::store(out.as_mut_ptr(), y);
             out
         }
     }
 
     fn exp(isa: Isa, x: [f32; LANES]) -> [f32; LANES] {
         // SAFETY: `isa` is available.
-        unsafe { isa.run(Exp(x)) }
+        unsafe { isa.run(Exp(x, std::f64::consts::E)) }
+    }
+
+    fn exp2(isa: Isa, x: [f32; LANES]) -> [f32; LANES] {
+        // SAFETY: `isa` is available.
+        unsafe { isa.run(Exp(x, 2.0)) }
+    }
+
+    #[test]
+    fn exp2_is_within_two_ulp_of_f64_and_the_same_bits_everywhere() {
+        for step in 0..100_000 {
+            let x = -126.0 * step as f32 / 100_000.0;
+            let want = f64::from(x).exp2();
+            let ulp = f64::from((want as f32).next_up()) - f64::from(want as f32);
+            let mut bits = Vec::new();
+            for &isa in Isa::available() {
+                let got = exp2(isa, [x; LANES])[step % LANES];
+                let apart = (f64::from(got) - want).abs() / ulp;
+                assert!(apart <= 2.0, "{} {x}: {apart} ulp", isa.name());
+                bits.push(got.to_bits());
+            }
+            let fused = &bits[usize::from(cfg!(target_arch = "x86_64"))..];
+            assert!(fused.windows(2).all(|two| two[0] == two[1]), "{x}: {fused:x?}");
+        }
+    }
+
+    #[test]
+    fn exp2_at_its_ends_is_zero_one_and_keeps_nan() {
+        for &isa in Isa::available() {
+            let mut x = [0.0; LANES];
+            x[..5].copy_from_slice(&[f32::NEG_INFINITY, -1e9, -126.1, f32::NAN, -126.0]);
+            let y = exp2(isa, x);
+            assert_eq!(y[..3], [0.0; 3], "{}", isa.name());
+            assert!(y[3].is_nan(), "{}", isa.name());
+            assert_eq!(y[4], f32::MIN_POSITIVE, "{}", isa.name());
+            assert_eq!(y[5..], [1.0; LANES - 5], "{}", isa.name());
+        }
     }
 
     #[test]

@@ -136,6 +136,22 @@ impl Simd for Portable {
         p.cast::<Self::I>().read_unaligned()
     }
     #[inline(always)]
+    unsafe fn store_int(p: *mut u32, v: Self::I) {
+        p.cast::<Self::I>().write_unaligned(v)
+    }
+    #[inline(always)]
+    unsafe fn any_lt(a: Array, b: Array) -> bool {
+        (0..LANES).any(|i| a[i] < b[i])
+    }
+    #[inline(always)]
+    unsafe fn all_lt(a: Array, b: Array) -> bool {
+        (0..LANES).all(|i| a[i] < b[i])
+    }
+    #[inline(always)]
+    unsafe fn and(a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i] & b[i])
+    }
+    #[inline(always)]
     unsafe fn to_float(v: Self::I) -> Array {
         v.map(|x| x as f32)
     }

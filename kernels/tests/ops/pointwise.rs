@@ -162,22 +162,29 @@ fn an_act_keeps_its_bf16_copy_in_step() {
 }
 
 #[test]
-fn argmax_takes_the_first_of_the_greatest_and_no_nan() {
+fn argmax_takes_the_first_of_the_greatest_and_refuses_what_is_no_number() {
     let mut rng = Rng(25);
-    for n in [1, 15, 64, 65, 1000] {
+    for n in [1, 15, 32, 64, 65, 256, 257, 1000, 49_152] {
         let mut x = rng.values(n);
         let want = (0..n).fold(0, |best, i| if x[i] > x[best] { i } else { best });
-        assert_eq!(argmax(&x), want);
+        assert_eq!(argmax(&x), Some((want, x[want])));
         let (first, second) = (n / 3, n / 2);
         (x[first], x[second]) = (5.0, 5.0);
-        assert_eq!(argmax(&x), first);
-        if first > 0 {
-            x[0] = f32::NAN;
-            assert_eq!(argmax(&x), first);
+        assert_eq!(argmax(&x), Some((first, 5.0)));
+        for bad in [f32::NAN, f32::INFINITY] {
+            for place in [0, n / 4, n - 1] {
+                let mut x = x.clone();
+                x[place] = bad;
+                assert_eq!(argmax(&x), None, "{bad} at {place} of {n}");
+            }
         }
+        // What is banned never wins, and is no fault.
+        x.fill(f32::NEG_INFINITY);
+        assert_eq!(argmax(&x), None);
+        x[n - 1] = -7.0;
+        assert_eq!(argmax(&x), Some((n - 1, -7.0)));
     }
-    assert_eq!(argmax(&[f32::NAN; 20]), 0);
-    assert_eq!(argmax(&[f32::NEG_INFINITY; 70]), 0);
+    assert_eq!(argmax(&[]), None);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The arithmetic of sampling over a whole vocabulary: peak, exponentials, sums, the draw.
+//! The arithmetic of sampling over a whole vocabulary: exponentials, sums, the draw.
 //!
 //! Plain loops in fixed order, so that the same logits give the same bits every time. Never knows
 //! what the numbers mean. The thing to know: loops run in independent lanes, which compilers turn
@@ -7,20 +7,6 @@
 const LANES: usize = 16;
 /// Weights summed at once; the draw looks inside one such block only.
 const BLOCK: usize = 1024;
-
-/// The largest of `logits`; `None` if one is NaN, or the largest is not finite.
-pub fn peak(logits: &[f32]) -> Option<f32> {
-    let mut peaks = [f32::NEG_INFINITY; LANES];
-    let mut nans = [0_u32; LANES];
-    for chunk in logits.chunks(LANES) {
-        for ((peak, nan), &logit) in peaks.iter_mut().zip(&mut nans).zip(chunk) {
-            *peak = if logit > *peak { logit } else { *peak };
-            *nan |= u32::from(logit.is_nan());
-        }
-    }
-    let peak = peaks.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    (peak.is_finite() && nans == [0; LANES]).then_some(peak)
-}
 
 /// e^x for x <= 0 within two units in the last place; 0 where the result would be subnormal.
 pub fn exp(x: f32) -> f32 {
