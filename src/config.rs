@@ -139,7 +139,7 @@ impl Config {
             threads: size("threads"),
             context: size("context"),
             kv_bytes: number("kv_bytes"),
-            kv_dtype: choice(raw.kv_dtype.as_deref(), "kv_dtype", FACTOR_DTYPES)?,
+            kv_dtype: choice(raw.kv_dtype.as_deref(), "kv_dtype", STORED_DTYPES)?,
             rows_max: size("rows_max"),
             sequences_max: size("sequences_max"),
             turn_tokens: size("turn_tokens"),
@@ -149,7 +149,7 @@ impl Config {
             prefix_cache: raw.prefix_cache.unwrap_or(true),
             prefix_share: choice(raw.prefix_share.as_deref(), "prefix_share", &["tenant", "all"])?
                 .unwrap_or_else(|| "tenant".to_owned()),
-            adapter_dtype: choice(raw.adapter_dtype.as_deref(), "adapter_dtype", FACTOR_DTYPES)?,
+            adapter_dtype: choice(raw.adapter_dtype.as_deref(), "adapter_dtype", STORED_DTYPES)?,
             adapter_bytes_max: number("adapter_bytes_max"),
             resident_max: size("resident_max"),
             adapter_wait_seconds: number("adapter_wait_seconds"),
@@ -282,7 +282,7 @@ impl Config {
 }
 
 const WEIGHT_DTYPES: &[&str] = &["auto", "f32", "bf16", "q8", "q4"];
-const FACTOR_DTYPES: &[&str] = &["auto", "f32", "bf16", "int8"];
+const STORED_DTYPES: &[&str] = &["auto", "f32", "bf16", "int8"];
 
 /// One setting, for tables and help: name in the file, flag and environment variable follow from
 /// it.

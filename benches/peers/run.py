@@ -92,10 +92,10 @@ class Peers:
         """The GGUF file of a kind; without llama.cpp there is only the demo's own."""
         if kind == "q4_1":
             return self.demo
-        if self.llama is None:
-            raise Unavailable(f"no {kind} file: it is made by llama.cpp's llama-quantize")
         path = self.cache / "models" / f"{kind}.gguf"
         if not path.exists():
+            if self.llama is None:
+                raise Unavailable(f"no {kind} file: it is made by llama.cpp's llama-quantize")
             source = self.demo if kind == "bf16" else self.model("bf16")
             part = path.with_suffix(".part")
             part.parent.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,7 @@ impl<E: Element + Zeroed> Pair<E> {
     fn pack(source: &Source<'_>) -> Pair<E> {
         let Source { rank, inputs, outputs, a, b, scale } = *source;
         let stride = inputs.next_multiple_of(GROUP);
-        let ranks = rank.next_multiple_of(E::DEPTH);
+        let ranks = ranks_b::<E>(rank);
         let mut pair = Pair {
             a: Buffer::zeroed(rank * stride),
             b: Buffer::zeroed(block_start(outputs, ranks, outputs.div_ceil(BLOCK))),
@@ -120,6 +120,12 @@ fn b_place<E: Element>(outputs: usize, ranks: usize, o: usize, r: usize) -> usiz
         depth => (r / depth * width + at) * depth + r % depth,
     };
     block_start(outputs, ranks, block) + within
+}
+
+/// Ranks of B as stored.
+#[inline(always)]
+pub(super) fn ranks_b<E: Element>(rank: usize) -> usize {
+    rank.next_multiple_of(E::DEPTH)
 }
 
 /// First value of a block of B; the end of B for the block behind the last. `ranks` as stored.
@@ -223,12 +229,12 @@ impl Delta {
         }
     }
 
-    /// Ranks of B as stored.
     #[inline(always)]
     fn ranks_b(&self) -> usize {
         match &self.factors {
-            Factors::Bf16(_) => self.rank.next_multiple_of(bf16::DEPTH),
-            Factors::F32(_) | Factors::Int8(..) => self.rank,
+            Factors::F32(_) => ranks_b::<f32>(self.rank),
+            Factors::Bf16(_) => ranks_b::<bf16>(self.rank),
+            Factors::Int8(..) => ranks_b::<i8>(self.rank),
         }
     }
 

@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::ops::Range;
 
 use crate::linear::Change;
-use crate::linear::delta::{FactorB, Stream, block_start, block_width};
+use crate::linear::delta::{FactorB, Stream, block_start, block_width, ranks_b};
 use crate::linear::lines::LINE;
 use crate::matrix::BLOCK;
 use crate::simd::{Element, GROUP, Kernel, LANES, Simd};
@@ -183,7 +183,7 @@ impl<E: Element> Segment<'_, E> {
                 acc[t][v] = S::load_n(y, n);
             }
         }
-        let ranks = self.rank.next_multiple_of(E::DEPTH);
+        let ranks = ranks_b::<E>(self.rank);
         let [start, first, end] = [block, self.at.blocks.start, self.at.blocks.end]
             .map(|block| self.b.as_ptr().wrapping_add(block_start(self.at.outputs, ranks, block)));
         let bytes = end.addr() - first.addr();
