@@ -272,14 +272,13 @@ fn processes_that_start_at_once_fetch_it_once() {
     assert_eq!(demo.cached(), WHOLE);
 }
 
+/// As `polylora serve` does before it listens.
 #[test]
-fn download_works_on_a_blocking_thread_of_a_runtime() {
-    let demo = demo(Pip::Reports, 0, true);
-    let (places, file) = (demo.places.clone(), demo.file.clone());
+fn download_works_on_a_thread_that_drives_a_runtime() {
+    let demo = demo(Pip::Reports, 1, true);
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let obtained =
-        runtime.block_on(async { tokio::task::spawn_blocking(move || places.obtain(&file)).await });
-    obtained.unwrap().unwrap();
+    runtime.block_on(async { demo.places.obtain(&demo.file) }).unwrap();
+    assert_eq!(demo.cached(), WHOLE);
 }
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";

@@ -337,6 +337,33 @@ fn a_value_that_is_not_finite_spoils_an_int8_token_too() {
     }
 }
 
+/// Two tokens share a word of V: what lies beside the last one is not multiplied.
+#[test]
+fn what_a_page_held_before_changes_no_bit() {
+    for dtype in KV_DTYPES {
+        for window in [None, Some(6)] {
+            let world = World::of(24, dtype, 4, 2, 24, &[37]);
+            let mut before = World::of(25, dtype, 4, 2, 24, &[37]);
+            before.pages.clone_from(&world.pages);
+            for values in before.k.iter_mut().chain(&mut before.v) {
+                values.fill(f32::NAN);
+            }
+            for dev in devices() {
+                let (mut fresh, mut used) = (world.cache(), world.cache());
+                before.step(&dev, &mut used, &[Part { sequence: 0, from: 0, to: 37 }], 0, None);
+                for to in 1..=37 {
+                    let row = [Part { sequence: 0, from: to - 1, to }];
+                    let (_, want) = world.step(&dev, &mut fresh, &row, 0, window);
+                    let (_, got) = world.step(&dev, &mut used, &row, 0, window);
+                    let what = format!("{} {dtype:?} {window:?} {to}", dev.name());
+                    assert!(want.row(0).iter().all(|x| x.is_finite()), "{what}");
+                    assert_eq!(bits(got.row(0)), bits(want.row(0)), "{what}");
+                }
+            }
+        }
+    }
+}
+
 fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }

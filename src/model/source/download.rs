@@ -40,7 +40,12 @@ impl Remote<'_> {
             .enable_all()
             .build()
             .map_err(|e| format!("no runtime for the download: {e}"))?;
-        runtime.block_on(self.fetch_all(part))?;
+        // Driven, and dropped, on a thread of its own: the caller's may drive a runtime already, as
+        // a starting server's does.
+        let fetched = std::thread::scope(|scope| {
+            scope.spawn(move || runtime.block_on(self.fetch_all(part))).join()
+        });
+        fetched.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let Some(expected) = self.sha256 else {
             return Ok(());
         };

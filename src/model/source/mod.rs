@@ -28,8 +28,8 @@ pub struct Located {
 /// Resolves `--model`: an existing path; the demo's name; `org/name[@revision]` on the Hub (cache
 /// first, offline once cached). Downloads show a progress bar on stderr, resume, and are verified.
 ///
-/// Blocks, for minutes when it downloads: call it before the async runtime or on a thread that may
-/// wait. Errors: `model_not_found`, saying what was tried.
+/// Blocks, for minutes when it downloads; whatever else the thread drives waits. Errors:
+/// `model_not_found`, saying what was tried.
 pub fn locate(model: &str) -> Result<Located> {
     Places::from_env()?.locate(model)
 }
