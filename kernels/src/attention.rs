@@ -24,7 +24,7 @@ use crate::kv::{KvCache, Layout, Rows, Values};
 use crate::simd::{Isa, Kernel, LANES, Simd, Stored};
 pub use split::AttentionScratch;
 use split::{Join, Partial, Slots};
-use turn::{Turn, takes_words};
+use turn::Turn;
 
 /// D at most: the running sums lie on the stack.
 pub const HEAD_DIM_MAX: usize = 512;
@@ -233,7 +233,7 @@ impl<E: Stored> Kernel for Pages<'_, E> {
             let (first, last) = job.span(t);
             for head in heads.clone() {
                 let mut q = job.q.add((t * job.heads + head) * dim);
-                if takes_words::<S, E>() {
+                if E::multiplied_in_pairs::<S>() {
                     let words = words.as_mut_ptr().cast::<u32>().add(count * HEAD_DIM_MAX / 2);
                     for d in (0..dim).step_by(LANES) {
                         let n = (dim - d).min(LANES);

@@ -3,7 +3,7 @@
 //! Owns the inner loops: scores, their weights under a running maximum, the sums over values. Never
 //! chooses pages, rows or an order. The things to know: in int8 a page's scales multiply 16 scores
 //! at a time, and the weights of 16 values, so that the loops over d are those of the floats; and
-//! where the CPU multiplies pairs of bf16 ([`takes_words`]), q and the weights are rounded to them,
+//! where the CPU multiplies pairs of bf16, q and the weights are rounded to them,
 //! weights before they are summed, so that V's factors still add up to one.
 
 use std::f32::consts::LOG2_E;
@@ -12,12 +12,6 @@ use std::ops::Range;
 use crate::attention::{Job, State, TOKENS, TURN};
 use crate::kv::KvCache;
 use crate::simd::{GROUP, LANES, Simd, Stored};
-
-/// Whether words of two keys' or values' bf16 are multiplied whole.
-#[inline(always)]
-pub(super) fn takes_words<S: Simd, E: Stored>() -> bool {
-    S::PAIRS && E::DEPTH == 2
-}
 
 /// Four pages' turn for one tile of states.
 pub(super) struct Turn<'a, E> {
@@ -36,7 +30,7 @@ impl<E: Stored> Turn<'_, E> {
     /// Pages hold keys and values of all tokens that the states see; there are N states.
     #[inline(always)]
     pub(super) unsafe fn tile<S: Simd, const N: usize>(&self, states: &mut [State]) {
-        let Some(states) = states.first_chunk_mut::<N>() else { return };
+        let states = states.first_chunk_mut::<N>().expect("a tile of N states");
         // Scores, then weights.
         let mut lanes = [[0.0f32; TOKENS]; N];
         if !self.pages[TURN - 1].is_null() {
@@ -105,7 +99,7 @@ impl<E: Stored> Turn<'_, E> {
                     fetch::<S, E>(next.wrapping_add(at));
                 }
             }
-            if takes_words::<S, E>() {
+            if E::multiplied_in_pairs::<S>() {
                 let mut keys = [S::splat_int(0); P];
                 for (p, key) in keys.iter_mut().enumerate() {
                     *key = S::load_int(self.pages[j + p].add(at).cast());
@@ -178,7 +172,7 @@ impl<E: Stored> Turn<'_, E> {
             *score = S::exp2(S::sub(*score, max));
         }
         let [a, b, c, d] = scores;
-        if takes_words::<S, E>() {
+        if E::multiplied_in_pairs::<S>() {
             let (ones, words) = (S::splat_int(0x3f80_3f80), lanes.as_mut_ptr().cast::<u32>());
             let (ab, cd) = (S::pairs(a, b), S::pairs(c, d));
             S::store_int(words, ab);
@@ -237,7 +231,7 @@ impl<E: Stored> Turn<'_, E> {
             }
             // What lies beyond the span may be anything, even not a number.
             let seen = [span.start <= token, token + 1 < span.end];
-            if takes_words::<S, E>() {
+            if E::multiplied_in_pairs::<S>() {
                 let halves = if seen[0] { 0xffff } else { 0 } | if seen[1] { !0xffff } else { 0 };
                 let halves = S::splat_int(halves);
                 let mut values = [halves; WIDTH];

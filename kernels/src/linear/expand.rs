@@ -124,7 +124,7 @@ impl Expand<'_> {
 impl<E: Element> Segment<'_, E> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        if S::PAIRS && E::DEPTH == 2 && self.pairs {
+        if E::multiplied_in_pairs::<S>() && self.pairs {
             self.tiles::<S, true>();
         } else {
             self.tiles::<S, false>();

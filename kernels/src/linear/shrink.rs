@@ -47,7 +47,7 @@ impl<E: Element> Kernel for ShrinkRows<'_, E> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        if S::PAIRS && E::DEPTH == 2 && !self.at.halves.is_null() {
+        if E::multiplied_in_pairs::<S>() && !self.at.halves.is_null() {
             self.tiles::<S, true>();
             self.round::<S>();
         } else {

@@ -287,6 +287,11 @@ pub(crate) trait Element: Copy + Send + Sync {
     fn place(index: usize) -> usize;
     /// Ranks of B that lie side by side: as many as fill a word that the CPU may multiply whole.
     const DEPTH: usize = 1;
+    /// Whether a word of them, two values, is multiplied whole ([`Simd::dot_bf16`]).
+    #[inline(always)]
+    fn multiplied_in_pairs<S: Simd>() -> bool {
+        S::PAIRS && Self::DEPTH == 2
+    }
     fn from_f32(x: f32) -> Self;
 }
 
