@@ -19,7 +19,7 @@ use crate::linear::floats::Floats;
 use crate::linear::ints::Ints;
 use crate::linear::lines::{LINE, Lines};
 use crate::linear::tile::{Product, Tile, X};
-use crate::linear::{Change, Linear, SITES_MAX};
+use crate::linear::{Change, FEW_ROWS, Linear, SITES_MAX};
 use crate::matrix::{BLOCK, Matrix};
 use crate::simd::{Isa, Kernel, Simd};
 use crate::{Dtype, WeightDtype};
@@ -29,8 +29,10 @@ use crate::{Dtype, WeightDtype};
 /// from the second.
 const CHUNK_BYTES_FEW: usize = 32 << 10;
 const CHUNK_BYTES: usize = 96 << 10;
-/// Tasks per thread: enough that a late thread delays the fork by little.
+/// Tasks per thread: enough that a late thread delays the fork by little. Fewer where a task is a
+/// stream of weights, which the CPU's own prefetch has to find anew each time.
 const TASKS_PER_THREAD: usize = 8;
+const STREAMS_PER_THREAD: usize = 4;
 /// Rows per task when rows are split.
 const SPLIT_ROWS: usize = 48;
 
@@ -40,16 +42,27 @@ pub(super) struct Cut {
     row_parts: usize,
     blocks: [usize; SITES_MAX],
     runs: [usize; SITES_MAX],
+    /// The first of the last runs, and into how many tasks each of them is cut by rows, where
+    /// others are not.
+    last: usize,
+    last_parts: usize,
 }
 
 impl Cut {
     pub(super) fn new(dev: &Device, rows: usize, outs: &[Linear<'_>]) -> Cut {
         let blocks = std::array::from_fn(|i| outs.get(i).map_or(0, |out| out.weight.blocks()));
         let total: usize = blocks.iter().sum();
-        let target = TASKS_PER_THREAD * dev.threads();
+        let per_thread = if rows <= FEW_ROWS { STREAMS_PER_THREAD } else { TASKS_PER_THREAD };
+        let target = per_thread * dev.threads();
         let run = total.div_ceil(target);
         let row_parts = target.div_ceil(total).min(rows / SPLIT_ROWS).max(1);
-        Cut { rows, row_parts, blocks, runs: blocks.map(|count| count.div_ceil(run)) }
+        let runs = blocks.map(|count| count.div_ceil(run));
+        // Were all tasks alike, some threads would have one more than the others.
+        let all: usize = runs.iter().sum();
+        let rest = if row_parts == 1 { all % dev.threads() } else { 0 };
+        let last_parts = dev.threads().checked_div(rest).unwrap_or(1);
+        let last_parts = last_parts.min(rows / FEW_ROWS).max(1);
+        Cut { rows, row_parts, blocks, runs, last: all - rest, last_parts }
     }
 
     /// Tasks of any call: `TASKS_PER_THREAD` a thread and one more a site, or, where rows are cut
@@ -59,14 +72,21 @@ impl Cut {
     }
 
     pub(super) fn tasks(&self) -> usize {
-        self.runs.iter().sum::<usize>() * self.row_parts
+        let all: usize = self.runs.iter().sum();
+        (self.last + (all - self.last) * self.last_parts) * self.row_parts
     }
 
     /// Site, rows and blocks of a task. Rows vary fastest, so tasks that run at the same time share
     /// weights.
     pub(super) fn task(&self, task: usize) -> (usize, Range<usize>, Range<usize>) {
-        let rows = part(self.rows, self.row_parts, task % self.row_parts);
-        let mut run = task / self.row_parts;
+        let whole = self.last * self.row_parts;
+        let (mut run, parts, index) = match task.checked_sub(whole) {
+            None => (task / self.row_parts, self.row_parts, task % self.row_parts),
+            Some(task) => {
+                (self.last + task / self.last_parts, self.last_parts, task % self.last_parts)
+            }
+        };
+        let rows = part(self.rows, parts, index);
         for site in 0..SITES_MAX {
             if run < self.runs[site] {
                 return (site, rows, part(self.blocks[site], self.runs[site], run));

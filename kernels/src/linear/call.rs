@@ -3,10 +3,11 @@
 //! Owns the sharing out of one call's work. Never decides a value: every order gives the same bits.
 //! The thing to know: shrinks wait for memory and products (of several rows) for arithmetic, so
 //! half of the threads begin with one and half with the other. A product whose u is not made yet is
-//! left as it is and gets its deltas at the end; nobody waits while there is other work.
+//! left as it is and gets its deltas later, from the thread that made it: its y and the B fetched
+//! beside it are in that thread's caches.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use half::bf16;
 
@@ -20,11 +21,8 @@ use crate::linear::{Change, LoraScratch, Piece, SITES_MAX, STRETCH, TURNS_PER_TH
 use crate::simd::Isa;
 use crate::team::Apart;
 
-/// How far a task of the base product is.
-const BEGUN: u8 = 0;
-/// x·Wᵀ is made, its deltas are not yet added.
-const LEFT: u8 = 1;
-const DONE: u8 = 2;
+/// No thread has left the deltas of a task for later.
+const NOBODY: usize = usize::MAX;
 
 /// One call, as its tasks see it.
 pub(super) struct Call<'c> {
@@ -44,13 +42,13 @@ pub(super) struct Call<'c> {
     u: Shared<f32>,
     rows_max: usize,
     u_stride: usize,
-    /// The next piece, product and product to look at again.
+    /// The next piece and product.
     next_piece: Apart<AtomicUsize>,
     next_product: Apart<AtomicUsize>,
-    next_left: Apart<AtomicUsize>,
     /// Pieces of u that are made.
     shrunk: Apart<AtomicUsize>,
-    states: &'c [AtomicU8],
+    /// By task: who has made x·Wᵀ but not yet added the deltas. Only that thread asks.
+    left_by: &'c [AtomicUsize],
 }
 
 impl<'c> Call<'c> {
@@ -62,8 +60,8 @@ impl<'c> Call<'c> {
         cut: &'c Cut,
         scratch: &'c mut LoraScratch,
     ) -> Call<'c> {
-        let states = &scratch.states[..cut.tasks()];
-        states.iter().for_each(|state| state.store(BEGUN, Ordering::Relaxed));
+        let left_by = &scratch.left_by[..cut.tasks()];
+        left_by.iter().for_each(|task| task.store(NOBODY, Ordering::Relaxed));
         Call {
             isa: dev.isa(),
             threads: dev.threads(),
@@ -80,9 +78,8 @@ impl<'c> Call<'c> {
             u_stride: scratch.u_stride,
             next_piece: Apart::default(),
             next_product: Apart::default(),
-            next_left: Apart::default(),
             shrunk: Apart::default(),
-            states,
+            left_by,
         }
     }
 
@@ -95,11 +92,17 @@ impl<'c> Call<'c> {
         dev.fork_calls(self.threads, &|worker| unsafe { self.work(worker) });
     }
 
-    /// Makes pieces of u and products while there are any, then finishes what was left.
+    /// Makes pieces of u and products while there are any, and adds the deltas to its products.
     unsafe fn work(&self, worker: usize) {
+        let mut left = 0..0;
         let shrinks_first = worker.is_multiple_of(2);
-        while shrinks_first && self.take_pieces() || self.take_product() || self.take_pieces() {}
-        self.finish_left();
+        while shrinks_first && self.take_pieces()
+            || self.take_product(worker, &mut left)
+            || self.take_pieces()
+        {}
+        if wait(self.failed, || self.has_u()) {
+            self.finish_left(worker, &mut left);
+        }
     }
 
     unsafe fn take_pieces(&self) -> bool {
@@ -123,32 +126,31 @@ impl<'c> Call<'c> {
         true
     }
 
-    unsafe fn take_product(&self) -> bool {
+    /// `left`: among these tasks are those whose deltas the worker has left for later.
+    unsafe fn take_product(&self, worker: usize, left: &mut Range<usize>) -> bool {
         let task = self.next_product.0.fetch_add(1, Ordering::Relaxed);
         if task >= self.cut.tasks() {
             return false;
         }
         self.multiply(task);
-        let made = self.shrunk.0.load(Ordering::Acquire) == self.pieces.len();
-        if made {
-            self.finish(task);
+        self.left_by[task].store(worker, Ordering::Relaxed);
+        let first = if left.start < left.end { left.start } else { task };
+        *left = first..task + 1;
+        if self.has_u() {
+            self.finish_left(worker, left);
         }
-        self.states[task].store(if made { DONE } else { LEFT }, Ordering::Release);
         true
     }
 
-    /// Adds the deltas to products that were made before u.
-    unsafe fn finish_left(&self) {
-        if !wait(self.failed, || self.shrunk.0.load(Ordering::Acquire) == self.pieces.len()) {
-            return;
-        }
-        loop {
-            let task = self.next_left.0.fetch_add(1, Ordering::Relaxed);
-            let Some(state) = self.states.get(task) else { return };
-            if !wait(self.failed, || state.load(Ordering::Acquire) != BEGUN) {
-                return;
-            }
-            if state.load(Ordering::Acquire) == LEFT {
+    /// Whether all of u is made.
+    fn has_u(&self) -> bool {
+        self.shrunk.0.load(Ordering::Acquire) == self.pieces.len()
+    }
+
+    /// Adds the deltas to the worker's products that lack them.
+    unsafe fn finish_left(&self, worker: usize, left: &mut Range<usize>) {
+        for task in std::mem::take(left) {
+            if self.left_by[task].load(Ordering::Relaxed) == worker {
                 self.finish(task);
             }
         }

@@ -238,6 +238,16 @@ impl Delta {
         }
     }
 
+    /// B in pairs of ranks, where there is nothing but factors; else null.
+    pub(super) fn plain_words(&self) -> *const u32 {
+        match &self.factors {
+            Factors::Bf16(pair) if self.gain.is_none() && self.bias.is_none() => {
+                pair.b.as_ptr().cast()
+            }
+            _ => std::ptr::null(),
+        }
+    }
+
     /// Whether its factors are pairs of bf16.
     pub(super) fn has_pairs(&self) -> bool {
         matches!(self.factors, Factors::Bf16(_))

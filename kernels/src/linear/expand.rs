@@ -7,9 +7,9 @@
 use std::hint::black_box;
 use std::ops::Range;
 
-use crate::linear::Change;
 use crate::linear::delta::{FactorB, Stream, block_start, block_width, ranks_b};
 use crate::linear::lines::LINE;
+use crate::linear::{Change, FEW_ROWS};
 use crate::matrix::BLOCK;
 use crate::simd::{Element, GROUP, Kernel, LANES, Simd};
 
@@ -52,6 +52,9 @@ impl Kernel for Expand<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        if self.is_plain::<S>() {
+            return self.add_plain::<S>();
+        }
         let mut row = self.rows.start;
         for (index, change) in self.changes.iter().enumerate() {
             let start = change.rows().start.max(self.rows.start);
@@ -70,6 +73,84 @@ impl Kernel for Expand<'_> {
 }
 
 impl Expand<'_> {
+    /// Whether there are only whole blocks, of changes of bf16 pairs and nothing else.
+    #[inline(always)]
+    fn is_plain<S: Simd>(&self) -> bool {
+        let whole = self.blocks.end * BLOCK <= self.outputs;
+        let plain = |change: &Change| !change.words.is_null();
+        S::PAIRS && whole && self.bias.is_none() && self.changes.iter().all(plain)
+    }
+
+    /// What most steps consist of; so short a stretch of work that to choose a way for each run of
+    /// B, as `run` does, takes half as long again.
+    #[inline(always)]
+    unsafe fn add_plain<S: Simd>(&self) {
+        // For more rows B was fetched beside the products.
+        let fetches = self.rows.len() <= FEW_ROWS;
+        let run = self.changes.first().map_or(0, |c| self.blocks.len() * c.block_words());
+        let skip = (Stream::DISTANCE / (run * size_of::<u32>()).max(1)).max(1);
+        for (index, change) in self.changes.iter().enumerate() {
+            let start = change.rows().start.max(self.rows.start);
+            let end = change.rows().end.min(self.rows.end);
+            let next = self.changes.get(index + skip).filter(|_| fetches);
+            for block in self.blocks.clone() {
+                if let Some(next) = next {
+                    let (ahead, lines) = (next.block(block), next.block_words() / LANES);
+                    (0..lines).for_each(|l| S::prefetch(ahead.wrapping_add(l * LANES).cast()));
+                }
+                let (b, pairs) = (change.block(block), change.pairs_of_ranks as usize);
+                let mut row = start;
+                while row < end {
+                    let u = self.u.add(row * self.u_stride + change.column as usize).cast();
+                    let y = self.y.add(row * self.outputs + block * BLOCK);
+                    row += match end - row {
+                        4.. => self.plain_tile::<S, 4>(y, u, b, pairs),
+                        2.. => self.plain_tile::<S, 2>(y, u, b, pairs),
+                        _ => self.plain_tile::<S, 1>(y, u, b, pairs),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Adds the products of some rows and a block of 4 vectors; returns how many rows.
+    #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "iterators over parts of `acc` spill it")]
+    unsafe fn plain_tile<S: Simd, const ROWS: usize>(
+        &self,
+        y: *mut f32,
+        u: *const i32,
+        b: *const u32,
+        pairs: usize,
+    ) -> usize {
+        let mut acc = [[S::zero(); 4]; ROWS];
+        for t in 0..ROWS {
+            for v in 0..4 {
+                acc[t][v] = S::load(y.add(t * self.outputs + v * LANES));
+            }
+        }
+        for pair in 0..pairs {
+            let mut factors = [S::splat_int(0); 4];
+            for v in 0..4 {
+                let at = pair * BLOCK + v * LANES;
+                factors[v] = S::load_int(b.add(at));
+            }
+            let at = pair / (LANES / 2) * LANES + pair % (LANES / 2);
+            for t in 0..ROWS {
+                let u = S::splat_int(*u.add(t * self.u_stride + at));
+                for v in 0..4 {
+                    acc[t][v] = S::dot_bf16(acc[t][v], u, factors[v]);
+                }
+            }
+        }
+        for t in 0..ROWS {
+            for v in 0..4 {
+                S::store(y.add(t * self.outputs + v * LANES), acc[t][v]);
+            }
+        }
+        ROWS
+    }
+
     #[inline(always)]
     unsafe fn changed_rows<S: Simd>(&self, change: &Change, rows: Range<usize>, after: *const u8) {
         match change.delta().parts().0 {

@@ -25,7 +25,7 @@ pub(super) const RATE_ONE: usize = 1 << 16;
 impl Lines {
     #[inline(always)]
     pub(super) fn none() -> Lines {
-        Lines { places: [MaybeUninit::uninit(); LINES_MAX], count: 0 }
+        Lines { places: [const { MaybeUninit::uninit() }; LINES_MAX], count: 0 }
     }
 
     /// Lists the deltas' lines of a block, no more than `most`.

@@ -30,12 +30,12 @@ mod shrink;
 mod tile;
 
 use std::ops::Range;
-use std::sync::atomic::AtomicU8;
+use std::sync::atomic::AtomicUsize;
 
 use crate::act::Act;
 use crate::buffer::Buffer;
 use crate::device::{Device, part};
-use crate::matrix::Matrix;
+use crate::matrix::{BLOCK, Matrix};
 use crate::segments::Segments;
 use base::{Cut, Site};
 use bytes::Bytes;
@@ -46,6 +46,8 @@ pub use delta::Delta;
 pub const SITES_MAX: usize = 3;
 /// Weighted deltas of one segment at most.
 pub const PARTS_MAX: usize = 8;
+/// So few rows are one tile high: they read weights and factors once, as a stream.
+const FEW_ROWS: usize = 6;
 /// Rows and ranks of a piece of u at most. Sixteen ranks of a row are a cache line, which two
 /// threads should not write.
 const PIECE_ROWS: usize = 32;
@@ -81,6 +83,9 @@ struct Change {
     last: bool,
     /// Its products are of bf16 pairs: it reads x rounded, and its u is rounded.
     pairs: bool,
+    /// B, where products of pairs are all it adds; else null.
+    words: *const u32,
+    pairs_of_ranks: u32,
 }
 
 // SAFETY: a delta is immutable, and its owner outlives the call that listed it.
@@ -98,6 +103,18 @@ impl Change {
     #[inline(always)]
     fn rows(&self) -> Range<usize> {
         self.rows[0] as usize..self.rows[1] as usize
+    }
+
+    /// Words of B of a whole block of outputs.
+    #[inline(always)]
+    fn block_words(&self) -> usize {
+        self.pairs_of_ranks as usize * BLOCK
+    }
+
+    /// B of a block, those before it whole; `words` is not null.
+    #[inline(always)]
+    fn block(&self, block: usize) -> *const u32 {
+        self.words.wrapping_add(block * self.block_words())
     }
 }
 
@@ -119,8 +136,8 @@ pub struct LoraScratch {
     changes: Vec<Change>,
     firsts: [usize; SITES_MAX + 1],
     pieces: Vec<Piece>,
-    /// How far each task of the base product is.
-    states: Vec<AtomicU8>,
+    /// By task of the base product: who is to add its deltas.
+    left_by: Vec<AtomicUsize>,
     /// x for integer weights.
     bytes: Bytes,
     rows_max: usize,
@@ -139,7 +156,7 @@ impl LoraScratch {
             changes: Vec::with_capacity(SITES_MAX * rows_max * PARTS_MAX),
             firsts: [0; SITES_MAX + 1],
             pieces: Vec::with_capacity(rows_max * pieces_max(rank_max)),
-            states: Vec::new(),
+            left_by: Vec::new(),
             bytes: Bytes::new(rows_max, inputs_max),
             rows_max,
             rank_max,
@@ -245,8 +262,8 @@ impl LoraScratch {
         self.changes.clear();
         self.pieces.clear();
         let tasks = Cut::tasks_max(dev);
-        if self.states.len() < tasks {
-            self.states.resize_with(tasks, AtomicU8::default);
+        if self.left_by.len() < tasks {
+            self.left_by.resize_with(tasks, AtomicUsize::default);
         }
         for i in 0..SITES_MAX {
             let Some(out) = outs.get(i) else {
@@ -262,8 +279,16 @@ impl LoraScratch {
                     self.pieces.extend(pieces(i, change, rows.clone(), delta.rank()));
                     let rows = [rows.start as u32, rows.end as u32];
                     let pairs = x_has_pairs && delta.has_pairs();
-                    let change = Change { delta, weight, rows, column, last: false, pairs };
-                    self.changes.push(change);
+                    self.changes.push(Change {
+                        delta,
+                        weight,
+                        rows,
+                        column,
+                        last: false,
+                        pairs,
+                        words: if pairs { delta.plain_words() } else { std::ptr::null() },
+                        pairs_of_ranks: delta.rank().div_ceil(2) as u32,
+                    });
                     column += delta.rank() as u32;
                 });
                 let most = self.rank_max;

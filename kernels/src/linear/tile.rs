@@ -11,7 +11,7 @@ use crate::simd::{LANES, Simd};
 
 /// A way to multiply.
 pub(super) trait Product {
-    /// Rows of a tile at most, 6 or fewer.
+    /// Rows of a tile at most, `FEW_ROWS` or fewer.
     const ROWS: usize;
     /// Times in a step that a tile may ask for lines.
     const TICKS: usize;
