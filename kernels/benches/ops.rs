@@ -125,7 +125,7 @@ fn weights(dtype: WeightDtype, outputs: usize, inputs: usize) -> Vec<Matrix> {
 }
 
 fn activation(dtype: Dtype, rows: usize, width: usize) -> Act {
-    let mut x = Act::new(dtype, rows, width);
+    let mut x = Act::new(dtype, rows, width).with_bytes();
     for t in 0..rows {
         let row: Vec<f32> = (0..width).map(|i| ((t + i) % 23) as f32 / 23.0 - 0.5).collect();
         x.set_row(t, &row);
@@ -138,7 +138,7 @@ fn matmul(dev: &Device, weights: &[Matrix], rows: usize, peak: f64, read: f64) {
     let floats = if weights[0].dtype() == WeightDtype::Bf16 { Dtype::Bf16 } else { Dtype::F32 };
     let x = activation(floats, rows, inputs);
     let mut y = vec![0.0; rows * outputs];
-    let mut scratch = LoraScratch::new(rows, 1, inputs);
+    let mut scratch = LoraScratch::new(rows, 1);
     let none = Segments { indptr: &[0] };
     let calls = weights.len().min(if rows > 64 { 8 } else { usize::MAX });
     let seconds = best(calls, |call| {
@@ -162,7 +162,7 @@ fn fork(dev: &Device) {
         [Matrix::from_f32(Dtype::F32, 64 * dev.threads(), 1, &vec![0.5; 64 * dev.threads()])];
     let x = activation(Dtype::F32, 1, 1);
     let mut y = vec![0.0; 64 * dev.threads()];
-    let mut scratch = LoraScratch::new(1, 1, 0);
+    let mut scratch = LoraScratch::new(1, 1);
     let seconds = best(1000, |_| {
         let outs = &mut [Linear { weight: &weights[0], bias: None, y: &mut y }];
         linear(dev, &x, 1, outs, Segments { indptr: &[0] }, &|_, _| None, &mut scratch);
@@ -181,7 +181,7 @@ fn adapters(dev: &Device, outputs: usize, inputs: usize, rows: usize) {
     let deltas: Vec<Delta> = (0..weights.len() * rows).map(|_| one()).collect();
     let x = activation(Dtype::Bf16, rows, inputs);
     let mut y = vec![0.0; rows * outputs];
-    let mut scratch = LoraScratch::new(rows, RANK, 0);
+    let mut scratch = LoraScratch::new(rows, RANK);
     let indptr: Vec<u32> = (0..=rows as u32).collect();
     let mut time = |indptr: &[u32], same: bool| {
         best(weights.len(), |call| {

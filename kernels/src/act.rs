@@ -1,19 +1,28 @@
-//! Activations of one step: `[rows_max, width]` f32, and their bf16 rounding beside them when the
-//! weights are bf16.
+//! Activations of one step: `[rows_max, width]` f32, and beside them what packed weights multiply:
+//! their bf16 rounding for weights of bf16, their rounding to 8 bits ([`bytes`]) for integers.
 //!
 //! Rows are padded with zeros to a multiple of 32 so that factors stored in groups of 32 need no
-//! tail. The two copies never differ but by rounding: whoever writes one writes both.
+//! tail. The copies never differ but by rounding: whoever writes one writes all, while the values
+//! are near; a product finds them ready.
+
+mod bytes;
+
+use std::ops::Range;
 
 use half::bf16;
 
 use crate::Dtype;
 use crate::buffer::{Buffer, Shared};
-use crate::simd::{GROUP, Simd};
+use crate::device::{Device, part};
+use crate::simd::{GROUP, Isa, Kernel, Simd};
+use bytes::Bytes;
+pub(crate) use bytes::Rounded;
 
 /// See the module page.
 pub struct Act {
     wide: Buffer<f32>,
     half: Option<Buffer<bf16>>,
+    bytes: Option<Bytes>,
     rows_max: usize,
     width: usize,
     stride: usize,
@@ -24,15 +33,30 @@ pub struct Act {
 pub(crate) struct ActWriter {
     wide: Shared<f32>,
     half: Shared<bf16>,
+    rounded: Option<Rounded>,
     stride: usize,
 }
 
 impl Act {
-    /// Zeros for `rows_max` rows; `dtype` is that of the weights that will read them.
+    /// Zeros for `rows_max` rows; `dtype` is that of the floats among the weights that will read
+    /// them.
     pub fn new(dtype: Dtype, rows_max: usize, width: usize) -> Act {
         let stride = width.next_multiple_of(GROUP);
         let half = (dtype == Dtype::Bf16).then(|| Buffer::zeroed(rows_max * stride));
-        Act { wide: Buffer::zeroed(rows_max * stride), half, rows_max, width, stride }
+        let wide = Buffer::zeroed(rows_max * stride);
+        Act { wide, half, bytes: None, rows_max, width, stride }
+    }
+
+    /// The same (still zeros), to be read by integer weights too.
+    pub fn with_bytes(self) -> Act {
+        let bytes = Bytes::new(self.rows_max, self.width);
+        Act { bytes: Some(bytes), ..self }
+    }
+
+    /// Bytes that each row takes at most, whatever reads it.
+    pub fn row_bytes(width: usize) -> usize {
+        let stride = width.next_multiple_of(GROUP);
+        stride * (size_of::<f32>() + size_of::<bf16>()) + Bytes::row_bytes(width)
     }
 
     /// Values a row.
@@ -47,7 +71,8 @@ impl Act {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.wide.bytes() + self.half.as_ref().map_or(0, Buffer::bytes)
+        let copies = self.half.as_ref().map_or(0, Buffer::bytes);
+        self.wide.bytes() + copies + self.bytes.as_ref().map_or(0, Bytes::bytes)
     }
 
     /// Row `t` in f32.
@@ -55,7 +80,7 @@ impl Act {
         &self.wide[t * self.stride..][..self.width]
     }
 
-    /// Fills both copies of row `t`.
+    /// Fills all copies of row `t`.
     pub fn set_row(&mut self, t: usize, x: &[f32]) {
         assert_eq!(x.len(), self.width, "a row of Act has width {}", self.width);
         let start = t * self.stride;
@@ -65,6 +90,34 @@ impl Act {
                 *h = bf16::from_f32(x);
             }
         }
+        let groups = 0..self.width.div_ceil(GROUP);
+        // SAFETY: the row is asserted by the slices above, and this Act is borrowed mutably.
+        unsafe { Isa::Portable.run(Round { out: self.writer(), row: t, groups }) }
+    }
+
+    /// Rounds the first `rows` rows to bytes, where they are kept; for ops whose tasks cannot.
+    pub(crate) fn round(&mut self, dev: &Device, rows: usize) {
+        if self.bytes.is_none() {
+            return;
+        }
+        let groups = self.width.div_ceil(GROUP);
+        let (out, isa) = (self.writer(), dev.isa());
+        let pieces = dev.pieces(rows, groups * ROUND_COST);
+        dev.fork(pieces, &|piece| {
+            for row in part(rows, pieces, piece) {
+                // SAFETY: a row belongs to one piece.
+                unsafe { isa.run(Round { out, row, groups: 0..groups }) }
+            }
+        });
+    }
+
+    /// The rows in bytes.
+    ///
+    /// # Panics
+    /// Where they are not kept.
+    pub(crate) fn rounded(&self) -> Rounded {
+        let bytes = self.bytes.as_ref().expect("integer weights read an Act made with bytes");
+        bytes.reader(self.width.div_ceil(GROUP))
     }
 
     /// f32 rows with their stride in values; the padding is zero.
@@ -93,13 +146,34 @@ impl Act {
         ActWriter {
             wide: Shared::of(&mut self.wide),
             half: self.half.as_mut().map_or(Shared::null(), |h| Shared::of(h)),
+            rounded: self.bytes.as_mut().map(|b| b.writer(self.width.div_ceil(GROUP))),
             stride: self.stride,
         }
     }
 }
 
+/// To round a group, in the device's measure.
+const ROUND_COST: usize = 16;
+
+/// Rounds some groups of a row.
+struct Round {
+    out: ActWriter,
+    row: usize,
+    groups: Range<usize>,
+}
+
+impl Kernel for Round {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        self.out.round::<S>(self.row, self.groups);
+    }
+}
+
 impl ActWriter {
-    /// Writes `n` lanes at `(row, column)` of both copies.
+    /// Writes `n` lanes at `(row, column)` of the float copies; when all of a group of 32 is
+    /// written, [`Self::round`] follows.
     ///
     /// # Safety
     /// In bounds, and no other task touches these values.
@@ -109,6 +183,17 @@ impl ActWriter {
         S::store_row_n(self.wide.get().add(at), n, v);
         if !self.half.get().is_null() {
             S::store_bf16_n(self.half.get().add(at), n, v);
+        }
+    }
+
+    /// Rounds some groups of a row to bytes, where they are kept.
+    ///
+    /// # Safety
+    /// As [`Self::store`].
+    #[inline(always)]
+    pub(crate) unsafe fn round<S: Simd>(self, row: usize, groups: Range<usize>) {
+        if let Some(rounded) = self.rounded {
+            rounded.round::<S>(self.row(row), row, groups);
         }
     }
 

@@ -21,7 +21,7 @@ use std::ops::{Range, RangeInclusive};
 use crate::act::{Act, ActWriter};
 use crate::device::Device;
 use crate::kv::{KvCache, Layout, Rows, Values};
-use crate::simd::{Isa, Kernel, LANES, Simd, Stored};
+use crate::simd::{GROUP, Isa, Kernel, LANES, Simd, Stored};
 pub use split::AttentionScratch;
 use split::{Join, Partial, Slots};
 use turn::Turn;
@@ -66,12 +66,16 @@ pub fn attention(
     assert!(dim <= HEAD_DIM_MAX && dim.is_multiple_of(2), "head dim {dim}");
     assert!(window != Some(0), "a window of at least one position");
 
-    let (isa, values, out) = (dev.isa(), kv.reader(), out.writer());
-    let job = Job { isa, values, q: q.as_ptr(), heads, layout, layer, rows, scale, window, out };
+    let (isa, values, writer) = (dev.isa(), kv.reader(), out.writer());
+    let q = q.as_ptr();
+    let job = Job { isa, values, q, heads, layout, layer, rows, scale, window, out: writer };
     let parts = (0..count).map(|row| job.parts(row).len()).max().unwrap_or(0);
     match scratch.slots(count, parts, layout) {
         Some(slots) => job.by_parts(dev, slots),
         None => job.whole(dev),
+    }
+    if !dim.is_multiple_of(GROUP) {
+        out.round(dev, count);
     }
 }
 

@@ -3,9 +3,11 @@
 //! silu(x) = x·σ(x); gelu_tanh(x) = x·σ(2·√(2/π)·(x + 0.044715·x³)), which is ½x(1 + tanh(…))
 //! rewritten.
 
+use std::ops::Range;
+
 use crate::act::{Act, ActWriter};
 use crate::device::{Device, part};
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{GROUP, Kernel, LANES, Simd};
 
 /// The activation of the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,14 +29,14 @@ pub fn glu(dev: &Device, gate: Gate, g: &[f32], u: &[f32], rows: usize, out: &mu
     );
     assert!(rows <= out.rows_max(), "{rows} rows into an Act of {}", out.rows_max());
     let (out, isa) = (out.writer(), dev.isa());
-    // Pieces over (row, vector) pairs, so that one wide row is shared too.
-    let vectors = width.div_ceil(LANES);
-    let pieces = dev.pieces(rows * vectors, 2 * LANES);
+    // Pieces over (row, group) pairs, so that one wide row is shared too.
+    let groups = width.div_ceil(GROUP);
+    let pieces = dev.pieces(rows * groups, 2 * GROUP);
     dev.fork(pieces, &|piece| {
-        let span = part(rows * vectors, pieces, piece);
-        // SAFETY: in bounds as asserted; a vector belongs to one piece.
+        let span = part(rows * groups, pieces, piece);
+        // SAFETY: in bounds as asserted; a group belongs to one piece.
         unsafe {
-            isa.run(Span { gate, g: g.as_ptr(), u: u.as_ptr(), width, vectors, span, out });
+            isa.run(Span { gate, g: g.as_ptr(), u: u.as_ptr(), width, groups, span, out });
         }
     });
 }
@@ -44,8 +46,9 @@ struct Span {
     g: *const f32,
     u: *const f32,
     width: usize,
-    vectors: usize,
-    span: std::ops::Range<usize>,
+    /// Of a row.
+    groups: usize,
+    span: Range<usize>,
     out: ActWriter,
 }
 
@@ -54,22 +57,36 @@ impl Kernel for Span {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        for index in self.span {
-            let (row, column) = (index / self.vectors, index % self.vectors * LANES);
-            let n = (self.width - column).min(LANES);
-            let x = S::load_n(self.g.add(row * self.width + column), n);
-            let exponent = match self.gate {
-                Gate::Silu => S::sub(S::zero(), x),
-                Gate::GeluTanh => {
-                    let cubic = S::mul(S::splat(0.044715), S::mul(x, x));
-                    let inner = S::fma(cubic, x, x);
-                    // -2·√(2/π)
-                    S::mul(S::splat(-1.595_769), inner)
-                }
-            };
-            let gate = S::div(x, S::add(S::splat(1.0), S::exp(exponent)));
-            let u = S::load_n(self.u.add(row * self.width + column), n);
-            self.out.store::<S>(row, column, n, S::mul(gate, u));
+        let mut index = self.span.start;
+        while index < self.span.end {
+            let (row, first) = (index / self.groups, index % self.groups);
+            let end = self.groups.min(first + self.span.end - index);
+            for column in (first * GROUP..self.width.min(end * GROUP)).step_by(LANES) {
+                self.gate::<S>(row, column);
+            }
+            self.out.round::<S>(row, first..end);
+            index += end - first;
         }
+    }
+}
+
+impl Span {
+    /// A vector of a row.
+    #[inline(always)]
+    unsafe fn gate<S: Simd>(&self, row: usize, column: usize) {
+        let n = (self.width - column).min(LANES);
+        let x = S::load_n(self.g.add(row * self.width + column), n);
+        let exponent = match self.gate {
+            Gate::Silu => S::sub(S::zero(), x),
+            Gate::GeluTanh => {
+                let cubic = S::mul(S::splat(0.044715), S::mul(x, x));
+                let inner = S::fma(cubic, x, x);
+                // -2·√(2/π)
+                S::mul(S::splat(-1.595_769), inner)
+            }
+        };
+        let gate = S::div(x, S::add(S::splat(1.0), S::exp(exponent)));
+        let u = S::load_n(self.u.add(row * self.width + column), n);
+        self.out.store::<S>(row, column, n, S::mul(gate, u));
     }
 }

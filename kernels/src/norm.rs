@@ -9,7 +9,7 @@ use crate::act::{Act, ActWriter};
 use crate::buffer::Shared;
 use crate::device::{Device, part};
 use crate::segments::Segments;
-use crate::simd::{Isa, Kernel, LANES, Simd};
+use crate::simd::{GROUP, Isa, Kernel, LANES, Simd};
 
 /// RMS norm weights: the base's, and the replaced one of segments whose adapter brings its own.
 #[derive(Clone, Copy)]
@@ -185,5 +185,6 @@ impl Kernel for NormRow {
             let x = S::mul(S::load_n(x.add(c), lanes(c)), factor);
             out.store::<S>(row, c, lanes(c), S::mul(x, S::load_n(self.weight.add(c), lanes(c))));
         }
+        out.round::<S>(row, 0..width.div_ceil(GROUP));
     }
 }

@@ -68,7 +68,7 @@ impl Step {
             norm: values(HIDDEN),
             rope: RopeTable::new(64, DIM, &[1.0; DIM / 2], 1.0),
             kv: KvCache::new(Dtype::Bf16, 1, ROWS, HEADS, DIM),
-            scratch: LoraScratch::new(ROWS, 64, 0),
+            scratch: LoraScratch::new(ROWS, 64),
             parts: AttentionScratch::new(dev.threads(), HEADS, HEADS, DIM, 4096),
             h: vec![0.0; ROWS * HIDDEN],
             y: [(); 3].map(|()| vec![0.0; ROWS * HIDDEN]),

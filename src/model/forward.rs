@@ -46,23 +46,26 @@ impl Buffers {
             false => Dtype::F32,
         };
         let integers = dtypes.iter().any(|d| d.group().is_some());
-        let inputs_max = if integers { inputs_max(shape) } else { 0 };
+        let act = |rows: usize, width: usize| match Act::new(dtype, rows, width) {
+            act if integers => act.with_bytes(),
+            act => act,
+        };
         let (rows, q, kv) = (o.rows_max, shape.heads * shape.head_dim, kv_width(shape));
         let zeros = |width: usize| vec![0.0; rows * width];
         Self {
             h: zeros(shape.hidden),
-            x: Act::new(dtype, rows, shape.hidden),
+            x: act(rows, shape.hidden),
             q: zeros(q),
             k: zeros(kv),
             v: zeros(kv),
-            found: Act::new(dtype, rows, q),
+            found: act(rows, q),
             y: zeros(shape.hidden),
             gate: zeros(shape.ffn),
             up: zeros(shape.ffn),
-            gated: Act::new(dtype, rows, shape.ffn),
-            last: Act::new(dtype, o.logit_rows_max, shape.hidden),
+            gated: act(rows, shape.ffn),
+            last: act(o.logit_rows_max, shape.hidden),
             logits: vec![0.0; o.logit_rows_max * shape.vocab],
-            scratch: LoraScratch::new(rows.max(o.logit_rows_max), RANK_MAX, inputs_max),
+            scratch: LoraScratch::new(rows.max(o.logit_rows_max), RANK_MAX),
             parts: AttentionScratch::new(
                 o.threads,
                 shape.heads,
@@ -78,20 +81,15 @@ impl Buffers {
     pub fn bytes(shape: &ModelShape, o: &ModelOptions) -> usize {
         let q = shape.heads * shape.head_dim;
         let plain = 2 * shape.hidden + q + 2 * kv_width(shape) + 2 * shape.ffn;
-        let acts = shape.hidden + q + shape.ffn;
-        let row = LoraScratch::row_bytes(RANK_MAX, inputs_max(shape));
+        let acts: usize = [shape.hidden, q, shape.ffn].map(Act::row_bytes).iter().sum();
+        let row = LoraScratch::row_bytes(RANK_MAX);
         let scratch = o.rows_max.max(o.logit_rows_max) * row;
         let (heads, kv_heads, dim) = (shape.heads, shape.kv_heads, shape.head_dim);
         scratch
             + AttentionScratch::bytes(o.threads, heads, kv_heads, dim, o.context)
-            + o.rows_max * (4 * plain + 6 * acts)
-            + o.logit_rows_max * (4 * shape.vocab + 6 * shape.hidden)
+            + o.rows_max * (4 * plain + acts)
+            + o.logit_rows_max * (4 * shape.vocab + Act::row_bytes(shape.hidden))
     }
-}
-
-/// Of the widest site.
-fn inputs_max(shape: &ModelShape) -> usize {
-    shape.hidden.max(shape.ffn).max(shape.heads * shape.head_dim)
 }
 
 fn kv_width(shape: &ModelShape) -> usize {

@@ -101,7 +101,7 @@ fn applied(delta: &Delta, weight: &[f32], x: &[f32]) -> Vec<f32> {
     let mut y = vec![0.0; outputs];
     let mut outs = [Linear { weight: &matrix, bias: None, y: &mut y }];
     let segments = Segments { indptr: &[0, 1] };
-    let mut scratch = LoraScratch::new(1, 512, 0);
+    let mut scratch = LoraScratch::new(1, 512);
     linear(&device, &act, 1, &mut outs, segments, &|_, _| Some(delta), &mut scratch);
     y
 }

@@ -11,7 +11,7 @@ use std::ops::Range;
 use crate::attention::{Job, PART};
 use crate::buffer::Buffer;
 use crate::kv::Layout;
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{GROUP, Kernel, LANES, Simd};
 
 /// Tasks of a (row, kv head) each from which on there are enough without cutting contexts.
 const TASKS_PER_THREAD: usize = 8;
@@ -157,6 +157,11 @@ impl Partial {
             let n = (dim - d).min(LANES);
             let values = S::load(self.values.add(d));
             job.out.store::<S>(row, head * dim + d, n, S::mul(values, factor));
+        }
+        // Else heads share groups, and the op rounds when all are made.
+        if dim.is_multiple_of(GROUP) {
+            let groups = dim / GROUP;
+            job.out.round::<S>(row, head * groups..(head + 1) * groups);
         }
     }
 }

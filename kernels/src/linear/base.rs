@@ -14,7 +14,6 @@ use std::ops::Range;
 use crate::act::Act;
 use crate::buffer::Shared;
 use crate::device::{Device, part};
-use crate::linear::bytes::Rounded;
 use crate::linear::floats::Floats;
 use crate::linear::ints::Ints;
 use crate::linear::lines::{LINE, Lines};
@@ -109,17 +108,11 @@ pub(super) struct Site<'a> {
 }
 
 impl<'a> Site<'a> {
-    /// `rounded` is x as integer weights read it; floats do without.
-    pub(super) fn new(
-        x: &Act,
-        rounded: Option<Rounded>,
-        out: &mut Linear<'a>,
-        changed: bool,
-    ) -> Site<'a> {
-        let x = match (out.weight.dtype(), rounded) {
-            (WeightDtype::F32, _) => X::of_floats(x.words(Dtype::F32)),
-            (WeightDtype::Bf16, _) => X::of_floats(x.words(Dtype::Bf16)),
-            (_, rounded) => X::of_bytes(rounded.expect("rounded for integers")),
+    pub(super) fn new(x: &Act, out: &mut Linear<'a>, changed: bool) -> Site<'a> {
+        let x = match out.weight.dtype() {
+            WeightDtype::F32 => X::of_floats(x.words(Dtype::F32)),
+            WeightDtype::Bf16 => X::of_floats(x.words(Dtype::Bf16)),
+            _ => X::of_bytes(x.rounded()),
         };
         Site { weight: out.weight, bias: out.bias, y: Shared::of(out.y), x, changed }
     }

@@ -15,11 +15,10 @@
 //! `vdpbf16ps` a pair at a time). u is 16 chains (inputs i, i+16, …) joined in one order. The delta
 //! is added on top of x·Wᵀ rank by rank, its weight multiplied into u. With bf16 weights W
 //! multiplies x rounded once to bf16, with integer weights x rounded once to 8 bits in groups of 32
-//! ([`ints`]); A multiplies the f32 x and u stays f32, but where bf16 factors meet bf16 weights on
-//! a CPU with `vdpbf16ps`: there A multiplies x as W does, and u is rounded once to bf16.
+//! ([`ints`], [`Act`]); A multiplies the f32 x and u stays f32, but where bf16 factors meet bf16
+//! weights on a CPU with `vdpbf16ps`: there A multiplies x as W does, and u is rounded to bf16 too.
 
 mod base;
-mod bytes;
 mod call;
 mod delta;
 mod expand;
@@ -38,7 +37,6 @@ use crate::device::{Device, part};
 use crate::matrix::{BLOCK, Matrix};
 use crate::segments::Segments;
 use base::{Cut, Site};
-use bytes::Bytes;
 use call::Call;
 pub use delta::Delta;
 
@@ -138,16 +136,14 @@ pub struct LoraScratch {
     pieces: Vec<Piece>,
     /// By task of the base product: who is to add its deltas.
     left_by: Vec<AtomicUsize>,
-    /// x for integer weights.
-    bytes: Bytes,
     rows_max: usize,
     rank_max: usize,
 }
 
 impl LoraScratch {
     /// For steps of at most `rows_max` rows, and ranks of a row's deltas of at most `rank_max` in
-    /// sum. `inputs_max` is the width of the widest site with integer weights; 0: there is none.
-    pub fn new(rows_max: usize, rank_max: usize, inputs_max: usize) -> LoraScratch {
+    /// sum.
+    pub fn new(rows_max: usize, rank_max: usize) -> LoraScratch {
         // Rows of u start at a cache line of their own.
         let u_stride = rank_max.next_multiple_of(PIECE_RANKS);
         LoraScratch {
@@ -157,18 +153,16 @@ impl LoraScratch {
             firsts: [0; SITES_MAX + 1],
             pieces: Vec::with_capacity(rows_max * pieces_max(rank_max)),
             left_by: Vec::new(),
-            bytes: Bytes::new(rows_max, inputs_max),
             rows_max,
             rank_max,
         }
     }
 
     /// Bytes that each row takes.
-    pub fn row_bytes(rank_max: usize, inputs_max: usize) -> usize {
+    pub fn row_bytes(rank_max: usize) -> usize {
         let u = SITES_MAX * rank_max.next_multiple_of(PIECE_RANKS) * size_of::<f32>();
         let changes = SITES_MAX * PARTS_MAX * size_of::<Change>();
-        let bytes = Bytes::row_bytes(inputs_max);
-        u + changes + pieces_max(rank_max) * size_of::<Piece>() + bytes
+        u + changes + pieces_max(rank_max) * size_of::<Piece>()
     }
 
     /// Bytes held.
@@ -176,7 +170,6 @@ impl LoraScratch {
         self.u.bytes()
             + self.changes.capacity() * size_of::<Change>()
             + self.pieces.capacity() * size_of::<Piece>()
-            + self.bytes.bytes()
     }
 }
 
@@ -226,11 +219,9 @@ pub fn linear_sum<'d>(
     }
     scratch.plan(dev, x, outs, segments, deltas);
     let cut = Cut::new(dev, rows, outs);
-    let of_ints = outs.iter().any(|out| out.weight.dtype().group().is_some());
-    let rounded = of_ints.then(|| scratch.bytes.round(dev, x, rows));
     let sites = std::array::from_fn(|i| {
         let changed = scratch.firsts[i] < scratch.firsts[i + 1];
-        outs.get_mut(i).map(|out| Site::new(x, rounded, out, changed))
+        outs.get_mut(i).map(|out| Site::new(x, out, changed))
     });
     Call::new(dev, x, sites, &cut, scratch).run(dev);
 }

@@ -4,7 +4,7 @@
 //! products. Never multiplies: that is a [`Product`]. The thing to know: the rows and panels of a
 //! tile are constants, so its sums live in registers.
 
-use crate::linear::bytes::Rounded;
+use crate::act::Rounded;
 use crate::linear::lines::RATE_ONE;
 use crate::matrix::BLOCK_PANELS;
 use crate::simd::{LANES, Simd};
@@ -45,10 +45,10 @@ impl X {
 
     pub(super) fn of_bytes(x: Rounded) -> X {
         X {
-            words: x.q.get().cast_const().cast(),
+            words: x.q.cast_const().cast(),
             stride: x.groups * 8,
-            scales: x.scales.get(),
-            sums: x.sums.get(),
+            scales: x.scales,
+            sums: x.sums,
             groups: x.groups,
         }
     }

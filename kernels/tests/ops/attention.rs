@@ -1,6 +1,8 @@
 //! `rope_store` and `attention` through the pages, against f64 loops; and the bits of a row.
 
-use crate::common::{KV_DTYPES, Rng, assert_close, devices, in_127_steps, rounded};
+use crate::common::{
+    KV_DTYPES, Rng, assert_bytes_in_step, assert_close, devices, in_127_steps, rounded,
+};
 use polylora_kernels::reference::{attend, rms_norm, rotate};
 use polylora_kernels::{
     Act, AttentionScratch, Device, Dtype, Isa, KvCache, KvDtype, NormWeight, RopeStore, RopeTable,
@@ -144,10 +146,11 @@ impl World {
             layer: LAYER,
         };
         rope_store(dev, args, rows, Segments { indptr }, kv);
-        let mut out = Act::new(Dtype::F32, rows.count(), self.heads * self.dim);
+        let mut out = Act::new(Dtype::F32, rows.count(), self.heads * self.dim).with_bytes();
         let mut scratch =
             AttentionScratch::new(dev.threads(), self.heads, self.kv_heads, self.dim, 4096);
         attention(dev, &q, self.heads, kv, LAYER, rows, 0.2, window, &mut out, &mut scratch);
+        assert_bytes_in_step(dev, &out, rows.count(), &dev.name());
         (q, out)
     }
 

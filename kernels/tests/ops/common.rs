@@ -3,7 +3,10 @@
 
 use half::bf16;
 use polylora_kernels::reference::Factors;
-use polylora_kernels::{Delta, Device, Dtype, FactorDtype, Isa, KvDtype, WeightDtype};
+use polylora_kernels::{
+    Act, Delta, Device, Dtype, FactorDtype, Isa, KvDtype, Linear, LoraScratch, Matrix, Segments,
+    WeightDtype, linear,
+};
 
 /// splitmix64.
 pub struct Rng(pub u64);
@@ -105,6 +108,29 @@ pub fn weight_dtypes() -> impl Iterator<Item = WeightDtype> {
 /// The floats beside weights of `dtype`.
 pub fn floats(dtype: WeightDtype) -> Dtype {
     if dtype == WeightDtype::Bf16 { Dtype::Bf16 } else { Dtype::F32 }
+}
+
+/// Zeros for weights of a dtype.
+pub fn act(dtype: WeightDtype, rows: usize, width: usize) -> Act {
+    let act = Act::new(floats(dtype), rows, width);
+    if dtype.group().is_some() { act.with_bytes() } else { act }
+}
+
+/// That integer weights see in the rows an op wrote what they see in the same rows set by hand.
+#[track_caller]
+pub fn assert_bytes_in_step(dev: &Device, written: &Act, rows: usize, what: &str) {
+    let width = written.width();
+    let mut by_hand = Act::new(Dtype::F32, rows, width).with_bytes();
+    (0..rows).for_each(|t| by_hand.set_row(t, written.row(t)));
+    let weight = Matrix::from_f32(WeightDtype::Int8, 16, width, &Rng(99).values(16 * width));
+    let [got, want] = [written, &by_hand].map(|x| {
+        let mut y = vec![f32::NAN; rows * 16];
+        let outs = &mut [Linear { weight: &weight, bias: None, y: &mut y }];
+        let none = Segments { indptr: &[0] };
+        linear(dev, x, rows, outs, none, &|_, _| None, &mut LoraScratch::new(rows, 1));
+        y.iter().map(|y| y.to_bits()).collect::<Vec<u32>>()
+    });
+    assert_eq!(got, want, "{what}");
 }
 
 #[track_caller]

@@ -56,11 +56,11 @@ impl File {
 
 fn product(dev: &Device, weight: &Matrix, x: &[Vec<f32>]) -> Vec<f32> {
     let (rows, inputs) = (x.len(), weight.inputs());
-    let mut act = Act::new(Dtype::F32, rows, inputs);
+    let mut act = Act::new(Dtype::F32, rows, inputs).with_bytes();
     x.iter().enumerate().for_each(|(t, x)| act.set_row(t, x));
     let mut y = vec![f32::NAN; rows * weight.outputs()];
     let mut outs = [Linear { weight, bias: None, y: &mut y }];
-    let mut scratch = LoraScratch::new(rows, 1, inputs);
+    let mut scratch = LoraScratch::new(rows, 1);
     linear(dev, &act, rows, &mut outs, Segments { indptr: &[0] }, &|_, _| None, &mut scratch);
     y
 }
@@ -156,13 +156,13 @@ fn a_value_that_is_not_finite_spoils_its_row_and_no_other() {
 }
 
 #[test]
-#[should_panic(expected = "2 rows of 96 values, scratch for less")]
-fn a_width_beyond_the_scratch_is_refused() {
+#[should_panic(expected = "integer weights read an Act made with bytes")]
+fn an_act_without_bytes_is_refused() {
     let weight = Matrix::from_f32(WeightDtype::Int8, 16, 96, &[0.0; 16 * 96]);
     let act = Act::new(Dtype::F32, 2, 96);
     let mut y = vec![0.0; 32];
     let mut outs = [Linear { weight: &weight, bias: None, y: &mut y }];
-    let mut scratch = LoraScratch::new(2, 1, 64);
+    let mut scratch = LoraScratch::new(2, 1);
     let none = Segments { indptr: &[0] };
     linear(&Device::cpu(1), &act, 2, &mut outs, none, &|_, _| None, &mut scratch);
 }

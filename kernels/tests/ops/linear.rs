@@ -2,7 +2,7 @@
 //! adapters; and its bits.
 
 use crate::common::{
-    Adapter, DTYPES, INTS, Rng, assert_close, devices, floats, rounded, seen, weight_dtypes,
+    Adapter, DTYPES, INTS, Rng, act, assert_close, devices, floats, rounded, seen, weight_dtypes,
 };
 use polylora_kernels::reference::{linear_row, segment_of};
 use polylora_kernels::{
@@ -58,7 +58,7 @@ impl Case {
     }
 
     fn act(&self) -> Act {
-        let mut act = Act::new(floats(self.dtype), self.x.len(), self.inputs);
+        let mut act = act(self.dtype, self.x.len(), self.inputs);
         self.x.iter().enumerate().for_each(|(t, x)| act.set_row(t, x));
         act
     }
@@ -66,7 +66,7 @@ impl Case {
     fn run(&self, dev: &Device) -> Vec<f32> {
         let rows = self.x.len();
         let mut y = vec![f32::NAN; rows * self.outputs];
-        let mut scratch = LoraScratch::new(rows, 512, self.inputs);
+        let mut scratch = LoraScratch::new(rows, 512);
         let bias = self.bias.as_deref();
         let mut outs = [Linear { weight: &self.weight, bias, y: &mut y }];
         let delta = |_, g: usize| self.segments[g].map(|a| &self.adapters[a].delta);
@@ -186,7 +186,7 @@ fn three_sites_of_one_call_each_get_their_own_product() {
         let weight: Vec<Matrix> =
             (0..3).map(|i| Matrix::from_f32(Dtype::F32, outputs[i], inputs, &w[i])).collect();
         let mut y = outputs.map(|o| vec![0.0; rows * o]);
-        let mut scratch = LoraScratch::new(rows, 8, 0);
+        let mut scratch = LoraScratch::new(rows, 8);
         let mut outs: Vec<Linear<'_>> = y
             .iter_mut()
             .enumerate()
@@ -237,13 +237,13 @@ fn a_rows_bits_do_not_depend_on_its_neighbours_or_the_threads() {
 
 /// Row `t` in a step of its own.
 fn alone(case: &Case, dev: &Device, t: usize, adapter: Option<usize>) -> Vec<f32> {
-    let mut x = Act::new(floats(case.dtype), 1, case.inputs);
+    let mut x = act(case.dtype, 1, case.inputs);
     x.set_row(0, &case.x[t]);
     let mut y = vec![0.0; case.outputs];
     let mut outs = [Linear { weight: &case.weight, bias: case.bias.as_deref(), y: &mut y }];
     let indptr: &[u32] = if adapter.is_some() { &[0, 1] } else { &[0] };
     let delta = |_, _| adapter.map(|a| &case.adapters[a].delta);
-    let mut scratch = LoraScratch::new(1, 512, case.inputs);
+    let mut scratch = LoraScratch::new(1, 512);
     linear(dev, &x, 1, &mut outs, Segments { indptr }, &delta, &mut scratch);
     y
 }
@@ -297,7 +297,7 @@ fn a_rank_beyond_the_scratch_is_refused() {
     let mut outs = [Linear { weight: &weight, bias: None, y: &mut y }];
     let (dev, x) = (Device::cpu(1), Act::new(Dtype::F32, 1, 16));
     let segments = Segments { indptr: &[0, 1] };
-    let mut scratch = LoraScratch::new(1, 8, 0);
+    let mut scratch = LoraScratch::new(1, 8);
     linear(&dev, &x, 1, &mut outs, segments, &|_, _| Some(&adapter.delta), &mut scratch);
 }
 
@@ -317,7 +317,7 @@ fn int8_holds(values: &[f32], as_a: bool) -> Vec<f32> {
     let mut y = vec![f32::NAN; n];
     let mut outs = [Linear { weight: &weight, bias: None, y: &mut y }];
     let segments = Segments { indptr: &[0, inputs as u32] };
-    let mut scratch = LoraScratch::new(inputs, 1, 0);
+    let mut scratch = LoraScratch::new(inputs, 1);
     linear(&Device::cpu(1), &x, inputs, &mut outs, segments, &|_, _| Some(&delta), &mut scratch);
     y
 }

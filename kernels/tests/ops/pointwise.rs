@@ -1,6 +1,6 @@
 //! Norms, gates, embeddings and argmax against f64 loops.
 
-use crate::common::{DTYPES, Rng, assert_close, devices, rounded};
+use crate::common::{DTYPES, Rng, assert_bytes_in_step, assert_close, devices, rounded};
 use polylora_kernels::reference::{self, rms_norm, segment_of};
 use polylora_kernels::{
     Act, AddEmbed, Device, Dtype, EmbedDelta, Gate, Matrix, NormWeight, Residual, Segments,
@@ -35,12 +35,15 @@ fn add_norm_equals_the_f64_loop_with_and_without_residual_and_post_norm() {
                 let residual = (case > 0)
                     .then_some(Residual { y: &y, post: (case == 2).then_some(post_weight) });
                 let sampled: Vec<u32> = (0..rows as u32).rev().step_by(2).collect();
-                let mut out = Act::new(Dtype::Bf16, rows, width);
+                let mut out = Act::new(Dtype::Bf16, rows, width).with_bytes();
                 add_norm_rows(&dev, &h0, &sampled, residual, weight, 1e-5, segments, &mut out);
+                let what = format!("{} case {case} of [{rows}, {width}]", dev.name());
+                assert_bytes_in_step(&dev, &out, sampled.len(), &what);
                 let picked: Vec<Vec<f32>> =
                     (0..sampled.len()).map(|i| out.row(i).to_vec()).collect();
                 let mut h = h0.clone();
                 add_norm(&dev, &mut h, rows, residual, weight, 1e-5, segments, &mut out);
+                assert_bytes_in_step(&dev, &out, rows, &what);
                 for t in 0..rows {
                     let what = format!("{} case {case} row {t} of [{rows}, {width}]", dev.name());
                     let at = t * width..(t + 1) * width;
@@ -69,8 +72,9 @@ fn gates_equal_the_f64_formulas_from_minus_100_to_100() {
                     .map(|i| rng.value() * if i % 3 == 0 { 100.0 } else { 6.0 })
                     .collect();
                 let u = rng.values(rows * width);
-                let mut out = Act::new(Dtype::F32, rows, width);
+                let mut out = Act::new(Dtype::F32, rows, width).with_bytes();
                 glu(&dev, gate, &g, &u, rows, &mut out);
+                assert_bytes_in_step(&dev, &out, rows, &dev.name());
                 for (i, (&g, &u)) in g.iter().zip(&u).enumerate() {
                     let want = reference::glu(gate, f64::from(g), f64::from(u));
                     let got = out.row(i / width)[i % width];
@@ -152,7 +156,7 @@ fn an_act_keeps_its_bf16_copy_in_step() {
         glu(&dev, Gate::Silu, &g, &u, rows, &mut out);
         let mut y = vec![0.0; rows * width];
         let outs = &mut [polylora_kernels::Linear { weight: &weight, bias: None, y: &mut y }];
-        let mut scratch = polylora_kernels::LoraScratch::new(rows, 1, 0);
+        let mut scratch = polylora_kernels::LoraScratch::new(rows, 1);
         let none = Segments { indptr: &[0] };
         polylora_kernels::linear(&dev, &out, rows, outs, none, &|_, _| None, &mut scratch);
         for t in 0..rows {

@@ -76,7 +76,7 @@ impl Case {
         };
         let mut y = vec![f32::NAN; rows.len() * self.outputs];
         let mut outs = [Linear { weight: &self.weight, bias: self.bias.as_deref(), y: &mut y }];
-        let mut scratch = LoraScratch::new(rows.len(), 512, 0);
+        let mut scratch = LoraScratch::new(rows.len(), 512);
         let parts = |g: usize| &self.segments[of_row.unwrap_or(g)];
         let own = |part: &(usize, f32)| (&self.adapters[part.0].delta, part.1);
         sum(dev, &act, &mut outs, segments, &|g| parts(g).iter().map(own).collect(), &mut scratch);
@@ -186,7 +186,7 @@ fn a_weight_is_a_scale() {
     let matrix = Matrix::from_f32(Dtype::F32, outputs, inputs, &rng.values(outputs * inputs));
     let mut x = Act::new(Dtype::F32, 3, inputs);
     (0..3).for_each(|t| x.set_row(t, &rng.values(inputs)));
-    let mut scratch = LoraScratch::new(3, rank, 0);
+    let mut scratch = LoraScratch::new(3, rank);
     let segments = Segments { indptr: &[0, 3] };
     let (mut weighted, mut scaled) = (vec![0.0; 3 * outputs], vec![0.0; 3 * outputs]);
     let mut outs = [Linear { weight: &matrix, bias: None, y: &mut weighted }];
@@ -202,7 +202,7 @@ fn sum_of<'d>(deltas: &[&'d Delta], rank_max: usize) {
     let weight = Matrix::from_f32(Dtype::F32, 16, 16, &[0.0; 256]);
     let mut y = vec![0.0; 16];
     let mut outs = [Linear { weight: &weight, bias: None, y: &mut y }];
-    let mut scratch = LoraScratch::new(1, rank_max, 0);
+    let mut scratch = LoraScratch::new(1, rank_max);
     let segments = Segments { indptr: &[0, 1] };
     let half = |delta: &&'d Delta| (*delta, 0.5);
     sum(&dev, &x, &mut outs, segments, &|_| deltas.iter().map(half).collect(), &mut scratch);
