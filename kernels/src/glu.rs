@@ -62,7 +62,7 @@ impl Kernel for Span {
             let (row, first) = (index / self.groups, index % self.groups);
             let end = self.groups.min(first + self.span.end - index);
             for column in (first * GROUP..self.width.min(end * GROUP)).step_by(LANES) {
-                self.gate::<S>(row, column);
+                self.vector::<S>(row, column);
             }
             self.out.round::<S>(row, first..end);
             index += end - first;
@@ -71,9 +71,9 @@ impl Kernel for Span {
 }
 
 impl Span {
-    /// A vector of a row.
+    /// The values of a row from `column` on, as many as are lanes.
     #[inline(always)]
-    unsafe fn gate<S: Simd>(&self, row: usize, column: usize) {
+    unsafe fn vector<S: Simd>(&self, row: usize, column: usize) {
         let n = (self.width - column).min(LANES);
         let x = S::load_n(self.g.add(row * self.width + column), n);
         let exponent = match self.gate {

@@ -135,7 +135,8 @@ async fn the_page_equals_a_scripted_workload() {
 
 #[tokio::test]
 async fn a_gateway_sees_which_adapters_run_and_which_wait() {
-    let live = Live::start(&["--sequences-max", "1"]);
+    // By default the two would take turns, and then both have begun.
+    let live = Live::start(&["--sequences-max", "1", "--turn-tokens", "1048576"]);
     for (seed, name) in ["one", "two"].iter().enumerate() {
         live.upload(name, seed as u64 + 1).await;
     }
