@@ -178,7 +178,7 @@ impl LoraScratch {
 ///
 /// # Panics
 /// On shapes that do not fit: x and W, W and y, a delta and its site, more rows or ranks than the
-/// scratch has.
+/// scratch has; on an x without the copy that W reads (bf16, bytes).
 pub fn linear<'d>(
     dev: &Device,
     x: &Act,
