@@ -64,6 +64,11 @@ impl Act {
         self.width
     }
 
+    /// Groups of 32 a row.
+    fn groups(&self) -> usize {
+        self.stride / GROUP
+    }
+
     /// Rows there is room for.
     pub fn rows_max(&self) -> usize {
         self.rows_max
@@ -90,7 +95,7 @@ impl Act {
                 *h = bf16::from_f32(x);
             }
         }
-        let groups = 0..self.width.div_ceil(GROUP);
+        let groups = 0..self.groups();
         // SAFETY: the row is asserted by the slices above, and this Act is borrowed mutably.
         unsafe { Isa::Portable.run(Round { out: self.writer(), row: t, groups }) }
     }
@@ -100,7 +105,7 @@ impl Act {
         if self.bytes.is_none() {
             return;
         }
-        let groups = self.width.div_ceil(GROUP);
+        let groups = self.groups();
         let (out, isa) = (self.writer(), dev.isa());
         let pieces = dev.pieces(rows, groups * ROUND_COST);
         dev.fork(pieces, &|piece| {
@@ -117,7 +122,7 @@ impl Act {
     /// Where they are not kept.
     pub(crate) fn rounded(&self) -> Rounded {
         let bytes = self.bytes.as_ref().expect("integer weights read an Act made with bytes");
-        bytes.reader(self.width.div_ceil(GROUP))
+        bytes.reader(self.groups())
     }
 
     /// f32 rows with their stride in values; the padding is zero.
@@ -143,10 +148,11 @@ impl Act {
     }
 
     pub(crate) fn writer(&mut self) -> ActWriter {
+        let groups = self.groups();
         ActWriter {
             wide: Shared::of(&mut self.wide),
             half: self.half.as_mut().map_or(Shared::null(), |h| Shared::of(h)),
-            rounded: self.bytes.as_mut().map(|b| b.writer(self.width.div_ceil(GROUP))),
+            rounded: self.bytes.as_mut().map(|b| b.writer(groups)),
             stride: self.stride,
         }
     }

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, Shared};
 use crate::simd::{GROUP, LANES, Simd};
 
 /// Memory of the rounded rows of one [`super::Act`].
@@ -26,16 +26,12 @@ const NOTHING: f32 = 1e-36;
 /// Where rounded rows are.
 #[derive(Clone, Copy)]
 pub(crate) struct Rounded {
-    pub(crate) q: *mut i8,
-    pub(crate) scales: *mut f32,
-    pub(crate) sums: *mut i32,
+    pub(crate) q: Shared<i8>,
+    pub(crate) scales: Shared<f32>,
+    pub(crate) sums: Shared<i32>,
     /// Groups a row.
     pub(crate) groups: usize,
 }
-
-// SAFETY: only numbers; every access is an unsafe act of its user, who states why it is disjoint.
-unsafe impl Send for Rounded {}
-unsafe impl Sync for Rounded {}
 
 impl Bytes {
     /// For `rows_max` rows of `width` values.
@@ -60,15 +56,22 @@ impl Bytes {
 
     /// Where the rows are, of `groups` groups each, to be written.
     pub(super) fn writer(&mut self, groups: usize) -> Rounded {
-        let (q, scales, sums) = (&mut self.q, &mut self.scales, &mut self.sums);
-        let (q, scales, sums) = (q.as_mut_ptr(), scales.as_mut_ptr(), sums.as_mut_ptr());
-        Rounded { q, scales, sums, groups }
+        Rounded {
+            q: Shared::of(&mut self.q),
+            scales: Shared::of(&mut self.scales),
+            sums: Shared::of(&mut self.sums),
+            groups,
+        }
     }
 
-    /// The same, to be read.
+    /// The same, only to be read.
     pub(super) fn reader(&self, groups: usize) -> Rounded {
-        let (q, scales, sums) = (self.q.as_ptr(), self.scales.as_ptr(), self.sums.as_ptr());
-        Rounded { q: q.cast_mut(), scales: scales.cast_mut(), sums: sums.cast_mut(), groups }
+        Rounded {
+            q: Shared::new(self.q.as_ptr().cast_mut()),
+            scales: Shared::new(self.scales.as_ptr().cast_mut()),
+            sums: Shared::new(self.sums.as_ptr().cast_mut()),
+            groups,
+        }
     }
 }
 
@@ -110,16 +113,16 @@ impl Rounded {
             let factor = S::splat(if some { 127.0 / largest } else { 0.0 });
             for (half, x) in [low, high].into_iter().enumerate() {
                 let q = S::round(S::mul(x, factor));
-                S::store_i8(self.q.add((index + g) * GROUP + half * LANES), q);
+                S::store_i8(self.q.get().add((index + g) * GROUP + half * LANES), q);
                 halves[2 * g + half] = q;
             }
-            *self.scales.add(index + g) = scale;
+            *self.scales.get().add(index + g) = scale;
         }
         // Whole numbers below 2^24: the sums are exact in any order.
         let mut sums = [0.0; 4];
         S::store_sums(sums.as_mut_ptr(), halves, [1.0; 4]);
         for (i, sum) in sums[..2 * N].iter().enumerate() {
-            *self.sums.add(2 * index + i) = *sum as i32;
+            *self.sums.get().add(2 * index + i) = *sum as i32;
         }
         N
     }

@@ -129,20 +129,7 @@ impl Expand<'_> {
                 acc[t][v] = S::load(y.add(t * self.outputs + v * LANES));
             }
         }
-        for pair in 0..pairs {
-            let mut factors = [S::splat_int(0); 4];
-            for v in 0..4 {
-                let at = pair * BLOCK + v * LANES;
-                factors[v] = S::load_int(b.add(at));
-            }
-            let at = pair / (LANES / 2) * LANES + pair % (LANES / 2);
-            for t in 0..ROWS {
-                let u = S::splat_int(*u.add(t * self.u_stride + at));
-                for v in 0..4 {
-                    acc[t][v] = S::dot_bf16(acc[t][v], u, factors[v]);
-                }
-            }
-        }
+        acc = add_pairs::<S, ROWS, 4>(acc, u, self.u_stride, b, pairs, None);
         for t in 0..ROWS {
             for v in 0..4 {
                 S::store(y.add(t * self.outputs + v * LANES), acc[t][v]);
@@ -277,7 +264,10 @@ impl<E: Element> Segment<'_, E> {
         let u = self.at.u.wrapping_add(row * self.at.u_stride + self.column);
         acc = match E::DEPTH {
             1 => self.add::<S, ROWS, VECS>(acc, u, start, ahead),
-            _ if PAIRS => self.add_pairs::<S, ROWS, VECS>(acc, u.cast(), start, ahead),
+            _ if PAIRS => {
+                let (stride, b, pairs) = (self.at.u_stride, start.cast(), self.rank.div_ceil(2));
+                add_pairs::<S, ROWS, VECS>(acc, u.cast(), stride, b, pairs, Some(ahead))
+            }
             _ => self.add_halves::<S, ROWS, VECS>(acc, u, start, ahead),
         };
         for t in 0..ROWS {
@@ -349,35 +339,6 @@ impl<E: Element> Segment<'_, E> {
         acc
     }
 
-    /// The same with u as [`super::shrink`] rounds it: the pairs of 16 ranks are where the first
-    /// eight of their f32 would be.
-    #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "as in `tile`")]
-    unsafe fn add_pairs<S: Simd, const ROWS: usize, const VECS: usize>(
-        &self,
-        mut acc: [[S::F; VECS]; ROWS],
-        u: *const i32,
-        b: *const E,
-        ahead: *const u8,
-    ) -> [[S::F; VECS]; ROWS] {
-        for pair in 0..self.rank.div_ceil(2) {
-            let mut factors = [S::splat_int(0); VECS];
-            for v in 0..VECS {
-                let at = (pair * VECS + v) * GROUP;
-                factors[v] = S::load_int(b.add(at).cast());
-                S::prefetch(ahead.wrapping_add(at * size_of::<E>()));
-            }
-            let at = pair / (LANES / 2) * LANES + pair % (LANES / 2);
-            for t in 0..ROWS {
-                let u = S::splat_int(*u.add(t * self.at.u_stride + at));
-                for v in 0..VECS {
-                    acc[t][v] = S::dot_bf16(acc[t][v], u, factors[v]);
-                }
-            }
-        }
-        acc
-    }
-
     /// Adds the products of one rank.
     #[inline(always)]
     #[expect(clippy::needless_range_loop, reason = "as in `tile`")]
@@ -425,4 +386,36 @@ impl<E: Element> Segment<'_, E> {
         }
         sum
     }
+}
+
+/// Adds the products of pairs of ranks, u as [`super::shrink`] rounds it: the pairs of 16 ranks are
+/// where the first eight of their f32 would be. `ahead`: what to bring near beside them.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "iterators over parts of `acc` spill it")]
+unsafe fn add_pairs<S: Simd, const ROWS: usize, const VECS: usize>(
+    mut acc: [[S::F; VECS]; ROWS],
+    u: *const i32,
+    u_stride: usize,
+    b: *const u32,
+    pairs: usize,
+    ahead: Option<*const u8>,
+) -> [[S::F; VECS]; ROWS] {
+    for pair in 0..pairs {
+        let mut factors = [S::splat_int(0); VECS];
+        for v in 0..VECS {
+            let at = (pair * VECS + v) * LANES;
+            factors[v] = S::load_int(b.add(at));
+            if let Some(ahead) = ahead {
+                S::prefetch(ahead.wrapping_add(at * size_of::<u32>()));
+            }
+        }
+        let at = pair / (LANES / 2) * LANES + pair % (LANES / 2);
+        for t in 0..ROWS {
+            let u = S::splat_int(*u.add(t * u_stride + at));
+            for v in 0..VECS {
+                acc[t][v] = S::dot_bf16(acc[t][v], u, factors[v]);
+            }
+        }
+    }
+    acc
 }

@@ -45,10 +45,10 @@ impl X {
 
     pub(super) fn of_bytes(x: Rounded) -> X {
         X {
-            words: x.q.cast_const().cast(),
+            words: x.q.get().cast_const().cast(),
             stride: x.groups * 8,
-            scales: x.scales,
-            sums: x.sums,
+            scales: x.scales.get(),
+            sums: x.sums.get(),
             groups: x.groups,
         }
     }
