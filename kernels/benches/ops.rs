@@ -319,6 +319,8 @@ enum Of {
 fn products(threads: usize, rounds: usize, of: Of) -> f64 {
     use std::arch::x86_64::*;
     const CHAINS: usize = 16;
+    /// There are half as many registers.
+    const CHAINS_AVX2: usize = 8;
 
     #[target_feature(enable = "avx512f,avx512bf16")]
     fn dot(rounds: usize) -> f32 {
@@ -351,11 +353,38 @@ fn products(threads: usize, rounds: usize, of: Of) -> f64 {
         acc.iter().map(|&sum| _mm512_reduce_add_epi32(sum) as f32).sum()
     }
 
-    let known = is_x86_feature_detected!("avx512f");
-    let (known, body, each): (bool, unsafe fn(usize) -> f32, usize) = match of {
-        Of::F32 => (known, fma, 32),
-        Of::Bf16 => (known && is_x86_feature_detected!("avx512bf16"), dot, 64),
-        Of::Int8 => (known && is_x86_feature_detected!("avx512vnni"), bytes, 128),
+    #[target_feature(enable = "avx2,fma")]
+    fn fma_avx2(rounds: usize) -> f32 {
+        let mut acc = [_mm256_set1_ps(black_box(0.0)); CHAINS_AVX2];
+        let one = _mm256_set1_ps(black_box(0.5));
+        for _ in 0..rounds / 2 {
+            acc.iter_mut().for_each(|sum| *sum = _mm256_fmadd_ps(*sum, one, one));
+        }
+        acc.iter().map(|&sum| _mm256_cvtss_f32(sum)).sum()
+    }
+    #[target_feature(enable = "avx2")]
+    fn bytes_avx2(rounds: usize) -> f32 {
+        let mut acc = [_mm256_set1_epi32(black_box(0)); CHAINS_AVX2];
+        let one = _mm256_set1_epi32(black_box(0));
+        for _ in 0..rounds / 2 {
+            acc.iter_mut().for_each(|sum| {
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*sum, one));
+            });
+        }
+        acc.iter().map(|&sum| _mm256_extract_epi32::<0>(sum) as f32).sum()
+    }
+
+    let wide = is_x86_feature_detected!("avx512f");
+    let known = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let bf16 = wide && is_x86_feature_detected!("avx512bf16");
+    let vnni = wide && is_x86_feature_detected!("avx512vnni");
+    // Where bf16 is widened, its products are of f32.
+    let (body, each): (unsafe fn(usize) -> f32, usize) = match of {
+        Of::Bf16 if bf16 => (dot, 64 * CHAINS),
+        Of::F32 | Of::Bf16 if wide => (fma, 32 * CHAINS),
+        Of::F32 | Of::Bf16 => (fma_avx2, 16 * CHAINS_AVX2),
+        Of::Int8 if vnni => (bytes, 128 * CHAINS),
+        Of::Int8 => (bytes_avx2, 32 * CHAINS_AVX2),
     };
     if !known {
         return 0.0;
@@ -364,7 +393,7 @@ fn products(threads: usize, rounds: usize, of: Of) -> f64 {
         // SAFETY: detected above.
         black_box(unsafe { body(rounds) });
     });
-    (threads * rounds / 2 * CHAINS * each) as f64 / seconds / 1e9
+    (threads * rounds / 2 * each) as f64 / seconds / 1e9
 }
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -17,7 +17,7 @@ use crate::device::{Device, part};
 use crate::linear::floats::Floats;
 use crate::linear::ints::Ints;
 use crate::linear::lines::{LINE, Lines};
-use crate::linear::tile::{Product, Tile, X};
+use crate::linear::tile::{Product, Tile, X, rows_max, ticks};
 use crate::linear::{Change, FEW_ROWS, Linear, SITES_MAX};
 use crate::matrix::{BLOCK, Matrix};
 use crate::simd::{Isa, Kernel, Simd};
@@ -28,6 +28,8 @@ use crate::{Dtype, WeightDtype};
 /// from the second.
 const CHUNK_BYTES_FEW: usize = 32 << 10;
 const CHUNK_BYTES: usize = 96 << 10;
+/// Tiles of one panel come to the same chunk once a panel: half of the first-level cache.
+const CHUNK_BYTES_NARROW: usize = 16 << 10;
 /// Tasks per thread: enough that a late thread delays the fork by little. Fewer where a task is a
 /// stream of weights, which the CPU's own prefetch has to find anew each time.
 const TASKS_PER_THREAD: usize = 8;
@@ -108,10 +110,10 @@ pub(super) struct Site<'a> {
 }
 
 impl<'a> Site<'a> {
-    pub(super) fn new(x: &Act, out: &mut Linear<'a>, changed: bool) -> Site<'a> {
+    pub(super) fn new(isa: Isa, x: &Act, out: &mut Linear<'a>, changed: bool) -> Site<'a> {
         let x = match out.weight.dtype() {
-            WeightDtype::F32 => X::of_floats(x.words(Dtype::F32)),
-            WeightDtype::Bf16 => X::of_floats(x.words(Dtype::Bf16)),
+            WeightDtype::Bf16 if isa.multiplies_pairs() => X::of_floats(x.words(Dtype::Bf16)),
+            WeightDtype::F32 | WeightDtype::Bf16 => X::of_floats(x.words(Dtype::F32)),
             _ => X::of_bytes(x.rounded()),
         };
         Site { weight: out.weight, bias: out.bias, y: Shared::of(out.y), x, changed }
@@ -216,9 +218,11 @@ impl<P: Product> Kernel for Blocks<'_, P> {
         let task = &self.task;
         let weight = task.site.weight;
         let steps = weight.steps();
-        let groups = task.rows.len().div_ceil(P::ROWS);
+        let groups = task.rows.len().div_ceil(rows_max::<S, P>());
         let bytes = steps * weight.step_words(task.blocks.start) * size_of::<u32>();
         let chunks = match groups {
+            _ if task.rows.len() == 1 => 1,
+            _ if !S::WIDE => bytes.div_ceil(CHUNK_BYTES_NARROW),
             1 => 1,
             2 => bytes.div_ceil(CHUNK_BYTES_FEW),
             _ => bytes.div_ceil(CHUNK_BYTES),
@@ -229,7 +233,7 @@ impl<P: Product> Kernel for Blocks<'_, P> {
         for turn in 0..turns {
             let (block, part_of) = task.turn(turn, chunks);
             if self.gathers && turn % chunks == 0 {
-                lines.list(task.changes, block, steps * P::TICKS * groups);
+                lines.list(task.changes, block, ticks::<S, P>(steps) * groups);
             }
             let ahead = if turn + 1 < turns {
                 let (block, next) = task.turn(turn + 1, chunks);
@@ -240,8 +244,8 @@ impl<P: Product> Kernel for Blocks<'_, P> {
             for group in 0..groups {
                 let r = part(task.rows.len(), groups, group);
                 let mut tile = task.tile(block, part_of.clone(), task.rows.start + r.start);
-                let ticks = part_of.len() * P::TICKS;
-                if groups > 1 && !ahead.is_null() {
+                let ticks = ticks::<S, P>(part_of.len());
+                if chunks > 1 && !ahead.is_null() {
                     let words = weight.step_words(block) * part_of.len();
                     tile.look_ahead(ahead, words, ticks, group, groups);
                 }

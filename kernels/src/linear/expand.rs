@@ -215,25 +215,25 @@ impl<E: Element> Segment<'_, E> {
                 // which takes longer than the tile.
                 let (row_of, block) = (black_box(row), black_box(block));
                 match (rows, wide, full) {
-                    (4, _, true) => self.tile::<S, PAIRS, 4, 4, true>(row_of, block),
-                    (4, true, _) => self.tile::<S, PAIRS, 4, 4, false>(row_of, block),
-                    (4, ..) => self.tile::<S, PAIRS, 4, 2, false>(row_of, block),
-                    (2, _, true) => self.tile::<S, PAIRS, 2, 4, true>(row_of, block),
-                    (2, true, _) => self.tile::<S, PAIRS, 2, 4, false>(row_of, block),
-                    (2, ..) => self.tile::<S, PAIRS, 2, 2, false>(row_of, block),
-                    (_, _, true) => self.tile::<S, PAIRS, 1, 4, true>(row_of, block),
-                    (_, true, _) => self.tile::<S, PAIRS, 1, 4, false>(row_of, block),
-                    _ => self.tile::<S, PAIRS, 1, 2, false>(row_of, block),
+                    (4, _, true) => self.parts::<S, PAIRS, 4, 4, true>(row_of, block),
+                    (4, true, _) => self.parts::<S, PAIRS, 4, 4, false>(row_of, block),
+                    (4, ..) => self.parts::<S, PAIRS, 4, 2, false>(row_of, block),
+                    (2, _, true) => self.parts::<S, PAIRS, 2, 4, true>(row_of, block),
+                    (2, true, _) => self.parts::<S, PAIRS, 2, 4, false>(row_of, block),
+                    (2, ..) => self.parts::<S, PAIRS, 2, 2, false>(row_of, block),
+                    (_, _, true) => self.parts::<S, PAIRS, 1, 4, true>(row_of, block),
+                    (_, true, _) => self.parts::<S, PAIRS, 1, 4, false>(row_of, block),
+                    _ => self.parts::<S, PAIRS, 1, 2, false>(row_of, block),
                 }
                 row += rows;
             }
         }
     }
 
-    /// Some rows of a block of `VECS` vectors, an even number; `FULL`: all its lanes are outputs.
+    /// Some rows of a block of `VECS` vectors, an even number, as many at a time as registers hold;
+    /// `FULL`: all its lanes are outputs.
     #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "iterators over parts of `acc` spill it")]
-    unsafe fn tile<
+    unsafe fn parts<
         S: Simd,
         const PAIRS: bool,
         const ROWS: usize,
@@ -244,17 +244,41 @@ impl<E: Element> Segment<'_, E> {
         row: usize,
         block: usize,
     ) {
-        let mut acc = [[S::zero(); VECS]; ROWS];
+        if S::WIDE || ROWS == 4 {
+            return self.tile::<S, PAIRS, ROWS, VECS, VECS, FULL>(row, block, 0);
+        }
+        for first in (0..VECS).step_by(2) {
+            self.tile::<S, PAIRS, ROWS, VECS, 2, FULL>(row, block, first);
+        }
+    }
+
+    /// `PART` of the vectors, from `first` on.
+    #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "iterators over parts of `acc` spill it")]
+    unsafe fn tile<
+        S: Simd,
+        const PAIRS: bool,
+        const ROWS: usize,
+        const VECS: usize,
+        const PART: usize,
+        const FULL: bool,
+    >(
+        &self,
+        row: usize,
+        block: usize,
+        first: usize,
+    ) {
+        let mut acc = [[S::zero(); PART]; ROWS];
         for t in 0..ROWS {
-            for v in 0..VECS {
-                let (y, n, _) = self.place::<FULL>(row + t, block, v);
+            for v in 0..PART {
+                let (y, n, _) = self.place::<FULL>(row + t, block, first + v);
                 acc[t][v] = S::load_n(y, n);
             }
         }
         let ranks = ranks_b::<E>(self.rank);
-        let [start, first, end] = [block, self.at.blocks.start, self.at.blocks.end]
+        let [start, front, end] = [block, self.at.blocks.start, self.at.blocks.end]
             .map(|block| self.b.as_ptr().wrapping_add(block_start(self.at.outputs, ranks, block)));
-        let bytes = end.addr() - first.addr();
+        let bytes = end.addr() - front.addr();
         let stream = Stream {
             end: end.cast(),
             after: self.after,
@@ -263,16 +287,16 @@ impl<E: Element> Segment<'_, E> {
         let ahead = stream.ahead(start.cast());
         let u = self.at.u.wrapping_add(row * self.at.u_stride + self.column);
         acc = match E::DEPTH {
-            1 => self.add::<S, ROWS, VECS>(acc, u, start, ahead),
+            1 => self.add::<S, ROWS, VECS, PART>(acc, u, start, ahead, first),
             _ if PAIRS => {
                 let (stride, b, pairs) = (self.at.u_stride, start.cast(), self.rank.div_ceil(2));
-                add_pairs::<S, ROWS, VECS>(acc, u.cast(), stride, b, pairs, Some(ahead))
+                add_pairs::<S, ROWS, PART>(acc, u.cast(), stride, b, pairs, Some(ahead))
             }
-            _ => self.add_halves::<S, ROWS, VECS>(acc, u, start, ahead),
+            _ => self.add_halves::<S, ROWS, VECS, PART>(acc, u, start, ahead, first),
         };
         for t in 0..ROWS {
-            for v in 0..VECS {
-                let (y, n, _) = self.place::<FULL>(row + t, block, v);
+            for v in 0..PART {
+                let (y, n, _) = self.place::<FULL>(row + t, block, first + v);
                 S::store_n(y, n, acc[t][v]);
             }
         }
@@ -280,8 +304,8 @@ impl<E: Element> Segment<'_, E> {
         // kept in memory all along.
         if self.gain.is_some() || self.own_bias.is_some() || self.bias.is_some() {
             for t in 0..ROWS {
-                for v in 0..VECS {
-                    let (y, n, output) = self.place::<FULL>(row + t, block, v);
+                for v in 0..PART {
+                    let (y, n, output) = self.place::<FULL>(row + t, block, first + v);
                     S::store_n(y, n, self.finish::<S>(S::load_n(y, n), output, n));
                 }
             }
@@ -290,50 +314,56 @@ impl<E: Element> Segment<'_, E> {
 
     /// Adds the products of all ranks.
     #[inline(always)]
-    unsafe fn add<S: Simd, const ROWS: usize, const VECS: usize>(
+    unsafe fn add<S: Simd, const ROWS: usize, const VECS: usize, const PART: usize>(
         &self,
-        mut acc: [[S::F; VECS]; ROWS],
+        mut acc: [[S::F; PART]; ROWS],
         u: *const f32,
         b: *const E,
         ahead: *const u8,
-    ) -> [[S::F; VECS]; ROWS] {
+        first: usize,
+    ) -> [[S::F; PART]; ROWS] {
         for r in 0..self.rank {
-            let mut factors = [S::zero(); VECS];
-            for g in 0..VECS / 2 {
-                let at = (r * (VECS / 2) + g) * GROUP;
+            let mut factors = [S::zero(); PART];
+            for g in 0..PART / 2 {
+                let at = (r * VECS + first) * LANES + g * GROUP;
                 [factors[2 * g], factors[2 * g + 1]] = E::load_pair::<S>(b.add(at));
                 let ahead = ahead.wrapping_add(at * size_of::<E>());
-                if size_of::<E>() > 1 || g == 0 {
+                if size_of::<E>() > 1 || first + g == 0 {
                     S::prefetch(ahead);
                 }
                 if size_of::<E>() == 4 {
                     S::prefetch(ahead.wrapping_add(LINE));
                 }
             }
-            acc = self.multiply::<S, ROWS, VECS>(acc, u.wrapping_add(r), &factors);
+            acc = self.multiply::<S, ROWS, PART>(acc, u.wrapping_add(r), &factors);
         }
         acc
     }
 
-    /// The same of ranks that lie in pairs.
+    /// The same of ranks that lie in pairs, the first of a pair before the other.
     #[inline(always)]
-    unsafe fn add_halves<S: Simd, const ROWS: usize, const VECS: usize>(
+    unsafe fn add_halves<S: Simd, const ROWS: usize, const VECS: usize, const PART: usize>(
         &self,
-        mut acc: [[S::F; VECS]; ROWS],
+        mut acc: [[S::F; PART]; ROWS],
         u: *const f32,
         b: *const E,
         ahead: *const u8,
-    ) -> [[S::F; VECS]; ROWS] {
+        first: usize,
+    ) -> [[S::F; PART]; ROWS] {
         for r in (0..self.rank).step_by(2) {
-            let (mut low, mut high) = ([S::zero(); VECS], [S::zero(); VECS]);
-            for v in 0..VECS {
-                let at = (r / 2 * VECS + v) * GROUP;
-                [low[v], high[v]] = E::load_pair::<S>(b.add(at));
+            let at = (r / 2 * VECS + first) * GROUP;
+            let mut factors = [S::zero(); PART];
+            for (v, factor) in factors.iter_mut().enumerate() {
+                let at = at + v * GROUP;
+                *factor = S::low_halves(b.add(at).cast());
                 S::prefetch(ahead.wrapping_add(at * size_of::<E>()));
             }
-            acc = self.multiply::<S, ROWS, VECS>(acc, u.wrapping_add(r), &low);
+            acc = self.multiply::<S, ROWS, PART>(acc, u.wrapping_add(r), &factors);
             if r + 1 < self.rank {
-                acc = self.multiply::<S, ROWS, VECS>(acc, u.wrapping_add(r + 1), &high);
+                for (v, factor) in factors.iter_mut().enumerate() {
+                    *factor = S::high_halves(b.add(at + v * GROUP).cast());
+                }
+                acc = self.multiply::<S, ROWS, PART>(acc, u.wrapping_add(r + 1), &factors);
             }
         }
         acc

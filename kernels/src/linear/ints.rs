@@ -33,16 +33,86 @@ impl<const BITS: usize, const GROUP: usize, const LEAST: bool> Ints<BITS, GROUP,
         let sums = tile.x.sums.add(2 * (row * groups + step));
         (*tile.x.scales.add(row * groups + step), *sums + *sums.add(1))
     }
+
+    /// A tile of nibbles, which are multiplied by bytes in fewer instructions than bytes are.
+    #[inline(always)]
+    unsafe fn by_nibbles<S: Simd, const ROWS: usize, const PANELS: usize>(tile: &Tile) {
+        let mut acc = tile.begin::<S, ROWS, PANELS>();
+        let stride = tile.panels * (Self::HEAD + Self::WORDS * LANES);
+        // As in `compute`.
+        let count = black_box(Self::WORDS);
+        for step in 0..tile.steps {
+            let head = tile.w.add(step * stride);
+            let words = head.add(tile.panels * Self::HEAD + tile.panel * LANES);
+            let group = tile.start + step;
+            let x = tile.x.words.add(group * Self::X_WORDS);
+            let mut dots = [[S::splat_int(0); PANELS]; ROWS];
+            for index in 0..count {
+                tile.bring::<S>(step * Self::WORDS + index);
+                let w = words.add(index * tile.panels * LANES);
+                for p in 0..PANELS {
+                    let w = S::load_int(w.add(p * LANES));
+                    for (half, w) in [S::low_nibbles(w), S::high_nibbles(w)].iter().enumerate() {
+                        for (r, row) in dots.iter_mut().enumerate() {
+                            let x = *x.add(r * tile.x.stride + 2 * index + half);
+                            row[p] = S::dot_nibbles(row[p], *w, S::splat_int(x as i32));
+                        }
+                    }
+                }
+            }
+            let (mut scales, mut rests) = ([0.0; ROWS], [0.0; ROWS]);
+            for (r, row) in dots.iter_mut().enumerate() {
+                let (scale, sum) = Self::activation(tile, r, group);
+                for dot in row {
+                    *dot = S::nibble_sums(*dot, -Self::ZERO * sum);
+                }
+                (scales[r], rests[r]) = (scale, scale * sum as f32);
+            }
+            acc = Self::scaled::<S, ROWS, PANELS>(acc, tile, head, &dots, &scales, &rests);
+        }
+        tile.end::<S, ROWS, PANELS>(&acc);
+    }
+
+    /// Adds the sums of a group, times the scales of W (at `head`) and of x.
+    #[inline(always)]
+    unsafe fn scaled<S: Simd, const ROWS: usize, const PANELS: usize>(
+        mut acc: [[S::F; PANELS]; ROWS],
+        tile: &Tile,
+        head: *const u32,
+        dots: &[[S::I; PANELS]; ROWS],
+        scales: &[f32; ROWS],
+        rests: &[f32; ROWS],
+    ) -> [[S::F; PANELS]; ROWS] {
+        for p in 0..PANELS {
+            let head = head.add((tile.panel + p) * SCALE_WORDS);
+            let scale = S::load_f16(head.cast::<f16>());
+            for r in 0..ROWS {
+                let scale = S::mul(scale, S::splat(scales[r]));
+                acc[r][p] = S::fma(S::to_float(dots[r][p]), scale, acc[r][p]);
+            }
+            if LEAST {
+                let least = S::load_f16(head.add(tile.panels * SCALE_WORDS).cast::<f16>());
+                for r in 0..ROWS {
+                    acc[r][p] = S::fma(least, S::splat(rests[r]), acc[r][p]);
+                }
+            }
+        }
+        acc
+    }
 }
 
 impl<const BITS: usize, const GROUP: usize, const LEAST: bool> Product
     for Ints<BITS, GROUP, LEAST>
 {
     const ROWS: usize = 3;
+    const ROWS_NARROW: usize = if BITS == 4 { 4 } else { 3 };
     const TICKS: usize = Self::WORDS;
 
     #[inline(always)]
     unsafe fn compute<S: Simd, const ROWS: usize, const PANELS: usize>(tile: &Tile) {
+        if BITS == 4 && S::NIBBLES {
+            return Self::by_nibbles::<S, ROWS, PANELS>(tile);
+        }
         let mut acc = tile.begin::<S, ROWS, PANELS>();
         let stride = tile.panels * (Self::HEAD + Self::WORDS * LANES);
         // Not known to the compiler, which would unroll the loop, load all of a group's words
@@ -80,20 +150,7 @@ impl<const BITS: usize, const GROUP: usize, const LEAST: bool> Product
                     }
                 }
             }
-            for p in 0..PANELS {
-                let head = head.add((tile.panel + p) * SCALE_WORDS);
-                let scale = S::load_f16(head.cast::<f16>());
-                for r in 0..ROWS {
-                    let scale = S::mul(scale, S::splat(scales[r]));
-                    acc[r][p] = S::fma(S::to_float(dots[r][p]), scale, acc[r][p]);
-                }
-                if LEAST {
-                    let least = S::load_f16(head.add(tile.panels * SCALE_WORDS).cast::<f16>());
-                    for r in 0..ROWS {
-                        acc[r][p] = S::fma(least, S::splat(rests[r]), acc[r][p]);
-                    }
-                }
-            }
+            acc = Self::scaled::<S, ROWS, PANELS>(acc, tile, head, &dots, &scales, &rests);
         }
         tile.end::<S, ROWS, PANELS>(&acc);
     }

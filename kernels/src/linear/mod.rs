@@ -13,10 +13,10 @@
 //!
 //! Numerics: sums in f32. W·x is one chain over the inputs in order (fused multiply-add; with
 //! `vdpbf16ps` a pair at a time). u is 16 chains (inputs i, i+16, …) joined in one order. The delta
-//! is added on top of x·Wᵀ rank by rank, its weight multiplied into u. With bf16 weights W
-//! multiplies x rounded once to bf16, with integer weights x rounded once to 8 bits in groups of 32
-//! ([`ints`], [`Act`]); A multiplies the f32 x and u stays f32, but where bf16 factors meet bf16
-//! weights on a CPU with `vdpbf16ps`: there A multiplies x as W does, and u is rounded to bf16 too.
+//! is added on top of x·Wᵀ rank by rank, its weight multiplied into u. Integer weights multiply x
+//! rounded once to 8 bits in groups of 32 ([`ints`], [`Act`]), all others the f32 x; u is f32. But
+//! a CPU with `vdpbf16ps` multiplies bf16 weights by x rounded once to bf16, and beside them bf16
+//! factors as well: x, and u, are rounded for those.
 
 mod base;
 mod call;
@@ -221,7 +221,7 @@ pub fn linear_sum<'d>(
     let cut = Cut::new(dev, rows, outs);
     let sites = std::array::from_fn(|i| {
         let changed = scratch.firsts[i] < scratch.firsts[i + 1];
-        outs.get_mut(i).map(|out| Site::new(x, out, changed))
+        outs.get_mut(i).map(|out| Site::new(dev.isa(), x, out, changed))
     });
     Call::new(dev, x, sites, &cut, scratch).run(dev);
 }

@@ -65,17 +65,22 @@ impl<E: Element> ShrinkRows<'_, E> {
             let mut row = self.at.rows.start;
             while row < self.at.rows.end {
                 let rows = match self.at.rows.end - row {
-                    4.. => 4,
+                    4.. if S::WIDE => 4,
                     2.. => 2,
                     _ => 1,
                 };
                 match (rows, four) {
-                    (4, true) => self.tile::<S, PAIRS, 4, RANKS>(row, rank),
-                    (4, false) => self.tile::<S, PAIRS, 4, 1>(row, rank),
-                    (2, true) => self.tile::<S, PAIRS, 2, RANKS>(row, rank),
-                    (2, false) => self.tile::<S, PAIRS, 2, 1>(row, rank),
-                    (_, true) => self.tile::<S, PAIRS, 1, RANKS>(row, rank),
-                    (_, false) => self.tile::<S, PAIRS, 1, 1>(row, rank),
+                    (4, true) => self.tile::<S, PAIRS, 4, RANKS, RANKS>(row, rank, 0),
+                    (4, false) => self.tile::<S, PAIRS, 4, 1, 1>(row, rank, 0),
+                    (2, true) if S::WIDE => self.tile::<S, PAIRS, 2, RANKS, RANKS>(row, rank, 0),
+                    // Few registers: half of the ranks at a time.
+                    (2, true) => {
+                        self.tile::<S, PAIRS, 2, RANKS, 2>(row, rank, 0);
+                        self.tile::<S, PAIRS, 2, RANKS, 2>(row, rank, 2);
+                    }
+                    (2, false) => self.tile::<S, PAIRS, 2, 1, 1>(row, rank, 0),
+                    (_, true) => self.tile::<S, PAIRS, 1, RANKS, RANKS>(row, rank, 0),
+                    (_, false) => self.tile::<S, PAIRS, 1, 1, 1>(row, rank, 0),
                 }
                 row += rows;
             }
@@ -105,19 +110,27 @@ impl<E: Element> ShrinkRows<'_, E> {
         }
     }
 
+    /// Some rows by `PART`, from `first` on, of `COUNT` ranks that are stored together.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const PAIRS: bool, const ROWS: usize, const COUNT: usize>(
+    unsafe fn tile<
+        S: Simd,
+        const PAIRS: bool,
+        const ROWS: usize,
+        const COUNT: usize,
+        const PART: usize,
+    >(
         &self,
         row: usize,
         rank: usize,
+        first: usize,
     ) {
-        let mut acc = [[S::zero(); COUNT]; ROWS];
+        let mut acc = [[S::zero(); PART]; ROWS];
         let a = self.a.add(rank * self.inputs);
         let stream = self.stream(COUNT * self.inputs * size_of::<E>());
         let ahead = stream.ahead(a.cast());
         for i in (0..self.inputs).step_by(GROUP) {
             let a = a.add(i * COUNT);
-            for r in 0..COUNT {
+            for r in 0..if first == 0 { COUNT } else { 0 } {
                 let at = (i * COUNT + r * GROUP) * size_of::<E>();
                 if at.is_multiple_of(LINE) {
                     S::prefetch(ahead.wrapping_add(at));
@@ -126,12 +139,14 @@ impl<E: Element> ShrinkRows<'_, E> {
                     S::prefetch(ahead.wrapping_add(at + LINE));
                 }
             }
+            let a = a.add(first * GROUP);
             if PAIRS {
-                acc = self.add_pairs::<S, ROWS, COUNT>(acc, a, row, i);
+                acc = self.add_pairs::<S, ROWS, PART>(acc, a, row, i);
             } else {
-                acc = self.add::<S, ROWS, COUNT>(acc, a, row, i);
+                acc = self.add::<S, ROWS, PART>(acc, a, row, i);
             }
         }
+        let rank = rank + first;
         for (t, &sums) in acc.iter().enumerate() {
             let u = self.at.u.add((row + t) * self.at.u_stride + rank);
             let weights = std::array::from_fn(|r| {
@@ -150,6 +165,18 @@ impl<E: Element> ShrinkRows<'_, E> {
         row: usize,
         i: usize,
     ) -> [[S::F; COUNT]; ROWS] {
+        if !S::WIDE {
+            // Few registers: a rank's factors at a time, and x anew for each.
+            for r in 0..COUNT {
+                let pair = E::load_pair::<S>(a.add(r * GROUP));
+                for (t, sums) in acc.iter_mut().enumerate() {
+                    let x = self.at.x.add((row + t) * self.at.x_stride + i);
+                    sums[r] = S::fma(S::load(x), pair[0], sums[r]);
+                    sums[r] = S::fma(S::load(x.add(LANES)), pair[1], sums[r]);
+                }
+            }
+            return acc;
+        }
         let mut factors = [[S::zero(); 2]; COUNT];
         for (r, pair) in factors.iter_mut().enumerate() {
             *pair = E::load_pair::<S>(a.add(r * GROUP));

@@ -11,14 +11,32 @@ use crate::simd::{LANES, Simd};
 
 /// A way to multiply.
 pub(super) trait Product {
-    /// Rows of a tile at most, `FEW_ROWS` or fewer.
+    /// Rows of a tile at most, `FEW_ROWS` or fewer; where registers are few, and tiles of one
+    /// panel.
     const ROWS: usize;
+    const ROWS_NARROW: usize;
     /// Times in a step that a tile may ask for lines.
     const TICKS: usize;
 
     /// # Safety
     /// The tile's pointers are valid for its rows, panels and steps.
     unsafe fn compute<S: Simd, const ROWS: usize, const PANELS: usize>(tile: &Tile);
+}
+
+/// A tile of one panel has few products a tick: it asks for lines at every fourth.
+const TICKS_NARROW: usize = 4;
+
+/// Rows of a tile at most.
+#[inline(always)]
+pub(super) const fn rows_max<S: Simd, P: Product>() -> usize {
+    if S::WIDE { P::ROWS } else { P::ROWS_NARROW }
+}
+
+/// Ticks of some steps.
+#[inline(always)]
+pub(super) fn ticks<S: Simd, P: Product>(steps: usize) -> usize {
+    let ticks = steps * P::TICKS;
+    if S::WIDE { ticks } else { ticks.div_ceil(TICKS_NARROW) }
 }
 
 /// Rows of x as a product reads them.
@@ -112,6 +130,11 @@ impl Tile {
     /// Asks for what the tile is to bring near at this tick.
     #[inline(always)]
     pub(super) unsafe fn bring<S: Simd>(&self, tick: usize) {
+        let tick = match TICKS_NARROW {
+            _ if S::WIDE => tick,
+            each if tick.is_multiple_of(each) => tick / each,
+            _ => return,
+        };
         if self.ahead_rate > 0 {
             let line = self.ahead.wrapping_add(tick * self.ahead_rate / RATE_ONE * LANES);
             S::prefetch(line.cast());
@@ -120,6 +143,9 @@ impl Tile {
             }
             if self.ahead_rate > 2 * RATE_ONE {
                 S::prefetch(line.wrapping_add(2 * LANES).cast());
+            }
+            if !S::WIDE && self.ahead_rate > 3 * RATE_ONE {
+                S::prefetch(line.wrapping_add(3 * LANES).cast());
             }
         }
         if self.gather_rate > 0 {
@@ -134,9 +160,9 @@ impl Tile {
             1 => self.all_panels::<S, P, 1>(),
             2 => self.all_panels::<S, P, 2>(),
             3 => self.all_panels::<S, P, 3>(),
-            4 if P::ROWS > 3 => self.all_panels::<S, P, 4>(),
-            5 if P::ROWS > 3 => self.all_panels::<S, P, 5>(),
-            6 if P::ROWS > 3 => self.all_panels::<S, P, 6>(),
+            4 if rows_max::<S, P>() >= 4 => self.all_panels::<S, P, 4>(),
+            5 if rows_max::<S, P>() >= 5 => self.all_panels::<S, P, 5>(),
+            6 if rows_max::<S, P>() >= 6 => self.all_panels::<S, P, 6>(),
             _ => unreachable!("a tile of {rows} rows"),
         }
     }
@@ -149,6 +175,11 @@ impl Tile {
         for panel in 0..self.panels {
             let mut tile = self;
             tile.panel = panel;
+            // Each panel's pass brings its share.
+            tile.ahead_rate = self.ahead_rate.div_ceil(self.panels);
+            let lines = ticks::<S, P>(self.steps) * tile.ahead_rate / RATE_ONE;
+            tile.ahead = self.ahead.wrapping_add(panel * lines * LANES);
+            tile.gather_rate = if panel == 0 { self.gather_rate } else { 0 };
             tile.y = self.y.add(panel * LANES);
             tile.outputs = (self.outputs - panel * LANES).min(LANES);
             if !self.bias.is_null() {

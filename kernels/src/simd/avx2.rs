@@ -22,6 +22,23 @@ pub(super) unsafe fn sum8(v: __m256) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
 }
 
+/// The first `n <= 16` lanes. (By copies of so many bytes, loads and stores would be calls, across
+/// which no register holds its sum.)
+#[inline(always)]
+unsafe fn mask(n: usize) -> [__m256i; 2] {
+    const BITS: [i32; 2 * LANES] = {
+        let mut bits = [0; 2 * LANES];
+        let mut i = 0;
+        while i < LANES {
+            bits[i] = -1;
+            i += 1;
+        }
+        bits
+    };
+    let start = BITS.as_ptr().add(LANES - n);
+    [_mm256_loadu_si256(start.cast()), _mm256_loadu_si256(start.add(8).cast())]
+}
+
 /// The bf16 in the low and the high half of every word, as f32.
 #[inline(always)]
 unsafe fn halves(words: __m256i) -> [__m256; 2] {
@@ -65,18 +82,17 @@ impl Simd for Avx2 {
         if n == LANES {
             return Self::load(p);
         }
-        let mut lanes = [0.0; LANES];
-        std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), n);
-        Self::load(lanes.as_ptr())
+        let [low, high] = mask(n);
+        [_mm256_maskload_ps(p, low), _mm256_maskload_ps(p.wrapping_add(8), high)]
     }
     #[inline(always)]
     unsafe fn store_n(p: *mut f32, n: usize, v: Self::F) {
         if n == LANES {
             return Self::store(p, v);
         }
-        let mut lanes = [0.0; LANES];
-        Self::store(lanes.as_mut_ptr(), v);
-        std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n);
+        let [low, high] = mask(n);
+        _mm256_maskstore_ps(p, low, v[0]);
+        _mm256_maskstore_ps(p.wrapping_add(8), high, v[1]);
     }
     #[inline(always)]
     unsafe fn load_bf16_pair(p: *const bf16) -> [Self::F; 2] {
@@ -162,14 +178,20 @@ impl Simd for Avx2 {
         _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
     }
     #[inline(always)]
-    unsafe fn step_bf16(acc: Self::F, x: u32, w: *const u32) -> Self::F {
-        let x0 = _mm256_set1_ps(f32::from_bits(x << 16));
-        let x1 = _mm256_set1_ps(f32::from_bits(x & 0xffff_0000));
-        let half = |acc: __m256, w: *const u32| {
-            let [low, high] = halves(_mm256_loadu_si256(w.cast()));
-            _mm256_fmadd_ps(x1, high, _mm256_fmadd_ps(x0, low, acc))
-        };
-        [half(acc[0], w), half(acc[1], w.add(8))]
+    unsafe fn low_halves(w: *const u32) -> Self::F {
+        let [low, high] = Self::load_int(w);
+        [halves(low)[0], halves(high)[0]]
+    }
+    #[inline(always)]
+    unsafe fn high_halves(mut w: *const u32) -> Self::F {
+        // Read again rather than kept from `low_halves`, where the registers are for sums.
+        std::arch::asm!(
+            "/* {0} */",
+            inout(reg) w,
+            options(pure, readonly, nostack, preserves_flags)
+        );
+        let [low, high] = Self::load_int(w);
+        [halves(low)[1], halves(high)[1]]
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
@@ -236,6 +258,19 @@ impl Simd for Avx2 {
             _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_srli_epi16::<8>(w), x[1]))
         };
         [half(acc[0], w[0]), half(acc[1], w[1])]
+    }
+    const NIBBLES: bool = true;
+    #[inline(always)]
+    unsafe fn dot_nibbles(acc: Self::I, w: Self::I, x: Self::I) -> Self::I {
+        // 8 times twice 15 · 127 is below 2^15.
+        let half = |acc, w, x| _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, x));
+        [half(acc[0], w[0], x[0]), half(acc[1], w[1], x[1])]
+    }
+    #[inline(always)]
+    unsafe fn nibble_sums(sums: Self::I, start: i32) -> Self::I {
+        let (start, one) = (_mm256_set1_epi32(start), _mm256_set1_epi16(1));
+        let half = |sums| _mm256_add_epi32(start, _mm256_madd_epi16(sums, one));
+        [half(sums[0]), half(sums[1])]
     }
     #[inline(always)]
     unsafe fn store_i8(p: *mut i8, v: Self::F) {

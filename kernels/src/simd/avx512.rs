@@ -181,15 +181,12 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         _mm512_reduce_max_ps(v)
     }
     #[inline(always)]
-    unsafe fn step_bf16(acc: __m512, x: u32, w: *const u32) -> __m512 {
-        let words = _mm512_loadu_si512(w.cast());
-        if BF16 {
-            let pair = bf16_pairs(_mm512_set1_epi32(x as i32));
-            return _mm512_dpbf16_ps(acc, pair, bf16_pairs(words));
-        }
-        let [low, high] = halves(words);
-        let acc = _mm512_fmadd_ps(_mm512_set1_ps(f32::from_bits(x << 16)), low, acc);
-        _mm512_fmadd_ps(_mm512_set1_ps(f32::from_bits(x & 0xffff_0000)), high, acc)
+    unsafe fn low_halves(w: *const u32) -> __m512 {
+        halves(_mm512_loadu_si512(w.cast()))[0]
+    }
+    #[inline(always)]
+    unsafe fn high_halves(w: *const u32) -> __m512 {
+        halves(_mm512_loadu_si512(w.cast()))[1]
     }
     #[inline(always)]
     unsafe fn load_pairs(p: *const bf16) -> __m512i {

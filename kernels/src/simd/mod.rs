@@ -176,14 +176,9 @@ pub(crate) trait Simd: Copy {
     }
     unsafe fn max_lane(v: Self::F) -> f32;
 
-    /// `acc + x · w`: one f32 step of a packed panel, `x` an f32's bits, `w` 16 f32.
-    #[inline(always)]
-    unsafe fn step_f32(acc: Self::F, x: u32, w: *const u32) -> Self::F {
-        Self::fma(Self::splat(f32::from_bits(x)), Self::load(w.cast()), acc)
-    }
-    /// `acc + x0 · w0 + x1 · w1`: one bf16 step of a packed panel; `x` a pair, `w` 16 pairs, the
-    /// first in the low half.
-    unsafe fn step_bf16(acc: Self::F, x: u32, w: *const u32) -> Self::F;
+    /// The bf16 in the low, or the high, halves of 16 words, as f32.
+    unsafe fn low_halves(w: *const u32) -> Self::F;
+    unsafe fn high_halves(w: *const u32) -> Self::F;
     /// 32 consecutive bf16 as words that pair the first 16 with the others; where [`Simd::PAIRS`].
     #[inline(always)]
     unsafe fn load_pairs(_p: *const bf16) -> Self::I {
@@ -220,6 +215,20 @@ pub(crate) trait Simd: Copy {
     unsafe fn splat_bytes(x: u32) -> Self::X;
     /// `acc + Σ w·x` over the four bytes of every lane, w unsigned.
     unsafe fn dot(acc: Self::I, w: Self::I, x: Self::X) -> Self::I;
+    /// Whether nibbles are multiplied by bytes in fewer instructions than bytes:
+    /// [`Simd::dot_nibbles`].
+    const NIBBLES: bool = false;
+    /// `acc + Σ w·x` over the bytes of every lane in two 16-bit sums, w < 16, |x| < 128; at most
+    /// eight times on top of zeros. Where [`Simd::NIBBLES`].
+    #[inline(always)]
+    unsafe fn dot_nibbles(_acc: Self::I, _w: Self::I, _x: Self::I) -> Self::I {
+        unreachable!("asked where bytes are multiplied as they are")
+    }
+    /// `start` and each lane's two sums. Where [`Simd::NIBBLES`].
+    #[inline(always)]
+    unsafe fn nibble_sums(_sums: Self::I, _start: i32) -> Self::I {
+        unreachable!("asked where bytes are multiplied as they are")
+    }
     /// To integers; lanes within an i8.
     unsafe fn store_i8(p: *mut i8, v: Self::F);
     /// Asks for the line in the second-level cache: the first level's few places for misses would

@@ -120,10 +120,12 @@ impl Simd for Portable {
         v.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
     #[inline(always)]
-    unsafe fn step_bf16(acc: Array, x: u32, w: *const u32) -> Array {
-        let [low, high] = halves(w.cast::<[u32; LANES]>().read_unaligned());
-        let acc = Self::fma(Self::splat(f32::from_bits(x << 16)), low, acc);
-        Self::fma(Self::splat(f32::from_bits(x & 0xffff_0000)), high, acc)
+    unsafe fn low_halves(w: *const u32) -> Array {
+        halves(w.cast::<[u32; LANES]>().read_unaligned())[0]
+    }
+    #[inline(always)]
+    unsafe fn high_halves(w: *const u32) -> Array {
+        halves(w.cast::<[u32; LANES]>().read_unaligned())[1]
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}

@@ -47,10 +47,10 @@ pub fn rounded(dtype: Dtype, x: &[f32]) -> Vec<f32> {
 }
 
 /// An activation as weights of `dtype` multiply it.
-pub fn seen(dtype: WeightDtype, x: &[f32]) -> Vec<f32> {
+pub fn seen(dev: &Device, dtype: WeightDtype, x: &[f32]) -> Vec<f32> {
     match dtype {
-        WeightDtype::F32 => x.to_vec(),
-        WeightDtype::Bf16 => rounded(Dtype::Bf16, x),
+        WeightDtype::Bf16 if dev.isa() == Isa::Avx512Bf16 => rounded(Dtype::Bf16, x),
+        WeightDtype::F32 | WeightDtype::Bf16 => x.to_vec(),
         _ => x.chunks(32).flat_map(in_127_steps).collect(),
     }
 }

@@ -84,7 +84,7 @@ fn groups_of_a_file_are_multiplied_as_they_are() {
             for dev in &devices {
                 let y = product(dev, &matrix, &x);
                 for (x, y) in x.iter().zip(y.chunks(outputs)) {
-                    let x = seen(dtype, x);
+                    let x = seen(dev, dtype, x);
                     let want = linear_row(&x, &x, &file.weights, None, None);
                     let what = format!("{}, {dtype:?} [{outputs}, {inputs}]", dev.name());
                     assert_close(y, &want, 2e-6 * inputs as f64, &what);

@@ -81,7 +81,7 @@ impl Case {
         for (t, x) in self.x.iter().enumerate() {
             let adapter = segment_of(segments, t).and_then(|g| self.segments[g]);
             let delta = adapter.map(|a| self.adapters[a].factors());
-            let x_base = seen(self.dtype, x);
+            let x_base = seen(dev, self.dtype, x);
             let (x, off) =
                 adapter.map_or((x.clone(), 0.0), |a| self.adapters[a].seen(dev, self.dtype, x));
             let want = linear_row(&x_base, &x, &self.w, self.bias.as_deref(), delta);

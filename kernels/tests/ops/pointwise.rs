@@ -1,10 +1,10 @@
 //! Norms, gates, embeddings and argmax against f64 loops.
 
-use crate::common::{DTYPES, Rng, assert_bytes_in_step, assert_close, devices, rounded};
+use crate::common::{DTYPES, Rng, assert_bytes_in_step, assert_close, devices, seen};
 use polylora_kernels::reference::{self, rms_norm, segment_of};
 use polylora_kernels::{
     Act, AddEmbed, Device, Dtype, EmbedDelta, Gate, Matrix, NormWeight, Residual, Segments,
-    add_norm, add_norm_rows, argmax, embed, glu,
+    WeightDtype, add_norm, add_norm_rows, argmax, embed, glu,
 };
 
 fn wide(x: &[f32]) -> Vec<f64> {
@@ -160,7 +160,8 @@ fn an_act_keeps_its_bf16_copy_in_step() {
         let none = Segments { indptr: &[0] };
         polylora_kernels::linear(&dev, &out, rows, outs, none, &|_, _| None, &mut scratch);
         for t in 0..rows {
-            assert_eq!(y[t * width..][..width], rounded(Dtype::Bf16, out.row(t)), "{}", dev.name());
+            let want = seen(&dev, WeightDtype::Bf16, out.row(t));
+            assert_eq!(y[t * width..][..width], want, "{}", dev.name());
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `linear_sum`: several weighted deltas on the same rows, against the f64 loop; and their bits.
 
-use crate::common::{Adapter, DTYPES, Rng, assert_close, devices, rounded};
+use crate::common::{Adapter, DTYPES, Rng, assert_close, devices, seen};
 use polylora_kernels::reference::{linear_row, segment_of};
 use polylora_kernels::{
     Act, Add, Delta, Device, Dtype, Isa, Linear, LoraScratch, Matrix, PARTS_MAX, Segments, linear,
@@ -87,7 +87,7 @@ impl Case {
     /// base that is nothing.
     fn wanted(&self, dev: &Device, t: usize) -> (Vec<f64>, f64) {
         let x = &self.x[t];
-        let x_base = rounded(self.dtype, x);
+        let x_base = seen(dev, self.dtype.into(), x);
         let bias = self.bias.as_deref();
         let segment = segment_of(Segments { indptr: &self.indptr }, t);
         let parts = segment.map_or(&[][..], |g| &self.segments[g]);
