@@ -313,14 +313,42 @@ enum Of {
     Int8,
 }
 
+/// What there are registers for in AVX2.
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+
+    pub(super) const CHAINS: usize = 8;
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) fn fma(rounds: usize) -> f32 {
+        let mut acc = [_mm256_set1_ps(black_box(0.0)); CHAINS];
+        let one = _mm256_set1_ps(black_box(0.5));
+        for _ in 0..rounds / 2 {
+            acc.iter_mut().for_each(|sum| *sum = _mm256_fmadd_ps(*sum, one, one));
+        }
+        acc.iter().map(|&sum| _mm256_cvtss_f32(sum)).sum()
+    }
+    #[target_feature(enable = "avx2")]
+    pub(super) fn bytes(rounds: usize) -> f32 {
+        let mut acc = [_mm256_set1_epi32(black_box(0)); CHAINS];
+        let one = _mm256_set1_epi32(black_box(0));
+        for _ in 0..rounds / 2 {
+            acc.iter_mut().for_each(|sum| {
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*sum, one));
+            });
+        }
+        acc.iter().map(|&sum| _mm256_extract_epi32::<0>(sum) as f32).sum()
+    }
+}
+
 /// GFLOP/s of multiply-adds between registers: the instruction the matmuls of that type use, or 0
 /// where it is not known.
 #[cfg(target_arch = "x86_64")]
 fn products(threads: usize, rounds: usize, of: Of) -> f64 {
     use std::arch::x86_64::*;
     const CHAINS: usize = 16;
-    /// There are half as many registers.
-    const CHAINS_AVX2: usize = 8;
 
     #[target_feature(enable = "avx512f,avx512bf16")]
     fn dot(rounds: usize) -> f32 {
@@ -353,27 +381,6 @@ fn products(threads: usize, rounds: usize, of: Of) -> f64 {
         acc.iter().map(|&sum| _mm512_reduce_add_epi32(sum) as f32).sum()
     }
 
-    #[target_feature(enable = "avx2,fma")]
-    fn fma_avx2(rounds: usize) -> f32 {
-        let mut acc = [_mm256_set1_ps(black_box(0.0)); CHAINS_AVX2];
-        let one = _mm256_set1_ps(black_box(0.5));
-        for _ in 0..rounds / 2 {
-            acc.iter_mut().for_each(|sum| *sum = _mm256_fmadd_ps(*sum, one, one));
-        }
-        acc.iter().map(|&sum| _mm256_cvtss_f32(sum)).sum()
-    }
-    #[target_feature(enable = "avx2")]
-    fn bytes_avx2(rounds: usize) -> f32 {
-        let mut acc = [_mm256_set1_epi32(black_box(0)); CHAINS_AVX2];
-        let one = _mm256_set1_epi32(black_box(0));
-        for _ in 0..rounds / 2 {
-            acc.iter_mut().for_each(|sum| {
-                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*sum, one));
-            });
-        }
-        acc.iter().map(|&sum| _mm256_extract_epi32::<0>(sum) as f32).sum()
-    }
-
     let wide = is_x86_feature_detected!("avx512f");
     let known = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
     let bf16 = wide && is_x86_feature_detected!("avx512bf16");
@@ -382,9 +389,9 @@ fn products(threads: usize, rounds: usize, of: Of) -> f64 {
     let (body, each): (unsafe fn(usize) -> f32, usize) = match of {
         Of::Bf16 if bf16 => (dot, 64 * CHAINS),
         Of::F32 | Of::Bf16 if wide => (fma, 32 * CHAINS),
-        Of::F32 | Of::Bf16 => (fma_avx2, 16 * CHAINS_AVX2),
+        Of::F32 | Of::Bf16 => (avx2::fma, 16 * avx2::CHAINS),
         Of::Int8 if vnni => (bytes, 128 * CHAINS),
-        Of::Int8 => (bytes_avx2, 32 * CHAINS_AVX2),
+        Of::Int8 => (avx2::bytes, 32 * avx2::CHAINS),
     };
     if !known {
         return 0.0;
