@@ -62,6 +62,10 @@ ROWS = {
 }
 
 
+def demo():
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polylora" / DEMO
+
+
 def say(line):
     print(line, file=sys.stderr, flush=True)
 
@@ -284,8 +288,7 @@ def arguments():
     p.add_argument("--machine", help="this machine's name in benches/runs/ (default: its CPU and cores)")
     p.add_argument("--out", help="folder to write to instead")
     p.add_argument("--binary", type=Path, default=ROOT / "target" / "release" / "polylora")
-    demo = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polylora" / DEMO
-    p.add_argument("--model", type=Path, default=demo, help="the demo model's file (`polylora serve` fetches it)")
+    p.add_argument("--model", type=Path, default=demo(), help="the demo model's file (`polylora serve` fetches it)")
     a = p.parse_args()
     a.peers = a.peers.split(",")
     for wrong in [r for r in a.rows if r not in ROWS] + [n for n in a.peers if n not in PEERS]:

@@ -319,7 +319,7 @@ mod avx2 {
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
-    pub(super) const CHAINS: usize = 8;
+    pub(super) const CHAINS: usize = 12;
 
     #[target_feature(enable = "avx2,fma")]
     pub(super) fn fma(rounds: usize) -> f32 {

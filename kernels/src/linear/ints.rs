@@ -1,8 +1,8 @@
 //! A tile of y = x·Wᵀ with integer weights and 8-bit activations.
 //!
 //! y = Σ over groups of  a·(s·Σ(q − zero)·x + least·Σx),   a: the activation's scale, s: W's.
-//! The sums of integers are exact and start at −zero·Σx; a lane's float is one chain over the
-//! groups in order, so y has the same bits in any batch and on any CPU with fused multiply-add.
+//! The sums of integers are exact, wherever they start; a lane's float is one chain over the groups
+//! in order, so y has the same bits in any batch and on any CPU with fused multiply-add.
 
 use std::hint::black_box;
 
@@ -105,7 +105,7 @@ impl<const BITS: usize, const GROUP: usize, const LEAST: bool> Product
     for Ints<BITS, GROUP, LEAST>
 {
     const ROWS: usize = 3;
-    const ROWS_NARROW: usize = if BITS == 4 { 4 } else { 3 };
+    const ROWS_NARROW: usize = 4;
     const TICKS: usize = Self::WORDS;
 
     #[inline(always)]
@@ -128,7 +128,7 @@ impl<const BITS: usize, const GROUP: usize, const LEAST: bool> Product
             let mut rests = [0.0; ROWS];
             for (r, row) in dots.iter_mut().enumerate() {
                 let (scale, sum) = Self::activation(tile, r, group);
-                *row = [S::splat_int(-Self::ZERO * sum); PANELS];
+                *row = [S::splat_int((S::ORIGIN - Self::ZERO) * sum); PANELS];
                 (scales[r], rests[r]) = (scale, scale * sum as f32);
             }
             for index in 0..count {

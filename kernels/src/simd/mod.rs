@@ -213,7 +213,9 @@ pub(crate) trait Simd: Copy {
     unsafe fn high_nibbles(w: Self::I) -> Self::I;
     /// Four signed bytes in every lane.
     unsafe fn splat_bytes(x: u32) -> Self::X;
-    /// `acc + Σ w·x` over the four bytes of every lane, w unsigned.
+    /// What [`Simd::dot`] takes from every w.
+    const ORIGIN: i32 = 0;
+    /// `acc + Σ (w − ORIGIN)·x` over the four bytes of every lane, w unsigned, |x| < 128.
     unsafe fn dot(acc: Self::I, w: Self::I, x: Self::X) -> Self::I;
     /// Whether nibbles are multiplied by bytes in fewer instructions than bytes:
     /// [`Simd::dot_nibbles`].

@@ -94,6 +94,32 @@ fn groups_of_a_file_are_multiplied_as_they_are() {
     }
 }
 
+/// Where sums of 16 bits or a sign's change could overflow.
+#[test]
+fn the_largest_integers_are_multiplied_as_others() {
+    let (outputs, inputs) = (32, 64);
+    for dtype in INTS {
+        let (bits, group, zero, has_least) = said(dtype);
+        for q in [0, (1u32 << bits) - 1].map(|q| q as u8) {
+            let scales = vec![f16::ONE; outputs * inputs / group];
+            let least = vec![f16::ZERO; if has_least { scales.len() } else { 0 }];
+            let weights = vec![f32::from(q) - f32::from(zero); outputs * inputs];
+            let file = File { q: vec![q; weights.len()], scales, least, weights };
+            let matrix = file.matrix(dtype, outputs, inputs);
+            for signs in [[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]] {
+                let x: Vec<f32> = (0..inputs).map(|i| 127.0 * signs[i % 2]).collect();
+                let want = linear_row(&x, &x, &file.weights, None, None);
+                for dev in devices() {
+                    for row in product(&dev, &matrix, &vec![x.clone(); 4]).chunks(outputs) {
+                        let row: Vec<f64> = row.iter().map(|&y| f64::from(y)).collect();
+                        assert_eq!(row, want, "{}, {dtype:?}: {q} by {signs:?}", dev.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn rounding_to_groups_is_off_by_half_a_step_at_most() {
     let mut rng = Rng(2);
