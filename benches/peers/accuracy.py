@@ -4,8 +4,8 @@
     python3 benches/peers/accuracy.py q8_0 q4_0 q4_1
 
 Needs what run.py needs. Owns one measure: the log-probabilities of held-out text, token by token. Never measures speed. The
-thing to know: llama.cpp's server scores no prompt, so it is asked for one token after every prefix, and for all of its
-vocabulary; the prefix comes from its cache.
+thing to know: llama.cpp's server scores no prompt, so it is asked for one token after every prefix, which comes from its
+cache, and for as many log-probabilities as it takes to see the text's next token.
 """
 import argparse
 import json
@@ -44,12 +44,17 @@ def ours(url, text):
 
 def llama(url, text):
     vocabulary = ask(url, "/v1/models")["data"][0]["meta"]["n_vocab"]
-    found = []
-    for i in range(1, len(text)):
-        body = {"prompt": text[:i], "n_predict": 1, "temperature": -1, "n_probs": vocabulary, "cache_prompt": True}
-        tops = ask(url, "/completion", body)["completion_probabilities"][0]["top_logprobs"]
-        found.append(next(t["logprob"] for t in tops if t["id"] == text[i]))
-    return found
+
+    def scored(i):
+        for count in (100, vocabulary):  # all of them are megabytes of JSON
+            body = {"prompt": text[:i], "n_predict": 1, "temperature": -1, "n_probs": count, "cache_prompt": True}
+            tops = ask(url, "/completion", body)["completion_probabilities"][0]["top_logprobs"]
+            for top in tops:
+                if top["id"] == text[i]:
+                    return top["logprob"]
+        raise RuntimeError(f"no log-probability of token {text[i]}")
+
+    return [scored(i) for i in range(1, len(text))]
 
 
 def scored(peers, contender, score, given):

@@ -47,12 +47,14 @@ class Row:
     file: str = "bf16"
     endpoint: str = "completions"
     words: int = 8
+    tokens: int = 64
     popularity: str = "roundrobin"
 
 
 ROWS = {
     **{f"single-{f}": Row(f"one stream on the base, {f} file", 1, requests=8, rounds=5, file=f) for f in FILES},
     **{f"base-{n}": Row(f"{n} streams on the base", n, requests=max(64, 2 * n), rounds=5) for n in (8, 16, 32)},
+    "prefill": Row("one stream, prompts of 448 tokens", 1, requests=8, rounds=5, words=448, tokens=1),
     "one-16": Row("16 streams, all on one adapter", 16, adapters=1),
     "mixed-16": Row("16 streams on 16 adapters", 16, adapters=16),
     # The model's chat template adds 30 tokens to the 64 of the prompt.
@@ -208,7 +210,7 @@ def up(row, contender, cache):
 
 def load(row):
     words = {"--rounds": row.rounds, "--requests": row.requests, "--warmup": min(row.streams, row.requests),
-             "--concurrency": row.streams, "--prompt-tokens": row.words, "--max-tokens": 64,
+             "--concurrency": row.streams, "--prompt-tokens": row.words, "--max-tokens": row.tokens,
              "--endpoint": row.endpoint, "--popularity": row.popularity}
     return [str(w) for pair in words.items() for w in pair] + ["--ignore-eos"]
 
@@ -264,7 +266,7 @@ def write(name, row, options, body, lines):
             "settings": settings, "versions": [install.LLAMA, install.VLLM, install.PEFT[0]],
             "conditions": asdict(row), **body}
     (folder / f"{stem}.json").write_text(json.dumps(page, indent=1) + "\n")
-    head = [f"{name}: {row.what}; 64 tokens out, {options.threads} threads each",
+    head = [f"{name}: {row.what}; tokens out: {row.tokens}; {options.threads} threads each",
             f"weights: the {row.file} file, polylora with --dtype {options.dtype}" if "idle" in body else "weights: random, f32",
             f"{here['cpu']}, {here['cores']} cores ({', '.join(here['features'])}); load average before {here['load_average']}",
             f"{today}, polylora {page['commit']}, {', '.join(page['versions'])}; {body['seconds']} s in all"]
