@@ -45,8 +45,8 @@ def ours(url, text):
 def llama(url, text):
     vocabulary = ask(url, "/v1/models")["data"][0]["meta"]["n_vocab"]
 
-    def scored(i):
-        for count in (100, vocabulary):  # all of them are megabytes of JSON
+    def next_token(i):
+        for count in (100, vocabulary):  # the whole vocabulary is megabytes of JSON
             body = {"prompt": text[:i], "n_predict": 1, "temperature": -1, "n_probs": count, "cache_prompt": True}
             tops = ask(url, "/completion", body)["completion_probabilities"][0]["top_logprobs"]
             for top in tops:
@@ -54,7 +54,7 @@ def llama(url, text):
                     return top["logprob"]
         raise RuntimeError(f"no log-probability of token {text[i]}")
 
-    return [scored(i) for i in range(1, len(text))]
+    return [next_token(i) for i in range(1, len(text))]
 
 
 def scored(peers, contender, score, given):
@@ -79,13 +79,11 @@ def main():
     for kind in a.files:
         file = peers.model(kind)
         with tempfile.TemporaryDirectory(prefix="peers-") as work:
-            def polylora(dtype, work=work, file=file):
-                return servers.polylora(a.binary, file, dtype, THREADS, [], Path(work) / dtype)
-
-            given, want = scored(peers, polylora("f32"), ours, None)
-            got = {"polylora": scored(peers, polylora("auto"), ours, given)[1],
-                   "llama.cpp": scored(peers, servers.llama_cpp(peers.llama / "llama-server", file, THREADS, 1, []),
-                                       llama, given)[1]}
+            exact, packed = (servers.polylora(a.binary, file, dtype, THREADS, [], Path(work) / dtype)
+                             for dtype in ("f32", "auto"))
+            peer = servers.llama_cpp(peers.llama / "llama-server", file, THREADS, 1, [])
+            given, want = scored(peers, exact, ours, None)
+            got = {c.name: scored(peers, c, score, given)[1] for c, score in ((packed, ours), (peer, llama))}
         print(f"{kind}: {len(want)} tokens, mean log-probability in f32 {statistics.mean(want):.4f}")
         for name, have in got.items():
             each = [h - w for h, w in zip(have, want, strict=True)]
@@ -95,7 +93,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (install.Unavailable, RuntimeError) as e:
-        raise SystemExit(f"error: {e}") from None
+    run.guarded(main)

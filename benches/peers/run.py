@@ -327,10 +327,15 @@ def prepare(peers):
             say(f"adapters: {peers.gguf_adapters(1)[0].parent}")
 
 
-if __name__ == "__main__":
+def guarded(script):
+    """Runs a script that starts servers; its failures are one line."""
     # Ends like an error, so that the servers end as well.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated"))
     try:
-        main()
+        script()
     except (Unavailable, RuntimeError) as e:
         raise SystemExit(f"error: {e}") from None
+
+
+if __name__ == "__main__":
+    guarded(main)
