@@ -13,7 +13,7 @@ def main():
     count, streams = int(count), int(streams)
     bandwidth = float(re.search(r"read ([\d.]+) GB/s", ceilings).group(1)) * 1e9
     size = (Path(adapters) / "a1/adapter_model.safetensors").stat().st_size * min(count, streams)
-    size //= 2 if dtype == "int8" else 1
+    size = size * {"int8": 1, "f32": 4}.get(dtype, 2) // 2  # the files are bf16
     rounds = {c["name"]: [r["output_tokens_per_second"] for r in c["rounds"]] for c in json.load(open(report))["contenders"]}
     steps = [(streams / mixed, streams / base + size / bandwidth) for mixed, base in zip(rounds["mixed"], rounds["base"])]
     ratios = sorted(step / least for step, least in steps)

@@ -168,8 +168,8 @@ impl<E: Stored> Kernel for AddRow<'_, E> {
                 let a = S::splat(self.weight * a.to_f32());
                 sums = [0, 1].map(|half| S::fma(a, b[half], sums[half]));
             }
-            S::store_n(h[0], lanes[0], sums[0]);
-            S::store_n(h[1], lanes[1], sums[1]);
+            S::store_row_n(h[0], lanes[0], sums[0]);
+            S::store_row_n(h[1], lanes[1], sums[1]);
         }
     }
 }

@@ -182,7 +182,7 @@ impl Expand<'_> {
                     let n = (self.outputs - output).min(LANES);
                     let y = self.y.add(row * self.outputs + output);
                     let bias = S::load_n(bias.as_ptr().add(output), n);
-                    S::store_n(y, n, S::add(S::load_n(y, n), bias));
+                    S::store_row_n(y, n, S::add(S::load_n(y, n), bias));
                 }
             }
         }

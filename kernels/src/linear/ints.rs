@@ -137,13 +137,13 @@ impl<const BITS: usize, const GROUP: usize, const LEAST: bool> Product
                 let w: [S::I; PANELS] = std::array::from_fn(|p| S::load_int(w.add(p * LANES)));
                 for (r, row) in dots.iter_mut().enumerate() {
                     let x = x.add(r * tile.x.stride + index * (Self::X_WORDS / Self::WORDS));
-                    let low = S::splat_bytes(*x);
+                    let low = S::splat_int(*x as i32);
                     for (p, dot) in row.iter_mut().enumerate() {
                         let w = if BITS == 4 { S::low_nibbles(w[p]) } else { w[p] };
                         *dot = S::dot(*dot, w, low);
                     }
                     if BITS == 4 {
-                        let high = S::splat_bytes(*x.add(1));
+                        let high = S::splat_int(*x.add(1) as i32);
                         for (p, dot) in row.iter_mut().enumerate() {
                             *dot = S::dot(*dot, S::high_nibbles(w[p]), high);
                         }

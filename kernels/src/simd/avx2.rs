@@ -60,7 +60,6 @@ unsafe fn round_bf16(v: __m256) -> __m256i {
 impl Simd for Avx2 {
     type F = [__m256; 2];
     type I = [__m256i; 2];
-    type X = __m256i;
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -243,20 +242,16 @@ impl Simd for Avx2 {
     unsafe fn high_nibbles(w: Self::I) -> Self::I {
         Self::low_nibbles([_mm256_srli_epi32::<4>(w[0]), _mm256_srli_epi32::<4>(w[1])])
     }
-    #[inline(always)]
-    unsafe fn splat_bytes(x: u32) -> Self::X {
-        _mm256_set1_epi32(x as i32)
-    }
     const ORIGIN: i32 = 128;
     #[inline(always)]
-    unsafe fn dot(acc: Self::I, w: Self::I, x: Self::X) -> Self::I {
+    unsafe fn dot(acc: Self::I, w: Self::I, x: Self::I) -> Self::I {
         // |w − 128| · ±x, whose pairs sum to 2 · 128 · 127 < 2^15 at most.
-        let half = |acc, w| {
+        let half = |acc, w, x| {
             let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
             let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
             _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         };
-        [half(acc[0], w[0]), half(acc[1], w[1])]
+        [half(acc[0], w[0], x[0]), half(acc[1], w[1], x[1])]
     }
     const NIBBLES: bool = true;
     #[inline(always)]

@@ -47,7 +47,6 @@ unsafe fn bf16_pairs(words: __m512i) -> __m512bh {
 impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     type F = __m512;
     type I = __m512i;
-    type X = __m512i;
     const WIDE: bool = true;
     const PAIRS: bool = BF16;
 
@@ -258,10 +257,6 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     #[inline(always)]
     unsafe fn high_nibbles(w: __m512i) -> __m512i {
         _mm512_and_si512(_mm512_srli_epi32::<4>(w), _mm512_set1_epi8(15))
-    }
-    #[inline(always)]
-    unsafe fn splat_bytes(x: u32) -> __m512i {
-        _mm512_set1_epi32(x as i32)
     }
     #[inline(always)]
     unsafe fn dot(acc: __m512i, w: __m512i, x: __m512i) -> __m512i {

@@ -114,8 +114,6 @@ pub(crate) trait Simd: Copy {
     type F: Copy;
     /// Sixteen 32-bit integers.
     type I: Copy;
-    /// What [`Simd::dot`] multiplies by, in every lane.
-    type X: Copy;
     /// Whether there are registers for a tile of 24 vectors; else for one of 6.
     const WIDE: bool;
     /// Whether the CPU multiplies pairs of bf16 itself: [`Simd::dot_bf16`] and what it reads.
@@ -211,12 +209,11 @@ pub(crate) trait Simd: Copy {
     /// The low, or the high, half of every byte.
     unsafe fn low_nibbles(w: Self::I) -> Self::I;
     unsafe fn high_nibbles(w: Self::I) -> Self::I;
-    /// Four signed bytes in every lane.
-    unsafe fn splat_bytes(x: u32) -> Self::X;
     /// What [`Simd::dot`] takes from every w.
     const ORIGIN: i32 = 0;
-    /// `acc + Σ (w − ORIGIN)·x` over the four bytes of every lane, w unsigned, |x| < 128.
-    unsafe fn dot(acc: Self::I, w: Self::I, x: Self::X) -> Self::I;
+    /// `acc + Σ (w − ORIGIN)·x` over the four bytes of every lane, w unsigned, |x| < 128, x the same
+    /// in all lanes.
+    unsafe fn dot(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
     /// Whether nibbles are multiplied by bytes in fewer instructions than bytes:
     /// [`Simd::dot_nibbles`].
     const NIBBLES: bool = false;

@@ -28,7 +28,6 @@ fn halves(words: [u32; LANES]) -> [Array; 2] {
 impl Simd for Portable {
     type F = Array;
     type I = [i32; LANES];
-    type X = [i8; 4];
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -170,11 +169,8 @@ impl Simd for Portable {
         w.map(|w| w >> 4 & 0x0f0f_0f0f)
     }
     #[inline(always)]
-    unsafe fn splat_bytes(x: u32) -> Self::X {
-        x.to_le_bytes().map(|byte| byte as i8)
-    }
-    #[inline(always)]
-    unsafe fn dot(acc: Self::I, w: Self::I, x: Self::X) -> Self::I {
+    unsafe fn dot(acc: Self::I, w: Self::I, x: Self::I) -> Self::I {
+        let x = x[0].to_le_bytes().map(|byte| byte as i8);
         let byte = |w: i32, b: usize| (w >> (8 * b) & 255) * i32::from(x[b]);
         std::array::from_fn(|i| {
             acc[i] + byte(w[i], 0) + byte(w[i], 1) + byte(w[i], 2) + byte(w[i], 3)
