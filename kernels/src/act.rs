@@ -1,6 +1,6 @@
 //! Activations of one step: `[rows_max, width]` f32, and beside them what packed weights multiply:
-//! their bf16 rounding on CPUs that multiply bf16 (others do not write it), their rounding to 8 bits
-//! ([`bytes`]) for integers.
+//! their bf16 rounding on CPUs that multiply bf16 (others do not write it), their rounding to 8
+//! bits ([`bytes`]) for integers.
 //!
 //! Rows are padded with zeros to a multiple of 32 so that factors stored in groups of 32 need no
 //! tail. The copies never differ but by rounding: whoever writes one writes all, while the values

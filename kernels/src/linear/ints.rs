@@ -2,8 +2,9 @@
 //!
 //! y = Σ over groups of  a·(s·Σ(q − zero)·x + least·Σx),   a: the activation's scale, s: W's.
 //! A group of x may hold one value apart, of more than 8 bits ([`crate::act`]): what lies beyond is
-//! multiplied once more, by itself. The sums of integers are exact, wherever they start; a lane's float is one chain over the groups
-//! in order, so y has the same bits in any batch and on any CPU with fused multiply-add.
+//! multiplied once more, by itself. The sums of integers are exact, wherever they start; a lane's
+//! float is one chain over the groups in order, so y has the same bits in any batch and on any CPU
+//! with fused multiply-add.
 
 use std::hint::black_box;
 

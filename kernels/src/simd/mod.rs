@@ -211,8 +211,8 @@ pub(crate) trait Simd: Copy {
     unsafe fn high_nibbles(w: Self::I) -> Self::I;
     /// What [`Simd::dot`] takes from every w.
     const ORIGIN: i32 = 0;
-    /// `acc + Σ (w − ORIGIN)·x` over the four bytes of every lane, w unsigned, |x| < 128, x the same
-    /// in all lanes.
+    /// `acc + Σ (w − ORIGIN)·x` over the four bytes of every lane, w unsigned, |x| < 128, x the
+    /// same in all lanes.
     unsafe fn dot(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
     /// `a + b · c` of 32-bit integers.
     unsafe fn add_product(a: Self::I, b: Self::I, c: i32) -> Self::I;
