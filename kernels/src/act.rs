@@ -17,7 +17,7 @@ use crate::buffer::{Buffer, Shared};
 use crate::device::{Device, part};
 use crate::simd::{GROUP, Isa, Kernel, Simd};
 use bytes::Bytes;
-pub(crate) use bytes::{Apart, HIGH, Rounded};
+pub(crate) use bytes::Rounded;
 
 /// See the module page.
 pub struct Act {
@@ -123,7 +123,7 @@ impl Act {
     /// Where they are not kept.
     pub(crate) fn rounded(&self) -> Rounded {
         let bytes = self.bytes.as_ref().expect("integer weights read an Act made with bytes");
-        bytes.reader(self.groups(), self.rows_max)
+        bytes.reader(self.groups())
     }
 
     /// f32 rows with their stride in values; the padding is zero.
@@ -149,11 +149,11 @@ impl Act {
     }
 
     pub(crate) fn writer(&mut self) -> ActWriter {
-        let (groups, rows_max) = (self.groups(), self.rows_max);
+        let groups = self.groups();
         ActWriter {
             wide: Shared::of(&mut self.wide),
             half: self.half.as_mut().map_or(Shared::null(), |h| Shared::of(h)),
-            rounded: self.bytes.as_mut().map(|b| b.writer(groups, rows_max)),
+            rounded: self.bytes.as_mut().map(|b| b.writer(groups)),
             stride: self.stride,
         }
     }

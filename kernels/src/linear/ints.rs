@@ -1,19 +1,16 @@
 //! A tile of y = x·Wᵀ with integer weights and 8-bit activations.
 //!
 //! y = Σ over groups of  a·(s·Σ(q − zero)·x + least·Σx),   a: the activation's scale, s: W's.
-//! A group of x may hold one value apart, of more than 8 bits ([`crate::act`]): what lies beyond is
-//! multiplied once more, by itself. The sums of integers are exact, wherever they start; a lane's
-//! float is one chain over the groups in order, so y has the same bits in any batch and on any CPU
-//! with fused multiply-add.
+//! The sums of integers are exact, wherever they start; a lane's float is one chain over the groups
+//! in order, so y has the same bits in any batch and on any CPU with fused multiply-add.
 
 use std::hint::black_box;
 
 use half::f16;
 
-use crate::act::{Apart, HIGH};
 use crate::linear::tile::{Product, Tile};
 use crate::matrix::ints::SCALE_WORDS;
-use crate::simd::{self, LANES, Simd};
+use crate::simd::{LANES, Simd};
 
 /// `BITS` of a value, inputs of a `GROUP`, whether it has a `LEAST` value.
 pub(super) struct Ints<const BITS: usize, const GROUP: usize, const LEAST: bool>;
@@ -35,45 +32,6 @@ impl<const BITS: usize, const GROUP: usize, const LEAST: bool> Ints<BITS, GROUP,
         }
         let sums = tile.x.sums.add(2 * (row * groups + step));
         (*tile.x.scales.add(row * groups + step), *sums + *sums.add(1))
-    }
-
-    /// Adds what the values add that the rows' groups of x hold apart. `words`: of the tile's first
-    /// panel.
-    #[inline(always)]
-    unsafe fn add_apart<S: Simd, const ROWS: usize, const PANELS: usize>(
-        tile: &Tile,
-        group: usize,
-        words: *const u32,
-        dots: &mut [[S::I; PANELS]; ROWS],
-    ) {
-        let apart = tile.x.apart.add(group * GROUP / simd::GROUP * tile.x.rows_max);
-        if !Apart::any::<ROWS>(apart) {
-            return;
-        }
-        for (r, row) in dots.iter_mut().enumerate() {
-            let Apart { high, at } = *apart.add(r);
-            let at = usize::from(at);
-            if high == 0 || GROUP == 16 && at / GROUP != group % 2 {
-                continue;
-            }
-            let word = at % GROUP / 4;
-            let x = S::splat_int(i32::from(high as u8) << (8 * (at % 4)));
-            let w = words.add(word * BITS / 8 * tile.panels * LANES);
-            for (p, dot) in row.iter_mut().enumerate() {
-                let w = S::load_int(w.add(p * LANES));
-                let w = match (BITS, word % 2) {
-                    (4, 0) => S::low_nibbles(w),
-                    (4, _) => S::high_nibbles(w),
-                    _ => w,
-                };
-                let none = S::splat_int(0);
-                let product = match BITS == 4 && S::NIBBLES {
-                    true => S::nibble_sums(S::dot_nibbles(none, w, x), 0),
-                    false => S::dot(none, w, x),
-                };
-                *dot = S::add_product(*dot, product, HIGH);
-            }
-        }
     }
 
     /// A tile of nibbles, which are multiplied by bytes in fewer instructions than bytes are.
@@ -105,12 +63,11 @@ impl<const BITS: usize, const GROUP: usize, const LEAST: bool> Ints<BITS, GROUP,
             let (mut scales, mut rests) = ([0.0; ROWS], [0.0; ROWS]);
             for (r, row) in dots.iter_mut().enumerate() {
                 let (scale, sum) = Self::activation(tile, r, group);
-                for dot in row.iter_mut() {
+                for dot in row {
                     *dot = S::nibble_sums(*dot, -Self::ZERO * sum);
                 }
                 (scales[r], rests[r]) = (scale, scale * sum as f32);
             }
-            Self::add_apart::<S, ROWS, PANELS>(tile, group, words, &mut dots);
             acc = Self::scaled::<S, ROWS, PANELS>(acc, tile, head, &dots, &scales, &rests);
         }
         tile.end::<S, ROWS, PANELS>(&acc);
@@ -174,7 +131,6 @@ impl<const BITS: usize, const GROUP: usize, const LEAST: bool> Product
                 *row = [S::splat_int((S::ORIGIN - Self::ZERO) * sum); PANELS];
                 (scales[r], rests[r]) = (scale, scale * sum as f32);
             }
-            Self::add_apart::<S, ROWS, PANELS>(tile, group, words, &mut dots);
             for index in 0..count {
                 tile.bring::<S>(step * Self::WORDS + index);
                 let w = words.add(index * tile.panels * LANES);

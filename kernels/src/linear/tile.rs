@@ -4,7 +4,7 @@
 //! products. Never multiplies: that is a [`Product`]. The thing to know: the rows and panels of a
 //! tile are constants, so its sums live in registers.
 
-use crate::act::{Apart, Rounded};
+use crate::act::Rounded;
 use crate::linear::lines::RATE_ONE;
 use crate::matrix::BLOCK_PANELS;
 use crate::simd::{LANES, Simd};
@@ -46,12 +46,10 @@ pub(super) struct X {
     pub(super) words: *const u32,
     /// Words a row.
     pub(super) stride: usize,
-    /// Of i8: `[T, groups]`, `[T, groups, 2]` and `[groups, rows_max]`.
+    /// Of i8: `[T, groups]` and `[T, groups, 2]`.
     pub(super) scales: *const f32,
     pub(super) sums: *const i32,
-    pub(super) apart: *const Apart,
     pub(super) groups: usize,
-    pub(super) rows_max: usize,
 }
 
 // SAFETY: only numbers; every read is an unsafe act of its user, and x is not written in a call.
@@ -60,8 +58,7 @@ unsafe impl Sync for X {}
 
 impl X {
     pub(super) fn of_floats((words, stride): (*const u32, usize)) -> X {
-        let (scales, sums, apart) = (std::ptr::null(), std::ptr::null(), std::ptr::null());
-        X { words, stride, scales, sums, apart, groups: 0, rows_max: 0 }
+        X { words, stride, scales: std::ptr::null(), sums: std::ptr::null(), groups: 0 }
     }
 
     pub(super) fn of_bytes(x: Rounded) -> X {
@@ -70,9 +67,7 @@ impl X {
             stride: x.groups * 8,
             scales: x.scales.get(),
             sums: x.sums.get(),
-            apart: x.apart.get(),
             groups: x.groups,
-            rows_max: x.rows_max,
         }
     }
 
@@ -83,7 +78,6 @@ impl X {
             words: self.words.wrapping_add(row * self.stride),
             scales: self.scales.wrapping_add(row * self.groups),
             sums: self.sums.wrapping_add(row * 2 * self.groups),
-            apart: self.apart.wrapping_add(row),
             ..self
         }
     }

@@ -253,11 +253,6 @@ impl Simd for Avx2 {
         };
         [half(acc[0], w[0], x[0]), half(acc[1], w[1], x[1])]
     }
-    #[inline(always)]
-    unsafe fn add_product(a: Self::I, b: Self::I, c: i32) -> Self::I {
-        let half = |a, b| _mm256_add_epi32(a, _mm256_mullo_epi32(b, _mm256_set1_epi32(c)));
-        [half(a[0], b[0]), half(a[1], b[1])]
-    }
     const NIBBLES: bool = true;
     #[inline(always)]
     unsafe fn dot_nibbles(acc: Self::I, w: Self::I, x: Self::I) -> Self::I {

@@ -271,10 +271,6 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         _mm512_add_epi32(acc, _mm512_madd_epi16(odd, odd_x))
     }
     #[inline(always)]
-    unsafe fn add_product(a: __m512i, b: __m512i, c: i32) -> __m512i {
-        _mm512_add_epi32(a, _mm512_mullo_epi32(b, _mm512_set1_epi32(c)))
-    }
-    #[inline(always)]
     unsafe fn store_i8(p: *mut i8, v: __m512) {
         _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)))
     }

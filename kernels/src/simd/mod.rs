@@ -214,8 +214,6 @@ pub(crate) trait Simd: Copy {
     /// `acc + Σ (w − ORIGIN)·x` over the four bytes of every lane, w unsigned, |x| < 128, x the
     /// same in all lanes.
     unsafe fn dot(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
-    /// `a + b · c` of 32-bit integers.
-    unsafe fn add_product(a: Self::I, b: Self::I, c: i32) -> Self::I;
     /// Whether nibbles are multiplied by bytes in fewer instructions than bytes:
     /// [`Simd::dot_nibbles`].
     const NIBBLES: bool = false;
@@ -230,7 +228,7 @@ pub(crate) trait Simd: Copy {
     unsafe fn nibble_sums(_sums: Self::I, _start: i32) -> Self::I {
         unreachable!("asked where bytes are multiplied as they are")
     }
-    /// To integers; anything for a lane beyond an i8.
+    /// To integers; lanes within an i8.
     unsafe fn store_i8(p: *mut i8, v: Self::F);
     /// Asks for the line in the second-level cache: the first level's few places for misses would
     /// limit a core to half the memory's bandwidth.

@@ -177,10 +177,6 @@ impl Simd for Portable {
         })
     }
     #[inline(always)]
-    unsafe fn add_product(a: Self::I, b: Self::I, c: i32) -> Self::I {
-        std::array::from_fn(|i| a[i] + b[i] * c)
-    }
-    #[inline(always)]
     unsafe fn store_i8(p: *mut i8, v: Array) {
         p.cast::<[i8; LANES]>().write(v.map(|x| x as i8));
     }

@@ -55,17 +55,11 @@ pub fn seen(dev: &Device, dtype: WeightDtype, x: &[f32]) -> Vec<f32> {
     }
 }
 
-/// Multiples of 1/127 of the largest, or of the largest but one, where that is less than a quarter
-/// of it; of 1/32512 of the largest at least.
+/// Multiples of 1/127 of the largest.
 pub fn in_127_steps(x: &[f32]) -> Vec<f32> {
-    let (mut largest, mut second) = (0.0f32, 0.0f32);
-    for size in x.iter().map(|x| x.abs()) {
-        second = second.max(size.min(largest));
-        largest = largest.max(size);
-    }
-    let most = if second < largest / 4.0 { second.max(largest / 32512.0 * 127.0) } else { largest };
-    let factor = if most > 0.0 { 127.0 / most } else { 0.0 };
-    x.iter().map(|x| (x * factor).round_ties_even() * (most / 127.0)).collect()
+    let largest = x.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+    let factor = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    x.iter().map(|x| (x * factor).round_ties_even() * (largest / 127.0)).collect()
 }
 
 /// Values that a factor holds exactly: in int8 multiples of 1/128, the first of each rank the
