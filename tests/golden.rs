@@ -374,8 +374,9 @@ fn int8_keys_and_values_agree_with_bf16() {
     }
 }
 
-/// Rounding activations to 8 bits in groups of 32 moves the best token of one position in
-/// twenty-five: far more than bf16 does, and as much as other programs that multiply such files.
+/// Rounding activations to 8 bits in groups of 32 moves the best token of one position in thirty to
+/// forty: more than bf16 does, and log-probabilities about half as far as other programs that
+/// multiply such files (`benches/peers/accuracy.py`).
 #[test]
 fn integer_weights_agree_with_the_same_weights_in_f32() {
     let adapters = [None, Some("sql")];
@@ -387,8 +388,8 @@ fn integer_weights_agree_with_the_same_weights_in_f32() {
         for (adapter, want) in adapters.iter().zip(&wants) {
             let (share, apart) =
                 compare(want, &judge(weights.clone(), FactorDtype::Bf16, *adapter));
-            assert!(share >= 0.94, "{dtype:?}, {adapter:?}: top-1 agreement {share}");
-            assert!(apart < 0.03, "{dtype:?}, {adapter:?}: mean logprob {apart} apart");
+            assert!(share >= 0.955, "{dtype:?}, {adapter:?}: top-1 agreement {share}");
+            assert!(apart < 0.02, "{dtype:?}, {adapter:?}: mean logprob {apart} apart");
         }
     }
 }

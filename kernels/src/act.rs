@@ -9,6 +9,7 @@
 mod bytes;
 
 use std::ops::Range;
+use std::sync::MutexGuard;
 
 use half::bf16;
 
@@ -17,7 +18,7 @@ use crate::buffer::{Buffer, Shared};
 use crate::device::{Device, part};
 use crate::simd::{GROUP, Isa, Kernel, Simd};
 use bytes::Bytes;
-pub(crate) use bytes::Rounded;
+pub(crate) use bytes::{Outlier, Rounded};
 
 /// See the module page.
 pub struct Act {
@@ -122,8 +123,19 @@ impl Act {
     /// # Panics
     /// Where they are not kept.
     pub(crate) fn rounded(&self) -> Rounded {
-        let bytes = self.bytes.as_ref().expect("integer weights read an Act made with bytes");
-        bytes.reader(self.groups())
+        self.kept_bytes().reader(self.groups())
+    }
+
+    /// What the bytes of the first `rows` rows leave out, in the order of rows and columns.
+    ///
+    /// # Panics
+    /// As [`Self::rounded`].
+    pub(crate) fn outliers(&self, rows: usize) -> MutexGuard<'_, Vec<Outlier>> {
+        self.kept_bytes().list(rows, self.groups())
+    }
+
+    fn kept_bytes(&self) -> &Bytes {
+        self.bytes.as_ref().expect("integer weights read an Act made with bytes")
     }
 
     /// f32 rows with their stride in values; the padding is zero.

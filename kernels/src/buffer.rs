@@ -16,6 +16,7 @@ impl Zeroed for u32 {}
 impl Zeroed for i32 {}
 impl Zeroed for bf16 {}
 impl Zeroed for i8 {}
+impl Zeroed for u8 {}
 
 /// A zeroed aligned slice on the heap.
 pub(crate) struct Buffer<T: Zeroed> {

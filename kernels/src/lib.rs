@@ -26,9 +26,10 @@
 //!
 //! Sums are f32 and run over the reduction in one fixed order that depends neither on `T` nor on
 //! the number of threads: a row's bits do not depend on its neighbours. With integer weights the
-//! activation is rounded once to 8 bits in groups of 32 before a base matmul; with bf16 weights to
-//! bf16, on a CPU that multiplies bf16 itself. Adapters see the f32 activation, but for bf16
-//! factors beside bf16 weights on such a CPU: they see what those weights see.
+//! activation is rounded once to 8 bits in groups of 32, outliers excepted, before a base matmul;
+//! with bf16 weights to bf16, on a CPU that multiplies bf16 itself. Adapters see the f32
+//! activation, but for bf16 factors beside bf16 weights on such a CPU: they see what those weights
+//! see.
 
 // Inner loops are unsafe as a whole: a block around each intrinsic would say nothing.
 #![allow(unsafe_op_in_unsafe_fn)]

@@ -4,8 +4,13 @@
 //! make up for the weights' zero. Never multiplies. The thing to know: a row is rounded by itself,
 //! so its bits do not depend on its neighbours; a group with a value that is not finite gets the
 //! scale NaN, so that it spoils its row as it would unrounded.
+//!
+//! An outlier, one value far beyond all others of its group, would leave those few steps. It is 0
+//! among the q, whose scale is that of the others, and kept in f32, to be multiplied by itself (the
+//! decomposition of LLM.int8(), arXiv 2208.07339, by value instead of by feature).
 
 use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::buffer::{Buffer, Shared};
 use crate::simd::{GROUP, LANES, Simd};
@@ -18,10 +23,43 @@ pub(super) struct Bytes {
     scales: Buffer<f32>,
     /// `[T, I / 32, 2]`: of the first and the last 16 q of a group
     sums: Buffer<i32>,
+    /// `[T, I / 32 padded to 8]`: 1 + the place in its group of a group's outlier, 0 where it has
+    /// none.
+    places: Buffer<u8>,
+    /// `[T, I / 32]`: the outlier of a group that has one.
+    outliers: Buffer<f32>,
+    /// Memory of [`Bytes::list`].
+    listed: Mutex<Vec<Outlier>>,
 }
+
+/// A value that is multiplied by itself.
+#[derive(Clone, Copy)]
+pub(crate) struct Outlier {
+    pub(crate) row: u32,
+    pub(crate) column: u32,
+    pub(crate) value: f32,
+}
+
+/// How many times as large as all others of its group an outlier is.
+const FAR: f32 = 4.0;
 
 /// A group with nothing beyond counts as zeros: 127 / max would overflow.
 const NOTHING: f32 = 1e-36;
+
+/// What the values of a group count as: their sum tells whether it is of one, and which.
+const ONE: f32 = 2.0 * GROUP as f32;
+static COUNTS: [f32; GROUP] = {
+    let mut counts = [ONE; GROUP];
+    let mut place = 0;
+    while place < GROUP {
+        counts[place] += place as f32;
+        place += 1;
+    }
+    counts
+};
+
+/// Groups whose places are looked at together.
+const PLACES: usize = size_of::<u64>();
 
 /// Where rounded rows are.
 #[derive(Clone, Copy)]
@@ -29,6 +67,8 @@ pub(crate) struct Rounded {
     pub(crate) q: Shared<i8>,
     pub(crate) scales: Shared<f32>,
     pub(crate) sums: Shared<i32>,
+    places: Shared<u8>,
+    outliers: Shared<f32>,
     /// Groups a row.
     pub(crate) groups: usize,
 }
@@ -36,22 +76,33 @@ pub(crate) struct Rounded {
 impl Bytes {
     /// For `rows_max` rows of `width` values.
     pub(super) fn new(rows_max: usize, width: usize) -> Bytes {
-        let groups = rows_max * width.div_ceil(GROUP);
+        let groups = width.div_ceil(GROUP);
+        let all = rows_max * groups;
         Bytes {
-            q: Buffer::zeroed(groups * GROUP),
-            scales: Buffer::zeroed(groups),
-            sums: Buffer::zeroed(2 * groups),
+            q: Buffer::zeroed(all * GROUP),
+            scales: Buffer::zeroed(all),
+            sums: Buffer::zeroed(2 * all),
+            places: Buffer::zeroed(rows_max * groups.next_multiple_of(PLACES)),
+            outliers: Buffer::zeroed(all),
+            listed: Mutex::new(Vec::with_capacity(all)),
         }
     }
 
     /// Bytes that each row takes.
     pub(super) fn row_bytes(width: usize) -> usize {
-        width.div_ceil(GROUP) * (GROUP + size_of::<f32>() + 2 * size_of::<i32>())
+        let groups = width.div_ceil(GROUP);
+        let each = GROUP + 2 * size_of::<f32>() + 2 * size_of::<i32>() + size_of::<Outlier>();
+        groups * each + groups.next_multiple_of(PLACES)
     }
 
     /// Bytes held.
     pub(super) fn bytes(&self) -> usize {
-        self.q.bytes() + self.scales.bytes() + self.sums.bytes()
+        self.q.bytes()
+            + self.scales.bytes()
+            + self.sums.bytes()
+            + self.places.bytes()
+            + self.outliers.bytes()
+            + self.outliers.len() * size_of::<Outlier>()
     }
 
     /// Where the rows are, of `groups` groups each, to be written.
@@ -60,6 +111,8 @@ impl Bytes {
             q: Shared::of(&mut self.q),
             scales: Shared::of(&mut self.scales),
             sums: Shared::of(&mut self.sums),
+            places: Shared::of(&mut self.places),
+            outliers: Shared::of(&mut self.outliers),
             groups,
         }
     }
@@ -70,8 +123,31 @@ impl Bytes {
             q: Shared::new(self.q.as_ptr().cast_mut()),
             scales: Shared::new(self.scales.as_ptr().cast_mut()),
             sums: Shared::new(self.sums.as_ptr().cast_mut()),
+            places: Shared::new(self.places.as_ptr().cast_mut()),
+            outliers: Shared::new(self.outliers.as_ptr().cast_mut()),
             groups,
         }
+    }
+
+    /// The outliers of the first `rows` rows, of `groups` groups each, by row and column.
+    pub(super) fn list(&self, rows: usize, groups: usize) -> MutexGuard<'_, Vec<Outlier>> {
+        // Whatever a panic left is cleared.
+        let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        listed.clear();
+        let stride = groups.next_multiple_of(PLACES);
+        let (words, _) = self.places[..rows * stride].as_chunks::<PLACES>();
+        for (index, &places) in words.iter().enumerate() {
+            let mut left = u64::from_le_bytes(places);
+            while left != 0 {
+                let byte = left.trailing_zeros() as usize / 8;
+                left &= !(0xff << (8 * byte));
+                let (row, group) = (index * PLACES / stride, index * PLACES % stride + byte);
+                let column = group * GROUP + usize::from(places[byte]) - 1;
+                let value = self.outliers[row * groups + group];
+                listed.push(Outlier { row: row as u32, column: column as u32, value });
+            }
+        }
+        listed
     }
 }
 
@@ -85,18 +161,30 @@ impl Rounded {
         let mut group = groups.start;
         while group < groups.end {
             // Two groups where there are.
-            let (from, index) = (from.add(group * GROUP), row * self.groups + group);
             group += if groups.end - group > 1 {
-                self.take::<S, 2>(from, index)
+                self.take::<S, 2>(from, row, group)
             } else {
-                self.take::<S, 1>(from, index)
+                self.take::<S, 1>(from, row, group)
             };
         }
     }
 
-    /// Rounds N groups from `index` on; returns N.
+    /// Places a row.
     #[inline(always)]
-    unsafe fn take<S: Simd, const N: usize>(&self, from: *const f32, index: usize) -> usize {
+    fn places_stride(&self) -> usize {
+        self.groups.next_multiple_of(PLACES)
+    }
+
+    /// Rounds N groups of the row from `group` on; returns N.
+    #[inline(always)]
+    unsafe fn take<S: Simd, const N: usize>(
+        &self,
+        from: *const f32,
+        row: usize,
+        group: usize,
+    ) -> usize {
+        let (from, index) = (from.add(group * GROUP), row * self.groups + group);
+        let places = self.places.get().add(row * self.places_stride() + group);
         let mut halves = [S::zero(); 4];
         for g in 0..N {
             let from = from.add(g * GROUP);
@@ -107,11 +195,30 @@ impl Rounded {
             // A maximum may lose what is not a number.
             let infinity = S::splat(f32::INFINITY);
             let finite = S::all_lt(sizes[0], infinity) && S::all_lt(sizes[1], infinity);
-            let some = largest > NOTHING;
-            let scale = if some { largest / 127.0 } else { 0.0 };
+            let (mut x, mut top, mut place) = ([low, high], largest, 0);
+            let near = S::splat(largest / FAR);
+            let mut count = S::zero();
+            for (size, counts) in sizes.into_iter().zip(COUNTS.chunks_exact(LANES)) {
+                let counts = S::load(counts.as_ptr());
+                count = S::add(count, S::select_lt(size, near, none, counts));
+            }
+            let count = S::sum(count);
+            if finite && count < 2.0 * ONE {
+                place = (count - ONE) as u8 + 1;
+                *self.outliers.get().add(index + g) = *from.add(usize::from(place) - 1);
+                let mut others = none;
+                for (x, size) in x.iter_mut().zip(sizes) {
+                    *x = S::select_lt(size, near, *x, none);
+                    others = S::max(others, S::select_lt(size, near, size, none));
+                }
+                top = S::max_lane(others);
+            }
+            *places.add(g) = place;
+            let some = top > NOTHING;
+            let scale = if some { top / 127.0 } else { 0.0 };
             let scale = if finite { scale } else { f32::NAN };
-            let factor = S::splat(if some { 127.0 / largest } else { 0.0 });
-            for (half, x) in [low, high].into_iter().enumerate() {
+            let factor = S::splat(if some { 127.0 / top } else { 0.0 });
+            for (half, x) in x.into_iter().enumerate() {
                 let q = S::round(S::mul(x, factor));
                 S::store_i8(self.q.get().add((index + g) * GROUP + half * LANES), q);
                 halves[2 * g + half] = q;

@@ -11,16 +11,16 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::act::Act;
+use crate::act::{Act, Outlier};
 use crate::buffer::Shared;
 use crate::device::{Device, part};
 use crate::linear::floats::Floats;
 use crate::linear::ints::Ints;
 use crate::linear::lines::{LINE, Lines};
-use crate::linear::tile::{Product, Tile, X, rows_max, ticks};
+use crate::linear::tile::{Block, Product, Tile, X, rows_max, ticks};
 use crate::linear::{Change, FEW_ROWS, Linear, SITES_MAX};
 use crate::matrix::{BLOCK, Matrix};
-use crate::simd::{Isa, Kernel, Simd};
+use crate::simd::{Isa, Kernel, LANES, Simd};
 use crate::{Dtype, WeightDtype};
 
 /// Bytes of a block that rows are taken through at a time. Two tiles leave little time to fetch
@@ -119,6 +119,11 @@ impl<'a> Site<'a> {
         Site { weight: out.weight, bias: out.bias, y: Shared::of(out.y), x, changed }
     }
 
+    /// The bias, where it needs not wait for deltas.
+    fn bias_now(&self) -> Option<&[f32]> {
+        self.bias.filter(|_| !self.changed)
+    }
+
     /// # Safety
     /// Rows are within x and y, blocks within W; no other task writes these outputs of these rows.
     pub(super) unsafe fn run(
@@ -128,16 +133,20 @@ impl<'a> Site<'a> {
         blocks: Range<usize>,
         after: *const u32,
         changes: &[Change],
+        outliers: &[Outlier],
     ) {
-        let task = Task { site: self, rows, blocks, after, changes };
+        let start = outliers.partition_point(|outlier| (outlier.row as usize) < rows.start);
+        let end = outliers.partition_point(|outlier| (outlier.row as usize) < rows.end);
+        let outliers = &outliers[start..end];
+        let task = Task { site: self, isa, rows, blocks, after, changes, outliers };
         match self.weight.dtype() {
-            WeightDtype::F32 => task.run::<Floats<false>>(isa),
-            WeightDtype::Bf16 => task.run::<Floats<true>>(isa),
-            WeightDtype::Int8 => task.run::<Ints<8, 32, false>>(isa),
-            WeightDtype::Int8By16 => task.run::<Ints<8, 16, false>>(isa),
-            WeightDtype::Int8Least => task.run::<Ints<8, 32, true>>(isa),
-            WeightDtype::Int4 => task.run::<Ints<4, 32, false>>(isa),
-            WeightDtype::Int4Least => task.run::<Ints<4, 32, true>>(isa),
+            WeightDtype::F32 => task.run::<Floats<false>>(),
+            WeightDtype::Bf16 => task.run::<Floats<true>>(),
+            WeightDtype::Int8 => task.run::<Ints<8, 32, false>>(),
+            WeightDtype::Int8By16 => task.run::<Ints<8, 16, false>>(),
+            WeightDtype::Int8Least => task.run::<Ints<8, 32, true>>(),
+            WeightDtype::Int4 => task.run::<Ints<4, 32, false>>(),
+            WeightDtype::Int4Least => task.run::<Ints<4, 32, true>>(),
         }
     }
 }
@@ -145,18 +154,20 @@ impl<'a> Site<'a> {
 /// Some rows of some blocks.
 struct Task<'a> {
     site: &'a Site<'a>,
+    isa: Isa,
     rows: Range<usize>,
     blocks: Range<usize>,
     /// What this thread probably reads next.
     after: *const u32,
     /// Those of the rows.
     changes: &'a [Change],
+    outliers: &'a [Outlier],
 }
 
 impl Task<'_> {
-    unsafe fn run<P: Product>(self, isa: Isa) {
+    unsafe fn run<P: Product>(self) {
         let gathers = self.gathers::<P>();
-        isa.run(Blocks::<P> { task: self, gathers, product: PhantomData });
+        self.isa.run(Blocks::<P> { task: self, gathers, product: PhantomData });
     }
 
     /// Whether the deltas bring so many lines, and the rows so many products, that fetching the
@@ -181,8 +192,6 @@ impl Task<'_> {
     unsafe fn tile(&self, block: usize, span: Range<usize>, row: usize) -> Tile {
         let site = self.site;
         let outputs = site.weight.outputs();
-        let last = span.end == site.weight.steps();
-        let bias = if last && !site.changed { site.bias } else { None };
         Tile {
             x: site.x.at_row(row),
             w: site.weight.place(block, span.start),
@@ -193,11 +202,53 @@ impl Task<'_> {
             y: site.y.get().add(row * outputs + block * BLOCK),
             y_stride: outputs,
             outputs: (outputs - block * BLOCK).min(BLOCK),
-            bias: bias.map_or(std::ptr::null(), |b| b[block * BLOCK..].as_ptr()),
             ahead: std::ptr::null(),
             ahead_rate: 0,
             gather: std::ptr::null(),
             gather_rate: 0,
+        }
+    }
+
+    /// Adds to the sums of a block what its tiles leave out: outliers, the bias. Never inlined:
+    /// beside it the tiles' loops would have fewer registers.
+    #[inline(never)]
+    unsafe fn complete<P: Product>(&self, block: usize) {
+        self.isa.run(Rest::<P> { task: self, block, product: PhantomData });
+    }
+}
+
+/// What the tiles of a block leave out.
+struct Rest<'a, P> {
+    task: &'a Task<'a>,
+    block: usize,
+    product: PhantomData<P>,
+}
+
+impl<P: Product> Kernel for Rest<'_, P> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Rest { task, block, .. } = self;
+        let (site, y_stride) = (task.site, task.site.weight.outputs());
+        let block = Block {
+            w: site.weight.place(block, 0),
+            panels: site.weight.panels(block),
+            y: site.y.get().add(block * BLOCK),
+            y_stride,
+            outputs: (y_stride - block * BLOCK).min(BLOCK),
+        };
+        if P::ROUNDED {
+            P::add_outliers::<S>(task.outliers, block);
+        }
+        let Some(bias) = site.bias_now() else { return };
+        let bias = bias.as_ptr().add(self.block * BLOCK);
+        for row in task.rows.clone() {
+            for start in (0..block.outputs).step_by(LANES) {
+                let y = block.y.add(row * y_stride + start);
+                let n = (block.outputs - start).min(LANES);
+                S::store_n(y, n, S::add(S::load_n(y, n), S::load_n(bias.add(start), n)));
+            }
         }
     }
 }
@@ -230,6 +281,7 @@ impl<P: Product> Kernel for Blocks<'_, P> {
         let chunks = chunks.min(steps);
         let turns = task.blocks.len() * chunks;
         let mut lines = Lines::none();
+        let has_rest = !task.outliers.is_empty() || task.site.bias_now().is_some();
         for turn in 0..turns {
             let (block, part_of) = task.turn(turn, chunks);
             if self.gathers && turn % chunks == 0 {
@@ -254,6 +306,9 @@ impl<P: Product> Kernel for Blocks<'_, P> {
                     (tile.gather, tile.gather_rate) = lines.share(index, chunks * groups, ticks);
                 }
                 tile.rows::<S, P>(r.len());
+            }
+            if has_rest && turn % chunks == chunks - 1 {
+                task.complete::<P>(block);
             }
         }
     }

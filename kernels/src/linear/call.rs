@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use half::bf16;
 
-use crate::act::Act;
+use crate::act::{Act, Outlier};
 use crate::buffer::Shared;
 use crate::device::Device;
 use crate::linear::base::{Cut, Site};
@@ -31,6 +31,8 @@ pub(super) struct Call<'c> {
     /// Some task of this call panicked.
     failed: &'c AtomicBool,
     x: &'c Act,
+    /// Those of x that integer weights multiply, by row.
+    outliers: &'c [Outlier],
     sites: [Option<Site<'c>>; SITES_MAX],
     cut: &'c Cut,
     changes: &'c [Change],
@@ -56,6 +58,7 @@ impl<'c> Call<'c> {
     pub(super) fn new(
         dev: &'c Device,
         x: &'c Act,
+        outliers: &'c [Outlier],
         sites: [Option<Site<'c>>; SITES_MAX],
         cut: &'c Cut,
         scratch: &'c mut LoraScratch,
@@ -67,6 +70,7 @@ impl<'c> Call<'c> {
             threads: dev.threads(),
             failed: dev.failed(),
             x,
+            outliers,
             sites,
             cut,
             changes: &scratch.changes,
@@ -169,7 +173,7 @@ impl<'c> Call<'c> {
             std::ptr::null()
         };
         let changes = self.changes_among(i, &rows);
-        self.site(i).run(self.isa, rows, blocks, after, changes);
+        self.site(i).run(self.isa, rows, blocks, after, changes, self.outliers);
     }
 
     /// Adds the deltas to the y of a task, stretch by stretch, while that is near.

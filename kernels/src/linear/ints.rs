@@ -2,14 +2,18 @@
 //!
 //! y = Σ over groups of  a·(s·Σ(q − zero)·x + least·Σx),   a: the activation's scale, s: W's.
 //! The sums of integers are exact, wherever they start; a lane's float is one chain over the groups
-//! in order, so y has the same bits in any batch and on any CPU with fused multiply-add.
+//! in order and then the outliers, so y has the same bits in any batch and on any CPU with fused
+//! multiply-add. Outliers come last, from a list: a tile that looked for them group by group would
+//! guess wrong at every fifth, and cost a sixth more.
 
 use std::hint::black_box;
 
 use half::f16;
 
-use crate::linear::tile::{Product, Tile};
+use crate::act::Outlier;
+use crate::linear::tile::{Block, Product, Tile};
 use crate::matrix::ints::SCALE_WORDS;
+use crate::matrix::{BLOCK, BLOCK_PANELS};
 use crate::simd::{LANES, Simd};
 
 /// `BITS` of a value, inputs of a `GROUP`, whether it has a `LEAST` value.
@@ -73,6 +77,37 @@ impl<const BITS: usize, const GROUP: usize, const LEAST: bool> Ints<BITS, GROUP,
         tile.end::<S, ROWS, PANELS>(&acc);
     }
 
+    /// Adds an outlier's products to some panels of a block, `FULL` where all lanes are outputs.
+    #[inline(always)]
+    unsafe fn add_outlier<S: Simd, const PANELS: usize, const FULL: bool>(
+        outlier: &Outlier,
+        block: &Block,
+        panel: usize,
+    ) {
+        let (column, x) = (outlier.column as usize, S::splat(outlier.value));
+        let (step, place) = (column / GROUP, column % GROUP);
+        let head = block.w.add(step * block.panels * (Self::HEAD + Self::WORDS * LANES));
+        // Four q of 8 bits are a word of W; of nibbles two such words are one.
+        let word = place / 4 * BITS / 8;
+        let bit = 8 * (place % 4) + place / 4 % (8 / BITS) * BITS;
+        let words = head.add(block.panels * (Self::HEAD + word * LANES));
+        let y = block.y.add(outlier.row as usize * block.y_stride);
+        for p in panel..panel + PANELS {
+            let w = S::bits::<BITS>(S::load_int(words.add(p * LANES)), bit);
+            let w = S::sub(S::to_float(w), S::splat(Self::ZERO as f32));
+            let head = head.add(p * SCALE_WORDS);
+            let n = if FULL { LANES } else { (block.outputs - p * LANES).min(LANES) };
+            let y = y.add(p * LANES);
+            let sum = S::load_n(y, n);
+            let mut sum = S::fma(w, S::mul(S::load_f16(head.cast::<f16>()), x), sum);
+            if LEAST {
+                let least = S::load_f16(head.add(block.panels * SCALE_WORDS).cast::<f16>());
+                sum = S::fma(least, x, sum);
+            }
+            S::store_n(y, n, sum);
+        }
+    }
+
     /// Adds the sums of a group, times the scales of W (at `head`) and of x.
     #[inline(always)]
     unsafe fn scaled<S: Simd, const ROWS: usize, const PANELS: usize>(
@@ -107,6 +142,7 @@ impl<const BITS: usize, const GROUP: usize, const LEAST: bool> Product
     const ROWS: usize = 3;
     const ROWS_NARROW: usize = 4;
     const TICKS: usize = Self::WORDS;
+    const ROUNDED: bool = true;
 
     #[inline(always)]
     unsafe fn compute<S: Simd, const ROWS: usize, const PANELS: usize>(tile: &Tile) {
@@ -153,5 +189,19 @@ impl<const BITS: usize, const GROUP: usize, const LEAST: bool> Product
             acc = Self::scaled::<S, ROWS, PANELS>(acc, tile, head, &dots, &scales, &rests);
         }
         tile.end::<S, ROWS, PANELS>(&acc);
+    }
+
+    #[inline(always)]
+    unsafe fn add_outliers<S: Simd>(outliers: &[Outlier], block: Block) {
+        let full = block.outputs == BLOCK;
+        for outlier in outliers {
+            if full {
+                Self::add_outlier::<S, BLOCK_PANELS, true>(outlier, &block, 0);
+                continue;
+            }
+            for panel in 0..block.panels {
+                Self::add_outlier::<S, 1, false>(outlier, &block, panel);
+            }
+        }
     }
 }

@@ -223,7 +223,10 @@ pub fn linear_sum<'d>(
         let changed = scratch.firsts[i] < scratch.firsts[i + 1];
         outs.get_mut(i).map(|out| Site::new(dev.isa(), x, out, changed))
     });
-    Call::new(dev, x, sites, &cut, scratch).run(dev);
+    let rounds = outs.iter().any(|out| out.weight.dtype().group().is_some());
+    let outliers = rounds.then(|| x.outliers(rows));
+    let outliers = outliers.as_deref().map_or(&[][..], Vec::as_slice);
+    Call::new(dev, x, outliers, sites, &cut, scratch).run(dev);
 }
 
 fn check(x: &Act, rows: usize, outs: &[Linear<'_>], segments: Segments<'_>, scratch: &LoraScratch) {

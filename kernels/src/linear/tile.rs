@@ -4,7 +4,7 @@
 //! products. Never multiplies: that is a [`Product`]. The thing to know: the rows and panels of a
 //! tile are constants, so its sums live in registers.
 
-use crate::act::Rounded;
+use crate::act::{Outlier, Rounded};
 use crate::linear::lines::RATE_ONE;
 use crate::matrix::BLOCK_PANELS;
 use crate::simd::{LANES, Simd};
@@ -21,6 +21,30 @@ pub(super) trait Product {
     /// # Safety
     /// The tile's pointers are valid for its rows, panels and steps.
     unsafe fn compute<S: Simd, const ROWS: usize, const PANELS: usize>(tile: &Tile);
+
+    /// Whether x is rounded to integers, and its outliers are left out of tiles:
+    /// [`Self::add_outliers`].
+    const ROUNDED: bool = false;
+
+    /// Adds their products to the sums of a block.
+    ///
+    /// # Safety
+    /// The block's pointers are valid for the rows and columns of the outliers.
+    #[inline(always)]
+    unsafe fn add_outliers<S: Simd>(_outliers: &[Outlier], _block: Block) {
+        unreachable!("asked where x is not rounded")
+    }
+}
+
+/// A block of weights, all steps of it, and the outputs that rows have of it.
+#[derive(Clone, Copy)]
+pub(super) struct Block {
+    pub(super) w: *const u32,
+    pub(super) panels: usize,
+    /// Of row 0.
+    pub(super) y: *mut f32,
+    pub(super) y_stride: usize,
+    pub(super) outputs: usize,
 }
 
 /// A tile of one panel has few products a tick: it asks for lines at every fourth.
@@ -100,8 +124,6 @@ pub(super) struct Tile {
     pub(super) y_stride: usize,
     /// Outputs of the tile, fewer than its lanes at W's end.
     pub(super) outputs: usize,
-    /// Null, or the bias of the first output, to be added now.
-    pub(super) bias: *const f32,
     /// What to bring near beside the products, from here on: so many lines a tick, in
     /// `RATE_ONE`ths.
     pub(super) ahead: *const u32,
@@ -182,9 +204,6 @@ impl Tile {
             tile.gather_rate = if panel == 0 { self.gather_rate } else { 0 };
             tile.y = self.y.add(panel * LANES);
             tile.outputs = (self.outputs - panel * LANES).min(LANES);
-            if !self.bias.is_null() {
-                tile.bias = self.bias.add(panel * LANES);
-            }
             P::compute::<S, ROWS, 1>(&tile);
         }
     }
@@ -210,7 +229,7 @@ impl Tile {
         acc
     }
 
-    /// Stores the sums, the bias added where it is time.
+    /// Stores the sums.
     #[inline(always)]
     pub(super) unsafe fn end<S: Simd, const ROWS: usize, const PANELS: usize>(
         &self,
@@ -218,11 +237,6 @@ impl Tile {
     ) {
         for (r, row) in acc.iter().enumerate() {
             for (p, &sum) in row.iter().enumerate() {
-                let sum = if self.bias.is_null() {
-                    sum
-                } else {
-                    S::add(sum, S::load_n(self.bias.add(p * LANES), self.lanes(p)))
-                };
                 S::store_n(self.y.add(r * self.y_stride + p * LANES), self.lanes(p), sum);
             }
         }

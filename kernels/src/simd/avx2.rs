@@ -242,6 +242,12 @@ impl Simd for Avx2 {
     unsafe fn high_nibbles(w: Self::I) -> Self::I {
         Self::low_nibbles([_mm256_srli_epi32::<4>(w[0]), _mm256_srli_epi32::<4>(w[1])])
     }
+    #[inline(always)]
+    unsafe fn bits<const COUNT: usize>(w: Self::I, from: usize) -> Self::I {
+        let (from, mask) = (_mm_cvtsi64_si128(from as i64), _mm256_set1_epi32((1 << COUNT) - 1));
+        let half = |w| _mm256_and_si256(_mm256_srl_epi32(w, from), mask);
+        [half(w[0]), half(w[1])]
+    }
     const ORIGIN: i32 = 128;
     #[inline(always)]
     unsafe fn dot(acc: Self::I, w: Self::I, x: Self::I) -> Self::I {

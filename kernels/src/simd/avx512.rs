@@ -259,6 +259,11 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         _mm512_and_si512(_mm512_srli_epi32::<4>(w), _mm512_set1_epi8(15))
     }
     #[inline(always)]
+    unsafe fn bits<const COUNT: usize>(w: __m512i, from: usize) -> __m512i {
+        let w = _mm512_srl_epi32(w, _mm_cvtsi64_si128(from as i64));
+        _mm512_and_si512(w, _mm512_set1_epi32((1 << COUNT) - 1))
+    }
+    #[inline(always)]
     unsafe fn dot(acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
         if VNNI {
             return _mm512_dpbusd_epi32(acc, w, x);

@@ -209,6 +209,8 @@ pub(crate) trait Simd: Copy {
     /// The low, or the high, half of every byte.
     unsafe fn low_nibbles(w: Self::I) -> Self::I;
     unsafe fn high_nibbles(w: Self::I) -> Self::I;
+    /// `COUNT < 32` bits of every lane from bit `from` on.
+    unsafe fn bits<const COUNT: usize>(w: Self::I, from: usize) -> Self::I;
     /// What [`Simd::dot`] takes from every w.
     const ORIGIN: i32 = 0;
     /// `acc + Σ (w − ORIGIN)·x` over the four bytes of every lane, w unsigned, |x| < 128, x the

@@ -169,6 +169,10 @@ impl Simd for Portable {
         w.map(|w| w >> 4 & 0x0f0f_0f0f)
     }
     #[inline(always)]
+    unsafe fn bits<const COUNT: usize>(w: Self::I, from: usize) -> Self::I {
+        w.map(|w| w >> from & ((1 << COUNT) - 1))
+    }
+    #[inline(always)]
     unsafe fn dot(acc: Self::I, w: Self::I, x: Self::I) -> Self::I {
         let x = x[0].to_le_bytes().map(|byte| byte as i8);
         let byte = |w: i32, b: usize| (w >> (8 * b) & 255) * i32::from(x[b]);

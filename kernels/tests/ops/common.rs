@@ -51,8 +51,23 @@ pub fn seen(dev: &Device, dtype: WeightDtype, x: &[f32]) -> Vec<f32> {
     match dtype {
         WeightDtype::Bf16 if dev.isa() == Isa::Avx512Bf16 => rounded(Dtype::Bf16, x),
         WeightDtype::F32 | WeightDtype::Bf16 => x.to_vec(),
-        _ => x.chunks(32).flat_map(in_127_steps).collect(),
+        _ => x.chunks(32).flat_map(but_an_outlier_in_127_steps).collect(),
     }
+}
+
+/// A group of 32: as it is where it is more than four times as large as all others; those in 127
+/// steps.
+fn but_an_outlier_in_127_steps(x: &[f32]) -> Vec<f32> {
+    let size = |i: &usize| x[*i].abs();
+    let at = (0..x.len()).max_by(|i, j| size(i).total_cmp(&size(j))).expect("no group is empty");
+    if (0..x.len()).any(|i| i != at && size(&i) >= size(&at) / 4.0) {
+        return in_127_steps(x);
+    }
+    let mut others = x.to_vec();
+    others[at] = 0.0;
+    let mut seen = in_127_steps(&others);
+    seen[at] = x[at];
+    seen
 }
 
 /// Multiples of 1/127 of the largest.

@@ -54,12 +54,12 @@ impl File {
     }
 }
 
-fn product(dev: &Device, weight: &Matrix, x: &[Vec<f32>]) -> Vec<f32> {
+fn product(dev: &Device, weight: &Matrix, bias: Option<&[f32]>, x: &[Vec<f32>]) -> Vec<f32> {
     let (rows, inputs) = (x.len(), weight.inputs());
     let mut act = Act::new(Dtype::F32, rows, inputs).with_bytes();
     x.iter().enumerate().for_each(|(t, x)| act.set_row(t, x));
     let mut y = vec![f32::NAN; rows * weight.outputs()];
-    let mut outs = [Linear { weight, bias: None, y: &mut y }];
+    let mut outs = [Linear { weight, bias, y: &mut y }];
     let mut scratch = LoraScratch::new(rows, 1);
     linear(dev, &act, rows, &mut outs, Segments { indptr: &[0] }, &|_, _| None, &mut scratch);
     y
@@ -82,12 +82,51 @@ fn groups_of_a_file_are_multiplied_as_they_are() {
             }
             let x: Vec<Vec<f32>> = (0..rows).map(|_| rng.values(inputs)).collect();
             for dev in &devices {
-                let y = product(dev, &matrix, &x);
+                let y = product(dev, &matrix, None, &x);
                 for (x, y) in x.iter().zip(y.chunks(outputs)) {
                     let x = seen(dev, dtype, x);
                     let want = linear_row(&x, &x, &file.weights, None, None);
                     let what = format!("{}, {dtype:?} [{outputs}, {inputs}]", dev.name());
                     assert_close(y, &want, 2e-6 * inputs as f64, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_outlier_leaves_the_others_of_its_group_their_steps() {
+    let (mut rng, devices) = (Rng(4), devices());
+    // The last row has none.
+    let sizes = [5.0f32, -30.0, 1e2, -2e2, 1e4, 1e30, 0.5];
+    for dtype in INTS {
+        for (rows, inputs, outputs) in [(7, 32, 1), (7, 96, 64), (3, 576, 70), (110, 576, 130)] {
+            let file = File::new(&mut rng, dtype, outputs, inputs);
+            let matrix = file.matrix(dtype, outputs, inputs);
+            let bias = rng.values(outputs);
+            let rows = (0..rows).map(|t| {
+                let mut x = rng.values(inputs);
+                let size = 2.0 * sizes[t % sizes.len()];
+                (11 * t % 32..inputs).step_by(45).for_each(|i| x[i] = size);
+                x
+            });
+            let rows: Vec<Vec<f32>> = rows.collect();
+            let wants = rows.iter().map(|x| {
+                let seen = seen(&Device::cpu(1), dtype, x);
+                for (seen, x) in seen.iter().zip(x) {
+                    assert!((seen - x).abs() <= 2.0 / 254.0 * 1.001, "{x} is seen as {seen}");
+                }
+                linear_row(&seen, &seen, &file.weights, Some(&bias), None)
+            });
+            let wants: Vec<Vec<f64>> = wants.collect();
+            for dev in &devices {
+                let y = product(dev, &matrix, Some(&bias), &rows);
+                for (t, (x, y)) in rows.iter().zip(y.chunks(outputs)).enumerate() {
+                    let what = format!("{}, {dtype:?} [{outputs}, {inputs}] {t}", dev.name());
+                    let sum: f64 = x.iter().map(|x| f64::from(x.abs())).sum();
+                    assert_close(y, &wants[t], 1e-6 * sum, &what);
+                    let alone = product(dev, &matrix, Some(&bias), &rows[t..=t]);
+                    assert_eq!(y, alone, "{what} and alone");
                 }
             }
         }
@@ -110,7 +149,7 @@ fn the_largest_integers_are_multiplied_as_others() {
                 let x: Vec<f32> = (0..inputs).map(|i| 127.0 * signs[i % 2]).collect();
                 let want = linear_row(&x, &x, &file.weights, None, None);
                 for dev in devices() {
-                    for row in product(&dev, &matrix, &vec![x.clone(); 4]).chunks(outputs) {
+                    for row in product(&dev, &matrix, None, &vec![x.clone(); 4]).chunks(outputs) {
                         let row: Vec<f64> = row.iter().map(|&y| f64::from(y)).collect();
                         assert_eq!(row, want, "{}, {dtype:?}: {q} by {signs:?}", dev.name());
                     }
@@ -169,7 +208,7 @@ fn a_value_that_is_not_finite_spoils_its_row_and_no_other() {
                 let mut x: Vec<Vec<f32>> = (0..5).map(|_| rng.values(96)).collect();
                 x[2][at] = bad;
                 for dev in devices() {
-                    let y = product(&dev, &weight, &x);
+                    let y = product(&dev, &weight, None, &x);
                     for (t, y) in y.chunks(20).enumerate() {
                         let finite = y.iter().filter(|y| y.is_finite()).count();
                         let want = if t == 2 { 0 } else { 20 };

@@ -23,7 +23,9 @@ fn add_norm_equals_the_f64_loop_with_and_without_residual_and_post_norm() {
     let mut rng = Rng(21);
     for dev in devices() {
         for (rows, width) in [(1, 576), (9, 33), (70, 100)] {
-            let (w, own, post) = (rng.values(width), rng.values(width), rng.values(width));
+            let (mut w, own, post) = (rng.values(width), rng.values(width), rng.values(width));
+            // Some groups have an outlier.
+            w.iter_mut().step_by(40).for_each(|w| *w *= 10.0);
             let (h0, y) = (rng.values(rows * width), rng.values(rows * width));
             let end = rows.div_ceil(2) as u32;
             let segments = Segments { indptr: &[0, end] };
