@@ -284,8 +284,10 @@ impl<P: Product> Kernel for Blocks<'_, P> {
         let has_rest = !task.outliers.is_empty() || task.site.bias_now().is_some();
         for turn in 0..turns {
             let (block, part_of) = task.turn(turn, chunks);
+            // Where registers are few, each panel is a pass of its own.
+            let passes = if S::WIDE { 1 } else { weight.panels(block) };
             if self.gathers && turn % chunks == 0 {
-                lines.list(task.changes, block, ticks::<S, P>(steps) * groups);
+                lines.list(task.changes, block, ticks::<S, P>(steps) * groups * passes);
             }
             let ahead = if turn + 1 < turns {
                 let (block, next) = task.turn(turn + 1, chunks);
@@ -303,7 +305,8 @@ impl<P: Product> Kernel for Blocks<'_, P> {
                 }
                 if self.gathers {
                     let index = turn % chunks * groups + group;
-                    (tile.gather, tile.gather_rate) = lines.share(index, chunks * groups, ticks);
+                    (tile.gather, tile.gather_rate) =
+                        lines.share(index, chunks * groups, ticks * passes);
                 }
                 tile.rows::<S, P>(r.len());
             }

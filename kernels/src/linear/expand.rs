@@ -8,9 +8,10 @@ use std::hint::black_box;
 use std::ops::Range;
 
 use crate::linear::delta::{FactorB, Stream, block_start, block_width, ranks_b};
+use crate::linear::halves::{Halves, multiply};
 use crate::linear::lines::LINE;
 use crate::linear::{Change, FEW_ROWS};
-use crate::matrix::BLOCK;
+use crate::matrix::{BLOCK, BLOCK_PANELS};
 use crate::simd::{Element, GROUP, Kernel, LANES, Simd};
 
 /// Rows whose y is to be finished, for a range of output blocks.
@@ -47,6 +48,16 @@ struct Segment<'a, E> {
     after: *const u8,
 }
 
+/// Rows of the next tile where so many are left.
+#[inline(always)]
+fn rows_of_tile<S: Simd>(left: usize) -> usize {
+    match left {
+        4.. if S::WIDE => 4,
+        2.. => 2,
+        _ => 1,
+    }
+}
+
 impl Kernel for Expand<'_> {
     type Output = ();
 
@@ -73,12 +84,13 @@ impl Kernel for Expand<'_> {
 }
 
 impl Expand<'_> {
-    /// Whether there are only whole blocks, of changes of bf16 pairs and nothing else.
+    /// Whether there are only whole blocks, of changes of bf16 factors and nothing else, which are
+    /// multiplied in pairs where the CPU can.
     #[inline(always)]
     fn is_plain<S: Simd>(&self) -> bool {
         let whole = self.blocks.end * BLOCK <= self.outputs;
-        let plain = |change: &Change| !change.words.is_null();
-        S::PAIRS && whole && self.bias.is_none() && self.changes.iter().all(plain)
+        let plain = |change: &Change| !change.words.is_null() && change.pairs == S::PAIRS;
+        whole && self.bias.is_none() && self.changes.iter().all(plain)
     }
 
     /// What most steps consist of; so short a stretch of work that to choose a way for each run of
@@ -98,44 +110,67 @@ impl Expand<'_> {
                     let (ahead, lines) = (next.block(block), next.block_words() / LANES);
                     (0..lines).for_each(|l| S::prefetch(ahead.wrapping_add(l * LANES).cast()));
                 }
-                let (b, pairs) = (change.block(block), change.pairs_of_ranks as usize);
+                let (b, rank) = (change.block(block), change.rank as usize);
                 let mut row = start;
                 while row < end {
-                    let u = self.u.add(row * self.u_stride + change.column as usize).cast();
+                    let u = self.u.add(row * self.u_stride + change.column as usize);
                     let y = self.y.add(row * self.outputs + block * BLOCK);
-                    row += match end - row {
-                        4.. => self.plain_tile::<S, 4>(y, u, b, pairs),
-                        2.. => self.plain_tile::<S, 2>(y, u, b, pairs),
-                        _ => self.plain_tile::<S, 1>(y, u, b, pairs),
-                    };
+                    let rows = rows_of_tile::<S>(end - row);
+                    self.ask_for_rows::<S>(row + rows, rows, block);
+                    match rows {
+                        4 => self.plain_tile::<S, 4, 4>(y, u, b, rank),
+                        2 if S::WIDE => self.plain_tile::<S, 2, 4>(y, u, b, rank),
+                        2 => self.plain_tile::<S, 2, 2>(y, u, b, rank),
+                        _ => self.plain_tile::<S, 1, 4>(y, u, b, rank),
+                    }
+                    row += rows;
                 }
             }
         }
     }
 
-    /// Adds the products of some rows and a block of 4 vectors; returns how many rows.
+    /// Asks for the y of some rows' block. Rows lie far apart, and since their products weights
+    /// have passed through the caches.
+    #[inline(always)]
+    unsafe fn ask_for_rows<S: Simd>(&self, first: usize, count: usize, block: usize) {
+        for row in first..(first + count).min(self.rows.end) {
+            let y = self.y.wrapping_add(row * self.outputs + block * BLOCK);
+            for line in 0..BLOCK_PANELS {
+                S::prefetch_near(y.wrapping_add(line * LANES).cast());
+            }
+        }
+    }
+
+    /// Adds the products of some rows and a block of 4 vectors, `PART` at a time.
     #[inline(always)]
     #[expect(clippy::needless_range_loop, reason = "iterators over parts of `acc` spill it")]
-    unsafe fn plain_tile<S: Simd, const ROWS: usize>(
+    unsafe fn plain_tile<S: Simd, const ROWS: usize, const PART: usize>(
         &self,
         y: *mut f32,
-        u: *const i32,
+        u: *const f32,
         b: *const u32,
-        pairs: usize,
-    ) -> usize {
-        let mut acc = [[S::zero(); 4]; ROWS];
-        for t in 0..ROWS {
-            for v in 0..4 {
-                acc[t][v] = S::load(y.add(t * self.outputs + v * LANES));
+        rank: usize,
+    ) {
+        for first in (0..BLOCK_PANELS).step_by(PART) {
+            let (y, b) = (y.add(first * LANES), b.add(first * LANES));
+            let mut acc = [[S::zero(); PART]; ROWS];
+            for t in 0..ROWS {
+                for v in 0..PART {
+                    acc[t][v] = S::load(y.add(t * self.outputs + v * LANES));
+                }
+            }
+            let factors = Halves { b, vecs: BLOCK_PANELS, rank, ahead: None };
+            acc = if S::PAIRS {
+                factors.add_pairs::<S, ROWS, PART>(acc, u.cast(), self.u_stride)
+            } else {
+                factors.add::<S, ROWS, PART>(acc, u, self.u_stride)
+            };
+            for t in 0..ROWS {
+                for v in 0..PART {
+                    S::store(y.add(t * self.outputs + v * LANES), acc[t][v]);
+                }
             }
         }
-        acc = add_pairs::<S, ROWS, 4>(acc, u, self.u_stride, b, pairs, None);
-        for t in 0..ROWS {
-            for v in 0..4 {
-                S::store(y.add(t * self.outputs + v * LANES), acc[t][v]);
-            }
-        }
-        ROWS
     }
 
     #[inline(always)]
@@ -206,14 +241,11 @@ impl<E: Element> Segment<'_, E> {
             let wide = block_width(self.at.outputs, block) == BLOCK;
             let mut row = self.rows.start;
             while row < self.rows.end {
-                let rows = match self.rows.end - row {
-                    4.. if S::WIDE => 4,
-                    2.. => 2,
-                    _ => 1,
-                };
+                let rows = rows_of_tile::<S>(self.rows.end - row);
                 // Else the addresses and masks of tiles of every shape are made before each turn,
                 // which takes longer than the tile.
                 let (row_of, block) = (black_box(row), black_box(block));
+                self.at.ask_for_rows::<S>(row_of + rows, rows, block);
                 match (rows, wide, full) {
                     (4, _, true) => self.parts::<S, PAIRS, 4, 4, true>(row_of, block),
                     (4, true, _) => self.parts::<S, PAIRS, 4, 4, false>(row_of, block),
@@ -244,7 +276,7 @@ impl<E: Element> Segment<'_, E> {
         row: usize,
         block: usize,
     ) {
-        if S::WIDE || ROWS == 4 {
+        if S::WIDE || ROWS != 2 {
             return self.tile::<S, PAIRS, ROWS, VECS, VECS, FULL>(row, block, 0);
         }
         for first in (0..VECS).step_by(2) {
@@ -288,11 +320,17 @@ impl<E: Element> Segment<'_, E> {
         let u = self.at.u.wrapping_add(row * self.at.u_stride + self.column);
         acc = match E::DEPTH {
             1 => self.add::<S, ROWS, VECS, PART>(acc, u, start, ahead, first),
-            _ if PAIRS => {
-                let (stride, b, pairs) = (self.at.u_stride, start.cast(), self.rank.div_ceil(2));
-                add_pairs::<S, ROWS, PART>(acc, u.cast(), stride, b, pairs, Some(ahead))
+            _ => {
+                let part = first * GROUP * size_of::<E>();
+                let b = start.cast::<u8>().wrapping_add(part).cast();
+                let ahead = Some(ahead.wrapping_add(part));
+                let factors = Halves { b, vecs: VECS, rank: self.rank, ahead };
+                if PAIRS {
+                    factors.add_pairs::<S, ROWS, PART>(acc, u.cast(), self.at.u_stride)
+                } else {
+                    factors.add::<S, ROWS, PART>(acc, u, self.at.u_stride)
+                }
             }
-            _ => self.add_halves::<S, ROWS, VECS, PART>(acc, u, start, ahead, first),
         };
         for t in 0..ROWS {
             for v in 0..PART {
@@ -335,54 +373,7 @@ impl<E: Element> Segment<'_, E> {
                     S::prefetch(ahead.wrapping_add(LINE));
                 }
             }
-            acc = self.multiply::<S, ROWS, PART>(acc, u.wrapping_add(r), &factors);
-        }
-        acc
-    }
-
-    /// The same of ranks that lie in pairs, the first of a pair before the other.
-    #[inline(always)]
-    unsafe fn add_halves<S: Simd, const ROWS: usize, const VECS: usize, const PART: usize>(
-        &self,
-        mut acc: [[S::F; PART]; ROWS],
-        u: *const f32,
-        b: *const E,
-        ahead: *const u8,
-        first: usize,
-    ) -> [[S::F; PART]; ROWS] {
-        for r in (0..self.rank).step_by(2) {
-            let at = (r / 2 * VECS + first) * GROUP;
-            let mut factors = [S::zero(); PART];
-            for (v, factor) in factors.iter_mut().enumerate() {
-                let at = at + v * GROUP;
-                *factor = S::low_halves(b.add(at).cast());
-                S::prefetch(ahead.wrapping_add(at * size_of::<E>()));
-            }
-            acc = self.multiply::<S, ROWS, PART>(acc, u.wrapping_add(r), &factors);
-            if r + 1 < self.rank {
-                for (v, factor) in factors.iter_mut().enumerate() {
-                    *factor = S::high_halves(b.add(at + v * GROUP).cast());
-                }
-                acc = self.multiply::<S, ROWS, PART>(acc, u.wrapping_add(r + 1), &factors);
-            }
-        }
-        acc
-    }
-
-    /// Adds the products of one rank.
-    #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "as in `tile`")]
-    unsafe fn multiply<S: Simd, const ROWS: usize, const VECS: usize>(
-        &self,
-        mut acc: [[S::F; VECS]; ROWS],
-        u: *const f32,
-        factors: &[S::F; VECS],
-    ) -> [[S::F; VECS]; ROWS] {
-        for t in 0..ROWS {
-            let u = S::splat(*u.add(t * self.at.u_stride));
-            for v in 0..VECS {
-                acc[t][v] = S::fma(u, factors[v], acc[t][v]);
-            }
+            acc = multiply::<S, ROWS, PART>(acc, u.wrapping_add(r), self.at.u_stride, &factors);
         }
         acc
     }
@@ -416,36 +407,4 @@ impl<E: Element> Segment<'_, E> {
         }
         sum
     }
-}
-
-/// Adds the products of pairs of ranks, u as [`super::shrink`] rounds it: the pairs of 16 ranks are
-/// where the first eight of their f32 would be. `ahead`: what to bring near beside them.
-#[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "iterators over parts of `acc` spill it")]
-unsafe fn add_pairs<S: Simd, const ROWS: usize, const VECS: usize>(
-    mut acc: [[S::F; VECS]; ROWS],
-    u: *const i32,
-    u_stride: usize,
-    b: *const u32,
-    pairs: usize,
-    ahead: Option<*const u8>,
-) -> [[S::F; VECS]; ROWS] {
-    for pair in 0..pairs {
-        let mut factors = [S::splat_int(0); VECS];
-        for v in 0..VECS {
-            let at = (pair * VECS + v) * LANES;
-            factors[v] = S::load_int(b.add(at));
-            if let Some(ahead) = ahead {
-                S::prefetch(ahead.wrapping_add(at * size_of::<u32>()));
-            }
-        }
-        let at = pair / (LANES / 2) * LANES + pair % (LANES / 2);
-        for t in 0..ROWS {
-            let u = S::splat_int(*u.add(t * u_stride + at));
-            for v in 0..VECS {
-                acc[t][v] = S::dot_bf16(acc[t][v], u, factors[v]);
-            }
-        }
-    }
-    acc
 }

@@ -23,6 +23,7 @@ mod call;
 mod delta;
 mod expand;
 mod floats;
+mod halves;
 mod ints;
 mod lines;
 mod shrink;
@@ -81,9 +82,9 @@ struct Change {
     last: bool,
     /// Its products are of bf16 pairs: it reads x rounded, and its u is rounded.
     pairs: bool,
-    /// B, where products of pairs are all it adds; else null.
+    /// B, where it is of bf16 and all that is added; else null.
     words: *const u32,
-    pairs_of_ranks: u32,
+    rank: u32,
 }
 
 // SAFETY: a delta is immutable, and its owner outlives the call that listed it.
@@ -106,7 +107,7 @@ impl Change {
     /// Words of B of a whole block of outputs.
     #[inline(always)]
     fn block_words(&self) -> usize {
-        self.pairs_of_ranks as usize * BLOCK
+        self.rank.div_ceil(2) as usize * BLOCK
     }
 
     /// B of a block, those before it whole; `words` is not null.
@@ -272,16 +273,15 @@ impl LoraScratch {
                     let change = self.changes.len();
                     self.pieces.extend(pieces(i, change, rows.clone(), delta.rank()));
                     let rows = [rows.start as u32, rows.end as u32];
-                    let pairs = x_has_pairs && delta.has_pairs();
                     self.changes.push(Change {
                         delta,
                         weight,
                         rows,
                         column,
                         last: false,
-                        pairs,
-                        words: if pairs { delta.plain_words() } else { std::ptr::null() },
-                        pairs_of_ranks: delta.rank().div_ceil(2) as u32,
+                        pairs: x_has_pairs && delta.has_pairs(),
+                        words: delta.plain_words(),
+                        rank: delta.rank() as u32,
                     });
                     column += delta.rank() as u32;
                 });

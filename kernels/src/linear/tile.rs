@@ -201,7 +201,8 @@ impl Tile {
             tile.ahead_rate = self.ahead_rate.div_ceil(self.panels);
             let lines = ticks::<S, P>(self.steps) * tile.ahead_rate / RATE_ONE;
             tile.ahead = self.ahead.wrapping_add(panel * lines * LANES);
-            tile.gather_rate = if panel == 0 { self.gather_rate } else { 0 };
+            let lines = panel * ticks::<S, P>(self.steps) * self.gather_rate / RATE_ONE;
+            tile.gather = self.gather.wrapping_add(lines);
             tile.y = self.y.add(panel * LANES);
             tile.outputs = (self.outputs - panel * LANES).min(LANES);
             P::compute::<S, ROWS, 1>(&tile);

@@ -196,6 +196,10 @@ impl Simd for Avx2 {
         _mm_prefetch::<_MM_HINT_T1>(p.cast())
     }
     #[inline(always)]
+    unsafe fn prefetch_near(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(p.cast())
+    }
+    #[inline(always)]
     unsafe fn splat_int(x: i32) -> Self::I {
         [_mm256_set1_epi32(x); 2]
     }

@@ -222,6 +222,10 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         _mm_prefetch::<_MM_HINT_T1>(p.cast())
     }
     #[inline(always)]
+    unsafe fn prefetch_near(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(p.cast())
+    }
+    #[inline(always)]
     unsafe fn splat_int(x: i32) -> __m512i {
         _mm512_set1_epi32(x)
     }

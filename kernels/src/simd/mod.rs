@@ -235,6 +235,8 @@ pub(crate) trait Simd: Copy {
     /// Asks for the line in the second-level cache: the first level's few places for misses would
     /// limit a core to half the memory's bandwidth.
     unsafe fn prefetch(p: *const u8);
+    /// Asks for the line in the first-level cache: for what another cache has.
+    unsafe fn prefetch_near(p: *const u8);
 
     #[inline(always)]
     unsafe fn zero() -> Self::F {

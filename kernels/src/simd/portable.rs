@@ -129,6 +129,8 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
     #[inline(always)]
+    unsafe fn prefetch_near(_: *const u8) {}
+    #[inline(always)]
     unsafe fn splat_int(x: i32) -> Self::I {
         [x; LANES]
     }
