@@ -214,3 +214,23 @@ fn a_directory_is_pushed_as_its_two_files_and_nothing_else() {
     let said = refused(&polylora(&["adapter", "push", "refused", &path, "--url", &url]), 1);
     assert_eq!(said, "error: no, not that (422 shape_mismatch)\n");
 }
+
+#[test]
+fn every_archive_that_the_server_unpacks_can_be_pushed() {
+    let (url, seen) = server();
+    let dir = tempfile::tempdir().expect("a directory");
+    let names = ["a.gguf", "a.zip", "a.tar", "a.tar.gz", "a.tgz"];
+    for name in names {
+        let path = dir.path().join(name);
+        std::fs::write(&path, "123").expect("written");
+        out(&polylora(&["adapter", "push", "mine", &path.to_string_lossy(), "--url", &url]));
+    }
+    let seen = seen.lock().expect("lock");
+    let pushed: Vec<&str> = seen.iter().filter_map(|(_, body)| body[0]["name"].as_str()).collect();
+    assert_eq!(pushed, names);
+    drop(seen);
+    let path = dir.path().join("a.gz");
+    std::fs::write(&path, "123").expect("written");
+    let said = refused(&polylora(&["adapter", "push", "mine", &path.to_string_lossy()]), 2);
+    assert!(said.contains(".tar.gz"), "{said}");
+}

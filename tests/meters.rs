@@ -132,7 +132,7 @@ async fn the_audit_log_can_only_grow() {
         digest: Some("sha256:ab".into()),
         outcome: "ok".into(),
         status: 201,
-        request: "req-1".into(),
+        request_id: "req-1".into(),
     };
     for tenant in [None, Some("acme"), Some("globex")] {
         access.record(&record(tenant)).await.unwrap();

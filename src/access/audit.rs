@@ -8,7 +8,8 @@ use serde::Serialize;
 /// One administrative action, done or refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Record {
-    /// Rises with time; 0 until it is written.
+    /// Rises with time; 0 until it is written, so the line in the log, which comes first, has none.
+    #[serde(skip)]
     pub id: u64,
     /// Unix milliseconds.
     pub at: u64,
@@ -22,7 +23,7 @@ pub struct Record {
     /// `ok`, or the error's code.
     pub outcome: String,
     pub status: u16,
-    pub request: String,
+    pub request_id: String,
 }
 
 /// Which records are asked for.

@@ -190,7 +190,7 @@ impl Store {
         .bind(&record.digest)
         .bind(&record.outcome)
         .bind(record.status)
-        .bind(&record.request)
+        .bind(&record.request_id)
         .execute(&self.pool)
         .await
         .map(drop)
@@ -221,7 +221,7 @@ impl Store {
                 digest: maybe("digest")?,
                 outcome: text("outcome")?,
                 status: number(r, "status")? as u16,
-                request: text("request")?,
+                request_id: text("request")?,
             })
         };
         rows.map_err(failed)?.iter().map(row).collect()

@@ -43,7 +43,7 @@ pub async fn recorded(
 ) -> Response {
     let recording = async move {
         let origin = request.extensions().get::<Origin>();
-        let id = origin.map_or(String::new(), |origin| origin.request_id.to_string());
+        let request_id = origin.map_or(String::new(), |origin| origin.request_id.to_string());
         let path = request.extensions().get::<MatchedPath>();
         let scope = path.and_then(|path| routes::scope(request.method(), path.as_str()));
         let (response, subject) = auth::judged(scope, &caller, request, next).await;
@@ -59,7 +59,7 @@ pub async fn recorded(
             digest: touched.digest,
             outcome: code.map_or("ok", |code| code.0).to_owned(),
             status: response.status().as_u16(),
-            request: id,
+            request_id,
         };
         let line = serde_json::to_string(&record).unwrap_or_default();
         tracing::info!(target: "polylora::audit", "{line}");

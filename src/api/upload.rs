@@ -108,7 +108,9 @@ pub async fn receive(request: Request, staging: Staging, bytes_max: u64) -> Resu
         "application/json" | "application/x-www-form-urlencoded" | "text/plain" => {
             Err(Error::invalid(
                 UNSUPPORTED_MEDIA_TYPE,
-                "an upload is multipart/form-data, or a tar, tar.gz, zip or .gguf file as the body",
+                "an upload is multipart/form-data, or a tar, tar.gz, zip or .gguf file as the body \
+                 with `Content-Type: application/octet-stream`, which `curl --data-binary` must be \
+                 told by -H",
             ))
         }
         _ => {

@@ -45,8 +45,8 @@ enum Verb {
     /// Upload an adapter under a name
     Push {
         name: String,
-        /// Directory with adapter_config.json and adapter_model.safetensors, or a .gguf, .zip or
-        /// .tar file
+        /// Directory with adapter_config.json and adapter_model.safetensors, or a .gguf, .zip,
+        /// .tar, .tar.gz or .tgz file
         #[arg(value_name = "DIR|FILE")]
         from: PathBuf,
         /// Serve it even if it changes nothing on the probe's prompts
@@ -182,13 +182,17 @@ fn path(name: &str) -> Result<String> {
 /// Files of an upload: those of a PEFT directory that count, or the one file.
 fn files(from: &Path) -> Result<Vec<PathBuf>> {
     if from.is_file() {
-        let kind = from.extension().and_then(|e| e.to_str()).unwrap_or_default();
-        return match kind.to_ascii_lowercase().as_str() {
-            "gguf" | "zip" | "tar" => Ok(vec![from.to_owned()]),
-            _ => Err(bad_argument(format!(
-                "{} is no adapter; expected a directory or a .gguf, .zip or .tar file",
+        let name = from.to_string_lossy().to_ascii_lowercase();
+        let one =
+            [".gguf", ".zip", ".tar", ".tar.gz", ".tgz"].iter().any(|end| name.ends_with(end));
+        return if one {
+            Ok(vec![from.to_owned()])
+        } else {
+            Err(bad_argument(format!(
+                "{} is no adapter; expected a directory or a .gguf, .zip, .tar, .tar.gz or .tgz \
+                 file",
                 from.display()
-            ))),
+            )))
         };
     }
     let mut files: Vec<PathBuf> = [CONFIG, TENSORS].iter().map(|f| from.join(f)).collect();

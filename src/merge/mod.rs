@@ -76,7 +76,7 @@ pub fn check_source(name: &str, adapter: &OpenAdapter) -> Result<()> {
             "not_mergeable",
             format!(
                 "{name} holds {what}: merging adds products of two factors, and this is not one. \
-                 Train without it, or compose at request time"
+                 Train without it; of such parts, a sum at request time takes biases alone"
             ),
         )),
     }

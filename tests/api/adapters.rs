@@ -171,7 +171,9 @@ async fn uploads_that_are_not_an_adapter_are_refused_by_what_is_wrong() {
     ];
     check(&live, cases).await;
     let json = live.request(Method::PUT, "/v1/adapters/bad").json(&1);
-    assert_eq!(whole(json).await.error(), "415 unsupported_media_type -");
+    let json = whole(json).await;
+    assert_eq!(json.error(), "415 unsupported_media_type -");
+    assert!(json.text.contains("Content-Type: application/octet-stream"), "{}", json.text);
     let query = live.request(Method::PUT, "/v1/adapters/bad?force=maybe");
     let query = whole(query.multipart(form(&dir))).await;
     assert_eq!(query.error(), "400 invalid_value force");

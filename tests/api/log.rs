@@ -77,3 +77,22 @@ async fn a_text_log_has_the_id_on_its_warnings_even_when_it_shows_nothing_else()
     let line = log.lines().find(|l| l.contains("upload refused")).expect("a warning");
     assert!(line.contains("id=\"mine-1\"") && line.contains("WARN"), "{line}");
 }
+
+#[tokio::test]
+async fn an_audit_line_names_the_request_as_the_audit_log_does() {
+    let (file, log) = log_file();
+    let live = Live::start_logging(&["--log-filter", "info", "--log-format", "json"], log);
+    live.upload("sql", 1).await;
+    let records = live.get("/v1/audit").await.json();
+    let log = std::fs::read_to_string(file.path()).expect("the log");
+    let lines = log.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
+    let said = lines.filter(|line| line["target"] == "polylora::audit");
+    let said: Vec<String> =
+        said.filter_map(|l| Some(l["fields"]["message"].as_str()?.to_owned())).collect();
+    let [line] = &said[..] else { panic!("one action, {} lines", said.len()) };
+    let line: Value = serde_json::from_str(line).expect("JSON");
+    assert_eq!(line["action"], "PUT /v1/adapters/{name}");
+    let recorded = records["data"][0]["request_id"].as_str().expect("an id");
+    assert_eq!(line["request_id"], recorded);
+    assert_eq!(line.get("id"), None, "the record has none yet");
+}

@@ -39,7 +39,7 @@ impl From<Record> for AuditRecord {
             digest: r.digest,
             outcome: r.outcome,
             status: r.status,
-            request_id: r.request,
+            request_id: r.request_id,
         }
     }
 }
