@@ -33,6 +33,7 @@ pub use holds::not_found as model_not_found;
 use holds::{Bells, Held, Hold, Versions};
 pub use kept::Kept;
 use polylora_kernels::FactorDtype;
+pub use remove::ALIASED;
 use residency::lock;
 pub use staging::Staging;
 use std::collections::BTreeMap;

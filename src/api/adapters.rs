@@ -12,7 +12,9 @@ use super::wire::{
 use super::{Api, errors, upload, versions};
 use crate::access::Caller;
 use crate::adapters::format::generation::Generation;
-use crate::adapters::registry::{Entry, Lineage, Parent, Publish, Removal, State as AdapterState};
+use crate::adapters::registry::{
+    ALIASED, Entry, Lineage, Parent, Publish, Removal, State as AdapterState,
+};
 use crate::error::{Error, Kind, Result};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -121,7 +123,8 @@ async fn publish(
     );
     let digest = Some(entry.version.digest.to_string());
     let touched = Extension(Touched { name: None, digest });
-    let body = AdapterPut { adapter: version(&entry), result, ignored_files: files.ignored };
+    let body =
+        AdapterPut { adapter: version(&entry, caller), result, ignored_files: files.ignored };
     Ok((status, versions::etag(&entry), touched, Json(body)).into_response())
 }
 
@@ -139,7 +142,7 @@ pub async fn list(
         let resident = entries.iter().filter(|e| e.resident);
         resident_bytes = resident.map(|e| e.version.resident_bytes).sum();
     }
-    let data = entries.iter().map(version).collect();
+    let data = entries.iter().map(|e| version(e, &caller)).collect();
     Json(AdapterList { object: "list", data, resident_bytes, resident_bytes_max })
 }
 
@@ -150,7 +153,11 @@ pub async fn list(
     params(("name" = String, Path)),
     responses((status = 200, body = Adapter), (status = 404, body = ErrorBody))
 )]
-pub async fn show(State(api): State<Arc<Api>>, Path(name): Path<String>) -> Result<Response> {
+pub async fn show(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+) -> Result<Response> {
     let entries = api.app.registry.versions(&name);
     if entries.is_empty() {
         return Err(not_found(&name));
@@ -159,7 +166,7 @@ pub async fn show(State(api): State<Arc<Api>>, Path(name): Path<String>) -> Resu
     let body = Json(Adapter {
         object: "adapter",
         current: current.map(|e| e.version.number),
-        versions: entries.iter().map(version).collect(),
+        versions: entries.iter().map(|e| version(e, &caller)).collect(),
         name,
     });
     Ok(match current {
@@ -190,6 +197,7 @@ pub async fn show(State(api): State<Arc<Api>>, Path(name): Path<String>) -> Resu
 )]
 pub async fn remove(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
     query: Result<Query<RemoveQuery>, QueryRejection>,
     headers: HeaderMap,
@@ -205,7 +213,7 @@ pub async fn remove(
         drain: query.drain_seconds.map(Duration::from_secs),
     };
     let removed = api.app.registry.delete(&name, how).await;
-    let removed = removed.map_err(|e| versions::named(e, &name))?;
+    let removed = removed.map_err(|e| told(versions::named(e, &name), &caller))?;
     let status = if removed.gone { StatusCode::OK } else { StatusCode::ACCEPTED };
     let body = AdapterDeleted {
         object: "adapter",
@@ -217,7 +225,7 @@ pub async fn remove(
             file: removed.file_bytes_freed,
         },
         cut: removed.cut,
-        versions: removed.entries.iter().map(version).collect(),
+        versions: removed.entries.iter().map(|e| version(e, &caller)).collect(),
     };
     Ok((status, Json(body)).into_response())
 }
@@ -229,6 +237,14 @@ pub fn not_found(name: &str) -> Error {
         .param("name")
 }
 
+/// An error as the caller may read it: the alias that keeps an adapter may be another tenant's.
+pub fn told(error: Error, caller: &Caller) -> Error {
+    if error.code != ALIASED || caller.tenant().is_none() {
+        return error;
+    }
+    Error { message: "an alias leads to it; change that first".to_owned(), ..error }
+}
+
 /// The state as the wire says it.
 pub fn state_word(state: AdapterState) -> &'static str {
     match state {
@@ -238,7 +254,7 @@ pub fn state_word(state: AdapterState) -> &'static str {
     }
 }
 
-pub fn version(entry: &Entry) -> AdapterVersion {
+pub fn version(entry: &Entry, caller: &Caller) -> AdapterVersion {
     let v = &entry.version;
     AdapterVersion {
         object: "adapter.version",
@@ -255,7 +271,7 @@ pub fn version(entry: &Entry) -> AdapterVersion {
         file_bytes: v.file_bytes,
         resident_bytes: v.resident_bytes,
         forced: v.forced,
-        lineage: lineage(&v.lineage),
+        lineage: lineage(&v.lineage, caller),
         probe: AdapterProbe { logit_change_max: v.logit_change_max },
         summary: AdapterSummary {
             method: v.summary.method.clone(),
@@ -284,7 +300,9 @@ fn generation(own: &Generation) -> Option<AdapterGeneration> {
     })
 }
 
-fn lineage(lineage: &Lineage) -> AdapterLineage {
+/// Parents that the caller may not know of are left out.
+fn lineage(lineage: &Lineage, caller: &Caller) -> AdapterLineage {
+    let seen = |p: &&Parent| caller.sees(p.id.split('@').next().unwrap_or_default());
     let parent =
         |p: &Parent| AdapterParent { id: p.id.clone(), digest: p.digest.clone(), weight: p.weight };
     match lineage {
@@ -294,10 +312,11 @@ fn lineage(lineage: &Lineage) -> AdapterLineage {
         Lineage::Merged { method, from, job } => AdapterLineage::Merged {
             method: method.clone(),
             job: job.clone(),
-            from: from.iter().map(parent).collect(),
+            from: from.iter().filter(seen).map(parent).collect(),
         },
-        Lineage::Trained { from, job } => {
-            AdapterLineage::Trained { from: from.as_ref().map(parent), job: job.clone() }
-        }
+        Lineage::Trained { from, job } => AdapterLineage::Trained {
+            from: from.as_ref().filter(seen).map(parent),
+            job: job.clone(),
+        },
     }
 }

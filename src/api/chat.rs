@@ -76,18 +76,17 @@ fn check(
     mut shared: SamplingFields,
     own: ChatFields,
 ) -> Result<(Checked, Conversation)> {
-    if let Some(asked) = own.max_completion_tokens {
-        if shared.max_tokens.is_some_and(|n| n != asked) {
-            return Err(errors::invalid_value(
-                "max_completion_tokens",
-                "`max_tokens` and `max_completion_tokens` disagree; set one of them",
-            ));
-        }
-        shared.max_tokens = Some(asked);
+    if let (Some(asked), Some(other)) = (own.max_completion_tokens, shared.max_tokens)
+        && asked != other
+    {
+        return Err(errors::invalid_value(
+            "max_completion_tokens",
+            "`max_tokens` and `max_completion_tokens` disagree; set one of them",
+        ));
     }
-    if shared.max_tokens == Some(0) {
-        return Err(errors::invalid_value("max_tokens", "`max_tokens` must be at least 1"));
-    }
+    sampling::tokens_max("max_completion_tokens", own.max_completion_tokens, 1)?;
+    sampling::tokens_max("max_tokens", shared.max_tokens, 1)?;
+    shared.max_tokens = shared.max_tokens.or(own.max_completion_tokens);
     let mut checked = sampling::check(&shared, api)?;
     let top = sampling::alternatives("top_logprobs", own.top_logprobs)?;
     let wanted = own.logprobs.unwrap_or(false);

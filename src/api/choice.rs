@@ -44,10 +44,21 @@ pub struct Ended {
     pub completion_tokens: u64,
 }
 
+/// A prompt as it is echoed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Echoed {
+    pub text: String,
+    /// Its special tokens are not in `text`.
+    pub skip_special: bool,
+    /// Tokens that were put before it and are not in `text`.
+    pub front: usize,
+}
+
 /// The prompt in front of the answer.
 struct Echo {
     text: String,
     detokenizer: Detokenizer,
+    front: usize,
     scored: Vec<Scored>,
     /// The client asked for no token at all.
     only: bool,
@@ -87,10 +98,11 @@ impl Choice {
     }
 
     /// Puts the prompt in front; `only` drops the answer.
-    pub fn echo(mut self, text: &Text, prompt: String, only: bool) -> Self {
+    pub fn echo(mut self, text: &Text, prompt: Echoed, only: bool) -> Self {
         self.echo = Some(Echo {
-            text: prompt,
-            detokenizer: Detokenizer::new(text.clone(), true),
+            detokenizer: Detokenizer::new(text.clone(), prompt.skip_special),
+            text: prompt.text,
+            front: prompt.front,
             scored: Vec::new(),
             only,
         });
@@ -108,7 +120,9 @@ impl Choice {
             Event::Prompt(token) => {
                 if let Some(echo) = &mut self.echo {
                     echo.scored.push(scored(&token, self.characters));
-                    self.characters += echo.detokenizer.push(token.token).chars().count();
+                    if echo.scored.len() > echo.front {
+                        self.characters += echo.detokenizer.push(token.token).chars().count();
+                    }
                 }
                 Ok((Piece::default(), None))
             }

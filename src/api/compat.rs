@@ -5,10 +5,10 @@
 //! The thing to know: a path is resolved, links and `..` included, before it is compared, and every
 //! path outside gets one answer, whether something is there or not.
 
-use super::Api;
 use super::audit::Touched;
 use super::body::{JsonObject, typed};
 use super::wire::{LoadLora, PeerError, PeerErrorBody, UnloadLora};
+use super::{Api, adapters};
 use crate::access::Caller;
 use crate::adapters::registry::{Publish, Removal, Staging};
 use crate::error::{Error, Kind, Result};
@@ -82,7 +82,7 @@ pub async fn unload(
             said(name.clone(), format!("Success: LoRA adapter '{name}' removed successfully."))
         }
         Err(e) if e.kind == Kind::NotFound => absent().answer(name),
-        Err(e) => Failure::from(e).answer(name),
+        Err(e) => Failure::from(adapters::told(e, &caller)).answer(name),
     })
 }
 
@@ -209,10 +209,14 @@ impl Failure {
 }
 
 impl From<Error> for Failure {
-    /// Whatever else goes wrong, a wrong rank included, is a 500 there.
+    /// Names that stand in each other's way are the client's to settle; whatever else goes wrong, a
+    /// wrong rank included, is a 500 there.
     fn from(e: Error) -> Self {
-        let status = StatusCode::INTERNAL_SERVER_ERROR;
         let code = e.code;
+        if e.kind == Kind::Conflict {
+            return Self { code, ..Self::input(e.message) };
+        }
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
         Self { code, ..Self::new(status, "InternalServerError", e.message) }
     }
 }

@@ -6,7 +6,7 @@
 
 use super::account::{Account, Origin};
 use super::body::{JsonObject, rest, take};
-use super::choice::Piece;
+use super::choice::{Echoed, Piece};
 use super::errors::invalid_value;
 use super::generate::{Prompt, Run, Show, reason_word};
 use super::sampling::{self, Checked};
@@ -55,7 +55,8 @@ pub async fn post(
     let target = api.lease(&caller, asked, shared.user.as_deref()).await?;
     let default = checked.fill(&shared, &target, &api).or(Some(TOKENS_DEFAULT));
     let answer = async {
-        let prompts = api.on_text(move |text| encode(text, prompts, echo)).await?;
+        let skip_special = checked.skip_special;
+        let prompts = api.on_text(move |text| encode(text, prompts, echo, skip_special)).await?;
         let id = random_id("cmpl-");
         let account = Account::open(&api, &target, origin, &id)?;
         let run = Run::start(&api, &target, &checked, prompts, default, account)?;
@@ -128,20 +129,42 @@ fn inputs(api: &Api, prompt: wire::Prompt, n: usize) -> Result<Vec<(String, Inpu
     Ok(inputs)
 }
 
-fn encode(text: &Text, inputs: Vec<(String, Input)>, echo: bool) -> Result<Vec<Prompt>> {
+fn encode(
+    text: &Text,
+    inputs: Vec<(String, Input)>,
+    echo: bool,
+    skip_special: bool,
+) -> Result<Vec<Prompt>> {
     inputs
         .into_iter()
         .map(|(param, input)| {
             let (tokens, shown) = match input {
-                Input::Text(prompt) => (text.encode(&prompt, true)?, prompt),
-                Input::Tokens(tokens) => {
-                    let shown = if echo { text.decode(&tokens, true)? } else { String::new() };
-                    (tokens, shown)
-                }
+                Input::Text(prompt) => (text.encode(&prompt, true)?, Some(prompt)),
+                Input::Tokens(tokens) => (tokens, None),
             };
-            Ok(Prompt { param, tokens, continued: true, echo: echo.then_some(shown) })
+            let echo = echo.then(|| echoed(text, &tokens, shown, skip_special)).transpose()?;
+            Ok(Prompt { param, tokens, continued: true, echo })
         })
         .collect()
+}
+
+/// How a prompt is echoed: tokens as the answer's are, text (`shown`) as it came. Special tokens
+/// that it spells out are part of it; one that the tokenizer put in front is not.
+fn echoed(
+    text: &Text,
+    tokens: &[u32],
+    shown: Option<String>,
+    skip_special: bool,
+) -> Result<Echoed> {
+    let Some(shown) = shown else {
+        return Ok(Echoed { text: text.decode(tokens, skip_special)?, skip_special, front: 0 });
+    };
+    for front in 0..tokens.len().min(2) {
+        if text.decode(&tokens[front..], false)? == shown {
+            return Ok(Echoed { text: shown, skip_special: false, front });
+        }
+    }
+    Ok(Echoed { text: shown, skip_special: true, front: 0 })
 }
 
 /// The plain format.

@@ -6,7 +6,7 @@
 
 use super::Api;
 use super::account::{Account, Used, outcome};
-use super::choice::{Choice, Ended, Piece};
+use super::choice::{Choice, Echoed, Ended, Piece};
 use super::errors::status;
 use super::limits::client_closed;
 use super::sampling::{Checked, in_vocabulary};
@@ -29,7 +29,7 @@ pub struct Prompt {
     /// Whether the answer is the same text going on, or a new one.
     pub continued: bool,
     /// Its text, when it is to be echoed.
-    pub echo: Option<String>,
+    pub echo: Option<Echoed>,
 }
 
 /// A wire format.

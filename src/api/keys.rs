@@ -101,10 +101,12 @@ pub async fn show_limits(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
 ) -> Result<Json<AdapterLimits>> {
-    if api.app.registry.versions(&name).is_empty() {
+    let limits = api.app.access.limits(&name);
+    // Limits may come before their adapter, and stay after it.
+    if limits.is_none() && api.app.registry.versions(&name).is_empty() {
         return Err(adapters::not_found(&name));
     }
-    let limits = api.app.access.limits(&name).unwrap_or_default().into();
+    let limits = limits.unwrap_or_default().into();
     Ok(Json(AdapterLimits { object: "limits", name, limits }))
 }
 

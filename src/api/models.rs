@@ -71,7 +71,14 @@ pub async fn remove(
         let message = "a model is removed with all its versions; leave `@version` out";
         return Err(errors::invalid_value("model", message));
     }
-    api.app.registry.delete(&entry.version.name, Removal::default()).await?;
+    let name = &entry.version.name;
+    // Behind the base's name and a colon, if that was said too.
+    if id.rsplit(':').next() != Some(name) {
+        let message = format!("`{id}` is an alias: DELETE /v1/aliases/{id} removes it");
+        return Err(errors::invalid_value("model", message));
+    }
+    let removed = api.app.registry.delete(name, Removal::default()).await;
+    removed.map_err(|e| adapters::told(e, &caller))?;
     let touched = Touched { name: Some(entry.version.name.clone()), digest: None };
     Ok((Extension(touched), Json(ModelDeleted { id, object: "model", deleted: true })))
 }

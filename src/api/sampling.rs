@@ -80,7 +80,7 @@ pub fn check(fields: &SamplingFields, api: &Api) -> Result<Checked> {
         )
         .param("stream_options.include_obfuscation"));
     }
-    let tokens_max = optional("max_tokens", fields.max_tokens, 0..=i64::from(u32::MAX))?;
+    let tokens_max = tokens_max("max_tokens", fields.max_tokens, 0)?;
     let tokens_min = integer("min_tokens", fields.min_tokens, 0, 0..=i64::from(u32::MAX))? as u32;
     Ok(Checked {
         sampling: sampling(fields, api)?,
@@ -89,7 +89,7 @@ pub fn check(fields: &SamplingFields, api: &Api) -> Result<Checked> {
         include_stop: fields.include_stop_str_in_output.unwrap_or(false),
         skip_special: fields.skip_special_tokens.unwrap_or(true),
         stop_tokens: stop_tokens(fields, api)?,
-        tokens_max: tokens_max.map(|n| n as u32),
+        tokens_max,
         tokens_min,
         stream,
         include_usage: options.and_then(|o| o.include_usage).unwrap_or(false),
@@ -141,6 +141,11 @@ fn integer(
     range: RangeInclusive<i64>,
 ) -> Result<i64> {
     Ok(optional(name, value, range)?.unwrap_or(default))
+}
+
+/// A bound on the answer's tokens, from `least` on.
+pub fn tokens_max(name: &str, value: Option<i64>, least: i64) -> Result<Option<u32>> {
+    Ok(optional(name, value, least..=i64::from(u32::MAX))?.map(|n| n as u32))
 }
 
 fn optional(name: &str, value: Option<i64>, range: RangeInclusive<i64>) -> Result<Option<i64>> {

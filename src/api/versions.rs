@@ -9,12 +9,13 @@ use super::adapters::{self, not_found};
 use super::body::{JsonObject, rest};
 use super::errors::invalid_value;
 use super::wire::{AdapterVersion, ErrorBody, VersionFields};
+use crate::access::Caller;
 use crate::adapters::Digest;
 use crate::adapters::registry::{Entry, Expected, model_not_found};
 use crate::error::{Error, Result};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use http::header::{ETAG, IF_MATCH, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -45,6 +46,7 @@ pub struct ExpectedQuery {
 )]
 pub async fn roll_back(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
     query: Result<Query<ExpectedQuery>, QueryRejection>,
     headers: HeaderMap,
@@ -53,7 +55,7 @@ pub async fn roll_back(
     let Query(query) = query.map_err(|e| invalid_value("expected_version", e.body_text()))?;
     let expected = expected(&headers, query.expected_version)?;
     let VersionFields { version } = rest(body)?;
-    shown(&name, api.app.registry.roll_back(&name, version, expected).await)
+    shown(&name, &caller, api.app.registry.roll_back(&name, version, expected).await)
 }
 
 /// Keeps a version resident and on disk until it is unpinned, restarts included.
@@ -70,11 +72,12 @@ pub async fn roll_back(
 )]
 pub async fn pin(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
     JsonObject(body): JsonObject,
 ) -> Result<Response> {
     let VersionFields { version } = rest(body)?;
-    shown(&name, api.app.registry.pin(&name, version).await)
+    shown(&name, &caller, api.app.registry.pin(&name, version).await)
 }
 
 /// Undoes a pin.
@@ -87,16 +90,17 @@ pub async fn pin(
 )]
 pub async fn unpin(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
     JsonObject(body): JsonObject,
 ) -> Result<Response> {
     let VersionFields { version } = rest(body)?;
-    shown(&name, api.app.registry.unpin(&name, version).await)
+    shown(&name, &caller, api.app.registry.unpin(&name, version).await)
 }
 
-fn shown(name: &str, done: Result<Entry>) -> Result<Response> {
+fn shown(name: &str, caller: &Caller, done: Result<Entry>) -> Result<Response> {
     let entry = done.map_err(|e| named(e, name))?;
-    Ok((etag(&entry), Json(adapters::version(&entry))).into_response())
+    Ok((etag(&entry), Json(adapters::version(&entry, caller))).into_response())
 }
 
 /// The registry speaks of models; an admin asked for an adapter.

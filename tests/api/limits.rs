@@ -52,6 +52,10 @@ async fn an_adapters_quota_holds_over_all_keys_and_survives_a_restart_of_nothing
     assert_eq!(chat(BASE).await.status, 200, "the base has no such quota");
     let wrong = ask(&live, Method::PUT, path, "secret", json!({"tokens_per_day": 0})).await;
     assert_eq!(wrong.error(), "400 invalid_value tokens_per_day");
+    let early = json!({"requests_per_minute": 7});
+    ask(&live, Method::PUT, "/v1/limits/later", "secret", early).await;
+    let early = ask(&live, Method::GET, "/v1/limits/later", "secret", Value::Null).await.json();
+    assert_eq!(early["limits"]["requests_per_minute"], 7, "set before there is an adapter");
     let nobody = ask(&live, Method::GET, "/v1/limits/none", "secret", Value::Null).await;
     assert_eq!(nobody.error(), "404 adapter_not_found name");
 }

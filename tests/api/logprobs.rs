@@ -98,3 +98,25 @@ async fn an_echoed_prompt_is_scored_as_if_it_had_been_sampled() {
     assert_eq!(top[9].as_object().unwrap().len(), 1, "only the token itself");
     assert_eq!(logprobs[5..], expected);
 }
+
+#[tokio::test]
+async fn offsets_count_the_special_tokens_that_an_echo_shows() {
+    let live = Live::start(&[]);
+    let echoed = async |more: Value| {
+        let base = json!({"model": BASE, "max_tokens": 1, "temperature": 0, "echo": true,
+                          "logprobs": 0, "ignore_eos": true});
+        let choice = live.complete(with(base, more)).await.json()["choices"][0].clone();
+        let text = choice["text"].as_str().expect("text").to_owned();
+        (text, lists(&choice).3)
+    };
+    let (text, offsets) = echoed(json!({"prompt": "a<eos>b"})).await;
+    assert!(text.starts_with("a<eos>b"), "{text}");
+    assert_eq!(offsets, [0, 1, 6, 7], "as text they are part of the prompt");
+    let tokens = json!({"prompt": [97, 2, 98]});
+    let (text, offsets) = echoed(tokens.clone()).await;
+    assert!(text.starts_with("ab"), "{text}");
+    assert_eq!(offsets, [0, 1, 1, 2], "as tokens they are skipped, as the answer's are");
+    let (text, offsets) = echoed(with(tokens, json!({"skip_special_tokens": false}))).await;
+    assert!(text.starts_with("a<eos>b"), "{text}");
+    assert_eq!(offsets, [0, 1, 6, 7], "unless they are asked for");
+}

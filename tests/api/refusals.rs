@@ -66,6 +66,14 @@ async fn a_length_stop_or_count_out_of_range_is_blamed_by_name() {
         (json!({"max_tokens": -1}), "400 invalid_value max_tokens"),
         (json!({"max_tokens": CONTEXT}), "400 context_length_exceeded messages"),
         (json!({"max_completion_tokens": 6}), "400 invalid_value max_completion_tokens"),
+        (
+            json!({"max_tokens": null, "max_completion_tokens": -1}),
+            "400 invalid_value max_completion_tokens",
+        ),
+        (
+            json!({"max_tokens": null, "max_completion_tokens": 0}),
+            "400 invalid_value max_completion_tokens",
+        ),
         (json!({"min_tokens": 9}), "400 invalid_value min_tokens"),
         (json!({"top_logprobs": 2}), "400 invalid_value top_logprobs"),
         (json!({"logprobs": true, "top_logprobs": 21}), "400 invalid_value top_logprobs"),

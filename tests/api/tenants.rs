@@ -198,3 +198,46 @@ async fn tenants_find_each_others_prefixes_only_where_the_operator_says_so() {
         }
     }
 }
+
+/// Adapters that several tenants may use, and what lies around them.
+#[tokio::test]
+async fn what_tenants_share_tells_nothing_of_their_neighbours() {
+    let live = Live::start(&["--api-key", "secret"]);
+    let mut keys = Vec::new();
+    for tenant in ["acme", "glob"] {
+        let body = json!({"scopes": ["inference", "admin"], "tenant": tenant,
+                          "adapters": [format!("{tenant}-*"), "shared"]});
+        keys.push(make(&live, body).await.0);
+    }
+    assert_eq!(upload_as(&live, "secret", "shared", 1).await.status, 201);
+    assert_eq!(upload_as(&live, &keys[1], "glob-own", 2).await.status, 201);
+    let alias = json!({"weights": {"shared@1": 1}});
+    let alias = ask(&live, Method::PUT, "/v1/aliases/glob-alias", &keys[1], alias).await;
+    assert_eq!(alias.status, 201, "{}", alias.text);
+    let adapter = "/v1/adapters/shared";
+    for path in [adapter, "/v1/models/shared"] {
+        let told = ask(&live, Method::DELETE, path, &keys[0], Value::Null).await;
+        assert_eq!(told.error(), "409 adapter_aliased name");
+        assert!(!told.text.contains("glob"), "{}", told.text);
+    }
+    let unload = json!({"lora_name": "shared"});
+    let told = ask(&live, Method::POST, "/v1/unload_lora_adapter", &keys[0], unload).await;
+    assert!(told.status == 400 && !told.text.contains("glob"), "{}", told.text);
+    let told = ask(&live, Method::DELETE, adapter, "secret", Value::Null).await;
+    assert!(told.text.contains("glob-alias"), "the operator is told which: {}", told.text);
+
+    let order =
+        json!({"sources": [{"model": "shared"}, {"model": "glob-own"}], "name": "acme-out"});
+    let made = ask(&live, Method::POST, "/v1/merges", "secret", order).await;
+    assert_eq!(made.status, 202, "{}", made.text);
+    let parents = async |key: &str| -> Option<usize> {
+        let shown = ask(&live, Method::GET, "/v1/adapters/acme-out", key, Value::Null).await;
+        let body = (shown.status == 200).then(|| shown.json())?;
+        assert!(key == "secret" || !shown.text.contains("glob"), "{}", shown.text);
+        body["versions"][0]["lineage"]["from"].as_array().map(Vec::len)
+    };
+    live.until("the merge serves", async || parents("secret").await.is_some()).await;
+    assert_eq!((parents("secret").await, parents(&keys[0]).await), (Some(2), Some(1)));
+    let list = ask(&live, Method::GET, "/v1/adapters", &keys[0], Value::Null).await;
+    assert!(list.text.contains("acme-out") && !list.text.contains("glob"), "{}", list.text);
+}

@@ -109,6 +109,11 @@ async fn an_alias_spreads_users_and_keeps_each_where_it_is() {
     let back = live.post("/v1/aliases/prod/rollback", json!({})).await.json();
     assert_eq!(back["targets"].as_array().unwrap().len(), 2);
     assert_eq!(delete(&live, "/v1/adapters/acme").await.error(), "409 adapter_aliased name");
+    let told = delete(&live, "/v1/models/prod").await;
+    assert_eq!(told.error(), "400 invalid_value model");
+    assert!(told.text.contains("/v1/aliases/prod"), "{}", told.text);
+    let unload = live.post("/v1/unload_lora_adapter", json!({"lora_name": "acme"})).await;
+    assert_eq!((unload.status, &unload.json()["error"]["type"]), (400, &json!("InvalidUserInput")));
     assert_eq!(live.upload("prod", 3).await.error(), "409 name_taken name");
     let refused = [
         (json!({"weights": {"7": 1}}), "400 invalid_alias weights"),

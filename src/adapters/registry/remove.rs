@@ -18,6 +18,9 @@ use tokio::time::{Instant, timeout_at};
 /// For what is no longer used to leave memory and disk: a step, and a few file operations.
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// Code of the refusal to delete what an alias leads to.
+pub const ALIASED: &str = "adapter_aliased";
+
 /// What a deleted name had: to be told what of it was freed.
 struct Leaving {
     versions: Vec<Arc<Version>>,
@@ -35,7 +38,7 @@ impl Inner {
         self.expect(&name, &how.expected)?;
         if let Some(alias) = self.book().alias_of(&name) {
             let message = format!("alias `{}` leads to `{name}`; change it first", alias.name);
-            return Err(Error::new(Kind::Conflict, "adapter_aliased", message).param("name"));
+            return Err(Error::new(Kind::Conflict, ALIASED, message).param("name"));
         }
         self.store.remove_name(&name).await?;
         let (leaving, entries) = {
