@@ -280,9 +280,8 @@ impl Store {
     fn remove_orphans(&self, catalogue: &Catalogue) -> std::io::Result<()> {
         let named: HashSet<PathBuf> =
             catalogue.versions.iter().map(|v| self.blob(v.digest)).collect();
-        for prefix in fs::read_dir(&self.blobs)? {
-            for blob in fs::read_dir(prefix?.path())? {
-                let blob = blob?.path();
+        for prefix in directories(&self.blobs)? {
+            for blob in directories(&prefix)? {
                 if !named.contains(&blob) {
                     tracing::info!(path = %blob.display(), "removing files that no version names");
                     fs::remove_dir_all(blob)?;
@@ -291,6 +290,18 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// The directories in one; what else lies there is not ours.
+fn directories(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.push(path);
+        }
+    }
+    Ok(found)
 }
 
 /// Leaves only the canonical files in `staged`, syncs them, renames the directory and syncs its

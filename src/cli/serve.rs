@@ -7,9 +7,9 @@ use super::banner::Banner;
 use super::ledger::{self, Ledger};
 use super::{dtype_named, log, say};
 use crate::access::Access;
-use crate::adapters::BaseText;
-use crate::adapters::format::files::canonical_name;
+use crate::adapters::format::files::{AdapterFiles, canonical_name};
 use crate::adapters::registry::{Entry, Lineage, Publish, Registry, RegistryOptions};
+use crate::adapters::{BaseText, Digest};
 use crate::api::{self, App};
 use crate::config::{Config, RawConfig, memory_available};
 use crate::engine::step::EngineOptions;
@@ -34,6 +34,9 @@ use tokio::sync::mpsc;
 
 /// Usage records that may wait for their commit beside the requests under way.
 const USAGE_QUEUE_SPARE: usize = 4096;
+
+/// Who uploads what `--adapter` names.
+const START: &str = "start";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -401,9 +404,32 @@ async fn load_adapter(registry: &Registry, name: &str, from: &Path) -> Result<En
     let staging = registry.stage(name).map_err(blame)?;
     let files = copy_files(from, &staging.dir);
     let files = files.map_err(|e| blame(Error::invalid("invalid_config", e)))?;
-    let lineage = Lineage::Uploaded { by: Some("start".to_owned()), files };
+    let digest =
+        AdapterFiles::find(&staging.dir).and_then(|found| found.digest()).map_err(blame)?;
+    if let Some(current) = published_since(&registry.versions(name), digest) {
+        tracing::info!(
+            adapter = %current.version.id(),
+            directory = %from.display(),
+            "kept: it was published after the directory, which has not changed"
+        );
+        return Ok(current.clone());
+    }
+    let lineage = Lineage::Uploaded { by: Some(START.to_owned()), files };
     let how = Publish { lineage, ..Publish::default() };
     registry.publish(staging, how).await.map_err(blame)
+}
+
+/// The current version, where the name moved on after a start brought this content: a restart does
+/// not undo uploads, merges and rollbacks. A directory that has changed is news.
+fn published_since(versions: &[Entry], digest: Digest) -> Option<&Entry> {
+    let started = |e: &&Entry| match &e.version.lineage {
+        Lineage::Uploaded { by, .. } => by.as_deref() == Some(START),
+        _ => false,
+    };
+    let current = versions.iter().find(|e| e.current && e.version.digest != digest)?;
+    // Where the version that a start brought is no longer kept, others have come since.
+    let brought = versions.iter().rev().find(started);
+    brought.is_none_or(|e| e.version.digest == digest).then_some(current)
 }
 
 /// Copies what belongs to an adapter and nothing else; returns the names. Weights in other formats

@@ -168,3 +168,42 @@ async fn a_delete_with_a_drain_ends_what_still_runs_and_one_without_does_not() {
     let wrong = delete(&live, "/v1/adapters/idle?drain_seconds=601").await;
     assert_eq!(wrong.error(), "400 invalid_value drain_seconds");
 }
+
+#[tokio::test]
+async fn a_restart_undoes_nothing_that_was_published_after_the_directory() {
+    let live = Live::start(&[]);
+    let dir = live.adapter_files(1, 0.3);
+    let flag = format!("sql={}", dir.display());
+    let live = live.crash_and_restart(&["--adapter", &flag]);
+    assert_eq!(answers(&live, "sql").await, "sql@1");
+    assert_eq!(live.upload("sql", 2).await.json()["id"], "sql@2");
+    let live = live.crash_and_restart(&["--adapter", &flag]);
+    assert_eq!(answers(&live, "sql").await, "sql@2", "the upload stays");
+    let other = live.adapter_files(3, 0.3);
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(other.join(file), dir.join(file)).expect("a changed directory");
+    }
+    let live = live.crash_and_restart(&["--adapter", &flag]);
+    assert_eq!(answers(&live, "sql").await, "sql@3", "a changed directory is news");
+}
+
+#[tokio::test]
+async fn an_upload_of_what_is_there_mends_files_that_have_rotted() {
+    let live = Live::start(&[]);
+    live.upload("sql", 1).await;
+    let blobs = live.data().join("adapters/sha256");
+    let first = |dir: &std::path::Path| {
+        let entry = std::fs::read_dir(dir).expect("a directory").next().expect("one in it");
+        entry.expect("readable").path()
+    };
+    let file = first(&first(&blobs)).join("adapter_model.safetensors");
+    let mut bytes = std::fs::read(&file).expect("the weights");
+    *bytes.last_mut().expect("some") ^= 1;
+    std::fs::write(&file, bytes).expect("rot");
+    std::fs::write(blobs.join(".DS_Store"), "what a file browser leaves").expect("written");
+    let live = live.crash_and_restart(&[]);
+    assert_eq!(live.chat(hello("sql", 1)).await.error(), "500 corrupt_adapter model");
+    let again = live.upload("sql", 1).await;
+    assert_eq!((again.status, &again.json()["result"]), (200, &json!("unchanged")));
+    assert_eq!(answers(&live, "sql").await, "sql@1");
+}

@@ -33,7 +33,7 @@ impl Inner {
         }
         self.expect(&name, &how.expected)?;
         let checked = self.inspect(&staging).await?;
-        if let Some(entry) = self.published_before(&name, checked.digest, &how).await? {
+        if let Some(entry) = self.published_before(&staging, checked.digest, &how).await? {
             return Ok(entry);
         }
         self.check_room(&name)?;
@@ -72,10 +72,11 @@ impl Inner {
     /// failed. Forcing such a version makes it servable and current.
     async fn published_before(
         &self,
-        name: &str,
+        staging: &Staging,
         digest: Digest,
         how: &Publish,
     ) -> Result<Option<Entry>> {
+        let name = &*staging.name;
         let entries = self.book().entries_of(name);
         let newest = entries.last().map(|e| e.version.number);
         let same = |e: &&Entry| {
@@ -86,6 +87,12 @@ impl Inner {
             return Ok(None);
         };
         let number = entry.version.number;
+        // What is repeated is sound: files that have rotted on disk are replaced.
+        {
+            let _digest_turn = self.digest_turns.take(digest).await;
+            let (store, dir) = (self.store.clone(), staging.dir.clone());
+            blocking(move || store.keep(&dir, digest)).await?;
+        }
         if how.force && !servable(&entry.version) {
             self.store.force(name, number).await?;
             let mut book = self.book();
