@@ -67,6 +67,8 @@ pub struct Config {
     /// Directories below which `load_lora_adapter` may read.
     pub adapter_dirs: Vec<PathBuf>,
     pub body_bytes_max: usize,
+    /// Bodies, parsed JSON, prompts being encoded and archives, of all requests together.
+    pub request_bytes_max: u64,
     pub adapters_max: usize,
     pub versions_kept: usize,
     /// n, stop strings, logit_bias entries, messages per request
@@ -76,6 +78,12 @@ pub struct Config {
     pub logit_bias_max: usize,
     /// Connections open at once; more wait in the listener's backlog.
     pub connections_max: usize,
+    /// Of one address; never 0 here.
+    pub connections_per_address_max: usize,
+    /// Host names that an open server answers to, beside its own and loopback's.
+    pub allow_hosts: Vec<String>,
+    /// Origins of web pages that may call the API.
+    pub allow_origins: Vec<String>,
     /// Uploads received at once; more are told 429.
     pub uploads_max: usize,
     /// Merges waiting or running, and finished ones still listed.
@@ -86,6 +94,8 @@ pub struct Config {
     pub queue_seconds_max: u64,
     /// For the head of a request, and for a write that the client does not take.
     pub head_seconds_max: u64,
+    /// Without progress in a body.
+    pub body_seconds_max: u64,
     pub write_seconds_max: u64,
     /// Without a finished step while there is work: not live any more.
     pub stall_seconds_max: u64,
@@ -157,6 +167,7 @@ impl Config {
             upload_bytes_max: number("upload_bytes_max"),
             adapter_dirs: raw.adapter_dirs.clone().unwrap_or_default(),
             body_bytes_max: size("body_bytes_max"),
+            request_bytes_max: number("request_bytes_max"),
             adapters_max: size("adapters_max"),
             versions_kept: size("versions_kept"),
             choices_max: size("choices_max"),
@@ -164,12 +175,19 @@ impl Config {
             messages_max: size("messages_max"),
             logit_bias_max: size("logit_bias_max"),
             connections_max: size("connections_max"),
+            connections_per_address_max: match size("connections_per_address_max") {
+                0 => (size("connections_max") * 3 / 4).max(1),
+                n => n,
+            },
+            allow_hosts: raw.allow_hosts.clone().unwrap_or_default(),
+            allow_origins: raw.allow_origins.clone().unwrap_or_default(),
             uploads_max: size("uploads_max"),
             merges_max: size("merges_max"),
             merges_kept: size("merges_kept"),
             request_seconds_max: number("request_seconds_max"),
             queue_seconds_max: number("queue_seconds_max"),
             head_seconds_max: number("head_seconds_max"),
+            body_seconds_max: number("body_seconds_max"),
             write_seconds_max: number("write_seconds_max"),
             stall_seconds_max: number("stall_seconds_max"),
             drain_seconds: number("drain_seconds"),

@@ -12,7 +12,7 @@
 //! - [`adapters`]: formats, store, registry, bank
 //! - [`access`]: keys, tenants and what they may do
 //! - [`usage`]: what each request used, on disk
-//! - [`config`], [`database`], [`error`], [`metrics`], [`shape`]: leaves
+//! - [`config`], [`database`], [`error`], [`metrics`], [`shape`], [`share`]: leaves
 //!
 //! The arithmetic is in the crate `polylora-kernels`.
 #![forbid(unsafe_code)]
@@ -30,5 +30,6 @@ pub mod merge;
 pub mod metrics;
 pub mod model;
 pub mod shape;
+pub mod share;
 pub mod text;
 pub mod usage;

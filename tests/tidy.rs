@@ -47,14 +47,14 @@ const IMPORTS: &[(&str, &[&str])] = &[
         "api",
         &[
             "access", "jobs", "engine", "text", "merge", "model", "adapters", "usage", "config",
-            "error", "metrics", "shape",
+            "error", "metrics", "shape", "share",
         ],
     ),
     (
         "cli",
         &[
             "access", "api", "jobs", "engine", "text", "merge", "model", "adapters", "usage",
-            "config", "database", "error", "metrics", "shape",
+            "config", "database", "error", "metrics", "shape", "share",
         ],
     ),
     ("main", &["cli"]),

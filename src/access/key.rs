@@ -258,6 +258,11 @@ impl Caller {
         self.tenant().is_none() || patterns.iter().any(|pattern| matches(pattern, name))
     }
 
+    /// The same of `name` or `name@version`.
+    pub fn sees_version(&self, id: &str) -> bool {
+        self.sees(id.split('@').next().unwrap_or_default())
+    }
+
     /// Notes a use, to a minute.
     pub(super) fn note_use(&self, now: Duration) {
         let minute = now.as_secs() / 60 * 60;

@@ -106,7 +106,7 @@ async fn publish(
     let files = upload::receive(request, staging, api.app.config.upload_bytes_max).await?;
     let before = api.app.registry.versions(name);
     let lineage = Lineage::Uploaded { by: Some(caller.id().to_owned()), files: files.names };
-    let how = Publish { force: query.force.unwrap_or(false), expected, lineage };
+    let how = Publish { force: query.force.unwrap_or(false), expected, lineage, yields: false };
     let entry = api.app.registry.publish(files.staging, how).await?;
     let (status, result) = if before.is_empty() {
         (StatusCode::CREATED, "created")
@@ -302,7 +302,7 @@ fn generation(own: &Generation) -> Option<AdapterGeneration> {
 
 /// Parents that the caller may not know of are left out.
 fn lineage(lineage: &Lineage, caller: &Caller) -> AdapterLineage {
-    let seen = |p: &&Parent| caller.sees(p.id.split('@').next().unwrap_or_default());
+    let seen = |p: &&Parent| caller.sees_version(&p.id);
     let parent =
         |p: &Parent| AdapterParent { id: p.id.clone(), digest: p.digest.clone(), weight: p.weight };
     match lineage {

@@ -35,7 +35,7 @@ mod stream;
 mod target;
 mod templates;
 mod tokenize;
-mod upload;
+pub(crate) mod upload;
 mod usage;
 mod versions;
 mod wire;

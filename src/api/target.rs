@@ -29,7 +29,7 @@ pub struct Target {
 
 /// Refuses, as names that nobody has, those that `caller` may not know of.
 fn check_seen(caller: &Caller, asked: &Asked) -> Result<()> {
-    let hidden = |part: &&AskedPart| !caller.sees(part.name.split('@').next().unwrap_or_default());
+    let hidden = |part: &&AskedPart| !caller.sees_version(&part.name);
     match asked.parts.iter().find(hidden) {
         Some(part) => Err(not_found(&part.shown)),
         None => Ok(()),

@@ -145,7 +145,8 @@ async fn parts(request: Request, mut files: Files) -> Result<Files> {
     }
 }
 
-fn is_archive(name: &str) -> bool {
+/// Whether a file so named is unpacked.
+pub fn is_archive(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     [".zip", ".tar", ".tar.gz", ".tgz"].iter().any(|end| name.ends_with(end))
 }

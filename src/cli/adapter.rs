@@ -9,6 +9,7 @@ use super::{bad_argument, say};
 use crate::adapters::format::files::{
     CONFIG, GENERATION, TEMPLATE, TENSORS, TOKENIZER, TOKENIZER_CONFIG,
 };
+use crate::api::upload::is_archive;
 use crate::config::human;
 use crate::error::Result;
 use clap::{Args, Subcommand};
@@ -183,8 +184,7 @@ fn path(name: &str) -> Result<String> {
 fn files(from: &Path) -> Result<Vec<PathBuf>> {
     if from.is_file() {
         let name = from.to_string_lossy().to_ascii_lowercase();
-        let one =
-            [".gguf", ".zip", ".tar", ".tar.gz", ".tgz"].iter().any(|end| name.ends_with(end));
+        let one = name.ends_with(".gguf") || is_archive(&name);
         return if one {
             Ok(vec![from.to_owned()])
         } else {

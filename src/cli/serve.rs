@@ -35,9 +35,6 @@ use tokio::sync::mpsc;
 /// Usage records that may wait for their commit beside the requests under way.
 const USAGE_QUEUE_SPARE: usize = 4096;
 
-/// Who uploads what `--adapter` names.
-const START: &str = "start";
-
 const EXAMPLES: &str = "\
 Examples:
   polylora serve                                          the demo model on 127.0.0.1:8080
@@ -396,7 +393,8 @@ fn base_text(text: &Text, sandbox: &Arc<Sandbox>, vocab: usize, context: usize) 
     }
 }
 
-/// Brings an adapter in by the door that uploads use. A refusal stops the start and names the
+/// Brings an adapter in by the door that uploads use, but a restart undoes no upload, merge or
+/// rollback: only a directory that has changed is news. A refusal stops the start and names the
 /// adapter.
 async fn load_adapter(registry: &Registry, name: &str, from: &Path) -> Result<Entry> {
     let blame =
@@ -404,32 +402,9 @@ async fn load_adapter(registry: &Registry, name: &str, from: &Path) -> Result<En
     let staging = registry.stage(name).map_err(blame)?;
     let files = copy_files(from, &staging.dir);
     let files = files.map_err(|e| blame(Error::invalid("invalid_config", e)))?;
-    let digest =
-        AdapterFiles::find(&staging.dir).and_then(|found| found.digest()).map_err(blame)?;
-    if let Some(current) = published_since(&registry.versions(name), digest) {
-        tracing::info!(
-            adapter = %current.version.id(),
-            directory = %from.display(),
-            "kept: it was published after the directory, which has not changed"
-        );
-        return Ok(current.clone());
-    }
-    let lineage = Lineage::Uploaded { by: Some(START.to_owned()), files };
-    let how = Publish { lineage, ..Publish::default() };
+    let lineage = Lineage::Uploaded { by: Some("start".to_owned()), files };
+    let how = Publish { lineage, yields: true, ..Publish::default() };
     registry.publish(staging, how).await.map_err(blame)
-}
-
-/// The current version, where the name moved on after a start brought this content: a restart does
-/// not undo uploads, merges and rollbacks. A directory that has changed is news.
-fn published_since(versions: &[Entry], digest: Digest) -> Option<&Entry> {
-    let started = |e: &&Entry| match &e.version.lineage {
-        Lineage::Uploaded { by, .. } => by.as_deref() == Some(START),
-        _ => false,
-    };
-    let current = versions.iter().find(|e| e.current && e.version.digest != digest)?;
-    // Where the version that a start brought is no longer kept, others have come since.
-    let brought = versions.iter().rev().find(started);
-    brought.is_none_or(|e| e.version.digest == digest).then_some(current)
 }
 
 /// Copies what belongs to an adapter and nothing else; returns the names. Weights in other formats

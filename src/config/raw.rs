@@ -120,6 +120,13 @@ pub struct RawConfig {
     /// Largest body of any other request
     #[arg(long, env = "POLYLORA_BODY_BYTES_MAX", value_name = "SIZE")]
     pub body_bytes_max: Option<Size>,
+    /// Memory of requests before they are queued: bodies, parsed JSON, prompts being encoded,
+    /// archives; more are answered 429; default: a sixteenth of available memory, at most 1 GiB
+    #[arg(long, env = "POLYLORA_REQUEST_BYTES_MAX", value_name = "SIZE")]
+    pub request_bytes_max: Option<Size>,
+    /// Seconds that a body may stall, or come slower than 4 KiB a second, before it is given up
+    #[arg(long, env = "POLYLORA_BODY_SECONDS_MAX", value_name = "SECONDS")]
+    pub body_seconds_max: Option<u64>,
     /// Adapter names kept
     #[arg(long, env = "POLYLORA_ADAPTERS_MAX", value_name = "N")]
     pub adapters_max: Option<u64>,
@@ -141,6 +148,16 @@ pub struct RawConfig {
     /// Connections open at once; more wait to be accepted
     #[arg(long, env = "POLYLORA_CONNECTIONS_MAX", value_name = "N")]
     pub connections_max: Option<u64>,
+    /// Connections of one address; 0: three quarters of connections_max
+    #[arg(long, env = "POLYLORA_CONNECTIONS_PER_ADDRESS_MAX", value_name = "N")]
+    pub connections_per_address_max: Option<u64>,
+    /// Host names that requests may be sent to while there is no key, beside loopback names and the
+    /// address listened on
+    #[arg(long, env = "POLYLORA_ALLOW_HOSTS", value_name = "HOST", value_delimiter = ',')]
+    pub allow_hosts: Option<Vec<String>>,
+    /// Origins of web pages that may call the API from a browser, such as https://chat.example
+    #[arg(long, env = "POLYLORA_ALLOW_ORIGINS", value_name = "ORIGIN", value_delimiter = ',')]
+    pub allow_origins: Option<Vec<String>>,
     /// Uploads received at once; more are answered 429
     #[arg(long, env = "POLYLORA_UPLOADS_MAX", value_name = "N")]
     pub uploads_max: Option<u64>,
@@ -238,6 +255,8 @@ impl RawConfig {
             upload_bytes_max: self.upload_bytes_max.or(below.upload_bytes_max),
             adapter_dirs: self.adapter_dirs.or(below.adapter_dirs),
             body_bytes_max: self.body_bytes_max.or(below.body_bytes_max),
+            request_bytes_max: self.request_bytes_max.or(below.request_bytes_max),
+            body_seconds_max: self.body_seconds_max.or(below.body_seconds_max),
             adapters_max: self.adapters_max.or(below.adapters_max),
             versions_kept: self.versions_kept.or(below.versions_kept),
             choices_max: self.choices_max.or(below.choices_max),
@@ -245,6 +264,11 @@ impl RawConfig {
             messages_max: self.messages_max.or(below.messages_max),
             logit_bias_max: self.logit_bias_max.or(below.logit_bias_max),
             connections_max: self.connections_max.or(below.connections_max),
+            connections_per_address_max: self
+                .connections_per_address_max
+                .or(below.connections_per_address_max),
+            allow_hosts: self.allow_hosts.or(below.allow_hosts),
+            allow_origins: self.allow_origins.or(below.allow_origins),
             uploads_max: self.uploads_max.or(below.uploads_max),
             merges_max: self.merges_max.or(below.merges_max),
             merges_kept: self.merges_kept.or(below.merges_kept),
@@ -338,12 +362,14 @@ pub const RANGES: &[Range] = ranges! {
         messages_max: 1, 65_536, 1024;
         logit_bias_max: 0, 65_536, 1024;
         connections_max: 1, 65_536, 1024;
+        connections_per_address_max: 0, 65_536, 0;
         uploads_max: 1, 256, 4;
         merges_max: 1, 1024, 16;
         merges_kept: 1, 10_000, 100;
         request_seconds_max: 1, 86_400, 600;
         queue_seconds_max: 1, 86_400, 60;
         head_seconds_max: 1, 3600, 30;
+        body_seconds_max: 1, 3600, 30;
         write_seconds_max: 1, 3600, 60;
         stall_seconds_max: 1, 3600, 60;
         drain_seconds: 0, 3600, 30;
@@ -356,7 +382,9 @@ pub const RANGES: &[Range] = ranges! {
         kv_bytes: MIB, TIB, (machine::memory_available() / 4).clamp(MIB, 2 * GIB);
         adapter_bytes_max: MIB, TIB, (machine::memory_available() / 8).clamp(MIB, GIB);
         upload_bytes_max: 1024, 64 * GIB, 512 * MIB;
-        body_bytes_max: 1024, GIB, 8 * MIB;
+        body_bytes_max: 1024, GIB, 4 * MIB;
+        request_bytes_max: 16 * MIB, TIB,
+            (machine::memory_available() / 16).clamp(64 * MIB, GIB);
     }
 };
 

@@ -8,7 +8,7 @@ use super::aliases::name_taken;
 use super::holds::servable;
 use super::remove::discard;
 use super::residency::blocking;
-use super::{Entry, Inner, Publish, Staging, Version};
+use super::{Entry, Inner, Lineage, Publish, Staging, Version};
 use crate::adapters::Digest;
 use crate::adapters::format::{self, Summary, files::AdapterFiles};
 use crate::error::{Error, Kind, Result};
@@ -33,6 +33,10 @@ impl Inner {
         }
         self.expect(&name, &how.expected)?;
         let checked = self.inspect(&staging).await?;
+        if let Some(entry) = self.published_since(&name, checked.digest, &how) {
+            tracing::info!(id = entry.version.id(), "kept: it was published later");
+            return Ok(entry);
+        }
         if let Some(entry) = self.published_before(&staging, checked.digest, &how).await? {
             return Ok(entry);
         }
@@ -66,6 +70,22 @@ impl Inner {
             Ok(Checked { summary, digest: files.digest()?, bytes })
         })
         .await
+    }
+
+    /// The current version, where an upload that yields brings nothing new.
+    fn published_since(&self, name: &str, digest: Digest, how: &Publish) -> Option<Entry> {
+        let uploader = |lineage: &Lineage| match lineage {
+            Lineage::Uploaded { by, .. } => by.clone(),
+            _ => None,
+        };
+        let entries = self.book().entries_of(name);
+        let later = |e: &&Entry| how.yields && e.current && e.version.digest != digest;
+        let current = entries.iter().find(later)?;
+        let by = uploader(&how.lineage);
+        let mut brought = entries.iter().rev().filter(|e| uploader(&e.version.lineage) == by);
+        // Where the version that it brought is no longer kept, others have come since.
+        let same = brought.next().is_none_or(|e| e.version.digest == digest);
+        same.then(|| current.clone())
     }
 
     /// The version that this upload repeats, if any: the current one, or the newest if its probe

@@ -131,6 +131,8 @@ pub struct Publish {
     /// All must hold.
     pub expected: Vec<Expected>,
     pub lineage: Lineage,
+    /// Leave the name to what was published after the same uploader last brought this content.
+    pub yields: bool,
 }
 
 /// How a removal is meant.

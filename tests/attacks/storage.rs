@@ -1,0 +1,1 @@
+//! Full and failing disks, lost catalogues, jumping clocks: what was answered as done is there.

@@ -1,0 +1,1 @@
+//! What two tenants share, one of them greedy: the other keeps its share.
