@@ -106,6 +106,7 @@ const ROOT: &[&str] = &[
     "README.md",
     "adapters",
     "benches",
+    "docs",
     "kernels",
     "rustfmt.toml",
     "src",
