@@ -1,21 +1,25 @@
 //! The writer: gathers records for a moment and commits them together.
 //!
 //! Owns commits and the removal of old records. Never loses a record it was given while the process
-//! lives: a commit that fails is tried again. The thing to know: records that are not committed yet
-//! are all that a crash can lose.
+//! lives: a commit that fails is tried again, once the storage is writable. The thing to know:
+//! records that are not committed yet are all that a crash can lose, and old ones go by a time that
+//! a clock which was set does not move.
 
 use super::{Message, Record, UsageOptions};
+use crate::clock::{Now, Trusted};
+use crate::database::Database;
+use crate::error::Result;
 use crate::metrics::Metrics;
-use sqlx::sqlite::SqlitePool;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 /// Records of one commit, at most.
 const BATCH_MAX: usize = 1000;
 /// Between two looks for old records, and how many go at once.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
-const PRUNED_MAX: i64 = 10_000;
+const PRUNED_MAX: u64 = 10_000;
 /// After a commit that failed, doubled each time up to the second.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
@@ -30,18 +34,27 @@ const INSERT: &str = "
     ON CONFLICT (id) DO NOTHING";
 
 pub struct Writer {
-    pool: SqlitePool,
+    database: Database,
     options: UsageOptions,
     metrics: Arc<Metrics>,
+    pending: Arc<AtomicU64>,
+    time: Trusted,
     records: Vec<Record>,
     waiting: Vec<oneshot::Sender<()>>,
     pruned: Option<Instant>,
 }
 
 impl Writer {
-    pub fn new(pool: SqlitePool, options: UsageOptions, metrics: Arc<Metrics>) -> Self {
+    /// On what is there: the newest record's time, looked at now.
+    pub fn new(
+        (database, newest, now): (Database, Option<Duration>, Now),
+        options: UsageOptions,
+        metrics: Arc<Metrics>,
+        pending: Arc<AtomicU64>,
+    ) -> Self {
         let (records, waiting) = (Vec::new(), Vec::new());
-        Self { pool, options, metrics, records, waiting, pruned: None }
+        let time = Trusted::new(newest, now);
+        Self { database, options, metrics, pending, time, records, waiting, pruned: None }
     }
 
     /// Until every sender is gone.
@@ -53,7 +66,6 @@ impl Writer {
             self.commit().await;
             self.prune().await;
         }
-        self.pool.close().await;
     }
 
     /// True: somebody waits for the commit now.
@@ -94,8 +106,10 @@ impl Writer {
             tracing::error!(%error, records = self.records.len(), "usage records not committed");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_AFTER_MAX);
+            self.options.storage.writable().await;
         }
         self.metrics.usage_records.inc_by(self.records.len() as u64);
+        self.pending.fetch_sub(self.records.len() as u64, Ordering::Relaxed);
         self.records.clear();
         for waiting in self.waiting.drain(..) {
             // Whoever does not wait any more has its record all the same.
@@ -103,13 +117,13 @@ impl Writer {
         }
     }
 
-    async fn try_commit(&self) -> sqlx::Result<()> {
+    async fn try_commit(&self) -> Result<()> {
         if self.records.is_empty() {
             return Ok(());
         }
-        let mut t = self.pool.begin().await?;
+        let mut t = self.database.begin().await?;
         for r in &self.records {
-            sqlx::query(INSERT)
+            let insert = sqlx::query(INSERT)
                 .bind(&r.id)
                 .bind(&r.request_id)
                 .bind(r.ended_ms as i64)
@@ -123,9 +137,8 @@ impl Writer {
                 .bind(r.completion_tokens as i64)
                 .bind(&r.finish_reason)
                 .bind(&r.route)
-                .bind(i64::from(r.status))
-                .execute(&mut *t)
-                .await?;
+                .bind(i64::from(r.status));
+            t.run(insert).await?;
         }
         t.commit().await
     }
@@ -135,9 +148,9 @@ impl Writer {
         if self.pruned.is_some_and(|at| at.elapsed() < PRUNE_EVERY) {
             return;
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        let now = self.time.look(Now::read()).as_millis() as u64;
         let oldest = now.saturating_sub(self.options.days_max.saturating_mul(DAY_MS));
-        let removed = sqlx::query(
+        let surplus = sqlx::query(
             "DELETE FROM usage WHERE sequence IN (
                 SELECT sequence FROM usage
                 WHERE sequence <= (SELECT max(sequence) FROM usage) - ?1 OR ended_ms < ?2
@@ -145,12 +158,11 @@ impl Writer {
         )
         .bind(self.options.records_max as i64)
         .bind(oldest as i64)
-        .bind(PRUNED_MAX)
-        .execute(&self.pool)
-        .await;
+        .bind(PRUNED_MAX as i64);
+        let removed = self.database.run(surplus).await;
         match removed {
             // A full bite leaves more to do: the next commit goes on.
-            Ok(done) if done.rows_affected() as i64 == PRUNED_MAX => {}
+            Ok(PRUNED_MAX) => {}
             Ok(_) => self.pruned = Some(Instant::now()),
             Err(error) => {
                 tracing::warn!(%error, "old usage records not removed");
