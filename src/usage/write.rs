@@ -64,7 +64,7 @@ impl Writer {
                 self.gather(&mut messages).await;
             }
             self.commit().await;
-            self.prune().await;
+            self.prune(Now::read()).await;
         }
     }
 
@@ -144,11 +144,11 @@ impl Writer {
     }
 
     /// Removes what is too old or too much, a bounded number at a time.
-    async fn prune(&mut self) {
+    async fn prune(&mut self, now: Now) {
         if self.pruned.is_some_and(|at| at.elapsed() < PRUNE_EVERY) {
             return;
         }
-        let now = self.time.look(Now::read()).as_millis() as u64;
+        let now = self.time.look(now).as_millis() as u64;
         let oldest = now.saturating_sub(self.options.days_max.saturating_mul(DAY_MS));
         let surplus = sqlx::query(
             "DELETE FROM usage WHERE sequence IN (
@@ -169,5 +169,83 @@ impl Writer {
                 self.pruned = Some(Instant::now());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{MIGRATIONS, read};
+    use super::*;
+    use crate::database::Storage;
+
+    const DAY: u64 = 86_400;
+    /// A day in 2026, in seconds.
+    const START: u64 = 20_500 * DAY;
+
+    fn at(wall: u64, monotonic: u64) -> Now {
+        Now { wall: Duration::from_secs(wall), monotonic: Duration::from_secs(monotonic) }
+    }
+
+    fn record(id: &str, ended: u64) -> Record {
+        let text = String::new;
+        Record {
+            id: id.to_owned(),
+            request_id: text(),
+            ended_ms: ended * 1000,
+            tenant: text(),
+            key_id: text(),
+            adapter: "base".to_owned(),
+            version: 0,
+            digest: text(),
+            prompt_tokens: 1,
+            cached_tokens: 0,
+            completion_tokens: 1,
+            finish_reason: "stop".to_owned(),
+            route: text(),
+            status: 200,
+        }
+    }
+
+    /// A writer that keeps 90 days, begun at `now` on what is in `storage`.
+    async fn writer(storage: &Storage, now: Now) -> Writer {
+        let database = Database::open(storage, "usage.db", MIGRATIONS).await.unwrap();
+        let newest = read::newest(&database).await.unwrap();
+        let options = UsageOptions {
+            storage: storage.clone(),
+            queue_max: 1,
+            commit_time: Duration::ZERO,
+            days_max: 90,
+            records_max: 1000,
+        };
+        Writer::new((database, newest, now), options, Arc::default(), Arc::default())
+    }
+
+    async fn left(writer: &mut Writer, now: Now) -> usize {
+        writer.pruned = None;
+        writer.prune(now).await;
+        let all = read::Filter::default();
+        read::records(&writer.database, &all, 0, 1000).await.unwrap().len()
+    }
+
+    #[tokio::test]
+    async fn records_go_by_age_and_not_by_a_clock_that_was_set() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = Storage::of(dir.path());
+        let mut first = writer(&storage, at(START, 0)).await;
+        first.records = vec![record("old", START - 80 * DAY), record("new", START)];
+        first.try_commit().await.unwrap();
+        assert_eq!(left(&mut first, at(START, 0)).await, 2);
+        // 200 days ahead, for an hour.
+        for minute in 1..60 {
+            let now = at(START + 200 * DAY + 60 * minute, 60 * minute);
+            assert_eq!(left(&mut first, now).await, 2, "minute {minute}");
+        }
+        // Back, and eleven days go by.
+        assert_eq!(left(&mut first, at(START + 3600, 3600)).await, 2);
+        assert_eq!(left(&mut first, at(START + 11 * DAY, 11 * DAY)).await, 1);
+        drop(first);
+        // A start with a clock that is ahead goes by the newest record.
+        let mut second = writer(&storage, at(START + 300 * DAY, 0)).await;
+        assert_eq!(left(&mut second, at(START + 300 * DAY + 60, 60)).await, 1);
     }
 }
