@@ -1,93 +1,344 @@
-//! The data directory's lock, and its SQLite files: how one is opened and brought to this program's
-//! format.
+//! The data directory's lock, and its SQLite files: how one is opened, brought to this program's
+//! format, read and changed.
 //!
-//! Owns the lock, journal, sync and migration. Never knows a table: who opens a file brings its
-//! migrations. The thing to know: migration n turns format n into n + 1 in one transaction, and a
-//! file that is newer than the program is refused untouched.
+//! Owns every connection, and begins and ends every transaction. Never knows a table: who opens a
+//! file brings its migrations. The thing to know: after any error the connection is closed and the
+//! next change opens a new one, so what a failed commit left behind can never swallow a later one.
+
+mod connect;
+mod storage;
 
 use crate::error::{Error, Kind, Result};
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
-};
+use sqlx::query::Query;
+use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection, SqliteRow};
+use sqlx::{AssertSqlSafe, Connection as _};
 use std::fs::{self, File, TryLockError};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+pub use storage::{FULL, Storage, write_failed};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-/// Page cache of one file, as SQLite says -KiB. Little is read again, and what is lies in the
-/// system's own cache.
-const CACHE: &str = "-256";
+/// A data directory that is this process's. It goes with the value.
+pub struct Lock {
+    _files: Vec<File>,
+}
 
-/// Takes the data directory for this process, making it if need be. The lock goes with the file.
-/// Errors: `data_dir_locked`.
-pub fn lock(dir: &Path) -> Result<File> {
+/// Takes the data directory for this process, making it if need be. On a disk that takes no new
+/// file the directory itself is locked; it is always, so that two servers are kept apart whatever
+/// each of them could make. Errors: `data_dir_locked`.
+pub fn lock(dir: &Path) -> Result<Lock> {
     let failed = |e: std::io::Error| Error::fault(format!("data directory {}: {e}", dir.display()));
     fs::create_dir_all(dir).map_err(failed)?;
-    let lock = File::create(dir.join("lock")).map_err(failed)?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::Error(e)) => Err(failed(e)),
-        Err(TryLockError::WouldBlock) => Err(Error::new(
-            Kind::Conflict,
-            "data_dir_locked",
-            format!("data directory {} is in use by another server", dir.display()),
-        )),
+    let path = dir.join("lock");
+    let named = File::create(&path).or_else(|_| File::open(&path));
+    let mut files = Vec::new();
+    for file in [named, File::open(dir)] {
+        let Ok(file) = file else { continue };
+        match file.try_lock() {
+            Ok(()) => files.push(file),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::new(
+                    Kind::Conflict,
+                    "data_dir_locked",
+                    format!("data directory {} is in use by another server", dir.display()),
+                ));
+            }
+            // A file system that locks no directories locks the file.
+            Err(TryLockError::Error(e)) => tracing::debug!(error = %e, "a lock is not to be had"),
+        }
+    }
+    if files.is_empty() {
+        return Err(failed(std::io::Error::other("it cannot be locked")));
+    }
+    Ok(Lock { _files: files })
+}
+
+/// One SQLite file. Cheap to clone.
+#[derive(Clone)]
+pub struct Database {
+    files: Arc<Files>,
+}
+
+/// The file and its two connections. One writes; the other reads, and is always open: the index of
+/// the log lives as long as a connection does, so opening the first anew reads back no commit that
+/// failed.
+struct Files {
+    name: String,
+    path: PathBuf,
+    migrations: Vec<&'static str>,
+    storage: Storage,
+    writer: Arc<AsyncMutex<Option<SqliteConnection>>>,
+    reader: AsyncMutex<Option<Reader>>,
+}
+
+/// A connection that reads. One that was opened in need may keep a writer out, or see no later
+/// commit: a writer replaces it.
+struct Reader {
+    connection: SqliteConnection,
+    in_need: bool,
+}
+
+type Statement<'q> = Query<'q, Sqlite, SqliteArguments>;
+
+impl Database {
+    /// Opens or creates `name` in the directory of `storage`, every commit synced, and applies the
+    /// migrations that it lacks. A migration is one or more statements; the list only ever grows:
+    /// migration n turns format n into n + 1 in one transaction. On a disk that takes no writes,
+    /// what is there can be read, and what is not is empty. Errors: `data_dir_unsupported` (a newer
+    /// format), `storage_full` (an older format that cannot be brought up).
+    pub async fn open(storage: &Storage, name: &str, migrations: &[&'static str]) -> Result<Self> {
+        let files = Arc::new(Files {
+            name: name.to_owned(),
+            path: storage.dir().join(name),
+            migrations: migrations.to_vec(),
+            storage: storage.clone(),
+            writer: Arc::default(),
+            reader: AsyncMutex::default(),
+        });
+        match files.connect_writer().await {
+            Ok(connection) => *files.writer.lock().await = Some(connection),
+            Err(e) if e.code == FULL => {}
+            Err(e) => return Err(e),
+        }
+        *files.reader.lock().await = Some(files.connect_reader().await?);
+        storage.add(&files);
+        Ok(Self { files })
+    }
+
+    /// Begins a change; nothing of it lasts before `commit`. Errors: `storage_full`.
+    pub async fn begin(&self) -> Result<Transaction> {
+        self.files.storage.check()?;
+        self.files.begin().await
+    }
+
+    /// A change that is one statement; returns the rows that it changed. Errors: `storage_full`.
+    pub async fn run(&self, statement: Statement<'_>) -> Result<u64> {
+        let mut t = self.begin().await?;
+        let changed = t.run(statement).await?;
+        t.commit().await?;
+        Ok(changed)
+    }
+
+    /// Reads what is committed.
+    pub async fn rows(&self, query: Statement<'_>) -> Result<Vec<SqliteRow>> {
+        let mut slot = self.files.reader.lock().await;
+        let mut reader = match slot.take() {
+            Some(reader) => reader,
+            None => self.files.connect_reader().await?,
+        };
+        let rows = query.fetch_all(&mut reader.connection).await;
+        let rows = rows.map_err(|e| Error::fault(format!("{}: {e}", self.files.name)))?;
+        *slot = Some(reader);
+        Ok(rows)
+    }
+
+    /// The first row, if there is one.
+    pub async fn row(&self, query: Statement<'_>) -> Result<Option<SqliteRow>> {
+        Ok(self.rows(query).await?.into_iter().next())
     }
 }
 
-/// Opens or creates a file, every commit synced, and applies the migrations that it lacks. A
-/// migration is one or more statements; the list only ever grows. One connection: writes are short,
-/// and what is read often is kept in memory. Errors: `data_dir_unsupported` (a newer format).
-pub async fn open(path: &Path, migrations: &[&'static str]) -> Result<SqlitePool> {
-    let failed = |e: sqlx::Error| Error::fault(format!("{}: {e}", path.display()));
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .pragma("cache_size", CACHE);
-    let pool =
-        SqlitePoolOptions::new().max_connections(1).connect_with(options).await.map_err(failed)?;
-    let found: i64 =
-        sqlx::query_scalar("PRAGMA user_version").fetch_one(&pool).await.map_err(failed)?;
-    let known = migrations.len() as i64;
-    if found > known {
-        let file = path.file_name().unwrap_or_default().to_string_lossy();
-        return Err(Error::new(
-            Kind::Conflict,
-            "data_dir_unsupported",
-            format!("{file} has format {found}; this program knows {known}"),
-        ));
+impl Files {
+    /// A connection that has just written and synced something: the format, over itself.
+    async fn connect_writer(&self) -> Result<SqliteConnection> {
+        let mut connection = connect::writable(&self.path).await.map_err(|e| self.failed(&e))?;
+        let found = self.format(&mut connection).await?;
+        let known = self.migrations.len();
+        for (format, migration) in (1..).zip(&self.migrations).skip(found) {
+            self.write(&mut connection, migration, format).await?;
+        }
+        if found == known {
+            self.write(&mut connection, "", known).await?;
+        }
+        Ok(connection)
     }
-    for (format, migration) in (1..).zip(migrations).skip(found.max(0) as usize) {
-        let mut t = pool.begin().await.map_err(failed)?;
-        sqlx::raw_sql(*migration).execute(&mut *t).await.map_err(failed)?;
-        // PRAGMA takes no bound values; the number is ours.
-        let mark = sqlx::AssertSqlSafe(format!("PRAGMA user_version = {format}"));
-        sqlx::raw_sql(mark).execute(&mut *t).await.map_err(failed)?;
-        t.commit().await.map_err(failed)?;
+
+    async fn write(&self, to: &mut SqliteConnection, what: &str, format: usize) -> Result<()> {
+        // PRAGMA takes no bound values; the number is ours, and migrations are the program's.
+        let all = format!("BEGIN IMMEDIATE; {what} ; PRAGMA user_version = {format}; COMMIT;");
+        let done = sqlx::raw_sql(AssertSqlSafe(all)).execute(to).await;
+        done.map(drop).map_err(|e| self.failed(&e))
     }
-    Ok(pool)
+
+    /// How many migrations the file has had. Errors: `data_dir_unsupported`.
+    async fn format(&self, of: &mut SqliteConnection) -> Result<usize> {
+        let found = sqlx::query_scalar("PRAGMA user_version").fetch_one(of).await;
+        let found: i64 = found.map_err(|e| self.failed(&e))?;
+        let known = self.migrations.len();
+        let found = usize::try_from(found).unwrap_or(0);
+        if found <= known {
+            return Ok(found);
+        }
+        let message = format!("{} has format {found}; this program knows {known}", self.name);
+        Err(Error::new(Kind::Conflict, "data_dir_unsupported", message))
+    }
+
+    async fn connect_reader(&self) -> Result<Reader> {
+        let wrong = |e: sqlx::Error| Error::fault(format!("{}: {e}", self.name));
+        if self.path.exists() {
+            let (mut connection, in_need) = connect::readable(&self.path).await.map_err(wrong)?;
+            let found = self.format(&mut connection).await?;
+            let known = self.migrations.len();
+            if found == known {
+                return Ok(Reader { connection, in_need });
+            }
+            if found > 0 {
+                let message = format!(
+                    "{} has format {found} and cannot be brought to {known}: nothing can be written",
+                    self.name
+                );
+                return Err(storage::full(message));
+            }
+        }
+        // Never made, and cannot be now.
+        let mut connection = connect::in_memory().await.map_err(wrong)?;
+        for migration in &self.migrations {
+            sqlx::raw_sql(*migration).execute(&mut connection).await.map_err(wrong)?;
+        }
+        Ok(Reader { connection, in_need: true })
+    }
+
+    async fn begin(self: &Arc<Self>) -> Result<Transaction> {
+        let mut slot = self.writer.clone().lock_owned().await;
+        let mut connection = match slot.take() {
+            Some(connection) => connection,
+            None => self.connect_writer().await?,
+        };
+        let begun = sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut connection).await;
+        let mut t = Transaction { connection: Some(connection), slot, files: self.clone() };
+        match begun {
+            Ok(_) => Ok(t),
+            Err(error) => Err(t.fail(&error).await),
+        }
+    }
+
+    /// Whether a commit gets to the disk. A reader that was opened in need is opened anew.
+    async fn probe(self: &Arc<Self>) -> Result<()> {
+        let mut slot = self.writer.lock().await;
+        let mut reader = self.reader.lock().await;
+        if reader.as_ref().is_some_and(|r| r.in_need)
+            && let Some(reader) = reader.take()
+        {
+            // It only read.
+            let _ = reader.connection.close().await;
+        }
+        let mut connection = match slot.take() {
+            Some(connection) => connection,
+            None => self.connect_writer().await?,
+        };
+        self.write(&mut connection, "", self.migrations.len()).await?;
+        *slot = Some(connection);
+        if reader.is_none() {
+            *reader = Some(self.connect_reader().await?);
+        }
+        Ok(())
+    }
+
+    /// What a failed write means; turns the storage if it is its fault.
+    fn failed(&self, error: &sqlx::Error) -> Error {
+        let message = format!("{}: {error}", self.name);
+        if !is_storage(error) {
+            return Error::fault(message);
+        }
+        self.storage.turn(&message);
+        storage::full(message)
+    }
+}
+
+/// Whether SQLite could not write: READONLY, IOERR, FULL, CANTOPEN. Memory that lacked is none.
+fn is_storage(error: &sqlx::Error) -> bool {
+    const IOERR_NOMEM: i32 = 10 | (12 << 8);
+    let code = error.as_database_error().and_then(|e| e.code()?.parse::<i32>().ok());
+    code.is_some_and(|code| code != IOERR_NOMEM && matches!(code & 0xff, 8 | 10 | 13 | 14))
+}
+
+/// A change under way. It begins and ends by statements of its own: `BEGIN` fails inside another
+/// transaction and `COMMIT` outside of one, so one that succeeds is SQLite's word for a commit.
+/// Dropped before that, or after an error, its connection goes with it and nothing is changed.
+pub struct Transaction {
+    connection: Option<SqliteConnection>,
+    slot: OwnedMutexGuard<Option<SqliteConnection>>,
+    files: Arc<Files>,
+}
+
+impl Transaction {
+    /// Returns the rows that it changed.
+    pub async fn run(&mut self, statement: Statement<'_>) -> Result<u64> {
+        let done = statement.execute(self.open()?).await;
+        match done {
+            Ok(done) => Ok(done.rows_affected()),
+            Err(error) => Err(self.fail(&error).await),
+        }
+    }
+
+    /// What a statement returns, as the change leaves it.
+    pub async fn rows(&mut self, statement: Statement<'_>) -> Result<Vec<SqliteRow>> {
+        let rows = statement.fetch_all(self.open()?).await;
+        match rows {
+            Ok(rows) => Ok(rows),
+            Err(error) => Err(self.fail(&error).await),
+        }
+    }
+
+    /// Makes it last: it is on disk when this returns, or was not done.
+    pub async fn commit(mut self) -> Result<()> {
+        let done = sqlx::raw_sql("COMMIT").execute(self.open()?).await;
+        if let Err(error) = done {
+            return Err(self.fail(&error).await);
+        }
+        *self.slot = self.connection.take();
+        Ok(())
+    }
+
+    fn open(&mut self) -> Result<&mut SqliteConnection> {
+        let name = &self.files.name;
+        let over = || Error::fault(format!("{name}: a change went on after it failed"));
+        self.connection.as_mut().ok_or_else(over)
+    }
+
+    /// Closes the connection. A commit that could not be synced may stand in the log, whole: the
+    /// new connection writes over it at once, so that a kill cannot bring it back.
+    async fn fail(&mut self, error: &sqlx::Error) -> Error {
+        if let Some(connection) = self.connection.take() {
+            // Whatever it says, it is closed.
+            let _ = connection.close().await;
+        }
+        let failure = self.files.failed(error);
+        if failure.code == FULL {
+            *self.slot = self.files.connect_writer().await.ok();
+        }
+        failure
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sqlx::Row as _;
 
     const ONE: &str = "CREATE TABLE a (x INTEGER) STRICT; INSERT INTO a VALUES (1);";
     const TWO: &str = "ALTER TABLE a ADD COLUMN y INTEGER; UPDATE a SET y = x + 1;";
 
+    async fn open(dir: &Path, migrations: &[&'static str]) -> Result<Database> {
+        Database::open(&Storage::of(dir), "t.db", migrations).await
+    }
+
+    async fn count(database: &Database) -> i64 {
+        let row = database.row(sqlx::query("SELECT count(*) AS n FROM a")).await;
+        row.unwrap().unwrap().get("n")
+    }
+
     #[tokio::test]
     async fn a_file_gets_the_migrations_it_lacks_once_and_a_newer_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("t.db");
-        open(&path, &[ONE]).await.unwrap().close().await;
+        drop(open(dir.path(), &[ONE]).await.unwrap());
         for _ in 0..2 {
-            let pool = open(&path, &[ONE, TWO]).await.unwrap();
-            let rows: Vec<(i64, i64)> =
-                sqlx::query_as("SELECT x, y FROM a").fetch_all(&pool).await.unwrap();
+            let database = open(dir.path(), &[ONE, TWO]).await.unwrap();
+            let rows = database.rows(sqlx::query("SELECT x, y FROM a")).await.unwrap();
+            let rows: Vec<(i64, i64)> = rows.iter().map(|r| (r.get("x"), r.get("y"))).collect();
             assert_eq!(rows, [(1, 2)]);
-            pool.close().await;
         }
-        let refused = open(&path, &[ONE]).await.expect_err("refused");
+        let refused = open(dir.path(), &[ONE]).await.map(drop).expect_err("refused");
         assert_eq!(refused.code, "data_dir_unsupported");
         assert!(refused.message.contains("t.db has format 2"), "{}", refused.message);
     }
@@ -95,13 +346,46 @@ mod tests {
     #[tokio::test]
     async fn a_migration_that_fails_leaves_the_file_as_it_was() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("t.db");
-        open(&path, &[ONE]).await.unwrap().close().await;
+        drop(open(dir.path(), &[ONE]).await.unwrap());
         let half = "INSERT INTO a VALUES (2); INSERT INTO missing VALUES (1);";
-        assert!(open(&path, &[ONE, half]).await.is_err());
-        let pool = open(&path, &[ONE]).await.unwrap();
-        let rows: i64 =
-            sqlx::query_scalar("SELECT count(*) FROM a").fetch_one(&pool).await.unwrap();
-        assert_eq!(rows, 1);
+        assert!(open(dir.path(), &[ONE, half]).await.is_err());
+        assert_eq!(count(&open(dir.path(), &[ONE]).await.unwrap()).await, 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_dropped_or_fails_changes_nothing_and_the_next_change_lasts() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = open(dir.path(), &[ONE]).await.unwrap();
+        let insert = || sqlx::query("INSERT INTO a VALUES (2)");
+        let mut dropped = database.begin().await.unwrap();
+        dropped.run(insert()).await.unwrap();
+        drop(dropped);
+        for _ in 0..3 {
+            let mut failed = database.begin().await.unwrap();
+            failed.run(insert()).await.unwrap();
+            assert!(failed.run(sqlx::query("INSERT INTO missing VALUES (1)")).await.is_err());
+            assert!(failed.run(insert()).await.is_err());
+            assert!(failed.commit().await.is_err());
+        }
+        assert_eq!(count(&database).await, 1);
+        // A transaction that a statement ended by itself is not reported as committed.
+        let mut ended = database.begin().await.unwrap();
+        ended.run(sqlx::query("ROLLBACK")).await.unwrap();
+        assert!(ended.commit().await.is_err());
+        assert_eq!(database.run(insert()).await.unwrap(), 1);
+        drop(database);
+        assert_eq!(count(&open(dir.path(), &[ONE]).await.unwrap()).await, 2);
+    }
+
+    #[tokio::test]
+    async fn two_servers_are_kept_apart_by_the_file_or_by_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path()).unwrap();
+        let refused = |dir: &Path| lock(dir).map(drop).expect_err("held").code;
+        assert_eq!(refused(dir.path()), "data_dir_locked");
+        fs::remove_file(dir.path().join("lock")).unwrap();
+        assert_eq!(refused(dir.path()), "data_dir_locked");
+        drop(held);
+        lock(dir.path()).unwrap();
     }
 }

@@ -12,7 +12,7 @@
 //! - [`adapters`]: formats, store, registry, bank
 //! - [`access`]: keys, tenants and what they may do
 //! - [`usage`]: what each request used, on disk
-//! - [`config`], [`database`], [`error`], [`metrics`], [`shape`], [`share`]: leaves
+//! - [`clock`], [`config`], [`database`], [`error`], [`metrics`], [`shape`], [`share`]: leaves
 //!
 //! The arithmetic is in the crate `polylora-kernels`.
 #![forbid(unsafe_code)]
@@ -21,6 +21,7 @@ pub mod access;
 pub mod adapters;
 pub mod api;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod database;
 pub mod engine;

@@ -12,6 +12,7 @@ use common::adapters::Noise;
 use common::tiny;
 use polylora::adapters::registry::{Publish, Registry, RegistryOptions};
 use polylora::adapters::{BaseRows, BaseText};
+use polylora::database::Storage;
 use polylora::engine::step::EngineOptions;
 use polylora::engine::{EngineHandle, Event, Request, Sampling, probe};
 use polylora::metrics::Metrics;
@@ -123,7 +124,7 @@ impl House {
         });
         let one = Self::bytes_of_one(weights, dir.path()).await;
         let options = RegistryOptions {
-            data_dir: dir.path().join("data"),
+            storage: Storage::of(dir.path().join("data")),
             base_name: "tiny".to_owned(),
             base_digest: weights.digest,
             text: no_bundles(weights.shape.vocab),

@@ -1,6 +1,7 @@
 //! Rates, places and quotas, to the millisecond: the clock is an argument.
 
 use polylora::access::{Access, Caller, Limits, NewKey, Scope};
+use polylora::clock::Now;
 use std::time::Duration;
 
 /// 2026-03-31 23:00:00 UTC: an hour before a day's and a month's end.
@@ -144,9 +145,65 @@ async fn the_audit_log_can_only_grow() {
     let seen = access.records(&of).await.unwrap();
     assert_eq!(seen, [Record { id: 2, ..record(Some("acme")) }]);
     assert_eq!(ids(access.records(&Query { before: Some(2), ..all }).await.unwrap()), [1]);
-    let pool = polylora::database::open(&dir.path().join("access.db"), &["", ""]).await.unwrap();
+    let storage = polylora::database::Storage::of(dir.path());
+    let database = polylora::database::Database::open(&storage, "access.db", &["", ""]).await;
+    let database = database.unwrap();
     for statement in ["UPDATE audit SET key = 'x'", "DELETE FROM audit"] {
-        let refused = sqlx::query(statement).execute(&pool).await.unwrap_err();
+        let refused = database.run(sqlx::query(statement)).await.unwrap_err();
         assert!(refused.to_string().contains("append-only"), "{refused}");
     }
+}
+
+/// The wall's clock may be set; `ms` have passed.
+fn set(wall: Duration, ms: u64) -> Now {
+    Now { wall, monotonic: Duration::from_millis(ms) }
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+#[tokio::test]
+async fn a_rate_goes_on_whatever_the_wall_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let access = access(&dir).await;
+    let limits = Limits { requests_per_minute: Some(5), ..Limits::default() };
+    let who = caller(&access, limits).await;
+    let ask = |now: Now| code(access.admit(&who, None, 10, now));
+    for _ in 0..5 {
+        assert_eq!(ask(set(NOW, 0)).0, "admitted");
+    }
+    // A day ahead gives nothing before its time, and back again takes nothing away.
+    assert_eq!(ask(set(NOW + DAY, 1)), ("rate_limit_exceeded", Some(12)));
+    assert_eq!(ask(set(NOW + DAY, 12_000)).0, "admitted");
+    assert_eq!(ask(set(NOW, 12_001)), ("rate_limit_exceeded", Some(12)));
+    assert_eq!(ask(set(NOW, 24_000)).0, "admitted");
+    assert_eq!(ask(set(NOW - 400 * DAY, 36_000)).0, "admitted");
+}
+
+#[tokio::test]
+async fn a_quota_used_up_ahead_of_time_is_back_with_the_next_day_of_the_wall() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = access(&dir).await;
+    let limits = Limits { tokens_per_day: Some(100), ..Limits::default() };
+    let scopes = vec![Scope::Inference];
+    let new = NewKey { scopes, weight: 1, limits, ..NewKey::default() };
+    let (_, secret) = first.create(new, NOW).await.unwrap();
+    let use_up = |access: &Access, now: Now| {
+        let who = access.authenticate(Some(secret.reveal()), NOW).unwrap();
+        access.admit(&who, None, 100, now).map(|mut ticket| ticket.used(100)).map_err(|e| e.code)
+    };
+    assert_eq!(use_up(&first, set(NOW + 90 * DAY, 0)), Ok(()));
+    assert_eq!(use_up(&first, set(NOW + 90 * DAY, 1)), Err("quota_exceeded"));
+    // Back: what was used stays used today, and no longer.
+    assert_eq!(use_up(&first, set(NOW, 2)), Err("quota_exceeded"));
+    first.flush().await.unwrap();
+    drop(first);
+    let again = access(&dir).await;
+    assert_eq!(use_up(&again, set(NOW, 3)), Err("quota_exceeded"));
+    assert_eq!(use_up(&again, set(NOW + DAY, 4)), Ok(()));
+    // A request that runs while the clock is set back holds nothing for ever.
+    let who = again.authenticate(Some(secret.reveal()), NOW).unwrap();
+    let running = again.admit(&who, None, 100, set(NOW + 5 * DAY, 5)).unwrap();
+    assert_eq!(use_up(&again, set(NOW + 3 * DAY, 6)), Ok(()));
+    drop(running);
+    assert_eq!(use_up(&again, set(NOW + 4 * DAY, 7)), Ok(()));
 }

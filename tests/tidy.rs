@@ -35,19 +35,19 @@ const ALLOWED: &[(&str, &str, usize, &str)] = &[
 
 /// Which modules of the crate a module may name. What is not here may name none but `error`.
 const IMPORTS: &[(&str, &[&str])] = &[
-    ("access", &["database", "error"]),
-    ("adapters", &["config", "database", "error", "metrics", "shape"]),
+    ("access", &["clock", "database", "error"]),
+    ("adapters", &["clock", "config", "database", "error", "metrics", "shape"]),
     ("merge", &["adapters", "error", "shape"]),
     ("jobs", &["merge", "engine", "adapters", "database", "error"]),
     ("model", &["adapters", "config", "error", "metrics", "shape"]),
     ("text", &["model", "config", "error", "metrics", "shape"]),
     ("engine", &["model", "adapters", "config", "error", "metrics", "shape"]),
-    ("usage", &["database", "error", "metrics"]),
+    ("usage", &["clock", "database", "error", "metrics"]),
     (
         "api",
         &[
-            "access", "jobs", "engine", "text", "merge", "model", "adapters", "usage", "config",
-            "error", "metrics", "shape", "share",
+            "access", "jobs", "engine", "text", "merge", "model", "adapters", "usage", "clock",
+            "config", "database", "error", "metrics", "shape", "share",
         ],
     ),
     (
@@ -66,7 +66,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("axum", &["src/api/"]),
     ("utoipa", &["src/api/"]),
     ("clap", &["src/cli/", "src/config"]),
-    ("sqlx", &["src/access/", "src/adapters/", "src/jobs/", "src/usage/", "src/database.rs"]),
+    ("sqlx", &["src/access/", "src/adapters/", "src/jobs/", "src/usage/", "src/database"]),
     ("candle_core", &["src/model/", "src/adapters/", "src/cli/verify"]),
     ("candle_nn", &["src/cli/verify"]),
     ("candle_transformers", &["src/cli/verify"]),

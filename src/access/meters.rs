@@ -1,12 +1,15 @@
 //! Meters: what each key, and each adapter with limits, has used and may still use.
 //!
-//! Owns rates, places and quotas. Never knows a clock: `now` comes with every call. The thing to
+//! Owns rates, places and quotas. Never knows a clock: [`Now`] comes with every call;
+//! rates go by its monotonic side, quotas by the calendar. The thing to
 //! know: a request reserves its prompt and all that it may generate before it is queued, everything
 //! or nothing, and settles to what it used when it ends. Settled use of quotas is written every few
 //! seconds: a crash forgets so much, and what was under way, and never charges twice.
 
 use super::key::{Caller, Limits};
+use crate::clock::Now;
 use crate::error::{Error, Kind, Result};
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,7 +23,7 @@ struct Bucket {
     /// A minute's worth, and what is in it now in units of 1/60000.
     size: u64,
     level: u64,
-    /// Milliseconds since 1970.
+    /// Monotonic milliseconds.
     at: u64,
 }
 
@@ -64,9 +67,13 @@ pub struct Period {
 
 impl Period {
     fn turn_to(&mut self, number: u64) {
-        if self.number < number {
-            // What runs across the border is charged to where it began, which is over.
-            *self = Self { number, used: 0, reserved: 0 };
+        // What runs across the border is charged to where it began, which is over.
+        match self.number.cmp(&number) {
+            Ordering::Less => *self = Self { number, used: 0, reserved: 0 },
+            Ordering::Equal => {}
+            // The clock was ahead and is back: what was used stays used, but in the period that
+            // ends when the calendar says so, not in one that is days away.
+            Ordering::Greater => *self = Self { number, used: self.used, reserved: 0 },
         }
     }
 }
@@ -137,11 +144,11 @@ impl Meter {
         self.limits = limits.clone();
     }
 
-    fn turn_to(&mut self, now: Duration) {
-        let ms = now.as_millis() as u64;
+    fn turn_to(&mut self, now: Now) {
+        let ms = now.monotonic.as_millis() as u64;
         self.requests.iter_mut().chain(&mut self.tokens).for_each(|b| b.fill(ms));
-        self.day.turn_to(day(now));
-        self.month.turn_to(month(now).0);
+        self.day.turn_to(day(now.wall));
+        self.month.turn_to(month(now.wall).0);
     }
 
     /// Whether a request of so many tokens may come in now. Errors: `rate_limit_exceeded`,
@@ -312,7 +319,7 @@ impl Meters {
         caller: &'a Caller,
         adapters: impl IntoIterator<Item = (&'a str, &'a Limits)>,
         tokens: u64,
-        now: Duration,
+        now: Now,
     ) -> Result<Ticket> {
         let key = ("key", caller.id(), caller.limits());
         let adapters = adapters.into_iter().map(|(name, limits)| ("adapter", name, limits));
@@ -321,13 +328,13 @@ impl Meters {
         let mut subjects = Vec::new();
         for (kind, name, limits) in all.filter(|(.., limits)| !limits.is_empty()) {
             let subject = format!("{kind}:{name}");
-            let ms = now.as_millis() as u64;
+            let ms = now.monotonic.as_millis() as u64;
             let meter = book.entry(subject.clone()).or_insert_with(Meter::new);
             if meter.limits != *limits {
                 meter.set(limits, ms);
             }
             meter.turn_to(now);
-            meter.check(&format!("{kind} {name}"), tokens, now)?;
+            meter.check(&format!("{kind} {name}"), tokens, now.wall)?;
             subjects.push(subject);
         }
         for subject in &subjects {
@@ -340,14 +347,14 @@ impl Meters {
             meters: self.clone(),
             subjects,
             reserved: tokens,
-            day: day(now),
-            month: month(now).0,
+            day: day(now.wall),
+            month: month(now.wall).0,
             used: 0,
         })
     }
 
     /// What is left to the caller's key.
-    pub fn standing(&self, caller: &Caller, now: Duration) -> Standing {
+    pub fn standing(&self, caller: &Caller, now: Now) -> Standing {
         let limits = caller.limits();
         let mut book = self.book();
         let meter = book.get_mut(&format!("key:{}", caller.id()));
@@ -381,6 +388,16 @@ impl Meters {
             UsageRow { subject: subject.clone(), day: meter.day, month: meter.month }
         };
         told.map(row).collect()
+    }
+
+    /// The store could not take them: they are to be told again.
+    pub fn not_written(&self, rows: &[UsageRow]) {
+        let mut book = self.book();
+        for row in rows {
+            if let Some(meter) = book.get_mut(&row.subject) {
+                meter.unwritten = true;
+            }
+        }
     }
 }
 

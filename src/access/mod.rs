@@ -1,7 +1,7 @@
 //! Who may what and how much: keys, tenants, limits, and the record of what was done with them.
 //!
 //! Owns `access.db` in the data directory. Never sees HTTP, a model or an adapter's content, and
-//! has no clock: every call brings `now`, the time since 1970. The thing to know: a request is
+//! has no clock: every call brings `now`, the time since 1970, or [`Now`] where a rate runs. The thing to know: a request is
 //! judged by its [`Caller`], made of its key when it came in; revoking stops new requests, not
 //! running ones.
 
@@ -17,16 +17,20 @@ pub use keyring::Secret;
 pub use meters::{Left, Standing, Ticket};
 use store::Store;
 
+use crate::clock::Now;
+use crate::database::Storage;
 use crate::error::{Error, Kind, Result};
 use audit::{Query, Record};
 use meters::Meters;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 /// Keys that are kept, revoked ones included.
 const KEYS_MAX: usize = 100_000;
+/// Audit records that wait for room on the disk; what is done then is refused long before.
+const LATE_MAX: usize = 10_000;
 /// Longest time that the secret before a rotation stays good: 30 days.
 const OVERLAP_SECONDS_MAX: u64 = 30 * 86_400;
 
@@ -45,6 +49,8 @@ struct Inner {
     adapters: RwLock<BTreeMap<String, Limits>>,
     /// The key of the configuration, hashed.
     bootstrap: Option<[u8; 32]>,
+    /// Records of deeds that were done when the disk took no more.
+    late: Mutex<Vec<Record>>,
     /// One change at a time.
     turn: tokio::sync::Mutex<()>,
 }
@@ -53,7 +59,12 @@ impl Access {
     /// Opens or creates `access.db` in `dir`. `api_key` of the configuration opens everything.
     /// Errors: `data_dir_unsupported` (a newer format).
     pub async fn open(dir: &Path, api_key: Option<&str>) -> Result<Self> {
-        let store = Store::open(dir).await?;
+        Self::open_in(&Storage::of(dir), api_key).await
+    }
+
+    /// The same in a directory whose state others share.
+    pub async fn open_in(storage: &Storage, api_key: Option<&str>) -> Result<Self> {
+        let store = Store::open(storage).await?;
         let bootstrap = api_key.map(keyring::hash);
         let ring = Keyring::new(store.read().await?, bootstrap);
         let inner = Inner {
@@ -62,6 +73,7 @@ impl Access {
             store,
             ring: RwLock::new(ring),
             bootstrap,
+            late: Mutex::default(),
             turn: tokio::sync::Mutex::new(()),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -113,8 +125,8 @@ impl Access {
             return Err(Error::new(Kind::Conflict, "operator_key_missing", message));
         }
         let secret = Secret::random();
-        self.inner.store.add(&key, &secret.hash()).await?;
-        self.reload().await?;
+        let rows = self.inner.store.add(&key, &secret.hash(), &self.used()).await?;
+        self.replace(rows);
         Ok((key, secret))
     }
 
@@ -138,8 +150,9 @@ impl Access {
         }
         let secret = Secret::random();
         let until = now.as_secs() + overlap_seconds;
-        self.inner.store.rotate(id, &secret.hash(), until, now.as_secs()).await?;
-        self.reload().await?;
+        let (hash, now, used) = (secret.hash(), now.as_secs(), self.used());
+        let rows = self.inner.store.rotate(id, &hash, until, now, &used).await?;
+        self.replace(rows);
         Ok((key, secret))
     }
 
@@ -147,8 +160,8 @@ impl Access {
     pub async fn revoke(&self, id: &str, now: Duration) -> Result<Key> {
         let _turn = self.inner.turn.lock().await;
         if self.key(id)?.revoked.is_none() {
-            self.inner.store.revoke(id, now.as_secs()).await?;
-            self.reload().await?;
+            let rows = self.inner.store.revoke(id, now.as_secs(), &self.used()).await?;
+            self.replace(rows);
         }
         self.key(id)
     }
@@ -157,9 +170,14 @@ impl Access {
     /// and then: a crash loses what is newer.
     pub async fn flush(&self) -> Result<()> {
         let _turn = self.inner.turn.lock().await;
-        let used = self.ring(Keyring::take_used);
-        self.inner.store.used(&used).await?;
-        self.inner.store.write_usage(&self.inner.meters.take_unwritten()).await
+        self.record_late().await?;
+        self.inner.store.used(&self.used()).await?;
+        let rows = self.inner.meters.take_unwritten();
+        let written = self.inner.store.write_usage(&rows).await;
+        if written.is_err() {
+            self.inner.meters.not_written(&rows);
+        }
+        written
     }
 
     /// Lets a request in that may take `tokens` of prompt and answer: by the limits of its key and
@@ -170,17 +188,17 @@ impl Access {
         caller: &Caller,
         adapters: impl IntoIterator<Item = &'a str>,
         tokens: u64,
-        now: Duration,
+        now: impl Into<Now>,
     ) -> Result<Ticket> {
         let limits = adapters.into_iter().filter_map(|name| Some((name, self.limits(name)?)));
         let limits: Vec<(&str, Limits)> = limits.collect();
         let limits = limits.iter().map(|(name, limits)| (*name, limits));
-        self.inner.meters.admit(caller, limits, tokens, now)
+        self.inner.meters.admit(caller, limits, tokens, now.into())
     }
 
     /// What is left to the caller's key in this minute.
-    pub fn standing(&self, caller: &Caller, now: Duration) -> Standing {
-        self.inner.meters.standing(caller, now)
+    pub fn standing(&self, caller: &Caller, now: impl Into<Now>) -> Standing {
+        self.inner.meters.standing(caller, now.into())
     }
 
     /// The limits of an adapter's name, if it has any.
@@ -209,9 +227,39 @@ impl Access {
         Ok(())
     }
 
-    /// Appends to the audit log; synced when it returns.
+    /// Appends to the audit log; synced when it returns. What cannot be written is kept and tried
+    /// again by `flush`.
     pub async fn record(&self, record: &Record) -> Result<()> {
-        self.inner.store.record(record).await
+        let written = self.inner.store.record(std::slice::from_ref(record)).await;
+        if written.is_err() {
+            let mut late = self.late();
+            if late.len() < LATE_MAX {
+                late.push(record.clone());
+            }
+        }
+        written
+    }
+
+    /// Writes records that could not be written when they were made.
+    async fn record_late(&self) -> Result<()> {
+        let late = std::mem::take(&mut *self.late());
+        if late.is_empty() {
+            return Ok(());
+        }
+        let written = self.inner.store.record(&late).await;
+        if written.is_err() {
+            self.late().splice(..0, late);
+        }
+        written
+    }
+
+    /// Records of the audit log that wait to be written.
+    pub fn records_late(&self) -> usize {
+        self.late().len()
+    }
+
+    fn late(&self) -> MutexGuard<'_, Vec<Record>> {
+        self.inner.late.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records of the audit log, newest first.
@@ -223,13 +271,15 @@ impl Access {
         look(&self.inner.ring.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Last uses that the store was not told of.
+    fn used(&self) -> Vec<(String, u64)> {
+        self.ring(Keyring::take_used)
+    }
+
     /// After a change; whoever calls holds the turn.
-    async fn reload(&self) -> Result<()> {
-        let used = self.ring(Keyring::take_used);
-        self.inner.store.used(&used).await?;
-        let ring = Keyring::new(self.inner.store.read().await?, self.inner.bootstrap);
+    fn replace(&self, rows: keyring::Rows) {
+        let ring = Keyring::new(rows, self.inner.bootstrap);
         *self.inner.ring.write().unwrap_or_else(PoisonError::into_inner) = ring;
-        Ok(())
     }
 }
 

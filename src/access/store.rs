@@ -7,12 +7,11 @@ use super::audit::{Query, Record};
 use super::key::{Key, Limits, Scope};
 use super::keyring::{Rows, SecretRow};
 use super::meters::{Period, UsageRow};
-use crate::database;
+use crate::database::{Database, Storage, Transaction};
 use crate::error::{Error, Result};
 use sqlx::Row as _;
-use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::sqlite::SqliteRow;
 use std::collections::BTreeMap;
-use std::path::Path;
 
 const MIGRATIONS: &[&str] = &[
     "
@@ -40,31 +39,36 @@ const MIGRATIONS: &[&str] = &[
 ",
 ];
 
+const KEYS: &str = "SELECT * FROM keys ORDER BY number";
+const SECRETS: &str = "SELECT * FROM secrets";
+
 pub struct Store {
-    pool: SqlitePool,
+    database: Database,
 }
 
+/// (id of a key, unix seconds of its last use)
+type Used = [(String, u64)];
+
+/// Changes to keys. Each notes last uses on the way and returns the rows as they are after it, read
+/// before it is committed: nothing that can fail comes after.
 impl Store {
-    pub async fn open(dir: &Path) -> Result<Self> {
-        std::fs::create_dir_all(dir)
-            .map_err(|e| Error::fault(format!("data directory {}: {e}", dir.display())))?;
-        Ok(Self { pool: database::open(&dir.join("access.db"), MIGRATIONS).await? })
+    pub async fn open(storage: &Storage) -> Result<Self> {
+        std::fs::create_dir_all(storage.dir()).map_err(|e| {
+            Error::fault(format!("data directory {}: {e}", storage.dir().display()))
+        })?;
+        Ok(Self { database: Database::open(storage, "access.db", MIGRATIONS).await? })
     }
 
     pub async fn read(&self) -> Result<Rows> {
-        let keys = sqlx::query("SELECT * FROM keys ORDER BY number");
-        let keys = keys.fetch_all(&self.pool).await.map_err(failed)?;
-        let secrets = sqlx::query("SELECT * FROM secrets").fetch_all(&self.pool).await;
-        Ok(Rows {
-            keys: keys.iter().map(key).collect::<Result<_>>()?,
-            secrets: secrets.map_err(failed)?.iter().map(secret).collect::<Result<_>>()?,
-        })
+        let keys = self.database.rows(sqlx::query(KEYS)).await?;
+        let secrets = self.database.rows(sqlx::query(SECRETS)).await?;
+        rows(&keys, &secrets)
     }
 
-    pub async fn add(&self, key: &Key, hash: &[u8; 32]) -> Result<()> {
+    pub async fn add(&self, key: &Key, hash: &[u8; 32], used: &Used) -> Result<Rows> {
         let scopes: Vec<&str> = key.scopes.iter().map(|s| s.name()).collect();
-        let mut t = self.pool.begin().await.map_err(failed)?;
-        sqlx::query(
+        let mut t = self.database.begin().await?;
+        let insert = sqlx::query(
             "INSERT INTO keys (id, label, scopes, tenant, adapters, weight, limits, created,
              expires) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
@@ -76,52 +80,77 @@ impl Store {
         .bind(key.weight)
         .bind(json(&key.limits)?)
         .bind(key.created as i64)
-        .bind(key.expires.map(|n| n as i64))
-        .execute(&mut *t)
-        .await
-        .map_err(failed)?;
-        insert(hash, &key.id, &mut t).await?;
-        t.commit().await.map_err(failed)
+        .bind(key.expires.map(|n| n as i64));
+        t.run(insert).await?;
+        add_secret(hash, &key.id, &mut t).await?;
+        finish(t, used).await
     }
 
-    /// A new secret; the ones before are good until `until`. Those that are over go.
-    pub async fn rotate(&self, id: &str, hash: &[u8; 32], until: u64, now: u64) -> Result<()> {
-        let mut t = self.pool.begin().await.map_err(failed)?;
+    /// A new secret; the ones before are good until `until`. Those of this key that are over go;
+    /// not those of others, which a clock that was set may only call over.
+    pub async fn rotate(
+        &self,
+        id: &str,
+        hash: &[u8; 32],
+        until: u64,
+        now: u64,
+        used: &Used,
+    ) -> Result<Rows> {
+        let mut t = self.database.begin().await?;
         let older = "UPDATE secrets SET expires = min(coalesce(expires, ?2), ?2) WHERE key = ?1";
-        let update = sqlx::query(older).bind(id).bind(until as i64);
-        update.execute(&mut *t).await.map_err(failed)?;
-        let over = sqlx::query("DELETE FROM secrets WHERE expires <= ?").bind(now as i64);
-        over.execute(&mut *t).await.map_err(failed)?;
-        insert(hash, id, &mut t).await?;
-        t.commit().await.map_err(failed)
+        t.run(sqlx::query(older).bind(id).bind(until as i64)).await?;
+        let over = "DELETE FROM secrets WHERE key = ? AND expires <= ?";
+        t.run(sqlx::query(over).bind(id).bind(now as i64)).await?;
+        add_secret(hash, id, &mut t).await?;
+        finish(t, used).await
     }
 
-    pub async fn revoke(&self, id: &str, now: u64) -> Result<()> {
-        let mut t = self.pool.begin().await.map_err(failed)?;
+    pub async fn revoke(&self, id: &str, now: u64, used: &Used) -> Result<Rows> {
+        let mut t = self.database.begin().await?;
         let update = sqlx::query("UPDATE keys SET revoked = ?2 WHERE id = ?1");
-        update.bind(id).bind(now as i64).execute(&mut *t).await.map_err(failed)?;
-        let delete = sqlx::query("DELETE FROM secrets WHERE key = ?").bind(id);
-        delete.execute(&mut *t).await.map_err(failed)?;
-        t.commit().await.map_err(failed)
+        t.run(update.bind(id).bind(now as i64)).await?;
+        t.run(sqlx::query("DELETE FROM secrets WHERE key = ?").bind(id)).await?;
+        finish(t, used).await
     }
 
-    /// Notes last uses, as (id, unix seconds).
-    pub async fn used(&self, used: &[(String, u64)]) -> Result<()> {
+    /// Notes last uses.
+    pub async fn used(&self, used: &Used) -> Result<()> {
         if used.is_empty() {
             return Ok(());
         }
-        let mut t = self.pool.begin().await.map_err(failed)?;
-        for (id, at) in used {
-            let update = sqlx::query("UPDATE keys SET last_used = ?2 WHERE id = ?1");
-            update.bind(id).bind(*at as i64).execute(&mut *t).await.map_err(failed)?;
-        }
-        t.commit().await.map_err(failed)
+        let mut t = self.database.begin().await?;
+        note(used, &mut t).await?;
+        t.commit().await
     }
+}
+
+async fn finish(mut t: Transaction, used: &Used) -> Result<Rows> {
+    note(used, &mut t).await?;
+    let keys = t.rows(sqlx::query(KEYS)).await?;
+    let secrets = t.rows(sqlx::query(SECRETS)).await?;
+    let rows = rows(&keys, &secrets)?;
+    t.commit().await?;
+    Ok(rows)
+}
+
+async fn note(used: &Used, t: &mut Transaction) -> Result<()> {
+    for (id, at) in used {
+        let update = sqlx::query("UPDATE keys SET last_used = ?2 WHERE id = ?1");
+        t.run(update.bind(id).bind(*at as i64)).await?;
+    }
+    Ok(())
+}
+
+fn rows(keys: &[SqliteRow], secrets: &[SqliteRow]) -> Result<Rows> {
+    Ok(Rows {
+        keys: keys.iter().map(key).collect::<Result<_>>()?,
+        secrets: secrets.iter().map(secret).collect::<Result<_>>()?,
+    })
 }
 
 impl Store {
     pub async fn usage(&self) -> Result<Vec<UsageRow>> {
-        let rows = sqlx::query("SELECT * FROM usage").fetch_all(&self.pool).await;
+        let rows = self.database.rows(sqlx::query("SELECT * FROM usage")).await?;
         let row = |r: &SqliteRow| -> Result<UsageRow> {
             let period = |of: &str, tokens: &str| -> Result<Period> {
                 Ok(Period::of(number(r, of)?, number(r, tokens)?))
@@ -132,7 +161,7 @@ impl Store {
                 month: period("month", "month_tokens")?,
             })
         };
-        rows.map_err(failed)?.iter().map(row).collect()
+        rows.iter().map(row).collect()
     }
 
     /// Sets what was used; the rows are sums, so writing one twice changes nothing.
@@ -140,61 +169,59 @@ impl Store {
         if rows.is_empty() {
             return Ok(());
         }
-        let mut t = self.pool.begin().await.map_err(failed)?;
+        let mut t = self.database.begin().await?;
         for row in rows {
-            sqlx::query("INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?, ?)")
+            let insert = sqlx::query("INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?, ?)")
                 .bind(&row.subject)
                 .bind(row.day.number as i64)
                 .bind(row.day.used as i64)
                 .bind(row.month.number as i64)
-                .bind(row.month.used as i64)
-                .execute(&mut *t)
-                .await
-                .map_err(failed)?;
+                .bind(row.month.used as i64);
+            t.run(insert).await?;
         }
-        t.commit().await.map_err(failed)
+        t.commit().await
     }
 
     pub async fn limits(&self) -> Result<BTreeMap<String, Limits>> {
-        let rows = sqlx::query("SELECT * FROM limits").fetch_all(&self.pool).await;
+        let rows = self.database.rows(sqlx::query("SELECT * FROM limits")).await?;
         let row = |r: &SqliteRow| -> Result<(String, Limits)> {
             let text: String = r.try_get("limits").map_err(failed)?;
             let limits = serde_json::from_str(&text);
             let limits = limits.map_err(|_| Error::fault("access.db: bad limits"))?;
             Ok((r.try_get("name").map_err(failed)?, limits))
         };
-        rows.map_err(failed)?.iter().map(row).collect()
+        rows.iter().map(row).collect()
     }
 
     pub async fn set_limits(&self, name: &str, limits: &Limits) -> Result<()> {
         let insert = sqlx::query("INSERT OR REPLACE INTO limits VALUES (?, ?)");
-        let insert = insert.bind(name).bind(json(limits)?);
-        insert.execute(&self.pool).await.map(drop).map_err(failed)
+        self.database.run(insert.bind(name).bind(json(limits)?)).await.map(drop)
     }
 
     pub async fn remove_limits(&self, name: &str) -> Result<()> {
         let delete = sqlx::query("DELETE FROM limits WHERE name = ?").bind(name);
-        delete.execute(&self.pool).await.map(drop).map_err(failed)
+        self.database.run(delete).await.map(drop)
     }
 
-    pub async fn record(&self, record: &Record) -> Result<()> {
-        sqlx::query(
-            "INSERT INTO audit (at, key, tenant, action, name, digest, outcome, status, request)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(record.at as i64)
-        .bind(&record.key)
-        .bind(&record.tenant)
-        .bind(&record.action)
-        .bind(&record.name)
-        .bind(&record.digest)
-        .bind(&record.outcome)
-        .bind(record.status)
-        .bind(&record.request_id)
-        .execute(&self.pool)
-        .await
-        .map(drop)
-        .map_err(failed)
+    pub async fn record(&self, records: &[Record]) -> Result<()> {
+        let mut t = self.database.begin().await?;
+        for record in records {
+            let insert = sqlx::query(
+                "INSERT INTO audit (at, key, tenant, action, name, digest, outcome, status,
+                 request) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            )
+            .bind(record.at as i64)
+            .bind(&record.key)
+            .bind(&record.tenant)
+            .bind(&record.action)
+            .bind(&record.name)
+            .bind(&record.digest)
+            .bind(&record.outcome)
+            .bind(record.status)
+            .bind(&record.request_id);
+            t.run(insert).await?;
+        }
+        t.commit().await
     }
 
     pub async fn records(&self, query: &Query) -> Result<Vec<Record>> {
@@ -202,12 +229,9 @@ impl Store {
             "SELECT * FROM audit WHERE (?1 IS NULL OR tenant = ?1) AND (?2 IS NULL OR id < ?2)
              ORDER BY id DESC LIMIT ?3",
         );
-        let rows = rows
-            .bind(&query.tenant)
-            .bind(query.before.map(|n| n as i64))
-            .bind(query.limit as i64)
-            .fetch_all(&self.pool)
-            .await;
+        let rows =
+            rows.bind(&query.tenant).bind(query.before.map(|n| n as i64)).bind(query.limit as i64);
+        let rows = self.database.rows(rows).await?;
         let row = |r: &SqliteRow| -> Result<Record> {
             let text = |column: &str| r.try_get::<String, _>(column).map_err(failed);
             let maybe = |column: &str| r.try_get::<Option<String>, _>(column).map_err(failed);
@@ -224,7 +248,7 @@ impl Store {
                 request_id: text("request")?,
             })
         };
-        rows.map_err(failed)?.iter().map(row).collect()
+        rows.iter().map(row).collect()
     }
 }
 
@@ -233,9 +257,9 @@ fn number(row: &SqliteRow, column: &str) -> Result<u64> {
     Ok(n.max(0) as u64)
 }
 
-async fn insert(hash: &[u8; 32], key: &str, t: &mut sqlx::SqliteConnection) -> Result<()> {
+async fn add_secret(hash: &[u8; 32], key: &str, t: &mut Transaction) -> Result<()> {
     let insert = sqlx::query("INSERT INTO secrets (hash, key) VALUES (?, ?)");
-    insert.bind(&hash[..]).bind(key).execute(t).await.map(drop).map_err(failed)
+    t.run(insert.bind(&hash[..]).bind(key)).await.map(drop)
 }
 
 fn json<T: serde::Serialize>(value: &T) -> Result<String> {

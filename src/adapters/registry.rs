@@ -24,6 +24,7 @@ use super::{
     format::{Summary, bundle, files},
     store::{Catalogue, Store},
 };
+use crate::database::Storage;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::shape::ModelShape;
@@ -37,9 +38,8 @@ pub use remove::ALIASED;
 use residency::lock;
 pub use staging::Staging;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 use tokio::time::Instant;
@@ -50,6 +50,8 @@ pub use version::*;
 /// Names that could be taken for something else.
 const RESERVED_NAMES: [&str; 5] = ["base", "default", "auto", "none", "null"];
 const NAME_BYTES_MAX: usize = 128;
+/// Between two looks for files that were set aside long ago.
+const HOUSE_PERIOD: Duration = Duration::from_secs(3600);
 /// Adapters that are read and prepared at once; each takes memory of its size.
 const PREPARES_MAX: usize = 2;
 
@@ -104,7 +106,8 @@ impl Lease {
 }
 
 pub struct RegistryOptions {
-    pub data_dir: PathBuf,
+    /// The data directory.
+    pub storage: Storage,
     /// Served name of the base: refused as an adapter name.
     pub base_name: String,
     /// What the adapters are for; a directory that was used with another base is refused.
@@ -171,14 +174,16 @@ impl Registry {
         bias: BaseBias,
         bank: BankSender,
     ) -> Result<Self> {
-        let (store, catalogue) = Store::open(&options.data_dir, options.base_digest).await?;
+        let (store, catalogue) = Store::open(&options.storage, options.base_digest).await?;
+        let store = Arc::new(store);
+        tokio::spawn(keep_house(Arc::downgrade(&store)));
         let bells = Arc::new(Bells::default());
         let inner = Arc::new(Inner {
             options,
             rows,
             bias,
             bank,
-            store: Arc::new(store),
+            store: store.clone(),
             book: Arc::new(Mutex::new(restored(catalogue, bells.clone()))),
             gate: Arc::default(),
             line: AsyncMutex::new(()),
@@ -329,6 +334,17 @@ impl Registry {
 
     pub fn stats(&self) -> Stats {
         self.inner.book().stats()
+    }
+}
+
+/// Looks now and then for what was set aside long ago, while there is a store.
+async fn keep_house(store: Weak<Store>) {
+    while let Some(store) = store.upgrade() {
+        let looked = tokio::task::spawn_blocking(move || store.remove_old_orphans());
+        if looked.await.is_err() {
+            return;
+        }
+        tokio::time::sleep(HOUSE_PERIOD).await;
     }
 }
 

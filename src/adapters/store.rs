@@ -1,24 +1,28 @@
 //! The store: adapter files by digest on disk, and the catalogue of names and versions in SQLite.
 //!
-//! Owns the data directory: `adapters/sha256/`, `staging/`, `polylora.db`, `lock`. Never loads an
-//! adapter and knows no leases. The thing to know: a version appears whole or not at all: files are
-//! synced and renamed into place first, one transaction names them after, and opening removes what
-//! no row names.
+//! Owns the data directory: `adapters/sha256/`, `orphans/`, `staging/`, `polylora.db`, `lock`. Never
+//! loads an adapter and knows no leases. The thing to know: a version appears whole or not at all:
+//! files are synced and renamed into place first, one transaction names them after, and opening sets
+//! aside what no row names, if the catalogue has seen it.
 
 mod aliases;
+mod orphans;
 
 use super::Digest;
 use super::format::files::AdapterFiles;
 use super::registry::{Alias, Version};
-use crate::database;
+use crate::clock::{Now, Trusted};
+use crate::database::{self, Database, FULL, Storage, Transaction};
 use crate::error::{Error, Kind, Result};
 use sqlx::Row as _;
 use sqlx::query::Query;
-use sqlx::sqlite::{Sqlite, SqliteArguments, SqlitePool, SqliteRow};
-use std::collections::HashSet;
+use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteRow};
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// How the catalogue came to its format, oldest first. "IF NOT EXISTS" in the first: files made
 /// before migrations were counted have these tables.
@@ -41,17 +45,26 @@ const MIGRATIONS: &[&str] = &[
         alias TEXT PRIMARY KEY, targets TEXT NOT NULL, previous TEXT,
         created INTEGER NOT NULL, updated INTEGER NOT NULL) STRICT;
 ",
+    // When the catalogue last changed, in Unix milliseconds: whether it has seen a file.
+    "
+    CREATE TABLE changed (only INTEGER PRIMARY KEY CHECK (only = 1), at INTEGER NOT NULL) STRICT;
+    INSERT INTO changed SELECT 1, 1000 * max(
+        (SELECT coalesce(max(created), 0) FROM versions),
+        (SELECT coalesce(max(updated), 0) FROM aliases));
+",
 ];
 
 /// The data directory of one server.
 pub struct Store {
     blobs: PathBuf,
     staging: PathBuf,
-    catalogue: SqlitePool,
+    catalogue: Database,
+    storage: Storage,
     /// Number of the next staging directory.
     staged: AtomicU64,
-    /// Held open: the lock goes with the file.
-    _lock: File,
+    /// By which orphans age.
+    time: Mutex<Trusted>,
+    _lock: database::Lock,
 }
 
 /// What the catalogue holds.
@@ -62,36 +75,65 @@ pub struct Catalogue {
     /// (name, number)
     pub pinned: Vec<(String, u64)>,
     pub aliases: Vec<Alias>,
+    /// When it last changed, since 1970; zero if it never did.
+    pub changed: Duration,
 }
 
 impl Store {
-    /// Opens or creates the directory, takes its lock, clears staging and removes files that no
-    /// version names. Errors: `data_dir_locked` (another server has it), `data_dir_unsupported` (a
-    /// newer format), `data_dir_other_base` (its adapters were checked against another base).
-    pub async fn open(dir: &Path, base: Digest) -> Result<(Self, Catalogue)> {
-        let io = |e: std::io::Error| Error::fault(format!("data directory {}: {e}", dir.display()));
-        let blobs = dir.join("adapters").join("sha256");
-        let staging = dir.join("staging");
-        fs::create_dir_all(&blobs).map_err(io)?;
+    /// Opens or creates the directory, takes its lock, clears staging and sets aside files that no
+    /// version names; on a disk that takes no writes it only looks. Errors: `data_dir_locked`
+    /// (another server has it), `data_dir_unsupported` (a newer format), `data_dir_other_base` (its
+    /// adapters were checked against another base).
+    pub async fn open(storage: &Storage, base: Digest) -> Result<(Self, Catalogue)> {
+        let dir = storage.dir();
+        let what = format!("data directory {}", dir.display());
+        let needed = |done: std::io::Result<()>| match done.map_err(|e| storage.failed(&what, &e)) {
+            Err(e) if e.code == FULL => Ok(()),
+            done => done,
+        };
+        let (blobs, staging) = (dir.join("adapters").join("sha256"), dir.join("staging"));
         let lock = database::lock(dir)?;
-        if staging.exists() {
-            fs::remove_dir_all(&staging).map_err(io)?;
-        }
-        fs::create_dir_all(&staging).map_err(io)?;
-        let catalogue = database::open(&dir.join("polylora.db"), MIGRATIONS).await?;
-        let store = Self { blobs, staging, catalogue, staged: AtomicU64::new(0), _lock: lock };
+        needed(fs::create_dir_all(&blobs))?;
+        let interrupted = orphans::interrupted(&staging);
+        let catalogue = Database::open(storage, "polylora.db", MIGRATIONS).await?;
+        let store = Self {
+            blobs,
+            staging,
+            catalogue,
+            storage: storage.clone(),
+            staged: AtomicU64::new(0),
+            time: Mutex::new(Trusted::new(None, Now::read())),
+            _lock: lock,
+        };
         store.check_base(dir, base).await?;
         let catalogue = store.read().await?;
-        store.remove_orphans(&catalogue).map_err(io)?;
+        *store.time() = Trusted::new(Some(catalogue.changed), Now::read());
+        // The marks of interrupted uploads lie in staging: cleared when they are of no more use.
+        needed(store.set_aside(&catalogue, &interrupted))?;
+        if storage.read_only().is_none() {
+            if store.staging.exists() {
+                needed(fs::remove_dir_all(&store.staging))?;
+            }
+            needed(fs::create_dir_all(&store.staging))?;
+        }
         Ok((store, catalogue))
     }
 
-    /// A fresh, empty directory for an upload.
+    /// A fresh, empty directory for an upload. Errors: `storage_full`.
     pub fn stage(&self) -> Result<PathBuf> {
-        let number = self.staged.fetch_add(1, Ordering::Relaxed);
-        let dir = self.staging.join(number.to_string());
-        fs::create_dir(&dir).map_err(|e| Error::fault(format!("cannot stage an upload: {e}")))?;
-        Ok(dir)
+        self.storage.check()?;
+        let failed = |e| self.storage.failed("an upload cannot be staged", &e);
+        fs::create_dir_all(&self.staging).map_err(failed)?;
+        loop {
+            let number = self.staged.fetch_add(1, Ordering::Relaxed);
+            let dir = self.staging.join(number.to_string());
+            match fs::create_dir(&dir) {
+                Ok(()) => return Ok(dir),
+                // Left by a server that could not clear it.
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(failed(e)),
+            }
+        }
     }
 
     /// Where the files of a digest lie.
@@ -102,44 +144,60 @@ impl Store {
 
     /// Moves the adapter's files from a staging directory to their place, synced. A place that
     /// already holds the same content is left alone; one whose content has rotted is replaced.
-    /// Blocking.
+    /// Until `settled` the content counts as that of an upload under way. Blocking. Errors:
+    /// `storage_full`.
     pub fn keep(&self, staged: &Path, digest: Digest) -> Result<()> {
+        let what = format!("cannot store adapter {digest}");
+        let failed = |e: std::io::Error| self.storage.failed(&what, &e);
         let place = self.blob(digest);
         if place.exists() {
             let there = AdapterFiles::find(&place).and_then(|f| f.digest());
             if there.is_ok_and(|d| d == digest) {
-                return Ok(());
+                // Whoever moved it there may have failed to sync that.
+                return sync_parents(&place).map_err(failed);
             }
         }
         let files = AdapterFiles::find(staged)?;
-        move_into_place(staged, &files, &place)
-            .map_err(|e| Error::fault(format!("cannot store adapter {digest}: {e}")))
+        File::create(self.mark(digest)).map_err(failed)?;
+        move_into_place(staged, &files, &place).map_err(failed)
+    }
+
+    /// The catalogue names what was kept, or it is gone. Blocking.
+    pub fn settled(&self, digest: Digest) {
+        if let Err(e) = fs::remove_file(self.mark(digest))
+            && e.kind() != ErrorKind::NotFound
+        {
+            tracing::debug!(%digest, error = %e, "a mark stays");
+        }
+    }
+
+    /// Where it is noted that the files of a digest are about to be named.
+    fn mark(&self, digest: Digest) -> PathBuf {
+        self.staging.join(orphans::mark(digest))
     }
 
     /// Removes the files of a digest. Blocking; a failure only leaves an orphan for the next start.
     pub fn discard(&self, digest: Digest) {
         if let Err(e) = fs::remove_dir_all(self.blob(digest))
-            && e.kind() != std::io::ErrorKind::NotFound
+            && e.kind() != ErrorKind::NotFound
         {
             tracing::warn!(%digest, error = %e, "cannot remove adapter files");
+            return;
         }
+        self.settled(digest);
     }
 
     /// The number that a name's next version gets; never one that it has had, even before a delete.
     pub async fn next_number(&self, name: &str) -> Result<u64> {
-        let row = sqlx::query("SELECT next_number FROM names WHERE name = ?")
-            .bind(name)
-            .fetch_optional(&self.catalogue)
-            .await
-            .map_err(catalogue_error)?;
-        row.map_or(Ok(1), |r| number(&r, "next_number"))
+        let query = sqlx::query("SELECT next_number FROM names WHERE name = ?").bind(name);
+        self.catalogue.row(query).await?.map_or(Ok(1), |r| number(&r, "next_number"))
     }
 
     /// Adds a version, and makes it the name's current one if asked, in one transaction.
     pub async fn add(&self, version: &Version, current: bool) -> Result<()> {
         let change = version.logit_change_max;
-        let mut t = self.catalogue.begin().await.map_err(catalogue_error)?;
-        sqlx::query(
+        let mut t = self.begin().await?;
+        let insert = sqlx::query(
             "INSERT INTO versions (name, number, digest, summary, logit_change_max, forced, created,
              file_bytes, resident_bytes, lineage) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
@@ -152,45 +210,30 @@ impl Store {
         .bind(version.created as i64)
         .bind(version.file_bytes as i64)
         .bind(version.resident_bytes as i64)
-        .bind(json(&version.lineage)?)
-        .execute(&mut *t)
-        .await
-        .map_err(catalogue_error)?;
-        sqlx::query(
+        .bind(json(&version.lineage)?);
+        t.run(insert).await?;
+        let next = sqlx::query(
             "INSERT INTO names (name, next_number) VALUES (?1, ?2 + 1)
              ON CONFLICT (name) DO UPDATE SET next_number = excluded.next_number",
-        )
-        .bind(&version.name)
-        .bind(version.number as i64)
-        .execute(&mut *t)
-        .await
-        .map_err(catalogue_error)?;
+        );
+        t.run(next.bind(&version.name).bind(version.number as i64)).await?;
         if current {
-            sqlx::query("UPDATE names SET current = ?2 WHERE name = ?1")
-                .bind(&version.name)
-                .bind(version.number as i64)
-                .execute(&mut *t)
-                .await
-                .map_err(catalogue_error)?;
+            let turn = sqlx::query("UPDATE names SET current = ?2 WHERE name = ?1");
+            t.run(turn.bind(&version.name).bind(version.number as i64)).await?;
         }
-        t.commit().await.map_err(catalogue_error)
+        t.commit().await
     }
 
     /// Marks a version as served in spite of its probe, and makes it current.
     pub async fn force(&self, name: &str, version: u64) -> Result<()> {
-        let mut t = self.catalogue.begin().await.map_err(catalogue_error)?;
+        let mut t = self.begin().await?;
         for statement in [
             "UPDATE versions SET forced = TRUE WHERE name = ?1 AND number = ?2",
             "UPDATE names SET current = ?2 WHERE name = ?1",
         ] {
-            sqlx::query(statement)
-                .bind(name)
-                .bind(version as i64)
-                .execute(&mut *t)
-                .await
-                .map_err(catalogue_error)?;
+            t.run(sqlx::query(statement).bind(name).bind(version as i64)).await?;
         }
-        t.commit().await.map_err(catalogue_error)
+        t.commit().await
     }
 
     /// Makes another version of a name its current one.
@@ -214,31 +257,27 @@ impl Store {
     /// Removes every version of a name. The name's row stays, so that its numbers are not used
     /// again.
     pub async fn remove_name(&self, name: &str) -> Result<()> {
-        let mut t = self.catalogue.begin().await.map_err(catalogue_error)?;
+        let mut t = self.begin().await?;
         for statement in [
             "DELETE FROM versions WHERE name = ?",
             "UPDATE names SET current = NULL WHERE name = ?",
         ] {
-            sqlx::query(statement).bind(name).execute(&mut *t).await.map_err(catalogue_error)?;
+            t.run(sqlx::query(statement).bind(name)).await?;
         }
-        t.commit().await.map_err(catalogue_error)
+        t.commit().await
     }
 
     /// Refuses a directory whose adapters were checked and probed against another base: equal
     /// shapes would let them load and answer nonsense. One without versions is for any base.
     async fn check_base(&self, dir: &Path, base: Digest) -> Result<()> {
-        let held: Option<String> = sqlx::query_scalar("SELECT digest FROM base")
-            .fetch_optional(&self.catalogue)
-            .await
-            .map_err(catalogue_error)?;
+        let held = self.catalogue.row(sqlx::query("SELECT digest FROM base")).await?;
+        let held = held.map(|row| text(&row, "digest")).transpose()?;
         let base = base.to_string();
         if held.as_ref() == Some(&base) {
             return Ok(());
         }
-        let versions: i64 = sqlx::query_scalar("SELECT count(*) FROM versions")
-            .fetch_one(&self.catalogue)
-            .await
-            .map_err(catalogue_error)?;
+        let count = self.catalogue.row(sqlx::query("SELECT count(*) AS n FROM versions")).await?;
+        let versions = count.map_or(Ok(0), |row| number(&row, "n"))?;
         if let Some(held) = held.filter(|_| versions > 0) {
             let message = format!(
                 "data directory {} has adapters for the base {held}; this server's base is {base}. \
@@ -248,60 +287,49 @@ impl Store {
             return Err(Error::new(Kind::Conflict, "data_dir_other_base", message));
         }
         let change = sqlx::query("INSERT OR REPLACE INTO base (only, digest) VALUES (1, ?)");
-        self.change(change.bind(base)).await
+        match self.catalogue.run(change.bind(base)).await {
+            // Without versions nothing depends on it yet.
+            Err(e) if e.code == FULL => Ok(()),
+            done => done.map(drop),
+        }
+    }
+
+    /// Begins a change of the catalogue, and notes when.
+    async fn begin(&self) -> Result<Transaction> {
+        let mut t = self.catalogue.begin().await?;
+        let now = Now::read().wall.as_millis() as i64;
+        t.run(sqlx::query("INSERT OR REPLACE INTO changed VALUES (1, ?)").bind(now)).await?;
+        Ok(t)
     }
 
     /// A change that is one statement.
     async fn change(&self, statement: Query<'_, Sqlite, SqliteArguments>) -> Result<()> {
-        statement.execute(&self.catalogue).await.map_err(catalogue_error).map(drop)
+        let mut t = self.begin().await?;
+        t.run(statement).await?;
+        t.commit().await
     }
 
     async fn read(&self) -> Result<Catalogue> {
-        let rows = sqlx::query("SELECT * FROM versions ORDER BY name, number")
-            .fetch_all(&self.catalogue)
-            .await
-            .map_err(catalogue_error)?;
-        let versions = rows.iter().map(version).collect::<Result<_>>()?;
+        let query = sqlx::query("SELECT * FROM versions ORDER BY name, number");
+        let versions = self.catalogue.rows(query).await?;
+        let versions = versions.iter().map(version).collect::<Result<_>>()?;
         let current = "SELECT name, current AS number FROM names WHERE current IS NOT NULL";
         let pinned = "SELECT name, number FROM versions WHERE pinned";
+        let changed = self.catalogue.row(sqlx::query("SELECT at FROM changed")).await?;
+        let changed = changed.map_or(Ok(0), |row| number(&row, "at"))?;
         Ok(Catalogue {
             versions,
             current: self.pairs(current).await?,
             pinned: self.pairs(pinned).await?,
             aliases: self.aliases().await?,
+            changed: Duration::from_millis(changed),
         })
     }
 
     async fn pairs(&self, query: &'static str) -> Result<Vec<(String, u64)>> {
-        let rows = sqlx::query(query).fetch_all(&self.catalogue).await.map_err(catalogue_error)?;
+        let rows = self.catalogue.rows(sqlx::query(query)).await?;
         rows.iter().map(|r| Ok((text(r, "name")?, number(r, "number")?))).collect()
     }
-
-    fn remove_orphans(&self, catalogue: &Catalogue) -> std::io::Result<()> {
-        let named: HashSet<PathBuf> =
-            catalogue.versions.iter().map(|v| self.blob(v.digest)).collect();
-        for prefix in directories(&self.blobs)? {
-            for blob in directories(&prefix)? {
-                if !named.contains(&blob) {
-                    tracing::info!(path = %blob.display(), "removing files that no version names");
-                    fs::remove_dir_all(blob)?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The directories in one; what else lies there is not ours.
-fn directories(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            found.push(path);
-        }
-    }
-    Ok(found)
 }
 
 /// Leaves only the canonical files in `staged`, syncs them, renames the directory and syncs its
@@ -330,6 +358,11 @@ fn move_into_place(staged: &Path, files: &AdapterFiles, place: &Path) -> std::io
     let parent = place.parent().expect("a blob lies in a directory");
     fs::create_dir_all(parent)?;
     fs::rename(staged, place)?;
+    sync_parents(place)
+}
+
+fn sync_parents(place: &Path) -> std::io::Result<()> {
+    let parent = place.parent().expect("a blob lies in a directory");
     File::open(parent)?.sync_all()?;
     File::open(parent.parent().expect("and that in another"))?.sync_all()
 }

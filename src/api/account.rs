@@ -6,9 +6,10 @@
 
 use super::limits::Deadline;
 use super::target::Target;
-use super::{Api, clock, errors};
+use super::{Api, errors};
 use crate::access::Ticket;
 use crate::adapters::composition::Composition;
+use crate::clock::Now;
 use crate::engine::{Admission, FinishReason};
 use crate::error::{Error, Result};
 use crate::metrics::adapters::{BASE, COMPOSED};
@@ -113,7 +114,7 @@ impl Account {
     pub fn admit(&mut self, api: &Api, target: &Target, tokens: u64) -> Result<()> {
         let names = names(target);
         let names = names.iter().map(String::as_str);
-        let ticket = api.app.access.admit(&target.caller, names, tokens, clock())?;
+        let ticket = api.app.access.admit(&target.caller, names, tokens, Now::read())?;
         self.ticket = Some(ticket);
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! directory.
 
 use super::upload::{Budget, Files, GGUF};
+use crate::database::write_failed;
 use crate::error::{Error, Result};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
@@ -46,7 +47,7 @@ pub fn unpack(spool: &Path, files: &mut Files) -> Result<()> {
 }
 
 fn io(e: std::io::Error) -> Error {
-    Error::fault(format!("unpacking the upload failed: {e}"))
+    write_failed("unpacking the upload failed", &e)
 }
 
 fn invalid(reason: impl std::fmt::Display) -> Error {

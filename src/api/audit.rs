@@ -18,6 +18,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, MatchedPath, Query, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use http::{HeaderName, HeaderValue};
 use serde::Deserialize;
 use std::sync::Arc;
 use tracing::Instrument;
@@ -25,6 +26,9 @@ use tracing::Instrument;
 /// Records of one page.
 const RECORDS_DEFAULT: u64 = 100;
 const RECORDS_MAX: u64 = 1000;
+
+/// On the answer to a deed whose record waits for room on the disk.
+const AUDIT: HeaderName = HeaderName::from_static("x-polylora-audit");
 
 /// Left on an answer by a route that knows what it was done to, where the path does not say.
 #[derive(Clone, Default)]
@@ -46,7 +50,7 @@ pub async fn recorded(
         let request_id = origin.map_or(String::new(), |origin| origin.request_id.to_string());
         let path = request.extensions().get::<MatchedPath>();
         let scope = path.and_then(|path| routes::scope(request.method(), path.as_str()));
-        let (response, subject) = auth::judged(scope, &caller, request, next).await;
+        let (mut response, subject) = auth::judged(scope, &caller, request, next).await;
         let touched = response.extensions().get::<Touched>().cloned().unwrap_or_default();
         let code = response.extensions().get::<Code>();
         let record = Record {
@@ -64,7 +68,9 @@ pub async fn recorded(
         let line = serde_json::to_string(&record).unwrap_or_default();
         tracing::info!(target: "polylora::audit", "{line}");
         if let Err(error) = api.app.access.record(&record).await {
-            tracing::error!(%error, line, "an action is missing in the audit log");
+            // The deed is done and on disk, so the answer stands; it does not pass in silence.
+            tracing::error!(%error, line, "an action is not yet in the audit log");
+            response.headers_mut().insert(AUDIT, HeaderValue::from_static("deferred"));
         }
         response
     };

@@ -4,9 +4,12 @@
 //! know: a name in a path is judged here by the caller's patterns alone, before anybody looks
 //! whether it exists: so a forbidden name that exists and one that does not take the same way.
 
+use super::errors::Code;
 use super::routes::{self, Scope};
 use super::{Api, adapters, audit, body, clock, limits};
 use crate::access::{self, Caller};
+use crate::clock::Now;
+use crate::database::FULL;
 use crate::error::{Error, Kind, Result};
 use axum::extract::{FromRequestParts, MatchedPath, RawPathParams, Request, State};
 use axum::middleware::Next;
@@ -31,11 +34,22 @@ pub async fn require_key(State(api): State<Arc<Api>>, request: Request, next: Ne
     let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
     match scope {
         Some(Scope::Admin | Scope::Operator) if changes => {
-            audit::recorded(api, caller, action.unwrap_or_default(), request, next).await
+            if let Err(error) = api.app.storage.check() {
+                body::discard(request.into_body().into_data_stream()).await;
+                return error.into_response();
+            }
+            let action = action.unwrap_or_default();
+            let what = action.clone();
+            let response = audit::recorded(api.clone(), caller, action, request, next).await;
+            // Whoever failed to write may only have known the file.
+            if response.extensions().get::<Code>().is_some_and(|code| code.0 == FULL) {
+                api.app.storage.turn(&format!("what {what} brought could not be written"));
+            }
+            response
         }
         Some(Scope::Inference) if changes => {
             let mut response = judged(scope, &caller, request, next).await.0;
-            limits::tell(&api.app.access.standing(&caller, clock()), response.headers_mut());
+            limits::tell(&api.app.access.standing(&caller, Now::read()), response.headers_mut());
             response
         }
         _ => judged(scope, &caller, request, next).await.0,

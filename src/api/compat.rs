@@ -11,6 +11,7 @@ use super::wire::{LoadLora, PeerError, PeerErrorBody, UnloadLora};
 use super::{Api, adapters};
 use crate::access::Caller;
 use crate::adapters::registry::{Publish, Removal, Staging};
+use crate::database::write_failed;
 use crate::error::{Error, Kind, Result};
 use axum::Json;
 use axum::extract::{Extension, State};
@@ -159,7 +160,7 @@ fn copy(from: &Path, staging: &Staging, bytes_max: u64) -> std::result::Result<(
             return Err(Error::new(Kind::TooLarge, "upload_too_large", message).into());
         }
         std::fs::copy(entry.path(), place)
-            .map_err(|e| Error::fault(format!("copying {name} failed: {e}")))?;
+            .map_err(|e| write_failed(&format!("copying {name} failed"), &e))?;
         copied += 1;
     }
     if copied == 0 { Err(Failure::absent()) } else { Ok(()) }

@@ -45,11 +45,13 @@ fn state(api: &Api, question: Question) -> Response {
         "ok" => StatusCode::OK,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };
+    let read_only = api.app.storage.read_only().is_some();
     let body = Health {
         status,
         stalled_seconds: stalled.as_secs_f64(),
         running: api.app.metrics.requests_running.get(),
         waiting: api.app.metrics.requests_waiting.get(),
+        storage: if read_only { "read_only" } else { "writable" },
     };
     (code, Json(body)).into_response()
 }
@@ -126,6 +128,7 @@ pub async fn metrics(State(api): State<Arc<Api>>) -> Response {
         metrics.adapters_resident.with_label_values(&[tier]).set(count as i64);
         metrics.adapter_resident_bytes.with_label_values(&[tier]).set(bytes as i64);
     }
+    metrics.storage_read_only.set(i64::from(app.storage.read_only().is_some()));
     let (running, waiting) = api.under_way.adapters();
     let gateway = Gateway {
         model: app.base_name.to_string(),

@@ -42,7 +42,9 @@ mod wire;
 
 use crate::access::Access;
 use crate::adapters::registry::Registry;
+use crate::clock::Now;
 use crate::config::Config;
+use crate::database::Storage;
 use crate::engine::EngineHandle;
 use crate::error::{Error, Result};
 use crate::jobs::Jobs;
@@ -53,7 +55,7 @@ use crate::usage::UsageLog;
 pub use serve::serve;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::sync::Semaphore;
 
 /// What every route can reach. Cheap to clone.
@@ -71,6 +73,7 @@ pub struct App {
     /// Renders chat templates that came with adapters.
     pub sandbox: Arc<Sandbox>,
     pub engine: EngineHandle,
+    pub storage: Storage,
     pub registry: Registry,
     pub jobs: Jobs,
     pub access: Access,
@@ -140,7 +143,7 @@ impl Api {
 
 /// Time since 1970.
 fn clock() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    Now::read().wall
 }
 
 /// Unix seconds.

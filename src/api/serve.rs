@@ -6,6 +6,7 @@
 
 use super::socket::Socket;
 use super::{Api, App, routes};
+use crate::database::FULL;
 use crate::error::{Error, Result};
 use axum::Router;
 use hyper::server::conn::http1;
@@ -35,6 +36,7 @@ pub async fn serve(app: App, listener: TcpListener, mut stop: mpsc::Receiver<()>
     let api = Arc::new(Api::new(app));
     let mut door = Door::new(&api, listener);
     let keeper = tokio::spawn(keep_books(api.clone()));
+    let watcher = tokio::spawn(api.app.storage.clone().watch());
     loop {
         tokio::select! {
             Some(()) = stop.recv() => break,
@@ -61,16 +63,34 @@ pub async fn serve(app: App, listener: TcpListener, mut stop: mpsc::Receiver<()>
     let now = Instant::now();
     door.close(if hurried { now + HURRIED_TIME } else { end.max(now + FLUSH_TIME) }).await;
     keeper.abort();
-    if tokio::time::timeout(FLUSH_TIME, api.app.usage.flush()).await.is_err() {
-        tracing::error!("usage records were not committed in time");
+    watcher.abort();
+    close_books(&api).await
+}
+
+/// Writes down what still waits for it, and says what could not be.
+async fn close_books(api: &Api) -> Result<()> {
+    let (storage, usage, access) = (&api.app.storage, &api.app.usage, &api.app.access);
+    storage.try_again().await;
+    if tokio::time::timeout(FLUSH_TIME, usage.flush()).await.is_err() {
+        let records = usage.pending();
+        tracing::error!(records, "usage records of requests that were answered are lost");
     }
-    api.app.access.flush().await
+    let books = access.flush().await;
+    match books {
+        Err(error) if error.code == FULL => {
+            let records = access.records_late();
+            tracing::error!(%error, records, "records of the audit log, and use of keys, are lost");
+            Ok(())
+        }
+        books => books,
+    }
 }
 
 /// Writes down now and then what is only counted in memory.
 async fn keep_books(api: Arc<Api>) {
     loop {
         tokio::time::sleep(BOOKS_PERIOD).await;
+        api.app.storage.writable().await;
         if let Err(error) = api.app.access.flush().await {
             tracing::error!(%error, "the books of keys cannot be written");
         }

@@ -8,6 +8,7 @@ use super::archive;
 use super::body::{declared_length, discard};
 use super::errors::UNSUPPORTED_MEDIA_TYPE;
 use crate::adapters::registry::Staging;
+use crate::database::write_failed;
 use crate::error::{Error, Kind, Result};
 use axum::extract::multipart::Field;
 use axum::extract::{FromRequest, Multipart, Request};
@@ -161,7 +162,7 @@ async fn write(
     place: Option<&Path>,
     budget: &mut Budget,
 ) -> Result<()> {
-    let failed = |e: std::io::Error| Error::fault(format!("writing the upload failed: {e}"));
+    let failed = |e: std::io::Error| write_failed("writing the upload failed", &e);
     let mut file = match place {
         None => None,
         Some(place) => Some(File::create_new(place).await.map_err(failed)?),
@@ -194,7 +195,7 @@ async fn archive(
     let unpacked = tokio::task::spawn_blocking(move || {
         archive::unpack(&spool, &mut files)?;
         std::fs::remove_file(&spool)
-            .map_err(|e| Error::fault(format!("removing the spooled upload failed: {e}")))?;
+            .map_err(|e| write_failed("removing the spooled upload failed", &e))?;
         Ok(files)
     });
     unpacked.await.map_err(|_| Error::fault("unpacking the upload failed"))?

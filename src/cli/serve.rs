@@ -7,11 +7,12 @@ use super::banner::Banner;
 use super::ledger::{self, Ledger};
 use super::{dtype_named, log, say};
 use crate::access::Access;
+use crate::adapters::BaseText;
 use crate::adapters::format::files::canonical_name;
 use crate::adapters::registry::{Entry, Lineage, Publish, Registry, RegistryOptions};
-use crate::adapters::BaseText;
 use crate::api::{self, App};
 use crate::config::{Config, RawConfig, memory_available};
+use crate::database::{FULL, Storage};
 use crate::engine::step::EngineOptions;
 use crate::engine::{EngineHandle, probe};
 use crate::error::{Error, Kind, Result};
@@ -86,9 +87,10 @@ pub fn run(args: ServeArgs) -> Result<()> {
 /// in words. Blocks while the model loads.
 pub async fn assemble(config: Config) -> Result<(App, String)> {
     let device = device(&config)?;
-    let access = Access::open(&config.data_dir, config.api_key.as_deref()).await?;
+    let storage = Storage::of(&config.data_dir);
+    let access = Access::open_in(&storage, config.api_key.as_deref()).await?;
     config.guarded(access.required())?;
-    Prepared::new(&config, device)?.start(config, access).await
+    Prepared::new(&config, device)?.start(config, access, storage).await
 }
 
 /// Everything that holds big memory, made and checked.
@@ -147,7 +149,12 @@ impl Prepared {
     }
 
     /// Starts the engine, opens the registry, loads the adapters named at start.
-    async fn start(self, config: Config, access: Access) -> Result<(App, String)> {
+    async fn start(
+        self,
+        config: Config,
+        access: Access,
+        storage: Storage,
+    ) -> Result<(App, String)> {
         let device = self.model.device().name();
         let shape = Arc::new(self.weights.shape.clone());
         let metrics = Arc::new(Metrics::bounded(config.metric_adapters_max));
@@ -157,7 +164,7 @@ impl Prepared {
         let sandbox = Arc::new(Sandbox::of_this_program()?);
         let registry = Registry::open(
             RegistryOptions {
-                data_dir: config.data_dir.clone(),
+                storage: storage.clone(),
                 base_name: self.base_name.clone(),
                 base_digest: self.weights.digest,
                 shape: shape.clone(),
@@ -177,12 +184,16 @@ impl Prepared {
             engine.bank(),
         )
         .await?;
-        let usage = UsageLog::open(usage_options(&config), metrics.clone()).await?;
+        let usage = UsageLog::open(usage_options(&config, &storage), metrics.clone()).await?;
         for (name, dir) in &config.adapters {
-            load_adapter(&registry, name, dir).await?;
+            match load_adapter(&registry, name, dir).await {
+                // What is on disk is served all the same.
+                Err(error) if error.code == FULL => tracing::error!(%error, "not brought in"),
+                loaded => drop(loaded?),
+            }
         }
         let limits = JobLimits { unfinished_max: config.merges_max, kept_max: config.merges_kept };
-        let jobs = Jobs::open(&config.data_dir, registry.clone(), engine.clone(), limits).await?;
+        let jobs = Jobs::open(&storage, registry.clone(), engine.clone(), limits).await?;
 
         let app = App {
             config: Arc::new(config),
@@ -194,6 +205,7 @@ impl Prepared {
             text: self.text,
             sandbox,
             engine,
+            storage,
             registry,
             jobs,
             access,
@@ -364,9 +376,9 @@ fn engine_options(
     })
 }
 
-fn usage_options(config: &Config) -> UsageOptions {
+fn usage_options(config: &Config, storage: &Storage) -> UsageOptions {
     UsageOptions {
-        data_dir: config.data_dir.clone(),
+        storage: storage.clone(),
         // A connection has one request at a time; the rest is for those that ended.
         queue_max: config.connections_max + USAGE_QUEUE_SPARE,
         commit_time: Duration::from_millis(config.usage_commit_ms),

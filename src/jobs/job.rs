@@ -175,6 +175,17 @@ impl Job {
         true
     }
 
+    /// Back to the queue: it was cancelled or had begun, and that could not be written down. One that
+    /// is done stays so.
+    pub fn requeue(&mut self) -> bool {
+        let again = matches!(self.state, State::Running(_) | State::Cancelled);
+        if again {
+            (self.state, self.progress) = (State::Queued, None);
+            (self.started, self.ended) = (None, None);
+        }
+        again
+    }
+
     /// It is done, or failed; false when it was over already.
     pub fn end(&mut self, failure: Option<&Error>, now: u64) -> bool {
         if self.state.is_over() {

@@ -1,17 +1,16 @@
 //! `jobs.db`: what was ordered, how it stands, and the reports of what was made.
 //!
-//! Owns the tables. Never decides what happens to a job. The thing to know: every change is one
-//! statement, synced when the call returns, and a job that is over is never changed again.
+//! Owns the tables. Never decides what happens to a job. The thing to know: every change is synced
+//! when the call returns, and a job that is over is never changed again.
 
 use super::evaluate::EvaluationSet;
 use super::job::{Failure, Job, Outcome, Owner, State};
-use crate::database;
+use crate::database::{Database, Storage};
 use crate::error::{Error, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::Row as _;
-use sqlx::sqlite::{SqlitePool, SqliteRow};
-use std::path::Path;
+use sqlx::sqlite::SqliteRow;
 use std::sync::Arc;
 
 const MIGRATIONS: &[&str] = &["
@@ -34,30 +33,32 @@ pub struct StoredReport {
 }
 
 pub struct Journal {
-    pool: SqlitePool,
+    database: Database,
 }
 
 impl Journal {
-    /// Opens `jobs.db` in `dir`. Jobs that were running when the server ended are queued again.
-    /// Errors: `data_dir_unsupported`.
-    pub async fn open(dir: &Path) -> Result<Self> {
-        let pool = database::open(&dir.join("jobs.db"), MIGRATIONS).await?;
-        let again = "UPDATE jobs SET state = 'queued', restarts = restarts + 1
-                     WHERE state = 'running'";
-        sqlx::query(again).execute(&pool).await.map_err(failed)?;
-        Ok(Self { pool })
+    /// Opens `jobs.db`. Errors: `data_dir_unsupported`.
+    pub async fn open(storage: &Storage) -> Result<Self> {
+        Ok(Self { database: Database::open(storage, "jobs.db", MIGRATIONS).await? })
     }
 
-    /// Every job, oldest first, each with its number.
+    /// Every job, oldest first, each with its number. Those that were running when the server ended
+    /// are queued again; that is written down when they start.
     pub async fn load(&self) -> Result<Vec<(u64, Job)>> {
-        let rows = sqlx::query("SELECT * FROM jobs ORDER BY number");
-        let rows = rows.fetch_all(&self.pool).await.map_err(failed)?;
-        rows.iter().map(read).collect()
+        let rows = self.database.rows(sqlx::query("SELECT * FROM jobs ORDER BY number")).await?;
+        let again = |row: &SqliteRow| {
+            let (number, mut job) = read(row)?;
+            if matches!(job.state, State::Running(_)) {
+                (job.state, job.restarts) = (State::Queued, job.restarts + 1);
+            }
+            Ok((number, job))
+        };
+        rows.iter().map(again).collect()
     }
 
     /// Enters a new job; returns its number and the job as it is read back.
     pub async fn add(&self, job: &Job, sets: &[EvaluationSet]) -> Result<(u64, Job)> {
-        let row = sqlx::query(
+        let insert = sqlx::query(
             "INSERT INTO jobs (id, key, tenant, spec, sets, state, created)
              VALUES (?, ?, ?, ?, ?, 'queued', ?) RETURNING *",
         )
@@ -66,38 +67,40 @@ impl Journal {
         .bind(&job.owner.tenant)
         .bind(json(&*job.order)?)
         .bind((!sets.is_empty()).then(|| json(&sets)).transpose()?)
-        .bind(job.created as i64)
-        .fetch_one(&self.pool)
-        .await
-        .map_err(failed)?;
-        read(&row)
+        .bind(job.created as i64);
+        let mut t = self.database.begin().await?;
+        let rows = t.rows(insert).await?;
+        let added = rows.first().ok_or_else(|| Error::fault("jobs.db: a job was not added"))?;
+        let added = read(added)?;
+        t.commit().await?;
+        Ok(added)
     }
 
-    /// The job begins.
-    pub async fn start(&self, id: &str, now: u64) -> Result<()> {
-        let begun = "UPDATE jobs SET state = 'running', started = ?2
-                     WHERE id = ?1 AND state = 'queued'";
-        let begun = sqlx::query(begun).bind(id).bind(now as i64);
-        begun.execute(&self.pool).await.map_err(failed).map(drop)
+    /// The job begins, or begins again.
+    pub async fn start(&self, job: &Job, now: u64) -> Result<()> {
+        let begun = "UPDATE jobs SET state = 'running', started = ?2, restarts = ?3
+                     WHERE id = ?1 AND state IN ('queued', 'running')";
+        let begun = sqlx::query(begun).bind(&job.id).bind(now as i64).bind(job.restarts as i64);
+        self.database.run(begun).await.map(drop)
     }
 
     /// Keeps the report of what is about to be published; a restarted job replaces its own.
     pub async fn report(&self, id: &str, report: &str, picture: &str) -> Result<()> {
         let kept = "INSERT OR REPLACE INTO reports (id, report, picture) VALUES (?, ?, ?)";
         let kept = sqlx::query(kept).bind(id).bind(report).bind(picture);
-        kept.execute(&self.pool).await.map_err(failed).map(drop)
+        self.database.run(kept).await.map(drop)
     }
 
     /// Adds an evaluation to a job's report.
     pub async fn evaluation(&self, id: &str, evaluation: &str) -> Result<()> {
         let added = "UPDATE reports SET evaluation = ?2 WHERE id = ?1";
         let added = sqlx::query(added).bind(id).bind(evaluation);
-        added.execute(&self.pool).await.map_err(failed).map(drop)
+        self.database.run(added).await.map(drop)
     }
 
     /// The job is over; what it was to be evaluated on is dropped.
     pub async fn end(&self, job: &Job) -> Result<()> {
-        sqlx::query(
+        let ended = sqlx::query(
             "UPDATE jobs SET state = ?2, ended = ?3, outcome = ?4, failure = ?5, sets = NULL
              WHERE id = ?1 AND state IN ('queued', 'running')",
         )
@@ -105,27 +108,22 @@ impl Journal {
         .bind(job.state.name())
         .bind(job.ended.map(|t| t as i64))
         .bind(job.outcome.as_ref().map(json).transpose()?)
-        .bind(job.failure.as_ref().map(json).transpose()?)
-        .execute(&self.pool)
-        .await
-        .map_err(failed)
-        .map(drop)
+        .bind(job.failure.as_ref().map(json).transpose()?);
+        self.database.run(ended).await.map(drop)
     }
 
     /// What a job is evaluated on.
     pub async fn sets(&self, id: &str) -> Result<Vec<EvaluationSet>> {
-        let sets: Option<String> = sqlx::query_scalar("SELECT sets FROM jobs WHERE id = ?")
-            .bind(id)
-            .fetch_one(&self.pool)
-            .await
-            .map_err(failed)?;
+        let query = sqlx::query("SELECT sets FROM jobs WHERE id = ?").bind(id);
+        let sets = self.database.row(query).await?.map(|row| row.try_get("sets"));
+        let sets: Option<String> = sets.transpose().map_err(failed)?.flatten();
         sets.map_or(Ok(Vec::new()), |sets| parsed(&sets, "sets"))
     }
 
     /// `None` while there is none.
     pub async fn report_of(&self, id: &str) -> Result<Option<StoredReport>> {
         let row = sqlx::query("SELECT * FROM reports WHERE id = ?").bind(id);
-        let row = row.fetch_optional(&self.pool).await.map_err(failed)?;
+        let row = self.database.row(row).await?;
         row.map(|row| {
             Ok(StoredReport {
                 report: row.try_get("report").map_err(failed)?,
@@ -138,11 +136,11 @@ impl Journal {
 
     /// Forgets a job and its report.
     pub async fn remove(&self, id: &str) -> Result<()> {
-        let mut t = self.pool.begin().await.map_err(failed)?;
+        let mut t = self.database.begin().await?;
         for statement in ["DELETE FROM reports WHERE id = ?", "DELETE FROM jobs WHERE id = ?"] {
-            sqlx::query(statement).bind(id).execute(&mut *t).await.map_err(failed)?;
+            t.run(sqlx::query(statement).bind(id)).await?;
         }
-        t.commit().await.map_err(failed)
+        t.commit().await
     }
 }
 

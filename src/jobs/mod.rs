@@ -14,6 +14,7 @@ mod work;
 
 use crate::adapters::Digest;
 use crate::adapters::registry::{Kept, Parent, Registry};
+use crate::database::{FULL, Storage};
 use crate::engine::{EngineHandle, shutting_down};
 use crate::error::{Error, Kind, Result};
 use crate::merge::outlook::Outlook;
@@ -23,7 +24,6 @@ pub use journal::StoredReport;
 use pace::Pace;
 use plan::Plan;
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -49,6 +49,7 @@ pub struct Jobs {
 
 struct Inner {
     journal: Journal,
+    storage: Storage,
     registry: Registry,
     engine: EngineHandle,
     pace: Pace,
@@ -104,16 +105,17 @@ impl Watch {
 }
 
 impl Jobs {
-    /// Opens `jobs.db` in `dir` and goes on with what is in it. Errors: `data_dir_unsupported`.
+    /// Opens `jobs.db` and goes on with what is in it. Errors: `data_dir_unsupported`.
     pub async fn open(
-        dir: &Path,
+        storage: &Storage,
         registry: Registry,
         engine: EngineHandle,
         limits: JobLimits,
     ) -> Result<Self> {
         let stopping = Arc::new(AtomicBool::new(false));
         let inner = Arc::new(Inner {
-            journal: Journal::open(dir).await?,
+            journal: Journal::open(storage).await?,
+            storage: storage.clone(),
             registry,
             pace: Pace::new(engine.clone(), stopping.clone()),
             engine,
@@ -128,7 +130,7 @@ impl Jobs {
         for (number, job) in inner.journal.load().await? {
             inner.restore(number, job).await?;
         }
-        inner.forget().await?;
+        unless_full(inner.forget().await)?;
         // The task holds no jobs while it waits, so the last clone's drop ends both.
         let (weak, bell) = (Arc::downgrade(&inner), inner.bell.clone());
         tokio::spawn(async move {
@@ -246,7 +248,12 @@ impl Jobs {
             return Err(job::over(&posted.job.borrow()));
         }
         let job = posted.job.borrow().clone();
-        self.inner.settle(&job).await?;
+        if let Err(error) = self.inner.settle(&job).await {
+            // What could not be written down is not so.
+            posted.job.send_if_modified(Job::requeue);
+            self.inner.bell.notify_one();
+            return Err(error);
+        }
         Ok(job)
     }
 
@@ -309,7 +316,7 @@ impl Inner {
                 Err(e) => {
                     tracing::warn!(job = job.id, error = %e, "a merge cannot go on");
                     job.end(Some(&e), now());
-                    self.journal.end(&job).await?;
+                    unless_full(self.journal.end(&job).await)?;
                 }
             }
         }
@@ -333,15 +340,27 @@ impl Inner {
         job.order.from.iter().map(find).collect()
     }
 
-    /// A job is over: its sources are let go, it is written down, and old jobs are forgotten.
+    /// A job is over: it is written down, its sources are let go, and old jobs are forgotten.
     async fn settle(&self, job: &Job) -> Result<()> {
+        self.journal.end(job).await?;
         for posted in self.board().values_mut() {
             if posted.job.borrow().id == job.id {
                 posted.kept = Arc::default();
             }
         }
-        self.journal.end(job).await?;
-        self.forget().await
+        // It is over whether or not others could be forgotten: the next start forgets them.
+        unless_full(self.forget().await)
+    }
+
+    /// Waits for room to write in; false when the server stops.
+    async fn writable(&self) -> bool {
+        while !self.pace.is_stopping() {
+            tokio::select! {
+                () = self.storage.writable() => return true,
+                () = self.bell.notified() => {}
+            }
+        }
+        false
     }
 
     /// Takes the oldest jobs that are over away, beyond those that are kept.
@@ -367,6 +386,17 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.bell.notify_one();
+    }
+}
+
+/// What can be written down by the next start as well.
+fn unless_full(written: Result<()>) -> Result<()> {
+    match written {
+        Err(error) if error.code == FULL => {
+            tracing::warn!(%error, "the journal of merges is behind");
+            Ok(())
+        }
+        written => written,
     }
 }
 

@@ -10,6 +10,7 @@ use super::pace::apart;
 use super::plan::{Made, Plan};
 use super::{Inner, Posted, now};
 use crate::adapters::registry::{Entry, Lineage, Publish, Staging, State as VersionState};
+use crate::database::FULL;
 use crate::error::{Error, Kind, Result};
 use serde_json::json;
 use std::time::Instant;
@@ -17,7 +18,7 @@ use std::time::Instant;
 impl Inner {
     /// Works on a queued job until it is over, or the server stops.
     pub(super) async fn work(&self, posted: &Posted) {
-        if !posted.job.send_if_modified(|job| job.begin(now())) {
+        if !self.writable().await || !posted.job.send_if_modified(|job| job.begin(now())) {
             return;
         }
         let id = posted.job.borrow().id.clone();
@@ -26,6 +27,13 @@ impl Inner {
             Ok(true) => None,
             // What was begun at a shutdown is begun again by the next start.
             Err(_) if self.pace.is_stopping() => return,
+            // Nothing of it is lost but time: it begins again when there is room.
+            Err(e) if e.code == FULL => {
+                self.storage.turn(&e.message);
+                tracing::warn!(job = id, error = %e, "a merge waits for room on the disk");
+                posted.job.send_if_modified(|job| job.state != State::Cancelled && job.requeue());
+                return;
+            }
             Err(e) => Some(e),
         };
         // One that was cancelled in the last moment is over, and stays as it was told to be.
@@ -37,16 +45,19 @@ impl Inner {
             Some(e) => tracing::warn!(job = id, code = e.code, error = %e, "a merge failed"),
         }
         let job = posted.job.borrow().clone();
-        if let Err(error) = self.settle(&job).await {
+        while let Err(error) = self.settle(&job).await {
             // It begins anew with the next start, and finds what it published.
             tracing::error!(job = id, %error, "the end of a merge is not in its journal");
+            if error.code != FULL || !self.writable().await {
+                return;
+            }
         }
     }
 
     /// False when it was cancelled, or the server stops.
     async fn carry_out(&self, id: &str, posted: &Posted) -> Result<bool> {
-        self.journal.start(id, now()).await?;
         let job = posted.job.borrow().clone();
+        self.journal.start(&job, now()).await?;
         let entry = match self.published(&job) {
             Some(entry) => entry,
             None => {

@@ -54,6 +54,7 @@ pub struct Metrics {
     pub load_seconds: Histogram,
     /// by `code`
     pub adapters_refused: IntCounterVec,
+    pub storage_read_only: IntGauge,
     pub usage_records: IntCounter,
     pub usage_commit_failures: IntCounter,
     adapters: AdapterTable,
@@ -127,6 +128,8 @@ impl Metrics {
                 "Uploads refused, by error code.",
                 &["code"],
             ),
+            storage_read_only: m
+                .gauge("storage_read_only", "1 while changes are refused: nothing can be written."),
             usage_records: m.counter("usage_records_total", "Usage records committed."),
             usage_commit_failures: m
                 .counter("usage_commit_failures_total", "Commits of usage that were tried again."),

@@ -10,12 +10,12 @@ mod write;
 
 pub use read::{Filter, Sum};
 
-use crate::database;
+use crate::clock::Now;
+use crate::database::{Database, Storage};
 use crate::error::{Error, Kind, Result};
 use crate::metrics::Metrics;
-use sqlx::sqlite::SqlitePool;
-use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
@@ -68,10 +68,10 @@ pub struct Record {
 }
 
 /// Bounds of the log.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct UsageOptions {
-    /// Directory of `usage.db`.
-    pub data_dir: PathBuf,
+    /// Where `usage.db` lies.
+    pub storage: Storage,
     /// Records that may wait for their commit, requests under way included.
     pub queue_max: usize,
     /// Records are gathered for this long before they are committed together.
@@ -92,19 +92,22 @@ enum Message {
 #[derive(Clone)]
 pub struct UsageLog {
     queue: mpsc::Sender<Message>,
-    /// A connection of its own: a long sum delays no commit.
-    reader: SqlitePool,
+    database: Database,
+    /// Records handed over that no commit has.
+    pending: Arc<AtomicU64>,
 }
 
 /// A request's place in the queue.
 pub struct Place {
     permit: mpsc::OwnedPermit<Message>,
+    pending: Arc<AtomicU64>,
 }
 
 impl Place {
     /// Hands the record over; never waits. The receipt resolves when it is committed.
     pub fn write(self, record: Record) -> Receipt {
         let (committed, receipt) = oneshot::channel();
+        self.pending.fetch_add(1, Ordering::Relaxed);
         self.permit.send(Message::Record(Box::new(record), committed));
         Receipt(receipt)
     }
@@ -124,12 +127,18 @@ impl Receipt {
 impl UsageLog {
     /// Opens `usage.db` and starts the writer. Errors: `data_dir_unsupported`.
     pub async fn open(options: UsageOptions, metrics: Arc<Metrics>) -> Result<Self> {
-        let path = options.data_dir.join("usage.db");
-        let writer = database::open(&path, MIGRATIONS).await?;
-        let reader = database::open(&path, MIGRATIONS).await?;
+        let database = Database::open(&options.storage, "usage.db", MIGRATIONS).await?;
+        let newest = read::newest(&database).await?;
         let (queue, messages) = mpsc::channel(options.queue_max.max(1));
-        tokio::spawn(write::Writer::new(writer, options, metrics).run(messages));
-        Ok(Self { queue, reader })
+        let pending = Arc::new(AtomicU64::new(0));
+        let writer = write::Writer::new(
+            (database.clone(), newest, Now::read()),
+            options,
+            metrics,
+            pending.clone(),
+        );
+        tokio::spawn(writer.run(messages));
+        Ok(Self { queue, database, pending })
     }
 
     /// A place for one record. Errors: `usage_backlogged` when the disk is so far behind that the
@@ -142,7 +151,7 @@ impl UsageLog {
                 "usage records cannot be written fast enough; see the server's log",
             )
         })?;
-        Ok(Place { permit })
+        Ok(Place { permit, pending: self.pending.clone() })
     }
 
     /// Waits until every record handed over before is committed.
@@ -153,9 +162,14 @@ impl UsageLog {
         }
     }
 
+    /// Records of requests that were answered, which no commit has yet.
+    pub fn pending(&self) -> u64 {
+        self.pending.load(Ordering::Relaxed)
+    }
+
     /// Tokens by tenant and adapter, in that order; at most `limit` rows.
     pub async fn sums(&self, filter: &Filter, limit: u64) -> Result<Vec<Sum>> {
-        read::sums(&self.reader, filter, limit).await
+        read::sums(&self.database, filter, limit).await
     }
 
     /// Records in the order of their commits, after the one numbered `after`, each with its number.
@@ -165,6 +179,6 @@ impl UsageLog {
         after: u64,
         limit: u64,
     ) -> Result<Vec<(u64, Record)>> {
-        read::records(&self.reader, filter, after, limit).await
+        read::records(&self.database, filter, after, limit).await
     }
 }

@@ -1,12 +1,14 @@
 //! Reading the log back: sums and records.
 //!
-//! Owns the two queries. Never sees what is not committed. The thing to know: filters that are not
+//! Owns the queries. Never sees what is not committed. The thing to know: filters that are not
 //! given are NULL, which every row passes.
 
 use super::Record;
+use crate::database::Database;
 use crate::error::{Error, Result};
 use sqlx::Row;
-use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::sqlite::SqliteRow;
+use std::time::Duration;
 
 /// Which records; `None` is any.
 #[derive(Debug, Clone, Default)]
@@ -48,14 +50,21 @@ fn failed(error: sqlx::Error) -> Error {
     Error::fault(format!("usage.db cannot be read: {error}"))
 }
 
-pub async fn sums(pool: &SqlitePool, filter: &Filter, limit: u64) -> Result<Vec<Sum>> {
+/// When the newest record ended, since 1970.
+pub async fn newest(database: &Database) -> Result<Option<Duration>> {
+    let row = database.row(sqlx::query("SELECT max(ended_ms) AS newest FROM usage")).await?;
+    let newest = row.map(|row| row.try_get::<Option<i64>, _>("newest")).transpose();
+    let newest = newest.map_err(failed)?.flatten();
+    Ok(newest.map(|ms| Duration::from_millis(ms.max(0) as u64)))
+}
+
+pub async fn sums(database: &Database, filter: &Filter, limit: u64) -> Result<Vec<Sum>> {
     let rows = sqlx::query(SUMS)
         .bind(filter.since_ms.map(|t| t as i64))
         .bind(filter.until_ms.map(|t| t as i64))
         .bind(&filter.adapter)
         .bind(&filter.tenant)
-        .bind(limit as i64)
-        .fetch_all(pool);
+        .bind(limit as i64);
     let sum = |row: &SqliteRow| {
         Ok(Sum {
             tenant: row.try_get("tenant")?,
@@ -66,12 +75,12 @@ pub async fn sums(pool: &SqlitePool, filter: &Filter, limit: u64) -> Result<Vec<
             completion_tokens: number(row, "completion_tokens")?,
         })
     };
-    let sums: sqlx::Result<Vec<Sum>> = rows.await.map_err(failed)?.iter().map(sum).collect();
+    let sums: sqlx::Result<Vec<Sum>> = database.rows(rows).await?.iter().map(sum).collect();
     sums.map_err(failed)
 }
 
 pub async fn records(
-    pool: &SqlitePool,
+    database: &Database,
     filter: &Filter,
     after: u64,
     limit: u64,
@@ -82,9 +91,8 @@ pub async fn records(
         .bind(&filter.adapter)
         .bind(&filter.tenant)
         .bind(limit as i64)
-        .bind(after as i64)
-        .fetch_all(pool);
-    let records: sqlx::Result<_> = rows.await.map_err(failed)?.iter().map(record).collect();
+        .bind(after as i64);
+    let records: sqlx::Result<_> = database.rows(rows).await?.iter().map(record).collect();
     records.map_err(failed)
 }
 

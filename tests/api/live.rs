@@ -67,17 +67,20 @@ impl Live {
 
     /// The same, with the program's log going to `log`.
     pub fn start_logging(more: &[&str], log: Stdio) -> Self {
-        let dir = tempfile::tempdir().expect("directory");
-        let model = dir.path().join("model");
-        std::fs::create_dir(&model).expect("directory");
-        tiny::write(&model, &case(), tiny::Storage::F32, 1);
-        Self::start_in(dir, more, log)
+        Self::start_in(Self::home(), more, log)
     }
 
     /// Kills it, as a crash would; what is on disk stays.
     pub fn crash(self) -> TempDir {
         let Self { server, dir, .. } = self;
         drop(server);
+        dir
+    }
+
+    /// Stops it as an operator would.
+    pub fn stop(self) -> TempDir {
+        let Self { server, dir, .. } = self;
+        assert!(server.terminate().success(), "exit code 0");
         dir
     }
 
@@ -100,6 +103,25 @@ impl Live {
 
     /// Starts it on what a server has left in `dir`.
     pub fn start_in(dir: TempDir, more: &[&str], log: Stdio) -> Self {
+        Self::start_with(dir, more, log, &[])
+    }
+
+    /// A directory with the model in it, for a server that is to be started.
+    pub fn home() -> TempDir {
+        let dir = tempfile::tempdir().expect("directory");
+        let model = dir.path().join("model");
+        std::fs::create_dir(&model).expect("directory");
+        tiny::write(&model, &case(), tiny::Storage::F32, 1);
+        dir
+    }
+
+    /// The same with more in the program's environment.
+    pub fn start_with(
+        dir: TempDir,
+        more: &[&str],
+        log: Stdio,
+        environment: &[(&str, String)],
+    ) -> Self {
         let model = dir.path().join("model");
         let mut flags = vec!["--served-name", BASE, "--threads", "1"];
         for (flag, usual) in [("--kv-bytes", "64MiB"), ("--adapter-bytes-max", "16MiB")] {
@@ -108,7 +130,7 @@ impl Live {
             }
         }
         flags.extend_from_slice(more);
-        let server = Server::start_logging(&model, &dir.path().join("data"), &flags, log);
+        let server = Server::start_in(&model, &dir.path().join("data"), &flags, log, environment);
         let client = Client::builder().no_proxy().build().expect("a client");
         Self { server, dir, client }
     }

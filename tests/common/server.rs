@@ -18,13 +18,28 @@ impl Server {
 
     /// The same, with its log going to `log`.
     pub fn start_logging(model: &Path, data_dir: &Path, more: &[&str], log: Stdio) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_polylora"))
+        Self::start_in(model, data_dir, more, log, &[])
+    }
+
+    /// The same with more in its environment. `POLYLORA_PROGRAM` of the tests' own environment
+    /// names another build of the program, to see a test fail on it.
+    pub fn start_in(
+        model: &Path,
+        data_dir: &Path,
+        more: &[&str],
+        log: Stdio,
+        environment: &[(&str, String)],
+    ) -> Self {
+        let program = std::env::var("POLYLORA_PROGRAM");
+        let program = program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_polylora"));
+        let mut child = Command::new(program)
             .args(["serve", "--port", "0", "--model"])
             .arg(model)
             .arg("--data-dir")
             .arg(data_dir)
             .args(more)
             .env("POLYLORA_LOG_FILTER", "warn")
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()

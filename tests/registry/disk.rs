@@ -49,6 +49,9 @@ async fn everything_published_survives_a_restart_and_nothing_else() {
     let orphan = house.dir.path().join("adapters/sha256/ab").join("ab".repeat(32));
     std::fs::create_dir_all(&orphan).unwrap();
     Files::plain(6).write(&orphan);
+    // The mark by which a start knows that its upload was cut off.
+    let mark = format!("staging/naming-{}", "ab".repeat(32));
+    std::fs::write(house.dir.path().join(mark), "").unwrap();
     let house = house.restarted().await;
     let after = house.registry.list();
     assert_eq!(before.len(), 3);
@@ -57,6 +60,8 @@ async fn everything_published_survives_a_restart_and_nothing_else() {
         assert!(!y.resident);
     }
     assert_eq!((house.blobs(), house.staged(), house.registry.residency().0), (3, 0, 0));
+    let aside = std::fs::read_dir(house.dir.path().join("orphans")).unwrap();
+    assert_eq!(aside.count(), 1, "set aside, not removed");
     assert_eq!(house.registry.acquire("a").await.unwrap().version().number, 2);
     assert_eq!(house.registry.acquire("a@1").await.unwrap().version().number, 1);
     assert_eq!(house.seen.probes.load(Ordering::SeqCst), 0, "the catalogue knows the probe");

@@ -12,6 +12,7 @@ use adapter_files::{Files, base_bias, base_rows, tiny};
 use polylora::adapters::bank::{Bank, BankCommand, BankSender, Probe, Slot};
 use polylora::adapters::registry::{Entry, Publish, Registry, RegistryOptions, Removal, State};
 use polylora::adapters::{BaseRows, Digest};
+use polylora::database::Storage;
 use polylora::error::{Error, Kind};
 use polylora_kernels::Dtype;
 use std::collections::HashMap;
@@ -103,7 +104,7 @@ struct House {
 fn options(dir: &Path) -> RegistryOptions {
     RegistryOptions {
         text: adapter_files::base_text(),
-        data_dir: dir.to_owned(),
+        storage: Storage::of(dir),
         base_name: "tiny-base".into(),
         base_digest: Digest([7; 32]),
         shape: Arc::new(tiny()),

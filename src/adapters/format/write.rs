@@ -6,31 +6,34 @@
 
 use super::factors::{ModuleFactors, Place};
 use super::files::{CONFIG, TENSORS};
+use crate::database::write_failed;
 use crate::error::{Error, Result};
+use safetensors::SafeTensorError;
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Writes `adapter_config.json` and `adapter_model.safetensors` into `dir`, which must exist. Every
-/// scale must be 1. Errors: `internal_error` when the files cannot be written.
+/// scale must be 1. Errors: `storage_full`, or `internal_error` when the files cannot be written.
 pub fn write(
     dir: &Path,
     modules: &BTreeMap<Place, ModuleFactors>,
     base_model: Option<&str>,
 ) -> Result<()> {
-    let fault = |what: &str, e: &dyn std::fmt::Display| {
-        Error::fault(format!("cannot write {what} in {}: {e}", dir.display()))
-    };
+    let what = |what: &str| format!("cannot write {what} in {}", dir.display());
+    let failed = |name: &str, e: std::io::Error| write_failed(&what(name), &e);
     let config = format!("{:#}\n", config(modules, base_model));
-    std::fs::write(dir.join(CONFIG), config).map_err(|e| fault(CONFIG, &e))?;
+    std::fs::write(dir.join(CONFIG), config).map_err(|e| failed(CONFIG, e))?;
     let tensors = modules.iter().flat_map(|(place, m)| tensors(*place, m));
-    safetensors::serialize_to_file(tensors, None, &dir.join(TENSORS))
-        .map_err(|e| fault(TENSORS, &e))?;
+    safetensors::serialize_to_file(tensors, None, &dir.join(TENSORS)).map_err(|e| match e {
+        SafeTensorError::IoError(e) => failed(TENSORS, e),
+        e => Error::fault(format!("{}: {e}", what(TENSORS))),
+    })?;
     // It makes the file its owner's only; the directory decides who reads an adapter.
     std::fs::metadata(dir.join(CONFIG))
         .and_then(|m| std::fs::set_permissions(dir.join(TENSORS), m.permissions()))
-        .map_err(|e| fault(TENSORS, &e))
+        .map_err(|e| failed(TENSORS, e))
 }
 
 /// The config that PEFT and this server read: alpha = r everywhere.

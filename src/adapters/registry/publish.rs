@@ -44,9 +44,15 @@ impl Inner {
         let digest = checked.digest;
         let _digest_turn = self.digest_turns.take(digest).await;
         let outcome = self.store_and_swap(&staging, checked, &how).await;
+        let store = self.store.clone();
         if outcome.is_err() && !self.book().refers_to(digest) {
-            let store = self.store.clone();
             discard(store, digest).await;
+        } else {
+            let settled = move || {
+                store.settled(digest);
+                Ok(())
+            };
+            blocking(settled).await?;
         }
         self.wake_reaper();
         outcome
@@ -111,7 +117,12 @@ impl Inner {
         {
             let _digest_turn = self.digest_turns.take(digest).await;
             let (store, dir) = (self.store.clone(), staging.dir.clone());
-            blocking(move || store.keep(&dir, digest)).await?;
+            blocking(move || {
+                store.keep(&dir, digest)?;
+                store.settled(digest);
+                Ok(())
+            })
+            .await?;
         }
         if how.force && !servable(&entry.version) {
             self.store.force(name, number).await?;

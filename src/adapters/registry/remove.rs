@@ -111,7 +111,7 @@ impl Inner {
             return;
         }
         self.remove_unwanted().await;
-        let (pruned, digests) = {
+        let (pruned, mut digests) = {
             let mut book = self.book();
             book.settle_drained();
             book.take_surplus(self.options.versions_kept)
@@ -121,6 +121,8 @@ impl Inner {
             if let Err(e) = removed {
                 // It comes back with the next start, and is pruned again then.
                 tracing::warn!(adapter = %version.id(), error = %e, "cannot prune a version");
+                // Its row stays, and so do its files.
+                digests.retain(|digest| *digest != version.digest);
             }
         }
         for digest in digests {

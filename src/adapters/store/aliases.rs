@@ -12,7 +12,7 @@ use sqlx::sqlite::SqliteRow;
 impl Store {
     /// Adds an alias or replaces it.
     pub async fn put_alias(&self, alias: &Alias) -> Result<()> {
-        sqlx::query(
+        let change = sqlx::query(
             "INSERT OR REPLACE INTO aliases (alias, targets, previous, created, updated)
              VALUES (?, ?, ?, ?, ?)",
         )
@@ -20,27 +20,17 @@ impl Store {
         .bind(json(&alias.targets)?)
         .bind(alias.previous.as_ref().map(json).transpose()?)
         .bind(alias.created as i64)
-        .bind(alias.updated as i64)
-        .execute(&self.catalogue)
-        .await
-        .map_err(catalogue_error)
-        .map(drop)
+        .bind(alias.updated as i64);
+        self.change(change).await
     }
 
     pub async fn remove_alias(&self, name: &str) -> Result<()> {
-        sqlx::query("DELETE FROM aliases WHERE alias = ?")
-            .bind(name)
-            .execute(&self.catalogue)
-            .await
-            .map_err(catalogue_error)
-            .map(drop)
+        self.change(sqlx::query("DELETE FROM aliases WHERE alias = ?").bind(name)).await
     }
 
     pub(super) async fn aliases(&self) -> Result<Vec<Alias>> {
-        let rows = sqlx::query("SELECT * FROM aliases ORDER BY alias")
-            .fetch_all(&self.catalogue)
-            .await
-            .map_err(catalogue_error)?;
+        let query = sqlx::query("SELECT * FROM aliases ORDER BY alias");
+        let rows = self.catalogue.rows(query).await?;
         rows.iter().map(alias).collect()
     }
 }

@@ -51,6 +51,8 @@ pub struct Health {
     pub stalled_seconds: f64,
     pub running: i64,
     pub waiting: i64,
+    /// `writable`, or `read_only`: it serves, and changes are refused until there is room.
+    pub storage: &'static str,
 }
 
 #[derive(Serialize, ToSchema)]

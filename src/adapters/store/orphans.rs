@@ -1,0 +1,139 @@
+//! Files that the catalogue does not name: left alone, set aside, or, after days, removed.
+//!
+//! Owns `orphans/` and the marks of uploads under way. Never removes what the catalogue cannot have
+//! seen. The thing to know: a catalogue that is new, empty, or older than a file may be the one
+//! that is wrong, so the file stays where it is and the start says so.
+
+use super::{Catalogue, Store};
+use crate::adapters::Digest;
+use crate::clock::{Now, Trusted};
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Result};
+use std::path::{Path, PathBuf};
+use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
+
+/// What was set aside is removed after so long.
+const KEPT_FOR: Duration = Duration::from_secs(7 * 86_400);
+const MARK: &str = "naming-";
+
+/// The name of the mark of a content that is about to be named.
+pub fn mark(digest: Digest) -> String {
+    format!("{MARK}{}", hex::encode(digest.0))
+}
+
+/// Names of the contents that uploads were at when the server ended: those that no version names
+/// were never acknowledged.
+pub fn interrupted(staging: &Path) -> HashSet<String> {
+    let entries = fs::read_dir(staging).into_iter().flatten().flatten();
+    let name = |entry: fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        name.strip_prefix(MARK).map(str::to_owned)
+    };
+    entries.filter_map(name).collect()
+}
+
+impl Store {
+    pub(super) fn time(&self) -> MutexGuard<'_, Trusted> {
+        self.time.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn orphans(&self) -> PathBuf {
+        self.storage.dir().join("orphans")
+    }
+
+    /// Moves what no version names to `orphans/`, unless the catalogue may not know of it; and says
+    /// what was found.
+    pub(super) fn set_aside(
+        &self,
+        catalogue: &Catalogue,
+        interrupted: &HashSet<String>,
+    ) -> Result<()> {
+        let named: HashSet<PathBuf> =
+            catalogue.versions.iter().map(|v| self.blob(v.digest)).collect();
+        let (mut unnamed, mut unseen) = (Vec::new(), 0);
+        if !self.blobs.exists() {
+            return Ok(());
+        }
+        for prefix in directories(&self.blobs)? {
+            for blob in directories(&prefix)?.into_iter().filter(|blob| !named.contains(blob)) {
+                let name = blob.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                match interrupted.contains(&name) || made(&blob)? <= catalogue.changed {
+                    true => unnamed.push((name, blob)),
+                    false => unseen += 1,
+                }
+            }
+        }
+        let (count, versions) = (unnamed.len(), catalogue.versions.len());
+        if versions == 0 && count + unseen > 0 {
+            tracing::warn!(
+                files = count + unseen,
+                "polylora.db names no adapter, but adapters/ holds some: they stay where they are, \
+                 and a polylora.db that names them makes them served again"
+            );
+            return Ok(());
+        }
+        if unseen > 0 {
+            tracing::warn!(
+                files = unseen,
+                versions,
+                "adapters/ holds files that are newer than polylora.db, which may be an older copy: \
+                 they stay where they are"
+            );
+        }
+        if count == 0 || self.storage.read_only().is_some() {
+            return Ok(());
+        }
+        fs::create_dir_all(self.orphans())?;
+        for (name, blob) in unnamed {
+            let since = Now::read().wall.as_secs();
+            fs::rename(&blob, self.orphans().join(format!("{since}-{name}")))
+                .or_else(|e| if again(&e) { fs::remove_dir_all(&blob) } else { Err(e) })?;
+        }
+        File::open(self.orphans())?.sync_all()?;
+        let days = KEPT_FOR.as_secs() / 86_400;
+        tracing::warn!(files = count, days, "set aside in orphans/ what no version names");
+        Ok(())
+    }
+
+    /// Removes what was set aside long ago. Blocking.
+    pub fn remove_old_orphans(&self) {
+        let now = self.time().look(Now::read());
+        for orphan in directories(&self.orphans()).unwrap_or_default() {
+            let name = orphan.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let since = name.split_once('-').and_then(|(since, _)| since.parse().ok());
+            let Some(since) = since.map(Duration::from_secs) else { continue };
+            if now < since + KEPT_FOR || self.storage.read_only().is_some() {
+                continue;
+            }
+            match fs::remove_dir_all(&orphan) {
+                Ok(()) => tracing::info!(orphan = name, "removed what was set aside long ago"),
+                Err(e) => tracing::warn!(orphan = name, error = %e, "cannot remove an orphan"),
+            }
+        }
+    }
+}
+
+/// It was set aside in this second already: the same content.
+fn again(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists)
+}
+
+/// When a blob was staged, since 1970.
+fn made(blob: &Path) -> Result<Duration> {
+    let time = fs::metadata(blob)?.modified()?;
+    Ok(time.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+/// The directories in one; what else lies there is not ours.
+fn directories(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
