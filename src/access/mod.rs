@@ -11,14 +11,14 @@ mod keyring;
 pub mod meters;
 mod store;
 
-pub use key::{Caller, Key, Limits, NewKey, Scope};
+pub use key::{Caller, Key, Limits, NewKey, Reach, Scope};
 use keyring::Keyring;
 pub use keyring::Secret;
 pub use meters::{Left, Standing, Ticket};
 use store::Store;
 
 use crate::error::{Error, Kind, Result};
-use audit::{Query, Record};
+use audit::{Archived, Cut, Query, Record, Refusals};
 use meters::Meters;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -43,6 +43,8 @@ struct Inner {
     meters: Arc<Meters>,
     /// Limits of adapters, by name.
     adapters: RwLock<BTreeMap<String, Limits>>,
+    /// Refused changes, which a key must not flood the audit log with.
+    refusals: Refusals,
     /// The key of the configuration, hashed.
     bootstrap: Option<[u8; 32]>,
     /// One change at a time.
@@ -61,6 +63,7 @@ impl Access {
             adapters: RwLock::new(store.limits().await?),
             store,
             ring: RwLock::new(ring),
+            refusals: Refusals::default(),
             bootstrap,
             turn: tokio::sync::Mutex::new(()),
         };
@@ -153,10 +156,15 @@ impl Access {
         self.key(id)
     }
 
-    /// Writes down when keys were last used, and what they used of their quotas. To be called now
-    /// and then: a crash loses what is newer.
+    /// Writes down when keys were last used, what they used of their quotas, and how many refusals
+    /// were only counted. To be called now and then: a crash loses what is newer.
     pub async fn flush(&self) -> Result<()> {
         let _turn = self.inner.turn.lock().await;
+        let sums = self.inner.refusals.take_sums();
+        if let Err(e) = self.inner.store.record_all(&sums).await {
+            self.inner.refusals.put_back(sums);
+            return Err(e);
+        }
         let used = self.ring(Keyring::take_used);
         self.inner.store.used(&used).await?;
         self.inner.store.write_usage(&self.inner.meters.take_unwritten()).await
@@ -193,6 +201,10 @@ impl Access {
     /// `invalid_value`, `key_limit_reached`.
     pub async fn set_limits(&self, name: &str, limits: Limits) -> Result<()> {
         limits.check()?;
+        if let Some(bound) = limits.tenant_bound() {
+            let message = format!("`{bound}` bounds a tenant and goes with a key, not with a name");
+            return Err(Error::invalid("invalid_value", message).param(bound));
+        }
         let _turn = self.inner.turn.lock().await;
         let write = || self.inner.adapters.write().unwrap_or_else(PoisonError::into_inner);
         if limits.is_empty() {
@@ -209,9 +221,34 @@ impl Access {
         Ok(())
     }
 
+    /// Whether `caller` may try to change something: not while its refusals are a flood. Errors:
+    /// `rate_limit_exceeded`.
+    pub fn check_refusals(&self, caller: &Caller, now: Duration) -> Result<()> {
+        self.inner.refusals.check(caller, now)
+    }
+
+    /// The record, if it is to be written down by [`record`](Self::record); refusals too many in a
+    /// minute are summed and written by [`flush`](Self::flush).
+    pub fn sift(&self, caller: &Caller, record: Record, now: Duration) -> Option<Record> {
+        self.inner.refusals.sift(caller, record, now)
+    }
+
     /// Appends to the audit log; synced when it returns.
     pub async fn record(&self, record: &Record) -> Result<()> {
-        self.inner.store.record(record).await
+        self.inner.store.record_all(std::slice::from_ref(record)).await
+    }
+
+    /// Moves records out of the audit log into a file; `None` when there are none to move.
+    pub async fn rotate_audit(&self, cut: Cut, now: Duration) -> Result<Option<Archived>> {
+        let _turn = self.inner.turn.lock().await;
+        let before = match cut {
+            Cut::Before(id) => id,
+            Cut::Older(age) => {
+                let since = now.saturating_sub(age).as_millis() as u64;
+                self.inner.store.first_since(since).await?
+            }
+        };
+        self.inner.store.archive(before).await
     }
 
     /// Records of the audit log, newest first.

@@ -3,6 +3,8 @@
 //! Owns the tables. Never holds a secret itself, and judges nothing. The thing to know: a change is
 //! one transaction, synced when the call returns.
 
+mod archive;
+
 use super::audit::{Query, Record};
 use super::key::{Key, Limits, Scope};
 use super::keyring::{Rows, SecretRow};
@@ -12,7 +14,7 @@ use crate::error::{Error, Result};
 use sqlx::Row as _;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const MIGRATIONS: &[&str] = &[
     "
@@ -38,17 +40,24 @@ const MIGRATIONS: &[&str] = &[
     CREATE TRIGGER audit_is_not_shortened BEFORE DELETE ON audit BEGIN
         SELECT RAISE(ABORT, 'the audit log is append-only'); END;
 ",
+    "
+    ALTER TABLE keys ADD COLUMN manage TEXT;
+    ALTER TABLE audit ADD COLUMN count INTEGER NOT NULL DEFAULT 1;
+",
 ];
 
 pub struct Store {
     pool: SqlitePool,
+    /// Of rotated records of the audit log.
+    archives: PathBuf,
 }
 
 impl Store {
     pub async fn open(dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir)
             .map_err(|e| Error::fault(format!("data directory {}: {e}", dir.display())))?;
-        Ok(Self { pool: database::open(&dir.join("access.db"), MIGRATIONS).await? })
+        let pool = database::open(&dir.join("access.db"), MIGRATIONS).await?;
+        Ok(Self { pool, archives: dir.join("audit") })
     }
 
     pub async fn read(&self) -> Result<Rows> {
@@ -65,14 +74,15 @@ impl Store {
         let scopes: Vec<&str> = key.scopes.iter().map(|s| s.name()).collect();
         let mut t = self.pool.begin().await.map_err(failed)?;
         sqlx::query(
-            "INSERT INTO keys (id, label, scopes, tenant, adapters, weight, limits, created,
-             expires) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO keys (id, label, scopes, tenant, adapters, manage, weight, limits, created,
+             expires) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(&key.id)
         .bind(&key.label)
         .bind(scopes.join(" "))
         .bind(&key.tenant)
         .bind(key.adapters.join(" "))
+        .bind(key.manage.as_ref().map(|given| given.join(" ")))
         .bind(key.weight)
         .bind(json(&key.limits)?)
         .bind(key.created as i64)
@@ -177,24 +187,16 @@ impl Store {
         delete.execute(&self.pool).await.map(drop).map_err(failed)
     }
 
-    pub async fn record(&self, record: &Record) -> Result<()> {
-        sqlx::query(
-            "INSERT INTO audit (at, key, tenant, action, name, digest, outcome, status, request)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(record.at as i64)
-        .bind(&record.key)
-        .bind(&record.tenant)
-        .bind(&record.action)
-        .bind(&record.name)
-        .bind(&record.digest)
-        .bind(&record.outcome)
-        .bind(record.status)
-        .bind(&record.request_id)
-        .execute(&self.pool)
-        .await
-        .map(drop)
-        .map_err(failed)
+    /// Appends to the audit log, all or nothing.
+    pub async fn record_all(&self, records: &[Record]) -> Result<()> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        let mut t = self.pool.begin().await.map_err(failed)?;
+        for record in records {
+            append(record, &mut t).await?;
+        }
+        t.commit().await.map_err(failed)
     }
 
     pub async fn records(&self, query: &Query) -> Result<Vec<Record>> {
@@ -208,29 +210,52 @@ impl Store {
             .bind(query.limit as i64)
             .fetch_all(&self.pool)
             .await;
-        let row = |r: &SqliteRow| -> Result<Record> {
-            let text = |column: &str| r.try_get::<String, _>(column).map_err(failed);
-            let maybe = |column: &str| r.try_get::<Option<String>, _>(column).map_err(failed);
-            Ok(Record {
-                id: number(r, "id")?,
-                at: number(r, "at")?,
-                key: text("key")?,
-                tenant: maybe("tenant")?,
-                action: text("action")?,
-                name: maybe("name")?,
-                digest: maybe("digest")?,
-                outcome: text("outcome")?,
-                status: number(r, "status")? as u16,
-                request_id: text("request")?,
-            })
-        };
-        rows.map_err(failed)?.iter().map(row).collect()
+        rows.map_err(failed)?.iter().map(record).collect()
     }
+}
+
+fn record(r: &SqliteRow) -> Result<Record> {
+    let text = |column: &str| r.try_get::<String, _>(column).map_err(failed);
+    let maybe = |column: &str| r.try_get::<Option<String>, _>(column).map_err(failed);
+    Ok(Record {
+        id: number(r, "id")?,
+        at: number(r, "at")?,
+        key: text("key")?,
+        tenant: maybe("tenant")?,
+        action: text("action")?,
+        name: maybe("name")?,
+        digest: maybe("digest")?,
+        outcome: text("outcome")?,
+        status: number(r, "status")? as u16,
+        request_id: text("request")?,
+        count: number(r, "count")?,
+    })
 }
 
 fn number(row: &SqliteRow, column: &str) -> Result<u64> {
     let n: i64 = row.try_get(column).map_err(failed)?;
     Ok(n.max(0) as u64)
+}
+
+async fn append(record: &Record, t: &mut sqlx::SqliteConnection) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO audit (at, key, tenant, action, name, digest, outcome, status, request,
+         count) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(record.at as i64)
+    .bind(&record.key)
+    .bind(&record.tenant)
+    .bind(&record.action)
+    .bind(&record.name)
+    .bind(&record.digest)
+    .bind(&record.outcome)
+    .bind(record.status)
+    .bind(&record.request_id)
+    .bind(record.count as i64)
+    .execute(t)
+    .await
+    .map(drop)
+    .map_err(failed)
 }
 
 async fn insert(hash: &[u8; 32], key: &str, t: &mut sqlx::SqliteConnection) -> Result<()> {
@@ -249,9 +274,9 @@ fn key(row: &SqliteRow) -> Result<Key> {
         let n: Option<i64> = row.try_get(column).map_err(failed)?;
         Ok(n.map(|n| n.max(0) as u64))
     };
-    let words = |column: &str| -> Result<Vec<String>> {
-        Ok(text(column)?.split_whitespace().map(str::to_owned).collect())
-    };
+    let split = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let words = |column: &str| -> Result<Vec<String>> { Ok(split(&text(column)?)) };
+    let manage: Option<String> = row.try_get("manage").map_err(failed)?;
     let scope = |name: &String| Scope::ALL.into_iter().find(|s| s.name() == name);
     let scopes = words("scopes")?.iter().map(scope).collect::<Option<_>>();
     Ok(Key {
@@ -260,6 +285,7 @@ fn key(row: &SqliteRow) -> Result<Key> {
         scopes: scopes.ok_or_else(|| bad("scopes"))?,
         tenant: row.try_get("tenant").map_err(failed)?,
         adapters: words("adapters")?,
+        manage: manage.as_deref().map(split),
         weight: row.try_get("weight").map_err(failed)?,
         limits: serde_json::from_str(&text("limits")?).map_err(|_| bad("limits"))?,
         created: time("created")?.unwrap_or(0),

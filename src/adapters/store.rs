@@ -6,6 +6,7 @@
 //! no row names.
 
 mod aliases;
+mod owners;
 
 use super::Digest;
 use super::format::files::AdapterFiles;
@@ -41,6 +42,11 @@ const MIGRATIONS: &[&str] = &[
         alias TEXT PRIMARY KEY, targets TEXT NOT NULL, previous TEXT,
         created INTEGER NOT NULL, updated INTEGER NOT NULL) STRICT;
 ",
+    "
+    CREATE TABLE owners (name TEXT PRIMARY KEY, tenant TEXT) STRICT;
+    INSERT INTO owners (name) SELECT DISTINCT name FROM versions;
+    INSERT OR IGNORE INTO owners (name) SELECT alias FROM aliases;
+",
 ];
 
 /// The data directory of one server.
@@ -62,6 +68,8 @@ pub struct Catalogue {
     /// (name, number)
     pub pinned: Vec<(String, u64)>,
     pub aliases: Vec<Alias>,
+    /// (name, tenant); an empty tenant is the operator
+    pub owners: Vec<(String, String)>,
 }
 
 impl Store {
@@ -135,8 +143,9 @@ impl Store {
         row.map_or(Ok(1), |r| number(&r, "next_number"))
     }
 
-    /// Adds a version, and makes it the name's current one if asked, in one transaction.
-    pub async fn add(&self, version: &Version, current: bool) -> Result<()> {
+    /// Adds a version, and makes it the name's current one if asked, in one transaction. A new name
+    /// comes with its owner.
+    pub async fn add(&self, version: &Version, current: bool, owner: Option<&str>) -> Result<()> {
         let change = version.logit_change_max;
         let mut t = self.catalogue.begin().await.map_err(catalogue_error)?;
         sqlx::query(
@@ -165,6 +174,9 @@ impl Store {
         .execute(&mut *t)
         .await
         .map_err(catalogue_error)?;
+        if let Some(owner) = owner {
+            owners::own(&version.name, owner, &mut t).await?;
+        }
         if current {
             sqlx::query("UPDATE names SET current = ?2 WHERE name = ?1")
                 .bind(&version.name)
@@ -221,6 +233,7 @@ impl Store {
         ] {
             sqlx::query(statement).bind(name).execute(&mut *t).await.map_err(catalogue_error)?;
         }
+        owners::disown(name, &mut t).await?;
         t.commit().await.map_err(catalogue_error)
     }
 
@@ -269,6 +282,7 @@ impl Store {
             current: self.pairs(current).await?,
             pinned: self.pairs(pinned).await?,
             aliases: self.aliases().await?,
+            owners: self.owners().await?,
         })
     }
 

@@ -81,6 +81,12 @@ impl Journal {
         begun.execute(&self.pool).await.map_err(failed).map(drop)
     }
 
+    /// The job waits again.
+    pub async fn set_aside(&self, id: &str) -> Result<()> {
+        let queued = "UPDATE jobs SET state = 'queued' WHERE id = ? AND state = 'running'";
+        sqlx::query(queued).bind(id).execute(&self.pool).await.map_err(failed).map(drop)
+    }
+
     /// Keeps the report of what is about to be published; a restarted job replaces its own.
     pub async fn report(&self, id: &str, report: &str, picture: &str) -> Result<()> {
         let kept = "INSERT OR REPLACE INTO reports (id, report, picture) VALUES (?, ?, ?)";
