@@ -105,6 +105,11 @@ impl Database {
         Ok(Self { files })
     }
 
+    /// The data directory that it lies in.
+    pub fn storage(&self) -> &Storage {
+        &self.files.storage
+    }
+
     /// Begins a change; nothing of it lasts before `commit`. Errors: `storage_full`.
     pub async fn begin(&self) -> Result<Transaction> {
         self.files.storage.check()?;

@@ -8,6 +8,12 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
+/// Whether one that holds `own` may take `amount` more of something of which `free` is left: as much
+/// as it leaves free.
+pub fn fair(own: u64, amount: u64, free: u64) -> bool {
+    own.saturating_add(amount) <= free
+}
+
 /// The resource. Usable from any thread; no call blocks.
 pub struct Pool {
     size: u64,
@@ -43,6 +49,13 @@ impl Pool {
     /// What is held now, by all together.
     pub fn held(&self) -> u64 {
         self.state().held
+    }
+
+    /// Whether somebody waits.
+    pub fn contended(&self) -> bool {
+        let mut state = self.state();
+        state.forget_gone();
+        !state.waiting.is_empty()
     }
 
     /// Takes `amount` for `tenant` (empty: an operator) now, or not at all.
@@ -119,7 +132,7 @@ impl State {
     fn fits(&self, size: u64, tenant: &str, amount: u64) -> bool {
         let free = size - self.held;
         let own = self.by_tenant.get(tenant).copied().unwrap_or(0);
-        amount <= free && (tenant.is_empty() || own.saturating_add(amount) <= free)
+        amount <= free && (tenant.is_empty() || fair(own, amount, free))
     }
 
     fn give(&mut self, pool: &Arc<Pool>, tenant: Arc<str>, amount: u64) -> Permit {

@@ -36,9 +36,9 @@ const ALLOWED: &[(&str, &str, usize, &str)] = &[
 /// Which modules of the crate a module may name. What is not here may name none but `error`.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("access", &["clock", "database", "error"]),
-    ("adapters", &["clock", "config", "database", "error", "metrics", "shape"]),
+    ("adapters", &["clock", "config", "database", "error", "metrics", "shape", "share"]),
     ("merge", &["adapters", "error", "shape"]),
-    ("jobs", &["merge", "engine", "adapters", "database", "error"]),
+    ("jobs", &["merge", "engine", "adapters", "database", "error", "share"]),
     ("model", &["adapters", "config", "error", "metrics", "shape"]),
     ("text", &["model", "config", "error", "metrics", "shape"]),
     ("engine", &["model", "adapters", "config", "error", "metrics", "shape"]),
@@ -75,7 +75,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("cudarc", &[]),
     ("faer", &["src/merge/"]),
     ("rlimit", &["src/text/"]),
-    ("rustix", &["src/jobs/"]),
+    ("rustix", &["src/jobs/", "src/adapters/store/"]),
 ];
 
 /// Pure modules: state and integers in, integers out.

@@ -52,6 +52,17 @@ pub struct Limits {
     pub tokens_per_day: Option<u64>,
     /// Tokens of a calendar month UTC.
     pub tokens_per_month: Option<u64>,
+    /// The rest is compared with what the key's tenant holds in all, by whichever key.
+    /// Names of adapters and aliases.
+    pub adapters_max: Option<u64>,
+    /// Bytes of files, all versions together.
+    pub disk_bytes_max: Option<u64>,
+    /// Bytes in memory; of these, what is pinned.
+    pub resident_bytes_max: Option<u64>,
+    /// Uploads being received at once.
+    pub uploads_max: Option<u64>,
+    /// Merges that are not over.
+    pub merges_max: Option<u64>,
 }
 
 impl Limits {
@@ -59,15 +70,30 @@ impl Limits {
         *self == Self::default()
     }
 
-    /// Errors: `invalid_value`: zero would be a key that is good for nothing.
-    pub fn check(&self) -> Result<()> {
-        for (name, value) in [
+    /// The first of the bounds that are a tenant's and not a name's.
+    pub fn tenant_bound(&self) -> Option<&'static str> {
+        let set = self.bounds().into_iter().skip(5).find(|(_, value)| value.is_some());
+        set.map(|(name, _)| name)
+    }
+
+    fn bounds(&self) -> [(&'static str, Option<u64>); 10] {
+        [
             ("requests_per_minute", self.requests_per_minute),
             ("tokens_per_minute", self.tokens_per_minute),
             ("concurrent_max", self.concurrent_max),
             ("tokens_per_day", self.tokens_per_day),
             ("tokens_per_month", self.tokens_per_month),
-        ] {
+            ("adapters_max", self.adapters_max),
+            ("disk_bytes_max", self.disk_bytes_max),
+            ("resident_bytes_max", self.resident_bytes_max),
+            ("uploads_max", self.uploads_max),
+            ("merges_max", self.merges_max),
+        ]
+    }
+
+    /// Errors: `invalid_value`: zero would be a key that is good for nothing.
+    pub fn check(&self) -> Result<()> {
+        for (name, value) in self.bounds() {
             if value.is_some_and(|n| n == 0 || n > 1 << 40) {
                 let message = format!("`{name}` must be from 1 to 2^40, or left out");
                 return Err(Error::invalid("invalid_value", message).param(name));
@@ -85,8 +111,11 @@ pub struct NewKey {
     pub scopes: Vec<Scope>,
     /// `None` makes an operator's key.
     pub tenant: Option<String>,
-    /// Patterns of names; `*` stands for any characters, `?` for one.
+    /// Patterns of names that it may use; `*` stands for any characters, `?` for one.
     pub adapters: Vec<String>,
+    /// Patterns of names that it may create and change, whosever they are. `None`: the names that
+    /// its tenant owns, and those that match `adapters` and nobody has.
+    pub manage: Option<Vec<String>>,
     /// Share of the engine against other tenants, 1 to [`WEIGHT_MAX`].
     pub weight: u32,
     pub limits: Limits,
@@ -103,6 +132,8 @@ pub struct Key {
     pub scopes: Vec<Scope>,
     pub tenant: Option<String>,
     pub adapters: Vec<String>,
+    /// See [`NewKey::manage`].
+    pub manage: Option<Vec<String>>,
     pub weight: u32,
     pub limits: Limits,
     /// Unix seconds.
@@ -138,18 +169,14 @@ impl NewKey {
                 let message = "a key without `tenant` sees every adapter; leave `adapters` out";
                 return wrong("adapters", message.to_owned());
             }
+            None if self.manage.is_some() => {
+                let message = "a key without `tenant` changes every adapter; leave `manage` out";
+                return wrong("manage", message.to_owned());
+            }
             _ => {}
         }
-        if self.adapters.len() > PATTERNS_MAX {
-            return wrong("adapters", format!("at most {PATTERNS_MAX} patterns"));
-        }
-        for (i, pattern) in self.adapters.iter().enumerate() {
-            let sane = |c: char| plain(c) || "*?".contains(c);
-            if !(1..=PATTERN_CHARS_MAX).contains(&pattern.len()) || !pattern.chars().all(sane) {
-                let message = "a pattern is 1 to 128 of A-Z a-z 0-9 . _ - * ?".to_owned();
-                return wrong(&format!("adapters[{i}]"), message);
-            }
-        }
+        check_patterns("adapters", &self.adapters)?;
+        check_patterns("manage", self.manage.as_deref().unwrap_or_default())?;
         if self.lifetime_seconds.is_some_and(|s| s == 0 || s > 100 * 366 * 86_400) {
             return wrong("lifetime_seconds", "a key lives 1 second to 100 years".to_owned());
         }
@@ -163,6 +190,7 @@ impl NewKey {
             scopes,
             tenant: self.tenant,
             adapters: self.adapters,
+            manage: self.manage,
             weight: self.weight,
             limits: self.limits,
             created: now.as_secs(),
@@ -170,6 +198,24 @@ impl NewKey {
             revoked: None,
             last_used: None,
         })
+    }
+}
+
+/// Errors: `invalid_value`, naming the pattern of `field` at fault.
+fn check_patterns(field: &str, patterns: &[String]) -> Result<()> {
+    let wrong =
+        |param: String, message: String| Err(Error::invalid("invalid_value", message).param(param));
+    if patterns.len() > PATTERNS_MAX {
+        return wrong(field.to_owned(), format!("at most {PATTERNS_MAX} patterns"));
+    }
+    let sane = |c: char| c.is_ascii_alphanumeric() || "._-*?".contains(c);
+    let good = |p: &String| (1..=PATTERN_CHARS_MAX).contains(&p.len()) && p.chars().all(sane);
+    match patterns.iter().position(|pattern| !good(pattern)) {
+        None => Ok(()),
+        Some(i) => {
+            let message = "a pattern is 1 to 128 of A-Z a-z 0-9 . _ - * ?".to_owned();
+            wrong(format!("{field}[{i}]"), message)
+        }
     }
 }
 
@@ -192,6 +238,7 @@ impl Key {
             scopes: Scope::ALL.to_vec(),
             tenant: None,
             adapters: Vec::new(),
+            manage: None,
             weight: 1,
             limits: Limits::default(),
             created: 0,
@@ -207,6 +254,17 @@ pub(super) struct Held {
     pub key: Key,
     /// Unix seconds; 0 is never.
     pub used: AtomicU64,
+}
+
+/// Which changes a key may make to a name, decided by its patterns and the name alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Whosever the name is: an operator's key, or one that was given the name by `manage`.
+    Given,
+    /// While its tenant owns the name, or nobody does.
+    Own,
+    /// None.
+    Nothing,
 }
 
 /// Who sent a request. Cheap to clone.
@@ -254,13 +312,25 @@ impl Caller {
     /// Whether it may know of the adapter `name`: decided by the name alone, not by what exists.
     /// Takes the same time for any name of a length.
     pub fn sees(&self, name: &str) -> bool {
-        let patterns = &self.held.key.adapters;
-        self.tenant().is_none() || patterns.iter().any(|pattern| matches(pattern, name))
+        let key = &self.held.key;
+        let given = key.manage.iter().flatten();
+        self.tenant().is_none() || key.adapters.iter().chain(given).any(|p| matches(p, name))
     }
 
     /// The same of `name` or `name@version`.
     pub fn sees_version(&self, id: &str) -> bool {
         self.sees(id.split('@').next().unwrap_or_default())
+    }
+
+    /// What it may do to the adapter or alias `name`.
+    pub fn reach(&self, name: &str) -> Reach {
+        let any = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, name));
+        match (self.tenant(), &self.held.key.manage) {
+            (None, _) => Reach::Given,
+            (_, Some(given)) if any(given) => Reach::Given,
+            (_, None) if any(&self.held.key.adapters) => Reach::Own,
+            _ => Reach::Nothing,
+        }
     }
 
     /// Notes a use, to a minute.
@@ -342,6 +412,8 @@ mod tests {
             (NewKey { tenant: Some("a/b".into()), ..new() }, "tenant"),
             (NewKey { adapters: vec!["a".into()], ..new() }, "adapters"),
             (NewKey { tenant: tenant(), adapters: vec!["a/b".into()], ..new() }, "adapters[0]"),
+            (NewKey { manage: Some(vec![]), ..new() }, "manage"),
+            (NewKey { tenant: tenant(), manage: Some(vec!["".into()]), ..new() }, "manage[0]"),
             (NewKey { label: "x".repeat(65), ..new() }, "label"),
             (NewKey { lifetime_seconds: Some(0), ..new() }, "lifetime_seconds"),
             (NewKey { limits, ..new() }, "concurrent_max"),
@@ -363,5 +435,23 @@ mod tests {
         let blind = of(NewKey { tenant: Some("acme".into()), ..new() });
         assert!(!blind.sees("acme-sql"));
         assert!(of(new()).sees("globex-sql"));
+    }
+
+    #[test]
+    fn what_a_key_may_change_is_what_it_was_given_or_else_what_is_its_own() {
+        let of = |new: NewKey| Caller::of(new.check(Duration::ZERO).unwrap());
+        let tenant = || Some("acme".to_owned());
+        let adapters = || vec!["acme-*".to_owned(), "shared".to_owned()];
+        let reach = |caller: &Caller| ["acme-sql", "shared", "x"].map(|name| caller.reach(name));
+        let plain = of(NewKey { tenant: tenant(), adapters: adapters(), ..new() });
+        assert_eq!(reach(&plain), [Reach::Own, Reach::Own, Reach::Nothing]);
+        let manage = Some(vec!["acme-*".to_owned(), "x".to_owned()]);
+        let given = of(NewKey { tenant: tenant(), adapters: adapters(), manage, ..new() });
+        assert_eq!(reach(&given), [Reach::Given, Reach::Nothing, Reach::Given]);
+        assert!(given.sees("x") && given.sees("shared"), "what it may change it also sees");
+        let manage = Some(vec![]);
+        let none = of(NewKey { tenant: tenant(), adapters: adapters(), manage, ..new() });
+        assert_eq!(reach(&none), [Reach::Nothing; 3]);
+        assert_eq!(reach(&of(new())), [Reach::Given; 3]);
     }
 }

@@ -11,7 +11,7 @@ mod keyring;
 pub mod meters;
 mod store;
 
-pub use key::{Caller, Key, Limits, NewKey, Scope};
+pub use key::{Caller, Key, Limits, NewKey, Reach, Scope};
 use keyring::Keyring;
 pub use keyring::Secret;
 pub use meters::{Left, Standing, Ticket};
@@ -20,7 +20,7 @@ use store::Store;
 use crate::clock::Now;
 use crate::database::Storage;
 use crate::error::{Error, Kind, Result};
-use audit::{Query, Record};
+use audit::{Archived, Cut, Query, Record, Refusals};
 use meters::Meters;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -47,6 +47,8 @@ struct Inner {
     meters: Arc<Meters>,
     /// Limits of adapters, by name.
     adapters: RwLock<BTreeMap<String, Limits>>,
+    /// Refused changes, which a key must not flood the audit log with.
+    refusals: Refusals,
     /// The key of the configuration, hashed.
     bootstrap: Option<[u8; 32]>,
     /// Records of deeds that were done when the disk took no more.
@@ -72,6 +74,7 @@ impl Access {
             adapters: RwLock::new(store.limits().await?),
             store,
             ring: RwLock::new(ring),
+            refusals: Refusals::default(),
             bootstrap,
             late: Mutex::default(),
             turn: tokio::sync::Mutex::new(()),
@@ -166,11 +169,16 @@ impl Access {
         self.key(id)
     }
 
-    /// Writes down when keys were last used, and what they used of their quotas. To be called now
-    /// and then: a crash loses what is newer.
+    /// Writes down when keys were last used, what they used of their quotas, and how many refusals
+    /// were only counted. To be called now and then: a crash loses what is newer.
     pub async fn flush(&self) -> Result<()> {
         let _turn = self.inner.turn.lock().await;
         self.record_late().await?;
+        let sums = self.inner.refusals.take_sums();
+        if let Err(e) = self.inner.store.record(&sums).await {
+            self.inner.refusals.put_back(sums);
+            return Err(e);
+        }
         self.inner.store.used(&self.used()).await?;
         let rows = self.inner.meters.take_unwritten();
         let written = self.inner.store.write_usage(&rows).await;
@@ -211,6 +219,10 @@ impl Access {
     /// `invalid_value`, `key_limit_reached`.
     pub async fn set_limits(&self, name: &str, limits: Limits) -> Result<()> {
         limits.check()?;
+        if let Some(bound) = limits.tenant_bound() {
+            let message = format!("`{bound}` bounds a tenant and goes with a key, not with a name");
+            return Err(Error::invalid("invalid_value", message).param(bound));
+        }
         let _turn = self.inner.turn.lock().await;
         let write = || self.inner.adapters.write().unwrap_or_else(PoisonError::into_inner);
         if limits.is_empty() {
@@ -225,6 +237,18 @@ impl Access {
         self.inner.store.set_limits(name, &limits).await?;
         write().insert(name.to_owned(), limits);
         Ok(())
+    }
+
+    /// Whether `caller` may try to change something: not while its refusals are a flood. Errors:
+    /// `rate_limit_exceeded`.
+    pub fn check_refusals(&self, caller: &Caller, now: Duration) -> Result<()> {
+        self.inner.refusals.check(caller, now)
+    }
+
+    /// The record, if it is to be written down by [`record`](Self::record); refusals too many in a
+    /// minute are summed and written by [`flush`](Self::flush).
+    pub fn sift(&self, caller: &Caller, record: Record, now: Duration) -> Option<Record> {
+        self.inner.refusals.sift(caller, record, now)
     }
 
     /// Appends to the audit log; synced when it returns. What cannot be written is kept and tried
@@ -260,6 +284,19 @@ impl Access {
 
     fn late(&self) -> MutexGuard<'_, Vec<Record>> {
         self.inner.late.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves records out of the audit log into a file; `None` when there are none to move.
+    pub async fn rotate_audit(&self, cut: Cut, now: Duration) -> Result<Option<Archived>> {
+        let _turn = self.inner.turn.lock().await;
+        let before = match cut {
+            Cut::Before(id) => id,
+            Cut::Older(age) => {
+                let since = now.saturating_sub(age).as_millis() as u64;
+                self.inner.store.first_since(since).await?
+            }
+        };
+        self.inner.store.archive(before).await
     }
 
     /// Records of the audit log, newest first.

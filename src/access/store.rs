@@ -3,6 +3,8 @@
 //! Owns the tables. Never holds a secret itself, and judges nothing. The thing to know: a change is
 //! one transaction, synced when the call returns.
 
+mod archive;
+
 use super::audit::{Query, Record};
 use super::key::{Key, Limits, Scope};
 use super::keyring::{Rows, SecretRow};
@@ -12,6 +14,7 @@ use crate::error::{Error, Result};
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 const MIGRATIONS: &[&str] = &[
     "
@@ -37,6 +40,10 @@ const MIGRATIONS: &[&str] = &[
     CREATE TRIGGER audit_is_not_shortened BEFORE DELETE ON audit BEGIN
         SELECT RAISE(ABORT, 'the audit log is append-only'); END;
 ",
+    "
+    ALTER TABLE keys ADD COLUMN manage TEXT;
+    ALTER TABLE audit ADD COLUMN count INTEGER NOT NULL DEFAULT 1;
+",
 ];
 
 const KEYS: &str = "SELECT * FROM keys ORDER BY number";
@@ -44,6 +51,8 @@ const SECRETS: &str = "SELECT * FROM secrets";
 
 pub struct Store {
     database: Database,
+    /// Of rotated records of the audit log.
+    archives: PathBuf,
 }
 
 /// (id of a key, unix seconds of its last use)
@@ -56,7 +65,8 @@ impl Store {
         std::fs::create_dir_all(storage.dir()).map_err(|e| {
             Error::fault(format!("data directory {}: {e}", storage.dir().display()))
         })?;
-        Ok(Self { database: Database::open(storage, "access.db", MIGRATIONS).await? })
+        let database = Database::open(storage, "access.db", MIGRATIONS).await?;
+        Ok(Self { database, archives: storage.dir().join("audit") })
     }
 
     pub async fn read(&self) -> Result<Rows> {
@@ -69,14 +79,15 @@ impl Store {
         let scopes: Vec<&str> = key.scopes.iter().map(|s| s.name()).collect();
         let mut t = self.database.begin().await?;
         let insert = sqlx::query(
-            "INSERT INTO keys (id, label, scopes, tenant, adapters, weight, limits, created,
-             expires) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO keys (id, label, scopes, tenant, adapters, manage, weight, limits, created,
+             expires) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(&key.id)
         .bind(&key.label)
         .bind(scopes.join(" "))
         .bind(&key.tenant)
         .bind(key.adapters.join(" "))
+        .bind(key.manage.as_ref().map(|given| given.join(" ")))
         .bind(key.weight)
         .bind(json(&key.limits)?)
         .bind(key.created as i64)
@@ -203,23 +214,14 @@ impl Store {
         self.database.run(delete).await.map(drop)
     }
 
+    /// Appends to the audit log, all or nothing.
     pub async fn record(&self, records: &[Record]) -> Result<()> {
+        if records.is_empty() {
+            return Ok(());
+        }
         let mut t = self.database.begin().await?;
         for record in records {
-            let insert = sqlx::query(
-                "INSERT INTO audit (at, key, tenant, action, name, digest, outcome, status,
-                 request) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            )
-            .bind(record.at as i64)
-            .bind(&record.key)
-            .bind(&record.tenant)
-            .bind(&record.action)
-            .bind(&record.name)
-            .bind(&record.digest)
-            .bind(&record.outcome)
-            .bind(record.status)
-            .bind(&record.request_id);
-            t.run(insert).await?;
+            append(record, &mut t).await?;
         }
         t.commit().await
     }
@@ -231,30 +233,49 @@ impl Store {
         );
         let rows =
             rows.bind(&query.tenant).bind(query.before.map(|n| n as i64)).bind(query.limit as i64);
-        let rows = self.database.rows(rows).await?;
-        let row = |r: &SqliteRow| -> Result<Record> {
-            let text = |column: &str| r.try_get::<String, _>(column).map_err(failed);
-            let maybe = |column: &str| r.try_get::<Option<String>, _>(column).map_err(failed);
-            Ok(Record {
-                id: number(r, "id")?,
-                at: number(r, "at")?,
-                key: text("key")?,
-                tenant: maybe("tenant")?,
-                action: text("action")?,
-                name: maybe("name")?,
-                digest: maybe("digest")?,
-                outcome: text("outcome")?,
-                status: number(r, "status")? as u16,
-                request_id: text("request")?,
-            })
-        };
-        rows.iter().map(row).collect()
+        self.database.rows(rows).await?.iter().map(record).collect()
     }
+}
+
+fn record(r: &SqliteRow) -> Result<Record> {
+    let text = |column: &str| r.try_get::<String, _>(column).map_err(failed);
+    let maybe = |column: &str| r.try_get::<Option<String>, _>(column).map_err(failed);
+    Ok(Record {
+        id: number(r, "id")?,
+        at: number(r, "at")?,
+        key: text("key")?,
+        tenant: maybe("tenant")?,
+        action: text("action")?,
+        name: maybe("name")?,
+        digest: maybe("digest")?,
+        outcome: text("outcome")?,
+        status: number(r, "status")? as u16,
+        request_id: text("request")?,
+        count: number(r, "count")?,
+    })
 }
 
 fn number(row: &SqliteRow, column: &str) -> Result<u64> {
     let n: i64 = row.try_get(column).map_err(failed)?;
     Ok(n.max(0) as u64)
+}
+
+async fn append(record: &Record, t: &mut Transaction) -> Result<()> {
+    let insert = sqlx::query(
+        "INSERT INTO audit (at, key, tenant, action, name, digest, outcome, status, request,
+         count) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(record.at as i64)
+    .bind(&record.key)
+    .bind(&record.tenant)
+    .bind(&record.action)
+    .bind(&record.name)
+    .bind(&record.digest)
+    .bind(&record.outcome)
+    .bind(record.status)
+    .bind(&record.request_id)
+    .bind(record.count as i64);
+    t.run(insert).await.map(drop)
 }
 
 async fn add_secret(hash: &[u8; 32], key: &str, t: &mut Transaction) -> Result<()> {
@@ -273,9 +294,9 @@ fn key(row: &SqliteRow) -> Result<Key> {
         let n: Option<i64> = row.try_get(column).map_err(failed)?;
         Ok(n.map(|n| n.max(0) as u64))
     };
-    let words = |column: &str| -> Result<Vec<String>> {
-        Ok(text(column)?.split_whitespace().map(str::to_owned).collect())
-    };
+    let split = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let words = |column: &str| -> Result<Vec<String>> { Ok(split(&text(column)?)) };
+    let manage: Option<String> = row.try_get("manage").map_err(failed)?;
     let scope = |name: &String| Scope::ALL.into_iter().find(|s| s.name() == name);
     let scopes = words("scopes")?.iter().map(scope).collect::<Option<_>>();
     Ok(Key {
@@ -284,6 +305,7 @@ fn key(row: &SqliteRow) -> Result<Key> {
         scopes: scopes.ok_or_else(|| bad("scopes"))?,
         tenant: row.try_get("tenant").map_err(failed)?,
         adapters: words("adapters")?,
+        manage: manage.as_deref().map(split),
         weight: row.try_get("weight").map_err(failed)?,
         limits: serde_json::from_str(&text("limits")?).map_err(|_| bad("limits"))?,
         created: time("created")?.unwrap_or(0),

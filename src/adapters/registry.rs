@@ -7,11 +7,13 @@
 
 mod aliases;
 mod book;
+mod fair;
 mod holds;
 mod kept;
 mod publish;
 mod remove;
 mod residency;
+mod rights;
 mod room;
 mod staging;
 mod turns;
@@ -28,6 +30,7 @@ use crate::database::Storage;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::shape::ModelShape;
+use crate::share::Pool;
 pub use aliases::{Alias, Target};
 use book::{Book, Found};
 pub use holds::not_found as model_not_found;
@@ -36,8 +39,9 @@ pub use kept::Kept;
 use polylora_kernels::FactorDtype;
 pub use remove::ALIASED;
 use residency::lock;
+pub use rights::{Actor, Bounds, Right, Tenant};
 pub use staging::Staging;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
@@ -152,8 +156,8 @@ struct Inner {
     book: Arc<Mutex<Book>>,
     /// Whoever takes something out of the bank holds it until the engine has answered.
     gate: Arc<AsyncMutex<()>>,
-    /// Loads that found no room, in order of arrival.
-    line: AsyncMutex<()>,
+    /// Loads that found no room: tenants in turns, those of one tenant in order of arrival.
+    line: Arc<Pool>,
     /// Publishing, deleting and moving, one at a time per name. Taken before a digest's turn.
     name_turns: Turns<String>,
     /// Storing, loading and discarding, one at a time per content. Taken before the gate.
@@ -186,7 +190,7 @@ impl Registry {
             store: store.clone(),
             book: Arc::new(Mutex::new(restored(catalogue, bells.clone()))),
             gate: Arc::default(),
-            line: AsyncMutex::new(()),
+            line: Pool::new(1),
             name_turns: Turns::new(),
             digest_turns: Turns::new(),
             prepares: Semaphore::new(PREPARES_MAX),
@@ -221,7 +225,8 @@ impl Registry {
     /// nothing. Publishing content that is already the name's current version returns that version
     /// unchanged. A version without effect is kept and listed, but does not take the name from one
     /// that works. Errors: every code of `format::check`, `upload_too_large`, `version_conflict`,
-    /// `name_taken`, `insufficient_capacity`, `adapter_limit_reached`.
+    /// `name_taken`, `name_not_allowed`, `insufficient_capacity`, `adapter_limit_reached`,
+    /// `tenant_share_exceeded`, `storage_full`.
     pub async fn publish(&self, staging: Staging, how: Publish) -> Result<Entry> {
         let inner = self.inner.clone();
         detached(async move { inner.publish(staging, how).await }).await
@@ -235,12 +240,18 @@ impl Registry {
     /// `sticky` is whose request it is: an alias leads the same caller to the same version. Without
     /// it every request is drawn anew.
     pub async fn acquire_for(&self, model: &str, sticky: Option<&str>) -> Result<Lease> {
-        let lease = self.acquire_all(&[model], sticky).await?.pop();
+        let lease = self.acquire_all(&[model], sticky, &Tenant::default()).await?.pop();
         lease.ok_or_else(|| Error::fault("no lease for a model"))
     }
 
-    /// The same for several, in their order: all of them are resident together, or none is leased.
-    pub async fn acquire_all(&self, models: &[&str], sticky: Option<&str>) -> Result<Vec<Lease>> {
+    /// The same for several, in their order, for `tenant`: all of them are resident together, or
+    /// none is leased.
+    pub async fn acquire_all(
+        &self,
+        models: &[&str],
+        sticky: Option<&str>,
+        tenant: &Tenant,
+    ) -> Result<Vec<Lease>> {
         let anyone: String;
         let sticky = match sticky {
             Some(sticky) => sticky,
@@ -254,13 +265,13 @@ impl Registry {
         loop {
             // Found again after a load: a name may have moved meanwhile.
             let held = brought.as_ref().map_or(&[][..], |(digests, _)| digests);
-            let versions = match self.inner.book().lease_all(models, sticky, held)? {
+            let versions = match self.inner.book().lease_all(models, sticky, held, &tenant.name)? {
                 Found::Leased(leases) => return Ok(leases),
                 Found::Absent(versions) => versions,
             };
             // Who waits for room holds none: two that want each other's would wait for ever.
             drop(brought.take());
-            match self.inner.bring_all(&versions, arrived).await {
+            match self.inner.bring_all(&versions, arrived, tenant).await {
                 Ok(holds) => brought = Some((versions.iter().map(|v| v.digest).collect(), holds)),
                 // Deleted meanwhile: the names say what there is now.
                 Err(e) if e.code == "model_not_found" => {}
@@ -283,29 +294,32 @@ impl Registry {
 
     /// Moves the name to another of its versions: `number`, or else the newest servable one before
     /// the current. It is loaded before the name moves. Errors: `model_not_found`,
-    /// `nothing_to_roll_back`, `adapter_ineffective`, `version_conflict`, `corrupt_adapter`.
+    /// `nothing_to_roll_back`, `adapter_ineffective`, `version_conflict`, `corrupt_adapter`,
+    /// `name_not_allowed`.
     pub async fn roll_back(
         &self,
         name: &str,
         number: Option<u64>,
         expected: Vec<Expected>,
+        by: &Actor,
     ) -> Result<Entry> {
-        let (inner, name) = (self.inner.clone(), name.to_owned());
-        detached(async move { inner.roll_back(name, number, expected).await }).await
+        let (inner, name, by) = (self.inner.clone(), name.to_owned(), by.clone());
+        detached(async move { inner.roll_back(name, number, expected, by).await }).await
     }
 
     /// Keeps a version (the current one unless said) resident and on disk until it is unpinned,
     /// restarts included. Errors: `model_not_found`, `adapter_ineffective`,
-    /// `insufficient_capacity`.
-    pub async fn pin(&self, name: &str, number: Option<u64>) -> Result<Entry> {
-        let (inner, name) = (self.inner.clone(), name.to_owned());
-        detached(async move { inner.pin(name, number).await }).await
+    /// `insufficient_capacity`, `name_not_allowed`, `tenant_share_exceeded`.
+    pub async fn pin(&self, name: &str, number: Option<u64>, by: &Actor) -> Result<Entry> {
+        let (inner, name, by) = (self.inner.clone(), name.to_owned(), by.clone());
+        detached(async move { inner.pin(name, number, by).await }).await
     }
 
-    /// Undoes `pin`; a version that is not pinned stays as it is. Errors: `model_not_found`.
-    pub async fn unpin(&self, name: &str, number: Option<u64>) -> Result<Entry> {
-        let (inner, name) = (self.inner.clone(), name.to_owned());
-        detached(async move { inner.unpin(name, number).await }).await
+    /// Undoes `pin`; a version that is not pinned stays as it is. Errors: `model_not_found`,
+    /// `name_not_allowed`.
+    pub async fn unpin(&self, name: &str, number: Option<u64>, by: &Actor) -> Result<Entry> {
+        let (inner, name, by) = (self.inner.clone(), name.to_owned(), by.clone());
+        detached(async move { inner.unpin(name, number, by).await }).await
     }
 
     /// Every version of every name, by name then number.
@@ -351,9 +365,13 @@ async fn keep_house(store: Weak<Store>) {
 /// The book as the catalogue has it.
 fn restored(catalogue: Catalogue, bells: Arc<Bells>) -> Book {
     let mut names: BTreeMap<String, Versions> = BTreeMap::new();
+    let owners: HashMap<String, Arc<str>> =
+        catalogue.owners.into_iter().map(|(name, tenant)| (name, tenant.into())).collect();
+    let owner = |name: &str| owners.get(name).cloned().unwrap_or_default();
     for version in catalogue.versions {
         let versions = names.entry(version.name.clone()).or_default();
-        versions.held.insert(version.number, Held::new(version));
+        let owner = owner(&version.name);
+        versions.held.insert(version.number, Held::new(version, owner));
     }
     for (name, current) in catalogue.current {
         names.entry(name).or_default().current = current;
@@ -364,7 +382,8 @@ fn restored(catalogue: Catalogue, bells: Arc<Bells>) -> Book {
             held.pinned = true;
         }
     }
-    let aliases = catalogue.aliases.into_iter().map(|a| (a.name.clone(), a));
+    let aliases = catalogue.aliases.into_iter();
+    let aliases = aliases.map(|a| (a.name.clone(), Alias { owner: owner(&a.name), ..a }));
     Book::new(names, aliases.collect(), bells)
 }
 

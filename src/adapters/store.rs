@@ -7,6 +7,7 @@
 
 mod aliases;
 mod orphans;
+mod owners;
 
 use super::Digest;
 use super::format::files::AdapterFiles;
@@ -52,6 +53,11 @@ const MIGRATIONS: &[&str] = &[
         (SELECT coalesce(max(created), 0) FROM versions),
         (SELECT coalesce(max(updated), 0) FROM aliases));
 ",
+    "
+    CREATE TABLE owners (name TEXT PRIMARY KEY, tenant TEXT) STRICT;
+    INSERT INTO owners (name) SELECT DISTINCT name FROM versions;
+    INSERT OR IGNORE INTO owners (name) SELECT alias FROM aliases;
+",
 ];
 
 /// The data directory of one server.
@@ -77,6 +83,8 @@ pub struct Catalogue {
     pub aliases: Vec<Alias>,
     /// When it last changed, since 1970; zero if it never did.
     pub changed: Duration,
+    /// (name, tenant); an empty tenant is the operator
+    pub owners: Vec<(String, String)>,
 }
 
 impl Store {
@@ -193,8 +201,9 @@ impl Store {
         self.catalogue.row(query).await?.map_or(Ok(1), |r| number(&r, "next_number"))
     }
 
-    /// Adds a version, and makes it the name's current one if asked, in one transaction.
-    pub async fn add(&self, version: &Version, current: bool) -> Result<()> {
+    /// Adds a version, and makes it the name's current one if asked, in one transaction. A new name
+    /// comes with its owner.
+    pub async fn add(&self, version: &Version, current: bool, owner: Option<&str>) -> Result<()> {
         let change = version.logit_change_max;
         let mut t = self.begin().await?;
         let insert = sqlx::query(
@@ -217,6 +226,9 @@ impl Store {
              ON CONFLICT (name) DO UPDATE SET next_number = excluded.next_number",
         );
         t.run(next.bind(&version.name).bind(version.number as i64)).await?;
+        if let Some(owner) = owner {
+            owners::own(&version.name, owner, &mut t).await?;
+        }
         if current {
             let turn = sqlx::query("UPDATE names SET current = ?2 WHERE name = ?1");
             t.run(turn.bind(&version.name).bind(version.number as i64)).await?;
@@ -264,6 +276,7 @@ impl Store {
         ] {
             t.run(sqlx::query(statement).bind(name)).await?;
         }
+        owners::disown(name, &mut t).await?;
         t.commit().await
     }
 
@@ -323,6 +336,7 @@ impl Store {
             pinned: self.pairs(pinned).await?,
             aliases: self.aliases().await?,
             changed: Duration::from_millis(changed),
+            owners: self.owners().await?,
         })
     }
 

@@ -9,17 +9,18 @@ use super::wire::{
     Adapter, AdapterDeleted, AdapterGeneration, AdapterLineage, AdapterList, AdapterParent,
     AdapterProbe, AdapterPut, AdapterSummary, AdapterVersion, ErrorBody, FreedBytes,
 };
-use super::{Api, errors, upload, versions};
+use super::{Api, auth, body, errors, upload, versions};
 use crate::access::Caller;
 use crate::adapters::format::generation::Generation;
 use crate::adapters::registry::{
-    ALIASED, Entry, Lineage, Parent, Publish, Removal, State as AdapterState,
+    ALIASED, Actor, Entry, Lineage, Parent, Publish, Removal, State as AdapterState,
 };
 use crate::error::{Error, Kind, Result};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
+use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use std::sync::Arc;
@@ -102,11 +103,16 @@ async fn publish(
             format!("uploads_max = {most} uploads are being received; try again"),
         )
     })?;
+    let by = auth::actor(caller, name);
+    if let Err(refused) = admit(api, name, &by, request.headers()).await {
+        body::discard(request.into_body().into_data_stream()).await;
+        return Err(refused);
+    }
     let staging = api.app.registry.stage(name)?;
     let files = upload::receive(request, staging, api.app.config.upload_bytes_max).await?;
     let before = api.app.registry.versions(name);
     let lineage = Lineage::Uploaded { by: Some(caller.id().to_owned()), files: files.names };
-    let how = Publish { force: query.force.unwrap_or(false), expected, lineage, yields: false };
+    let how = Publish { force: query.force.unwrap_or(false), expected, lineage, yields: false, by };
     let entry = api.app.registry.publish(files.staging, how).await?;
     let (status, result) = if before.is_empty() {
         (StatusCode::CREATED, "created")
@@ -126,6 +132,14 @@ async fn publish(
     let body =
         AdapterPut { adapter: version(&entry, caller), result, ignored_files: files.ignored };
     Ok((status, versions::etag(&entry), touched, Json(body)).into_response())
+}
+
+/// Refuses before it is received what would be refused after.
+async fn admit(api: &Api, name: &str, by: &Actor, headers: &HeaderMap) -> Result<()> {
+    let registry = &api.app.registry;
+    registry.check_right(name, by).await?;
+    let length = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+    registry.check_disk(name, by, length.unwrap_or(0))
 }
 
 /// Lists every version of every adapter.
@@ -211,6 +225,7 @@ pub async fn remove(
     let how = Removal {
         expected: versions::expected(&headers, query.expected_version)?,
         drain: query.drain_seconds.map(Duration::from_secs),
+        by: auth::actor(&caller, &name),
     };
     let removed = api.app.registry.delete(&name, how).await;
     let removed = removed.map_err(|e| told(versions::named(e, &name), &caller))?;
@@ -261,6 +276,7 @@ pub fn version(entry: &Entry, caller: &Caller) -> AdapterVersion {
         id: v.id(),
         name: v.name.clone(),
         version: v.number,
+        owner: owner(&entry.owner, caller),
         digest: v.digest.to_string(),
         state: state_word(entry.state),
         current: entry.current,
@@ -284,6 +300,12 @@ pub fn version(entry: &Entry, caller: &Caller) -> AdapterVersion {
             generation: generation(&v.summary.generation),
         },
     }
+}
+
+/// The owner of a name as `caller` may know it: itself, and an operator knows all.
+pub fn owner(owner: &str, caller: &Caller) -> Option<String> {
+    let told = caller.tenant().is_none_or(|tenant| tenant == owner) && !owner.is_empty();
+    told.then(|| owner.to_owned())
 }
 
 fn generation(own: &Generation) -> Option<AdapterGeneration> {

@@ -5,6 +5,8 @@
 //! uploaded later moves it.
 
 use super::Api;
+use super::adapters::owner;
+use super::auth::actor;
 use super::body::{JsonObject, rest};
 use super::wire::{
     AliasDeleted, AliasFields, AliasList, AliasShown, AliasTarget, ErrorBody, PromoteFields,
@@ -71,7 +73,7 @@ pub async fn put(
     if let Some(hidden) = targets.iter().find(|t| !caller.sees(&t.name)) {
         return Err(model_not_found(&hidden.id()));
     }
-    let (alias, new) = api.app.registry.put_alias(&name, targets).await?;
+    let (alias, new) = api.app.registry.put_alias(&name, targets, &actor(&caller, &name)).await?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(shown(&alias, &caller))).into_response())
 }
@@ -95,7 +97,8 @@ pub async fn promote(
         VersionOrId::Version(number) => number.to_string(),
         VersionOrId::Id(id) => id,
     };
-    Ok(Json(shown(&api.app.registry.promote_alias(&name, &to).await?, &caller)))
+    let by = actor(&caller, &name);
+    Ok(Json(shown(&api.app.registry.promote_alias(&name, &to, &by).await?, &caller)))
 }
 
 /// Gives the alias the weights that it had before its last change.
@@ -110,7 +113,8 @@ pub async fn roll_back(
     Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
 ) -> Result<Json<AliasShown>> {
-    Ok(Json(shown(&api.app.registry.roll_back_alias(&name).await?, &caller)))
+    let by = actor(&caller, &name);
+    Ok(Json(shown(&api.app.registry.roll_back_alias(&name, &by).await?, &caller)))
 }
 
 /// Takes the alias away; its versions stay.
@@ -122,9 +126,10 @@ pub async fn roll_back(
 )]
 pub async fn remove(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
 ) -> Result<Json<AliasDeleted>> {
-    api.app.registry.delete_alias(&name).await?;
+    api.app.registry.delete_alias(&name, &actor(&caller, &name)).await?;
     Ok(Json(AliasDeleted { object: "alias", name, deleted: true }))
 }
 
@@ -154,6 +159,7 @@ fn shown(alias: &Alias, caller: &Caller) -> AliasShown {
     AliasShown {
         object: "alias",
         name: alias.name.clone(),
+        owner: owner(&alias.owner, caller),
         targets: shares(&alias.targets, caller),
         previous: alias.previous.as_deref().map(|p| shares(p, caller)),
         created: alias.created,

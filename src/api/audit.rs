@@ -6,12 +6,14 @@
 
 use super::account::Origin;
 use super::auth;
+use super::body::{JsonObject, rest};
 use super::errors::{Code, invalid_value};
 use super::routes;
-use super::wire::{AuditList, AuditRecord, ErrorBody};
+use super::wire::{AuditList, AuditRecord, AuditRotate, AuditRotated, ErrorBody};
 use super::{Api, clock};
 use crate::access::Caller;
-use crate::access::audit::{Query as AuditQuery, Record};
+use crate::access::audit::{Cut, Query as AuditQuery, Record};
+use crate::clock::Now;
 use crate::error::{Error, Result};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -21,6 +23,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue};
 use serde::Deserialize;
 use std::sync::Arc;
+use std::time::Duration;
 use tracing::Instrument;
 
 /// Records of one page.
@@ -50,7 +53,11 @@ pub async fn recorded(
         let request_id = origin.map_or(String::new(), |origin| origin.request_id.to_string());
         let path = request.extensions().get::<MatchedPath>();
         let scope = path.and_then(|path| routes::scope(request.method(), path.as_str()));
-        let (mut response, subject) = auth::judged(scope, &caller, request, next).await;
+        let (mut response, subject) =
+            match api.app.access.check_refusals(&caller, Now::read().monotonic) {
+                Ok(()) => auth::judged(scope, &caller, request, next).await,
+                Err(flood) => (flood.into_response(), None),
+            };
         let touched = response.extensions().get::<Touched>().cloned().unwrap_or_default();
         let code = response.extensions().get::<Code>();
         let record = Record {
@@ -64,6 +71,10 @@ pub async fn recorded(
             outcome: code.map_or("ok", |code| code.0).to_owned(),
             status: response.status().as_u16(),
             request_id,
+            count: 1,
+        };
+        let Some(record) = api.app.access.sift(&caller, record, Now::read().monotonic) else {
+            return response;
         };
         let line = serde_json::to_string(&record).unwrap_or_default();
         tracing::info!(target: "polylora::audit", "{line}");
@@ -117,4 +128,37 @@ pub async fn list(
     records.truncate(limit as usize);
     let data = records.into_iter().map(AuditRecord::from).collect();
     Ok(Json(AuditList { object: "list", data, has_more }))
+}
+
+/// Moves records out of the table into a file of the data directory, and says which.
+#[utoipa::path(
+    post,
+    path = "/v1/audit/rotate",
+    request_body = AuditRotate,
+    responses((status = 200, body = AuditRotated), (status = "4XX", body = ErrorBody))
+)]
+pub async fn rotate(
+    State(api): State<Arc<Api>>,
+    JsonObject(body): JsonObject,
+) -> Result<(Extension<Touched>, Json<AuditRotated>)> {
+    let cut = match rest(body)? {
+        AuditRotate { before: Some(id), keep_days: None } => Cut::Before(id),
+        AuditRotate { before: None, keep_days: Some(days) } => {
+            Cut::Older(Duration::from_secs(days.saturating_mul(86_400)))
+        }
+        _ => return Err(invalid_value("before", "say either `before` or `keep_days`")),
+    };
+    let archived = api.app.access.rotate_audit(cut, clock()).await?;
+    if let Some(archived) = &archived {
+        tracing::info!(file = archived.file, records = archived.records, "audit log rotated");
+    }
+    let touched = Touched { name: archived.as_ref().map(|a| a.file.clone()), digest: None };
+    let body = AuditRotated {
+        object: "audit.rotated",
+        records: archived.as_ref().map_or(0, |a| a.records),
+        first: archived.as_ref().map(|a| a.first),
+        last: archived.as_ref().map(|a| a.last),
+        file: archived.map(|a| a.file),
+    };
+    Ok((Extension(touched), Json(body)))
 }

@@ -7,7 +7,8 @@
 use super::errors::Code;
 use super::routes::{self, Scope};
 use super::{Api, adapters, audit, body, clock, limits};
-use crate::access::{self, Caller};
+use crate::access::{self, Caller, Reach};
+use crate::adapters::registry::{Actor, Bounds, Right, Tenant};
 use crate::clock::Now;
 use crate::database::FULL;
 use crate::error::{Error, Kind, Result};
@@ -102,6 +103,27 @@ fn admit(scope: Scope, caller: &Caller) -> Result<()> {
     }
     let message = format!("this route wants a key with the scope `{}`{operator}", wanted.name());
     Err(Error::new(Kind::Forbidden, "insufficient_scope", message))
+}
+
+/// Whose requests are, for the registry.
+pub fn tenant(caller: &Caller) -> Tenant {
+    let limits = caller.limits();
+    let bounds = Bounds {
+        names: limits.adapters_max,
+        disk_bytes: limits.disk_bytes_max,
+        resident_bytes: limits.resident_bytes_max,
+    };
+    Tenant { name: caller.tenant().unwrap_or_default().into(), bounds }
+}
+
+/// The caller as one who changes `name`.
+pub fn actor(caller: &Caller, name: &str) -> Actor {
+    let right = match caller.reach(name) {
+        Reach::Given => Right::Given,
+        Reach::Own => Right::Own,
+        Reach::Nothing => Right::Nothing,
+    };
+    Actor { tenant: tenant(caller), right }
 }
 
 /// A name that the caller must not give, whether it exists or not.

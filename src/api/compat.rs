@@ -8,7 +8,7 @@
 use super::audit::Touched;
 use super::body::{JsonObject, typed};
 use super::wire::{LoadLora, PeerError, PeerErrorBody, UnloadLora};
-use super::{Api, adapters};
+use super::{Api, adapters, auth};
 use crate::access::Caller;
 use crate::adapters::registry::{Publish, Removal, Staging};
 use crate::database::write_failed;
@@ -78,7 +78,8 @@ pub async fn unload(
     if !caller.sees(&name) {
         return Ok(absent().answer(name));
     }
-    Ok(match api.app.registry.delete(&name, Removal::default()).await {
+    let how = Removal { by: auth::actor(&caller, &name), ..Removal::default() };
+    Ok(match api.app.registry.delete(&name, how).await {
         Ok(_) => {
             said(name.clone(), format!("Success: LoRA adapter '{name}' removed successfully."))
         }
@@ -104,6 +105,8 @@ async fn load_checked(
         return Err(Failure::new(StatusCode::FORBIDDEN, "InvalidUserInput", message));
     }
     let staging = api.app.registry.stage(&name).map_err(|e| Failure::input(e.message))?;
+    let by = auth::actor(caller, &name);
+    api.app.registry.check_right(&name, &by).await?;
     let there = !api.app.registry.versions(&name).is_empty();
     if there && !asked.load_inplace.unwrap_or(false) {
         return Err(Failure::input(format!(
@@ -119,7 +122,7 @@ async fn load_checked(
         Ok::<_, Failure>(staging)
     });
     let staging = copied.await.map_err(|_| Error::fault("copying the adapter failed"))??;
-    api.app.registry.publish(staging, Publish::default()).await?;
+    api.app.registry.publish(staging, Publish { by, ..Publish::default() }).await?;
     Ok(())
 }
 
@@ -210,12 +213,15 @@ impl Failure {
 }
 
 impl From<Error> for Failure {
-    /// Names that stand in each other's way are the client's to settle; whatever else goes wrong, a
-    /// wrong rank included, is a 500 there.
+    /// Names that stand in each other's way are the client's to settle, and names that its key may
+    /// not change it must leave; whatever else goes wrong, a wrong rank included, is a 500 there.
     fn from(e: Error) -> Self {
         let code = e.code;
         if e.kind == Kind::Conflict {
             return Self { code, ..Self::input(e.message) };
+        }
+        if e.kind == Kind::Forbidden {
+            return Self::new(StatusCode::FORBIDDEN, "InvalidUserInput", e.message);
         }
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         Self { code, ..Self::new(status, "InternalServerError", e.message) }

@@ -6,7 +6,7 @@
 
 use super::account::Origin;
 use super::audit::Touched;
-use super::auth::not_allowed;
+use super::auth::{actor, not_allowed};
 use super::body::{JsonObject, missing, rest};
 use super::errors::{invalid_value, timed_out};
 use super::limits::Deadline;
@@ -17,10 +17,10 @@ use super::wire::{
 };
 use super::{Api, messages, random_id, stream};
 use crate::access::Caller;
-use crate::adapters::registry::{Kept, Parent, Version};
+use crate::adapters::registry::{Kept, Parent, Right, Version};
 use crate::error::{Error, Result};
 use crate::jobs::evaluate::{EvaluationSet, Example};
-use crate::jobs::{Job, Order, Owner, State as JobState, Submission, Watch};
+use crate::jobs::{Job, Order, Owner, Rights, State as JobState, Submission, Watch};
 use crate::merge::spec::{Method, Source, Spec};
 use axum::Json;
 use axum::body::Body;
@@ -89,18 +89,21 @@ pub async fn create(
         if !caller.sees(&name) {
             return Err(not_allowed(&name));
         }
-        api.app.registry.check_free(&name)?;
+        api.app.registry.check_free(&name, &actor(&caller, &name)).await?;
     }
+    let tenant = caller.tenant().unwrap_or_default();
     let (order, kept) = ordered(&api, &caller, &fields, name)?;
     let kept = Arc::new(kept);
     if dry {
-        return Ok(Json(api.app.jobs.survey(&order, kept).await?).into_response());
+        return Ok(Json(api.app.jobs.survey(&order, kept, tenant).await?).into_response());
     }
-    api.app.jobs.check(&order, kept.clone()).await?;
     let owner = Owner { key: caller.id().to_owned(), tenant: caller.tenant().map(str::to_owned) };
+    let most = caller.limits().merges_max.filter(|_| owner.tenant.is_some());
+    api.app.jobs.check_room(&owner, most)?;
+    api.app.jobs.check(&order, kept.clone(), tenant).await?;
     let sets = sets(&api, &order, &kept, fields.evaluation.unwrap_or_default()).await?;
     let submission = Submission { id: random_id("merge-"), owner, order, sets };
-    let job = api.app.jobs.submit(submission, kept).await?;
+    let job = api.app.jobs.submit(submission, kept, most).await?;
     let touched = Extension(Touched { name: Some(job.order.name.clone()), digest: None });
     Ok((StatusCode::ACCEPTED, touched, Json(shown(&job))).into_response())
 }
@@ -256,7 +259,9 @@ fn ordered(
         all.push(kept);
     }
     let any_base = fields.any_base.unwrap_or(false);
-    Ok((Order { name, spec, from, any_base }, all))
+    let by = actor(caller, &name);
+    let rights = Rights { given: by.right == Right::Given, bounds: by.tenant.bounds };
+    Ok((Order { name, spec, from, any_base, rights }, all))
 }
 
 fn kept(api: &Api, caller: &Caller, model: &str) -> Result<Kept> {

@@ -5,7 +5,7 @@
 
 use super::audit::Touched;
 use super::wire::{ErrorBody, Model, ModelDeleted, ModelIdentity, ModelList};
-use super::{Api, adapters, errors};
+use super::{Api, adapters, auth, errors};
 use crate::access::Caller;
 use crate::adapters::registry::{Entry, Removal, State as AdapterState};
 use crate::error::Result;
@@ -77,7 +77,8 @@ pub async fn remove(
         let message = format!("`{id}` is an alias: DELETE /v1/aliases/{id} removes it");
         return Err(errors::invalid_value("model", message));
     }
-    let removed = api.app.registry.delete(name, Removal::default()).await;
+    let how = Removal { by: auth::actor(&caller, name), ..Removal::default() };
+    let removed = api.app.registry.delete(name, how).await;
     removed.map_err(|e| adapters::told(e, &caller))?;
     let touched = Touched { name: Some(entry.version.name.clone()), digest: None };
     Ok((Extension(touched), Json(ModelDeleted { id, object: "model", deleted: true })))

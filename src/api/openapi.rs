@@ -48,6 +48,7 @@ use utoipa::OpenApi;
         keys::show_limits,
         keys::set_limits,
         audit::list,
+        audit::rotate,
         compat::load,
         compat::unload,
         models::remove,

@@ -98,6 +98,7 @@ pub const ROUTES: &[Route] = &[
     row("get", "/v1/limits/{name}", Scope::Admin, || get(keys::show_limits)),
     row("put", "/v1/limits/{name}", Scope::Operator, || put(keys::set_limits)),
     row("get", "/v1/audit", Scope::Admin, || get(audit::list)),
+    row("post", "/v1/audit/rotate", Scope::Operator, || post(audit::rotate)),
     row("get", "/version", Scope::AnyKey, || get(health::version)),
     row("get", "/metrics", Scope::Metrics, || get(health::metrics)),
     row("get", "/openapi.json", Scope::AnyKey, || get(openapi::json)),

@@ -4,8 +4,8 @@
 //! `model_not_found`. The thing to know: the headers are taken from the lease itself, so they name
 //! what computes, not what was asked.
 
-use super::Api;
 use super::asked::{self, Asked, AskedPart};
+use super::{Api, auth};
 use crate::access::Caller;
 use crate::adapters::composition::{Composition, Part};
 use crate::adapters::format::generation::Generation;
@@ -48,7 +48,7 @@ impl Api {
             return Ok(Target { lease: None, caller, id: "base".to_owned(), digest });
         }
         let names: Vec<&str> = asked.parts.iter().map(|part| part.name.as_str()).collect();
-        let leases = self.app.registry.acquire_all(&names, sticky).await;
+        let leases = self.app.registry.acquire_all(&names, sticky, &auth::tenant(&caller)).await;
         let leases = leases.map_err(|e| match (e.code, &asked.parts[..]) {
             ("model_not_found", [alone]) => not_found(&alone.shown),
             ("model_not_found", _) => e,

@@ -6,6 +6,7 @@
 
 use super::Api;
 use super::adapters::{self, not_found};
+use super::auth::actor;
 use super::body::{JsonObject, rest};
 use super::errors::invalid_value;
 use super::wire::{AdapterVersion, ErrorBody, VersionFields};
@@ -55,7 +56,8 @@ pub async fn roll_back(
     let Query(query) = query.map_err(|e| invalid_value("expected_version", e.body_text()))?;
     let expected = expected(&headers, query.expected_version)?;
     let VersionFields { version } = rest(body)?;
-    shown(&name, &caller, api.app.registry.roll_back(&name, version, expected).await)
+    let by = actor(&caller, &name);
+    shown(&name, &caller, api.app.registry.roll_back(&name, version, expected, &by).await)
 }
 
 /// Keeps a version resident and on disk until it is unpinned, restarts included.
@@ -77,7 +79,8 @@ pub async fn pin(
     JsonObject(body): JsonObject,
 ) -> Result<Response> {
     let VersionFields { version } = rest(body)?;
-    shown(&name, &caller, api.app.registry.pin(&name, version).await)
+    let by = actor(&caller, &name);
+    shown(&name, &caller, api.app.registry.pin(&name, version, &by).await)
 }
 
 /// Undoes a pin.
@@ -95,7 +98,8 @@ pub async fn unpin(
     JsonObject(body): JsonObject,
 ) -> Result<Response> {
     let VersionFields { version } = rest(body)?;
-    shown(&name, &caller, api.app.registry.unpin(&name, version).await)
+    let by = actor(&caller, &name);
+    shown(&name, &caller, api.app.registry.unpin(&name, version, &by).await)
 }
 
 fn shown(name: &str, caller: &Caller, done: Result<Entry>) -> Result<Response> {

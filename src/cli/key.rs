@@ -17,6 +17,7 @@ const EXAMPLES: &str = "\
 Examples:
   polylora key add --label ops --scope inference,admin,metrics      an operator's, the first one
   polylora key add --tenant acme --scope inference --adapters 'acme-*' --tokens-per-day 1000000
+  polylora key add --tenant acme --scope inference,admin --adapters 'acme-*,shared-*' --manage 'acme-*'
   polylora key list
   polylora key rotate key-0123456789abcdef --overlap-seconds 86400
   polylora key revoke key-0123456789abcdef
@@ -72,6 +73,10 @@ struct AddArgs {
     /// Names that a tenant's key may know of; * stands for any characters, ? for one
     #[arg(long, value_delimiter = ',', value_name = "PATTERN")]
     adapters: Vec<String>,
+    /// Names that it may create and change, whosever they are; without: its tenant's own, and new
+    /// ones that match --adapters
+    #[arg(long, value_delimiter = ',', value_name = "PATTERN")]
+    manage: Option<Vec<String>>,
     /// Share of the engine against other tenants
     #[arg(long, default_value_t = 1)]
     weight: u32,
@@ -93,6 +98,21 @@ struct AddArgs {
     /// Tokens of a calendar month UTC
     #[arg(long, value_name = "TOKENS")]
     tokens_per_month: Option<u64>,
+    /// Names of adapters and aliases that its tenant may own
+    #[arg(long, value_name = "N")]
+    adapters_max: Option<u64>,
+    /// Bytes that its tenant's adapters may have on disk
+    #[arg(long, value_name = "BYTES")]
+    disk_bytes_max: Option<u64>,
+    /// Bytes that its tenant's adapters may have in memory, pinned ones too
+    #[arg(long, value_name = "BYTES")]
+    resident_bytes_max: Option<u64>,
+    /// Uploads of its tenant at once
+    #[arg(long, value_name = "N")]
+    uploads_max: Option<u64>,
+    /// Merges of its tenant that are not over
+    #[arg(long, value_name = "N")]
+    merges_max: Option<u64>,
 }
 
 fn scope(text: &str) -> Result<Scope, String> {
@@ -138,6 +158,7 @@ impl AddArgs {
             scopes: self.scope,
             tenant: self.tenant,
             adapters: self.adapters,
+            manage: self.manage,
             weight: self.weight,
             limits: Limits {
                 requests_per_minute: self.requests_per_minute,
@@ -145,6 +166,11 @@ impl AddArgs {
                 concurrent_max: self.concurrent_max,
                 tokens_per_day: self.tokens_per_day,
                 tokens_per_month: self.tokens_per_month,
+                adapters_max: self.adapters_max,
+                disk_bytes_max: self.disk_bytes_max,
+                resident_bytes_max: self.resident_bytes_max,
+                uploads_max: self.uploads_max,
+                merges_max: self.merges_max,
             },
             lifetime_seconds: self.lifetime_seconds,
         }
@@ -187,6 +213,7 @@ fn line(key: &Key, now: Duration) -> String {
         scopes.join(","),
         tenant,
         key.adapters.join(","),
+        key.manage.as_ref().map_or(String::new(), |given| format!("manages {}", given.join(","))),
         key.label.clone(),
     ];
     parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("  ")

@@ -194,6 +194,11 @@ impl Prepared {
         }
         let limits = JobLimits { unfinished_max: config.merges_max, kept_max: config.merges_kept };
         let jobs = Jobs::open(&storage, registry.clone(), engine.clone(), limits).await?;
+        match settle_owners(&registry, &jobs, &access).await {
+            // They are settled by the next start that can write.
+            Err(error) if error.code == FULL => tracing::error!(%error, "owners are not settled"),
+            settled => settled?,
+        }
 
         let app = App {
             config: Arc::new(config),
@@ -417,6 +422,17 @@ async fn load_adapter(registry: &Registry, name: &str, from: &Path) -> Result<En
     let lineage = Lineage::Uploaded { by: Some("start".to_owned()), files };
     let how = Publish { lineage, yields: true, ..Publish::default() };
     registry.publish(staging, how).await.map_err(blame)
+}
+
+/// Names from before names had owners go to the tenant of the key that uploaded them, or of the job
+/// that made them, where these are still known.
+async fn settle_owners(registry: &Registry, jobs: &Jobs, access: &Access) -> Result<()> {
+    let of = |lineage: &Lineage| match lineage {
+        Lineage::Uploaded { by: Some(key), .. } => access.key(key).ok()?.tenant,
+        Lineage::Merged { job: Some(job), .. } => jobs.get(job, None).ok()?.owner.tenant,
+        _ => None,
+    };
+    registry.settle_owners(of).await
 }
 
 /// Copies what belongs to an adapter and nothing else; returns the names. Weights in other formats

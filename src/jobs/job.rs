@@ -5,7 +5,7 @@
 //! evaluation.
 
 use super::evaluate::EvaluationSet;
-use crate::adapters::registry::Parent;
+use crate::adapters::registry::{Actor, Bounds, Parent, Right, Tenant};
 use crate::error::{Error, Kind};
 use crate::merge::Progress;
 use crate::merge::spec::Spec;
@@ -24,6 +24,18 @@ pub struct Order {
     pub from: Vec<Parent>,
     /// Merge sources that name different base models.
     pub any_base: bool,
+    /// What its key allowed when it came in.
+    #[serde(default)]
+    pub rights: Rights,
+}
+
+/// What the key of an order allows when its result is published.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Rights {
+    /// To publish under the order's name, whosever that is.
+    pub given: bool,
+    pub bounds: Bounds,
 }
 
 /// Whose a job is.
@@ -149,6 +161,24 @@ impl Job {
         queued
     }
 
+    /// Back into the queue, so that others get a turn; it will begin anew.
+    pub fn set_aside(&mut self) -> bool {
+        let running = matches!(self.state, State::Running(_));
+        if running {
+            self.state = State::Queued;
+            self.progress = None;
+        }
+        running
+    }
+
+    /// Who publishes its result.
+    pub fn actor(&self) -> Actor {
+        let name = self.owner.tenant.as_deref().unwrap_or_default().into();
+        let Rights { given, bounds } = self.order.rights;
+        let right = if given || self.owner.tenant.is_none() { Right::Given } else { Right::Own };
+        Actor { tenant: Tenant { name, bounds }, right }
+    }
+
     /// On to another stage; false when it was cancelled meanwhile.
     pub fn advance(&mut self, stage: Stage) -> bool {
         let running = matches!(self.state, State::Running(_));
@@ -167,6 +197,8 @@ impl Job {
     /// Whether it can still be cancelled, and then it is. One that is only evaluated is done.
     pub fn cancel(&mut self, now: u64) -> bool {
         self.state = match self.state {
+            // Set aside while it was evaluated.
+            State::Queued if self.outcome.is_some() => State::Done,
             State::Queued | State::Running(Stage::Merging) => State::Cancelled,
             State::Running(Stage::Evaluating) => State::Done,
             _ => return false,

@@ -84,6 +84,12 @@ impl Journal {
         self.database.run(begun).await.map(drop)
     }
 
+    /// The job waits again.
+    pub async fn set_aside(&self, id: &str) -> Result<()> {
+        let queued = "UPDATE jobs SET state = 'queued' WHERE id = ? AND state = 'running'";
+        self.database.run(sqlx::query(queued).bind(id)).await.map(drop)
+    }
+
     /// Keeps the report of what is about to be published; a restarted job replaces its own.
     pub async fn report(&self, id: &str, report: &str, picture: &str) -> Result<()> {
         let kept = "INSERT OR REPLACE INTO reports (id, report, picture) VALUES (?, ?, ?)";

@@ -1,4 +1,4 @@
-//! Merge jobs: orders that are carried out beside serving, one at a time, and survive the server.
+//! Merge jobs: orders that are carried out beside serving, tenants in turns, and survive the server.
 //!
 //! Owns `jobs.db`, the queue of jobs and the task that works on them. Never sees HTTP; merges by
 //! `merge`, publishes by the door of uploads. The thing to know: a job that the server's end
@@ -10,6 +10,7 @@ mod job;
 mod journal;
 mod pace;
 mod plan;
+mod turns;
 mod work;
 
 use crate::adapters::Digest;
@@ -18,19 +19,28 @@ use crate::database::{FULL, Storage};
 use crate::engine::{EngineHandle, shutting_down};
 use crate::error::{Error, Kind, Result};
 use crate::merge::outlook::Outlook;
-pub use job::{Job, Order, Owner, Stage, State, Submission};
+use crate::share::Pool;
+pub use job::{Job, Order, Owner, Rights, Stage, State, Submission};
 use journal::Journal;
 pub use journal::StoredReport;
 use pace::Pace;
 use plan::Plan;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, watch};
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
+use turns::Turns;
 
 /// A job that ended the server so often is not tried again: it may well be why.
 const RESTARTS_MAX: u64 = 10;
+/// Surveys that are made at once, without a job.
+const SURVEYS_MAX: u64 = 4;
+/// Orders whose sources are read and compared with their digests at once.
+const CHECKS_MAX: u64 = 2;
+/// Sites, or examples, that a job gets done before it is set aside for a tenant that waits for a
+/// place; twice as many each time, so that at most half of all work is done for nothing.
+const TURN: usize = 16;
 
 /// Bounds of the queue.
 #[derive(Debug, Clone, Copy)]
@@ -58,8 +68,9 @@ struct Inner {
     board: Mutex<BTreeMap<u64, Posted>>,
     /// One submission at a time, so that the bound holds.
     turn: AsyncMutex<()>,
-    /// Surveys that are made without a job.
-    surveys: Semaphore,
+    turns: Mutex<Turns>,
+    surveys: Arc<Pool>,
+    checks: Arc<Pool>,
     /// The task has work, or an end.
     bell: Arc<Notify>,
     stopping: Arc<AtomicBool>,
@@ -74,6 +85,21 @@ struct Posted {
     job: Arc<watch::Sender<Job>>,
     /// Its sources; none once it is over.
     kept: Arc<Vec<Kept>>,
+    /// What it gets done before it is set aside for others.
+    turn: Arc<AtomicUsize>,
+}
+
+/// A job's place among those under way.
+struct Place {
+    inner: Arc<Inner>,
+    tenant: Option<String>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.inner.turns().give_back(&self.tenant);
+        self.inner.bell.notify_one();
+    }
 }
 
 /// A job that is looked at while it runs.
@@ -122,7 +148,9 @@ impl Jobs {
             limits,
             board: Mutex::default(),
             turn: AsyncMutex::default(),
-            surveys: Semaphore::new(1),
+            turns: Mutex::default(),
+            surveys: Pool::new(SURVEYS_MAX),
+            checks: Pool::new(CHECKS_MAX),
             bell: Arc::default(),
             stopping,
             closing: watch::Sender::new(false),
@@ -135,8 +163,12 @@ impl Jobs {
         let (weak, bell) = (Arc::downgrade(&inner), inner.bell.clone());
         tokio::spawn(async move {
             while let Some(inner) = weak.upgrade().filter(|i| !i.pace.is_stopping()) {
-                match inner.first_queued() {
-                    Some(posted) => inner.work(&posted).await,
+                match inner.next() {
+                    Some(posted) => {
+                        let tenant = posted.job.borrow().owner.tenant.clone();
+                        let place = Place { inner, tenant };
+                        tokio::spawn(async move { place.inner.work(&posted).await });
+                    }
                     None => {
                         drop(inner);
                         bell.notified().await;
@@ -149,7 +181,8 @@ impl Jobs {
 
     /// Checks an order as far as it can be without merging: sources, options, sizes. Errors: those
     /// of the merge, `model_not_found`, `corrupt_adapter`.
-    pub async fn check(&self, order: &Order, kept: Arc<Vec<Kept>>) -> Result<()> {
+    pub async fn check(&self, order: &Order, kept: Arc<Vec<Kept>>, tenant: &str) -> Result<()> {
+        let _place = self.inner.checks.take(tenant).await;
         let (order, registry) = (order.clone(), self.inner.registry.clone());
         let checked =
             tokio::task::spawn_blocking(move || Plan::new(&order, &registry, &kept).map(drop));
@@ -157,35 +190,52 @@ impl Jobs {
     }
 
     /// Says how much the sources are in each other's way, merging nothing. Errors: as `check`;
-    /// `merges_busy` while another is surveyed.
-    pub async fn survey(&self, order: &Order, kept: Arc<Vec<Kept>>) -> Result<Outlook> {
-        let _place = self.inner.surveys.try_acquire().map_err(|_| {
-            Error::new(Kind::Busy, "merges_busy", "another survey is being made; try again")
+    /// `merges_busy` while others are surveyed.
+    pub async fn survey(
+        &self,
+        order: &Order,
+        kept: Arc<Vec<Kept>>,
+        tenant: &str,
+    ) -> Result<Outlook> {
+        let _place = self.inner.surveys.try_take(tenant, 1).ok_or_else(|| {
+            Error::new(Kind::Busy, "merges_busy", "other surveys are being made; try again")
         })?;
         let (order, registry) = (order.clone(), self.inner.registry.clone());
-        let pace = self.inner.pace.clone();
+        let (pace, tenant) = (self.inner.pace.clone(), tenant.to_owned());
         pace::apart(move || {
+            let _active = pace.enter();
             let mut plan = Plan::new(&order, &registry, &kept)?;
             loop {
-                let begun = Instant::now();
-                let progress = plan.look()?;
+                let (progress, worked) = pace.compute(&tenant, || plan.look());
+                let progress = progress?;
                 if progress.done == progress.total {
                     return Ok(plan.outlook());
                 }
                 if pace.is_stopping() {
                     return Err(shutting_down());
                 }
-                pace.rest(begun.elapsed());
+                pace.rest(worked);
             }
         })
         .await
     }
 
+    /// Whether another job of `owner` may wait, of whose tenant at most `most` may. Errors:
+    /// `merge_queue_full`.
+    pub fn check_room(&self, owner: &Owner, most: Option<u64>) -> Result<()> {
+        self.inner.check_room(owner, most)
+    }
+
     /// Enters a job, its sources kept. Errors: `merge_queue_full`.
-    pub async fn submit(&self, submission: Submission, kept: Arc<Vec<Kept>>) -> Result<Job> {
+    pub async fn submit(
+        &self,
+        submission: Submission,
+        kept: Arc<Vec<Kept>>,
+        most: Option<u64>,
+    ) -> Result<Job> {
         let inner = &self.inner;
         let _turn = inner.turn.lock().await;
-        inner.check_room(&submission.owner)?;
+        inner.check_room(&submission.owner, most)?;
         let job = Job {
             id: submission.id,
             owner: submission.owner,
@@ -267,7 +317,8 @@ impl Jobs {
 
 impl Posted {
     fn new(job: Job, kept: Arc<Vec<Kept>>) -> Self {
-        Self { job: Arc::new(watch::Sender::new(job)), kept }
+        let turn = Arc::new(AtomicUsize::new(TURN));
+        Self { job: Arc::new(watch::Sender::new(job)), kept, turn }
     }
 }
 
@@ -285,12 +336,26 @@ impl Inner {
         found.cloned().ok_or_else(|| job::not_found(id))
     }
 
-    fn first_queued(&self) -> Option<Posted> {
-        let board = self.board();
-        board.values().find(|p| p.job.borrow().state == State::Queued).cloned()
+    fn turns(&self) -> MutexGuard<'_, Turns> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn check_room(&self, owner: &Owner) -> Result<()> {
+    /// The job to begin now, if there is one and a place for it.
+    fn next(&self) -> Option<Posted> {
+        let board = self.board();
+        let number = self.turns().take(queued(&board))?;
+        board.get(&number).cloned()
+    }
+
+    /// Whether a job that got so much done is to make room for another tenant's.
+    fn is_turn_over(&self, posted: &Posted, done: usize) -> bool {
+        done >= posted.turn.load(Ordering::Relaxed) && {
+            let board = self.board();
+            self.turns().is_wanted(queued(&board))
+        }
+    }
+
+    fn check_room(&self, owner: &Owner, most: Option<u64>) -> Result<()> {
         let max = self.limits.unfinished_max;
         let (mut all, mut own) = (0, 0);
         for posted in self.board().values() {
@@ -299,7 +364,8 @@ impl Inner {
             own += usize::from(!job.state.is_over() && job.owner.tenant == owner.tenant);
         }
         let free = max.saturating_sub(all);
-        if free > 0 && (owner.tenant.is_none() || own < free.max(1)) {
+        let bounded = most.is_some_and(|most| own as u64 >= most);
+        if free > 0 && !bounded && (owner.tenant.is_none() || own < free) {
             return Ok(());
         }
         let whose = if free > 0 { " for your tenant" } else { "" };
@@ -398,6 +464,14 @@ fn unless_full(written: Result<()>) -> Result<()> {
         }
         written => written,
     }
+}
+
+/// Jobs that wait, as (number, tenant), in the order of their coming.
+fn queued(board: &BTreeMap<u64, Posted>) -> impl Iterator<Item = (u64, Option<String>)> {
+    board.iter().filter_map(|(number, posted)| {
+        let job = posted.job.borrow();
+        (job.state == State::Queued).then(|| (*number, job.owner.tenant.clone()))
+    })
 }
 
 /// Unix seconds.

@@ -1,14 +1,16 @@
 //! Work that gives way: on a thread of its own that the machine runs last, and that rests while
 //! requests are served.
 //!
-//! Owns when such a thread computes. Never decides what. The thing to know: while the engine is
-//! idle it goes on without a pause; while it is busy it rests `REST` times as long as it worked,
-//! and since it is also of the lowest priority, its share is small but never nothing.
+//! Owns when such threads compute: one at a time, tenants in turns. Never decides what. The thing to
+//! know: while the engine is idle they go on without a pause; while it is busy each rests `REST` times
+//! as long as it worked, and as long again for each of the others, and since they are also of the
+//! lowest priority, the share of all together is small but never nothing.
 
 use crate::engine::EngineHandle;
 use crate::error::{Error, Result};
+use crate::share::Pool;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -16,7 +18,7 @@ use tokio::sync::oneshot;
 /// A hundred would leave one step in a hundred beside a site that is being merged, which is just
 /// what a 99th percentile sees.
 const REST: u32 = 150;
-/// Longest rest at once.
+/// Longest rest at once of one alone.
 const REST_TIME_MAX: Duration = Duration::from_secs(60);
 /// The time after which it looks again whether the engine is idle.
 const LOOK_TIME: Duration = Duration::from_millis(10);
@@ -26,21 +28,49 @@ const LOOK_TIME: Duration = Duration::from_millis(10);
 pub struct Pace {
     engine: EngineHandle,
     stopping: Arc<AtomicBool>,
+    /// Whoever computes has it.
+    place: Arc<Pool>,
+    /// Jobs and surveys under way.
+    active: Arc<AtomicU32>,
+}
+
+/// One of those under way, until dropped.
+pub struct Active(Arc<AtomicU32>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Pace {
     /// `stopping` turns true when nothing more is to be begun.
     pub fn new(engine: EngineHandle, stopping: Arc<AtomicBool>) -> Self {
-        Self { engine, stopping }
+        Self { engine, stopping, place: Pool::new(1), active: Arc::default() }
     }
 
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
 
+    /// Counts one more among those under way.
+    pub fn enter(&self) -> Active {
+        self.active.fetch_add(1, Ordering::Relaxed);
+        Active(self.active.clone())
+    }
+
+    /// Computes once it is the tenant's turn; also says how long that took. Blocking.
+    pub fn compute<T>(&self, tenant: &str, work: impl FnOnce() -> T) -> (T, Duration) {
+        let _place = futures::executor::block_on(self.place.take(tenant));
+        let begun = Instant::now();
+        let done = work();
+        (done, begun.elapsed())
+    }
+
     /// How long to rest, from now, after `worked`: the rest of it is due only while requests run.
     fn due(&self, begun: Instant, worked: Duration) -> bool {
-        let rest = (worked * REST).min(REST_TIME_MAX);
+        let active = self.active.load(Ordering::Relaxed).max(1);
+        let rest = (worked * REST).min(REST_TIME_MAX) * active;
         !self.engine.is_idle() && !self.is_stopping() && begun.elapsed() < rest
     }
 

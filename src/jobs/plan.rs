@@ -13,6 +13,10 @@ use crate::merge::outlook::Outlook;
 use crate::merge::{Merge, Progress, check_sources, picture};
 use std::path::Path;
 
+/// Work of one order's clustering, about two minutes of a core: restarts times units times rank, over
+/// all sites.
+const COMPARISONS_MAX: u64 = 1 << 30;
+
 /// A merge with its sources.
 pub struct Plan {
     merge: Merge,
@@ -29,7 +33,8 @@ pub struct Made {
 }
 
 impl Plan {
-    /// Opens the sources and plans. Blocking. Errors: `corrupt_adapter`, `upload_too_large`, and
+    /// Opens the sources and plans. Blocking. Errors: `corrupt_adapter`, `upload_too_large`,
+    /// `invalid_merge` (too many restarts), and
     /// those of [`check_sources`] and [`Merge::new`].
     pub fn new(order: &Order, registry: &Registry, kept: &[Kept]) -> Result<Self> {
         let open = |k: &Kept| registry.open_factors(k);
@@ -42,6 +47,14 @@ impl Plan {
             let message = format!("the result would have {bytes} bytes; the limit is {max}");
             let too_large = Error::new(Kind::TooLarge, "upload_too_large", message);
             return Err(too_large.param("options.rank"));
+        }
+        let comparisons = merge.comparisons();
+        if comparisons > COMPARISONS_MAX {
+            let message = format!(
+                "clustering would compare {comparisons} units with centroids; the limit is \
+                 {COMPARISONS_MAX}: fewer `restarts`, or a smaller `rank`"
+            );
+            return Err(Error::invalid("invalid_merge", message).param("options.restarts"));
         }
         Ok(Self { merge, adapters, base_model })
     }

@@ -13,17 +13,20 @@ use crate::adapters::registry::{Entry, Lineage, Publish, Staging, State as Versi
 use crate::database::FULL;
 use crate::error::{Error, Kind, Result};
 use serde_json::json;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 impl Inner {
-    /// Works on a queued job until it is over, or the server stops.
-    pub(super) async fn work(&self, posted: &Posted) {
+    /// Works on a queued job until it is over, its turn is, or the server stops.
+    pub(super) async fn work(self: &Arc<Self>, posted: &Posted) {
         if !self.writable().await || !posted.job.send_if_modified(|job| job.begin(now())) {
             return;
         }
         let id = posted.job.borrow().id.clone();
+        let _active = self.pace.enter();
         let failure = match self.carry_out(&id, posted).await {
-            Ok(false) => return,
+            Ok(false) => return self.set_aside(&id, posted).await,
             Ok(true) => None,
             // What was begun at a shutdown is begun again by the next start.
             Err(_) if self.pace.is_stopping() => return,
@@ -54,8 +57,21 @@ impl Inner {
         }
     }
 
-    /// False when it was cancelled, or the server stops.
-    async fn carry_out(&self, id: &str, posted: &Posted) -> Result<bool> {
+    /// A job that was neither cancelled nor stopped has had its turn: it waits again, and gets twice
+    /// as much done the next time.
+    async fn set_aside(&self, id: &str, posted: &Posted) {
+        if self.pace.is_stopping() || !posted.job.send_if_modified(Job::set_aside) {
+            return;
+        }
+        let _ = posted.turn.fetch_update(Relaxed, Relaxed, |turn| turn.checked_mul(2));
+        tracing::info!(job = id, "a merge is set aside for another tenant's");
+        if let Err(error) = self.journal.set_aside(id).await {
+            tracing::warn!(job = id, %error, "the journal still has it running");
+        }
+    }
+
+    /// False when it was cancelled, its turn is over, or the server stops.
+    async fn carry_out(self: &Arc<Self>, id: &str, posted: &Posted) -> Result<bool> {
         let job = posted.job.borrow().clone();
         self.journal.start(&job, now()).await?;
         let entry = match self.published(&job) {
@@ -66,7 +82,7 @@ impl Inner {
                     return Ok(false);
                 }
                 self.journal.report(id, &made.report, &made.picture).await?;
-                let how = Publish { lineage: lineage(&job), ..Publish::default() };
+                let how = Publish { lineage: lineage(&job), by: job.actor(), ..Publish::default() };
                 self.registry.publish(staging, how).await?
             }
         };
@@ -94,25 +110,29 @@ impl Inner {
     }
 
     /// The merged adapter in a staging directory; `None` where `carry_out` is false.
-    async fn merged(&self, posted: &Posted) -> Result<Option<(Staging, Made)>> {
+    async fn merged(self: &Arc<Self>, posted: &Posted) -> Result<Option<(Staging, Made)>> {
         let order = posted.job.borrow().order.clone();
+        let tenant = posted.job.borrow().owner.tenant.clone().unwrap_or_default();
         let staging = self.registry.stage(&order.name)?;
-        let (registry, pace) = (self.registry.clone(), self.pace.clone());
-        let (job, kept) = (posted.job.clone(), posted.kept.clone());
+        let (inner, posted) = (self.clone(), posted.clone());
         apart(move || {
-            let mut plan = Plan::new(&order, &registry, &kept)?;
+            let (pace, job) = (&inner.pace, &posted.job);
+            let mut plan = Plan::new(&order, &inner.registry, &posted.kept)?;
+            let mut steps = 0;
             loop {
-                if pace.is_stopping() || job.borrow().state == State::Cancelled {
+                let cancelled = job.borrow().state == State::Cancelled;
+                if pace.is_stopping() || cancelled || inner.is_turn_over(&posted, steps) {
                     return Ok(None);
                 }
-                let begun = Instant::now();
-                let progress = plan.step()?;
+                let (progress, worked) = pace.compute(&tenant, || plan.step());
+                let progress = progress?;
+                steps += 1;
                 job.send_modify(|job| job.progress = Some(progress));
                 if progress.done == progress.total {
                     let made = plan.finish(&staging.dir)?;
                     return Ok(Some((staging, made)));
                 }
-                pace.rest(begun.elapsed());
+                pace.rest(worked);
             }
         })
         .await
@@ -134,9 +154,14 @@ impl Inner {
         let result = entry.version.id();
         contestants.push(Contestant { model: result.clone(), id: Some(result) });
         let (registry, engine) = (&self.registry, &self.engine);
-        let over = || self.pace.is_stopping() || posted.job.borrow().state.is_over();
-        let scored = evaluate(&sets, &contestants, registry, engine, &self.pace, over).await;
-        let table = match scored {
+        let scored = AtomicUsize::new(0);
+        let over = || {
+            self.pace.is_stopping()
+                || posted.job.borrow().state.is_over()
+                || self.is_turn_over(posted, scored.fetch_add(1, Relaxed))
+        };
+        let table = evaluate(&sets, &contestants, registry, engine, &self.pace, over).await;
+        let table = match table {
             Ok(None) => return Ok(false),
             Ok(Some(table)) => json!(table),
             Err(_) if self.pace.is_stopping() => return Ok(false),

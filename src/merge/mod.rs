@@ -53,6 +53,8 @@ struct SitePlan {
     dims: FactorDims,
     /// Rank of the result: given, or the largest that the site can use.
     rank: usize,
+    /// Ranks of all sources that meet here.
+    units: usize,
 }
 
 /// How far a merge is.
@@ -153,6 +155,16 @@ impl Merge {
     /// Numbers that the result will hold, as planned.
     pub fn parameters(&self) -> usize {
         self.sites.iter().map(|s| s.rank * (s.dims.inputs + s.dims.outputs)).sum()
+    }
+
+    /// How many units LEGO's clustering will compare with centroids, once each in every start; 0 for
+    /// other methods, whose work the sources alone decide.
+    pub fn comparisons(&self) -> u64 {
+        let starts = match self.spec.method {
+            Method::Lego => self.spec.options.restarts as u64,
+            _ => 0,
+        };
+        starts * self.sites.iter().map(|s| (s.units * s.rank) as u64).sum::<u64>()
     }
 
     /// Looks at up to `sites` more sites without merging them. Progress is in sites looked at.
@@ -311,5 +323,6 @@ fn plan(
         return too_many(RANK_MAX, "svd or lego make fewer of them");
     }
     let wanted = spec.options.rank.unwrap_or(largest);
-    Ok(SitePlan { place, dims, rank: wanted.min(usable(spec.method, dims, ranks)) })
+    let rank = wanted.min(usable(spec.method, dims, ranks));
+    Ok(SitePlan { place, dims, rank, units: ranks })
 }

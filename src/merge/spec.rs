@@ -4,6 +4,7 @@
 //! factors. Never computes. The thing to know: a spec with its seed decides the result to the last
 //! bit, so all of it goes into the report.
 
+use super::RANK_MAX;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -251,6 +252,10 @@ impl Spec {
         let (o, method) = (&self.options, self.method);
         if o.rank == Some(0) {
             return Err(refuse("`rank` must be at least 1").param("options.rank"));
+        }
+        if let Some(rank) = o.rank.filter(|rank| *rank > RANK_MAX) {
+            let why = format!("`rank` is {rank}, not 1 to {RANK_MAX}");
+            return Err(refuse(why).param("options.rank"));
         }
         if o.rank.is_some() && !method.takes_rank() {
             return Err(refuse(format!(

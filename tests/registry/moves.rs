@@ -39,8 +39,11 @@ async fn a_change_that_expects_another_version_is_refused_and_changes_nothing() 
     assert_eq!(refusal(put_if(&house, "sql", 3, Expected::Content(vec![])).await), CONFLICT);
     assert_eq!(put_if(&house, "sql", 3, Expected::Version(2)).await.unwrap(), 3);
     let expected = || vec![Expected::Version(2)];
-    assert_eq!(refusal(house.registry.roll_back("sql", None, expected()).await), CONFLICT);
-    let how = Removal { expected: expected(), drain: None };
+    assert_eq!(
+        refusal(house.registry.roll_back("sql", None, expected(), &Actor::default()).await),
+        CONFLICT
+    );
+    let how = Removal { expected: expected(), ..Removal::default() };
     assert_eq!(refusal(house.registry.delete("sql", how).await), CONFLICT);
     assert_eq!(house.registry.acquire("sql").await.unwrap().version().number, 3);
     assert_eq!((house.blobs(), house.staged()), (3, 0));
@@ -79,21 +82,33 @@ async fn a_rollback_moves_the_name_back_and_running_requests_stay_where_they_are
     house.put("sql", 4).await;
     let running = house.registry.acquire("sql").await.unwrap();
     // 3 has no effect, so the one before 4 is 2.
-    let back = house.registry.roll_back("sql", None, vec![]).await.unwrap();
+    let back = house.registry.roll_back("sql", None, vec![], &Actor::default()).await.unwrap();
     assert_eq!((back.version.number, back.current, back.resident), (2, true, true));
     assert_eq!(running.version().number, 4);
     assert_eq!(house.registry.acquire("sql").await.unwrap().version().number, 2);
-    assert_eq!(house.registry.roll_back("sql", None, vec![]).await.unwrap().version.number, 1);
-    let none = house.registry.roll_back("sql", None, vec![]).await;
+    assert_eq!(
+        house
+            .registry
+            .roll_back("sql", None, vec![], &Actor::default())
+            .await
+            .unwrap()
+            .version
+            .number,
+        1
+    );
+    let none = house.registry.roll_back("sql", None, vec![], &Actor::default()).await;
     assert_eq!(refusal(none), ("nothing_to_roll_back", Kind::Conflict));
-    let flat = house.registry.roll_back("sql", Some(3), vec![]).await;
+    let flat = house.registry.roll_back("sql", Some(3), vec![], &Actor::default()).await;
     assert_eq!(refusal(flat), ("adapter_ineffective", Kind::Conflict));
     for missing in [Some(9), Some(0)] {
-        let missing = house.registry.roll_back("sql", missing, vec![]).await;
+        let missing = house.registry.roll_back("sql", missing, vec![], &Actor::default()).await;
         assert_eq!(refusal(missing).0, "model_not_found");
     }
-    assert_eq!(refusal(house.registry.roll_back("no", None, vec![]).await).0, "model_not_found");
-    house.registry.roll_back("sql", Some(2), vec![]).await.unwrap();
+    assert_eq!(
+        refusal(house.registry.roll_back("no", None, vec![], &Actor::default()).await).0,
+        "model_not_found"
+    );
+    house.registry.roll_back("sql", Some(2), vec![], &Actor::default()).await.unwrap();
     drop(running);
     let house = house.restarted().await;
     assert_eq!(house.registry.acquire("sql").await.unwrap().version().number, 2);
@@ -110,7 +125,7 @@ async fn a_pinned_version_is_never_evicted_pruned_or_cold() {
     };
     let house = House::with(1000, change).await;
     house.put("sql", 1).await;
-    assert!(house.registry.pin("sql", None).await.unwrap().pinned);
+    assert!(house.registry.pin("sql", None, &Actor::default()).await.unwrap().pinned);
     for seed in 2..5 {
         house.put("sql", seed).await;
         house.put("other", 10 + seed).await;
@@ -128,10 +143,10 @@ async fn a_pinned_version_is_never_evicted_pruned_or_cold() {
     let loads = house.counts().0;
     house.registry.acquire("sql@1").await.unwrap();
     assert_eq!(house.counts().0, loads, "it was not cold");
-    assert!(!house.registry.unpin("sql", Some(1)).await.unwrap().pinned);
+    assert!(!house.registry.unpin("sql", Some(1), &Actor::default()).await.unwrap().pinned);
     until("unpinned, it leaves", || !house.registry.versions("sql")[0].resident).await;
     // What cannot be loaded stays pinned, and does not keep the server from starting.
-    house.registry.pin("sql", Some(1)).await.unwrap();
+    house.registry.pin("sql", Some(1), &Actor::default()).await.unwrap();
     let hex = hex::encode(entry.version.digest.0);
     let blob = dir.join("adapters/sha256").join(&hex[..2]).join(&hex);
     std::fs::remove_file(blob.join("adapter_model.safetensors")).unwrap();
@@ -146,7 +161,7 @@ async fn a_pinned_version_is_never_evicted_pruned_or_cold() {
 async fn a_deleted_pinned_adapter_leaves_memory() {
     let house = House::new().await;
     house.put("sql", 1).await;
-    house.registry.pin("sql", None).await.unwrap();
+    house.registry.pin("sql", None, &Actor::default()).await.unwrap();
     let removed = house.registry.delete("sql", Removal::default()).await.unwrap();
     assert!(removed.gone);
     assert_eq!((house.registry.residency().0, house.counts().2, house.blobs()), (0, 0, 0));
@@ -162,10 +177,10 @@ async fn an_alias_leads_each_caller_to_one_version_and_keeps_it() {
     let house = House::with(1000, |o| o.versions_kept = 1).await;
     house.put("acme", 1).await;
     let first = vec![target("acme@1", 1)];
-    assert!(house.registry.put_alias("prod", first).await.unwrap().1);
+    assert!(house.registry.put_alias("prod", first, &Actor::default()).await.unwrap().1);
     house.put("acme", 2).await;
     let both = || vec![target("acme@1", 50), target("acme@2", 50)];
-    let (alias, new) = house.registry.put_alias("prod", both()).await.unwrap();
+    let (alias, new) = house.registry.put_alias("prod", both(), &Actor::default()).await.unwrap();
     assert!(!new && alias.previous == Some(vec![target("acme@1", 1)]));
     house.put("acme", 3).await;
     assert_eq!(house.state("acme").len(), 3, "an alias keeps what it leads to");
@@ -181,15 +196,15 @@ async fn an_alias_leads_each_caller_to_one_version_and_keeps_it() {
         seen.insert(number_once);
     }
     assert_eq!(seen, [1, 2].into());
-    let promoted = house.registry.promote_alias("prod", "2").await.unwrap();
+    let promoted = house.registry.promote_alias("prod", "2", &Actor::default()).await.unwrap();
     assert_eq!(promoted.targets, [target("acme@2", 100)]);
     until("1 is pruned", || house.state("acme").iter().all(|s| s.0 != 1)).await;
-    let back = house.registry.roll_back_alias("prod").await;
+    let back = house.registry.roll_back_alias("prod", &Actor::default()).await;
     assert_eq!(refusal(back).0, "model_not_found", "1 is not kept any more");
     assert_eq!(house.registry.acquire("prod").await.unwrap().version().number, 2);
-    house.registry.put_alias("prod", vec![target("acme@3", 1)]).await.unwrap();
+    house.registry.put_alias("prod", vec![target("acme@3", 1)], &Actor::default()).await.unwrap();
     until("2 is pruned", || house.state("acme").len() == 1).await;
-    let swapped = house.registry.roll_back_alias("prod").await.unwrap_err();
+    let swapped = house.registry.roll_back_alias("prod", &Actor::default()).await.unwrap_err();
     assert_eq!(swapped.code, "model_not_found", "2 went when nothing led to it");
     let alias = house.registry.alias("prod").unwrap();
     let house = house.restarted().await;
@@ -202,8 +217,10 @@ async fn aliases_and_adapters_do_not_get_in_each_others_way() {
     let house = House::with(1000, |o| o.adapters_max = 3).await;
     house.put("acme", 1).await;
     let to = || vec![target("acme@1", 1)];
-    house.registry.put_alias("prod", to()).await.unwrap();
-    let refused = async |name: &str, to| refusal(house.registry.put_alias(name, to).await).0;
+    house.registry.put_alias("prod", to(), &Actor::default()).await.unwrap();
+    let refused = async |name: &str, to| {
+        refusal(house.registry.put_alias(name, to, &Actor::default()).await).0
+    };
     assert_eq!(refused("acme", to()).await, "name_taken");
     assert_eq!(refused("base", to()).await, "invalid_name");
     assert_eq!(refused("x", vec![target("acme@2", 1)]).await, "model_not_found");
@@ -216,11 +233,23 @@ async fn aliases_and_adapters_do_not_get_in_each_others_way() {
     house.put("other", 3).await;
     assert_eq!(refused("y", to()).await, "adapter_limit_reached");
     assert_eq!(code_of(&house.registry, "prod@1").await.0, "model_not_found");
-    assert_eq!(refusal(house.registry.promote_alias("prod", "2").await).0, "invalid_alias");
-    assert_eq!(refusal(house.registry.roll_back_alias("prod").await).0, "nothing_to_roll_back");
-    assert_eq!(refusal(house.registry.promote_alias("no", "1").await).0, "adapter_not_found");
-    house.registry.delete_alias("prod").await.unwrap();
-    assert_eq!(refusal(house.registry.delete_alias("prod").await).0, "adapter_not_found");
+    assert_eq!(
+        refusal(house.registry.promote_alias("prod", "2", &Actor::default()).await).0,
+        "invalid_alias"
+    );
+    assert_eq!(
+        refusal(house.registry.roll_back_alias("prod", &Actor::default()).await).0,
+        "nothing_to_roll_back"
+    );
+    assert_eq!(
+        refusal(house.registry.promote_alias("no", "1", &Actor::default()).await).0,
+        "adapter_not_found"
+    );
+    house.registry.delete_alias("prod", &Actor::default()).await.unwrap();
+    assert_eq!(
+        refusal(house.registry.delete_alias("prod", &Actor::default()).await).0,
+        "adapter_not_found"
+    );
     assert_eq!(code_of(&house.registry, "prod").await.0, "model_not_found");
     house.registry.delete("acme", Removal::default()).await.unwrap();
 }
@@ -238,7 +267,7 @@ async fn a_delete_waits_for_running_requests_and_says_what_came_free() {
     });
     let begun = Instant::now();
     let drain = Some(Duration::from_secs(60));
-    let how = Removal { expected: vec![], drain };
+    let how = Removal { drain, ..Removal::default() };
     let removed = house.registry.delete("sql", how).await.unwrap();
     assert!(begun.elapsed() >= Duration::from_millis(250) && ends.await.is_ok());
     assert_eq!((removed.gone, removed.cut), (true, 0));
@@ -269,7 +298,7 @@ async fn what_still_runs_when_the_drain_is_over_is_cut() {
         })
     });
     let drain = Some(Duration::from_millis(100));
-    let how = Removal { expected: vec![], drain };
+    let how = Removal { drain, ..Removal::default() };
     let removed = house.registry.delete("sql", how).await.unwrap();
     assert_eq!((removed.gone, removed.cut), (true, 2));
     for run in runs {

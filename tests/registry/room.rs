@@ -99,7 +99,7 @@ async fn without_room_for_long_the_answer_says_so() {
     house.put("a", 1).await;
     let _a = house.registry.acquire("a").await.unwrap();
     assert_eq!(code_of(&house.registry, "b").await, ("insufficient_capacity", Kind::Capacity));
-    house.registry.pin("a", None).await.unwrap();
+    house.registry.pin("a", None, &Actor::default()).await.unwrap();
     drop(_a);
     assert_eq!(code_of(&house.registry, "b").await.0, "insufficient_capacity", "a is pinned");
 }

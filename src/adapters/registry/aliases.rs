@@ -7,11 +7,12 @@
 use super::book::Book;
 use super::holds::Hold;
 use super::turns::Turn;
-use super::{Inner, Registry, detached};
+use super::{Actor, Inner, Registry, detached};
 use crate::error::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Versions that one alias may lead to: each request hashes once per target.
@@ -38,6 +39,8 @@ impl Target {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Alias {
     pub name: String,
+    /// The tenant that made it; empty: the operator.
+    pub owner: Arc<str>,
     /// By name then number; never empty.
     pub targets: Vec<Target>,
     /// What it was before the last change, for a rollback.
@@ -80,18 +83,25 @@ impl Alias {
 impl Registry {
     /// Makes an alias, or gives one new weights; true when it is new. Errors: `invalid_name`,
     /// `invalid_alias`, `name_taken`, `model_not_found`, `adapter_ineffective`,
-    /// `adapter_limit_reached`.
-    pub async fn put_alias(&self, name: &str, targets: Vec<Target>) -> Result<(Alias, bool)> {
-        let (inner, name) = (self.inner.clone(), name.to_owned());
-        detached(async move { inner.put_alias(name, targets).await }).await
+    /// `adapter_limit_reached`, `name_not_allowed`, `tenant_share_exceeded`.
+    pub async fn put_alias(
+        &self,
+        name: &str,
+        targets: Vec<Target>,
+        by: &Actor,
+    ) -> Result<(Alias, bool)> {
+        let (inner, name, by) = (self.inner.clone(), name.to_owned(), by.clone());
+        detached(async move { inner.put_alias(name, targets, by).await }).await
     }
 
-    /// Gives one of the alias's targets everything. Errors: `adapter_not_found`, `invalid_alias`.
-    pub async fn promote_alias(&self, name: &str, to: &str) -> Result<Alias> {
+    /// Gives one of the alias's targets everything. Errors: `adapter_not_found`, `invalid_alias`,
+    /// `name_not_allowed`.
+    pub async fn promote_alias(&self, name: &str, to: &str, by: &Actor) -> Result<Alias> {
         let (inner, name, to) = (self.inner.clone(), name.to_owned(), to.to_owned());
+        let by = by.clone();
         let change = async move {
             inner
-                .change_alias(name, |alias| {
+                .change_alias(name, by, |alias| {
                     let fits = |t: &&Target| t.id() == to || t.number.to_string() == to;
                     let mut fitting = alias.targets.iter().filter(fits);
                     match (fitting.next(), fitting.next()) {
@@ -112,12 +122,13 @@ impl Registry {
     }
 
     /// Gives the alias the weights it had before the last change. Errors: `adapter_not_found`,
-    /// `nothing_to_roll_back`, `model_not_found` (a version that it led to is no longer kept).
-    pub async fn roll_back_alias(&self, name: &str) -> Result<Alias> {
-        let (inner, name) = (self.inner.clone(), name.to_owned());
+    /// `nothing_to_roll_back`, `model_not_found` (a version that it led to is no longer kept),
+    /// `name_not_allowed`.
+    pub async fn roll_back_alias(&self, name: &str, by: &Actor) -> Result<Alias> {
+        let (inner, name, by) = (self.inner.clone(), name.to_owned(), by.clone());
         let change = async move {
             inner
-                .change_alias(name, |alias| {
+                .change_alias(name, by, |alias| {
                     alias.previous.clone().ok_or_else(|| {
                         let message = format!("alias `{}` has had no other weights", alias.name);
                         Error::new(Kind::Conflict, "nothing_to_roll_back", message)
@@ -128,12 +139,13 @@ impl Registry {
         detached(change).await
     }
 
-    /// Errors: `adapter_not_found`.
-    pub async fn delete_alias(&self, name: &str) -> Result<Alias> {
-        let (inner, name) = (self.inner.clone(), name.to_owned());
+    /// Errors: `adapter_not_found`, `name_not_allowed`.
+    pub async fn delete_alias(&self, name: &str, by: &Actor) -> Result<Alias> {
+        let (inner, name, by) = (self.inner.clone(), name.to_owned(), by.clone());
         detached(async move {
             let _turn = inner.name_turns.take(name.clone()).await;
             inner.alias(&name)?;
+            inner.check_right(&name, &by).await?;
             inner.store.remove_alias(&name).await?;
             tracing::info!(alias = %name, "alias removed");
             let removed = inner.book().aliases.remove(&name);
@@ -160,21 +172,32 @@ impl Inner {
         self.book().aliases.get(name).cloned().ok_or_else(|| alias_not_found(name))
     }
 
-    async fn put_alias(&self, name: String, mut targets: Vec<Target>) -> Result<(Alias, bool)> {
+    async fn put_alias(
+        &self,
+        name: String,
+        mut targets: Vec<Target>,
+        by: Actor,
+    ) -> Result<(Alias, bool)> {
         self.check_name(&name)?;
         check_targets(&mut targets)?;
         let _turns = self.turns_of(names_of(&name, &targets, None)).await;
+        self.check_right(&name, &by).await?;
         let before = self.book().aliases.get(&name).cloned();
         if before.is_none() {
-            self.check_free(&name)?;
+            if self.book().names.contains_key(&name) {
+                return Err(name_taken(&name, "an adapter"));
+            }
+            self.check_names(&name, &by.tenant)?;
         }
-        let alias = self.set_alias(name, before.as_ref(), targets).await?;
+        let owner = before.as_ref().map_or(by.tenant.name, |before| before.owner.clone());
+        let alias = self.set_alias(name, owner, before.as_ref(), targets).await?;
         Ok((alias, before.is_none()))
     }
 
     async fn change_alias(
         &self,
         name: String,
+        by: Actor,
         change: impl FnOnce(&Alias) -> Result<Vec<Target>> + Send,
     ) -> Result<Alias> {
         loop {
@@ -184,8 +207,9 @@ impl Inner {
             let before = self.alias(&name)?;
             // Changed while waiting: other names may now be at stake.
             if names(&before) == seen {
+                self.check_right(&name, &by).await?;
                 let targets = change(&before)?;
-                return self.set_alias(name, Some(&before), targets).await;
+                return self.set_alias(name, before.owner.clone(), Some(&before), targets).await;
             }
         }
     }
@@ -204,6 +228,7 @@ impl Inner {
     async fn set_alias(
         &self,
         name: String,
+        owner: Arc<str>,
         before: Option<&Alias>,
         targets: Vec<Target>,
     ) -> Result<Alias> {
@@ -216,29 +241,12 @@ impl Inner {
             None => None,
         };
         let created = before.map_or(now, |b| b.created);
-        let alias = Alias { name: name.clone(), targets, previous, created, updated: now };
+        let alias = Alias { name: name.clone(), owner, targets, previous, created, updated: now };
         self.store.put_alias(&alias).await?;
         tracing::info!(alias = %name, targets = ?alias.targets, "alias set");
         self.book().aliases.insert(name, alias.clone());
         self.wake_reaper();
         Ok(alias)
-    }
-
-    /// Whether a new alias or adapter may have this name.
-    fn check_free(&self, name: &str) -> Result<()> {
-        let book = self.book();
-        if book.names.contains_key(name) {
-            return Err(name_taken(name, "an adapter"));
-        }
-        let max = self.options.adapters_max;
-        if book.names.len() + book.aliases.len() >= max {
-            return Err(Error::new(
-                Kind::Capacity,
-                "adapter_limit_reached",
-                format!("{max} adapters and aliases exist, which is the limit; delete one first"),
-            ));
-        }
-        Ok(())
     }
 }
 
@@ -306,7 +314,8 @@ mod tests {
             weight: *w,
         };
         let targets = weights.iter().enumerate().map(target).filter(|t| t.weight > 0).collect();
-        Alias { name: "prod".into(), targets, previous: None, created: 0, updated: 0 }
+        let owner = Arc::default();
+        Alias { name: "prod".into(), owner, targets, previous: None, created: 0, updated: 0 }
     }
 
     const CALLERS: usize = 20_000;

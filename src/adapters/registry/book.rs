@@ -6,6 +6,7 @@
 
 use super::aliases::Alias;
 use super::holds::{Bells, Held, Hold, Resident, Versions, ineffective, not_found, servable};
+use super::room::Room;
 use super::{Cold, Entry, Lease, LeaseInner, State, Stats, Version};
 use crate::adapters::Digest;
 use crate::adapters::bank::Slot;
@@ -77,8 +78,14 @@ impl Book {
     /// Leases what `models` name, if all of it is resident. `held` are contents that the caller
     /// keeps resident: it brought them, and may use them even when they are closing. Errors:
     /// `model_not_found`, `adapter_ineffective`.
-    pub fn lease_all(&mut self, models: &[&str], sticky: &str, held: &[Digest]) -> Result<Found> {
-        let found = models.iter().map(|model| self.lease(model, sticky, held));
+    pub fn lease_all(
+        &mut self,
+        models: &[&str],
+        sticky: &str,
+        held: &[Digest],
+        tenant: &Arc<str>,
+    ) -> Result<Found> {
+        let found = models.iter().map(|model| self.lease(model, sticky, held, tenant));
         let found = found.collect::<Result<Vec<_>>>()?;
         let (versions, leases): (Vec<_>, Vec<Option<Lease>>) = found.into_iter().unzip();
         let all: Option<Vec<Lease>> = leases.into_iter().collect();
@@ -91,6 +98,7 @@ impl Book {
         model: &str,
         sticky: &str,
         held: &[Digest],
+        tenant: &Arc<str>,
     ) -> Result<(Arc<Version>, Option<Lease>)> {
         let (name, number) = match model.split_once('@') {
             None => match self.aliases.get(model) {
@@ -106,7 +114,8 @@ impl Book {
                 (name, Some(parsed.unwrap_or(0)))
             }
         };
-        let found = self.names.get(name).and_then(|v| v.held.get(&number.unwrap_or(v.current)));
+        let versions = self.names.get_mut(name);
+        let found = versions.and_then(|v| v.held.get_mut(&number.unwrap_or(v.current)));
         let found = found.ok_or_else(|| not_found(model))?;
         if !servable(&found.version) {
             return Err(ineffective(&found.version));
@@ -117,7 +126,8 @@ impl Book {
         let Some(resident) = self.residents.get_mut(&digest).filter(open) else {
             return Ok((found.version.clone(), None));
         };
-        resident.used = self.clock;
+        (resident.used, found.used) = (self.clock, self.clock);
+        resident.tenant = tenant.clone();
         let lease = LeaseInner {
             version: found.version.clone(),
             slot: resident.slot,
@@ -131,7 +141,8 @@ impl Book {
     }
 
     /// Enters a loaded adapter as the one used last; its room is no longer a promise.
-    pub fn admit(&mut self, digest: Digest, slot: Slot, bytes: u64, change: f32, since: Instant) {
+    pub fn admit(&mut self, room: &Room, slot: Slot, change: f32, since: Instant) {
+        let (digest, bytes) = (room.digest, room.bytes);
         self.reserved -= bytes;
         self.arriving -= 1;
         self.loads += 1;
@@ -143,6 +154,8 @@ impl Book {
             logit_change_max: change,
             leases: Arc::default(),
             used: self.clock,
+            tenant: room.tenant.clone(),
+            entered: self.clock,
             since,
             leaving: false,
             closing: false,
@@ -180,9 +193,10 @@ impl Book {
         Some(Hold::new(&resident.leases, &self.bells))
     }
 
-    /// Marks the least recently used idle resident that `may` go as leaving.
-    pub fn choose_victim(&mut self, may: impl Fn(&Digest) -> bool) -> Option<(Digest, Slot)> {
-        let idle = self.residents.iter_mut().filter(|(d, r)| r.idle() && may(d));
+    /// Marks the least recently used idle resident that `may` go as leaving; asked with the tenant
+    /// that used it last.
+    pub fn evict_idle(&mut self, may: impl Fn(&Digest, &str) -> bool) -> Option<(Digest, Slot)> {
+        let idle = self.residents.iter_mut().filter(|(d, r)| r.idle() && may(d, &r.tenant));
         let (digest, resident) = idle.min_by_key(|(_, r)| r.used)?;
         resident.leaving = true;
         let victim = (*digest, resident.slot);
@@ -297,10 +311,11 @@ impl Book {
     }
 
     /// Adds a version; the one it replaces drains.
-    pub fn publish(&mut self, version: Version, current: bool) {
+    pub fn publish(&mut self, version: Version, current: bool, owner: Arc<str>) {
         let (name, number) = (version.name.clone(), version.number);
         let versions = self.names.entry(name.clone()).or_default();
-        versions.held.insert(number, Held::new(version));
+        self.clock += 1;
+        versions.held.insert(number, Held { used: self.clock, ..Held::new(version, owner) });
         if current {
             self.turn(&name, number);
         }
@@ -317,8 +332,10 @@ impl Book {
             let led_to = self.aliases.values().any(|a| a.leads_to(name, before));
             held.draining = servable(&held.version) && !held.pinned && !led_to;
         }
+        self.clock += 1;
         if let Some(held) = versions.held.get_mut(&number) {
             held.draining = false;
+            held.used = self.clock;
         }
     }
 
@@ -330,6 +347,10 @@ impl Book {
         if let Some(held) = versions.held.get_mut(&number) {
             held.draining = pin.is_none() && held.pinned && !current && !led_to;
             held.pinned = pin.is_some();
+            if pin.is_some() {
+                self.clock += 1;
+                held.used = self.clock;
+            }
             held.pin = pin;
         }
     }
@@ -429,6 +450,7 @@ impl Book {
             let resident = self.residents.get(&held.version.digest);
             Entry {
                 version: held.version.clone(),
+                owner: held.owner.clone(),
                 state: match (held.draining, servable(&held.version)) {
                     (true, _) => State::Draining,
                     (false, false) => State::Ineffective,
@@ -436,7 +458,7 @@ impl Book {
                 },
                 current: *number == versions.current,
                 pinned: held.pinned,
-                resident: resident.is_some_and(|r| !r.leaving),
+                resident: resident.is_some_and(|r| !r.leaving && held.used >= r.entered),
                 leases: held.leases.load(Ordering::Relaxed),
             }
         })

@@ -45,6 +45,10 @@ impl Drop for Hold {
 /// A version and who uses it.
 pub struct Held {
     pub version: Arc<Version>,
+    /// The name's.
+    pub owner: Arc<str>,
+    /// Clock of its last use, by whatever name for it.
+    pub used: u64,
     pub leases: Arc<AtomicUsize>,
     /// Replaced, and not yet out of the bank.
     pub draining: bool,
@@ -56,9 +60,11 @@ pub struct Held {
 }
 
 impl Held {
-    pub fn new(version: Version) -> Self {
+    pub fn new(version: Version, owner: Arc<str>) -> Self {
         Self {
             version: Arc::new(version),
+            owner,
+            used: 0,
             leases: Arc::default(),
             draining: false,
             pinned: false,
@@ -96,8 +102,11 @@ pub struct Resident {
     pub bytes: u64,
     pub logit_change_max: f32,
     pub leases: Arc<AtomicUsize>,
-    /// Clock of the last use.
+    /// Clock of the last use, and whose it was.
     pub used: u64,
+    pub tenant: Arc<str>,
+    /// Clock of its coming.
+    pub entered: u64,
     /// When it came.
     pub since: Instant,
     /// Its removal is under way: no new lease.

@@ -6,7 +6,7 @@
 
 use super::aliases::name_taken;
 use super::holds::Hold;
-use super::{Registry, Version};
+use super::{Actor, Registry, Version};
 use crate::adapters::Digest;
 use crate::adapters::format::factors::{self, OpenAdapter};
 use crate::error::Result;
@@ -47,14 +47,15 @@ impl Registry {
         factors::open(&dir, &self.inner.options.shape)
     }
 
-    /// Refuses a name that no adapter could be published under now. Errors: `invalid_name`,
-    /// `name_taken`, `adapter_limit_reached`.
-    pub fn check_free(&self, name: &str) -> Result<()> {
+    /// Refuses a name that `by` could publish no adapter under now. Errors: `invalid_name`,
+    /// `name_taken`, `name_not_allowed`, `adapter_limit_reached`, `tenant_share_exceeded`.
+    pub async fn check_free(&self, name: &str, by: &Actor) -> Result<()> {
         self.inner.check_name(name)?;
         if self.inner.book().aliases.contains_key(name) {
             return Err(name_taken(name, "an alias"));
         }
-        self.inner.check_room(name)
+        self.inner.check_right(name, by).await?;
+        self.inner.check_names(name, &by.tenant)
     }
 
     /// Largest adapter that can be published, in bytes of its files.

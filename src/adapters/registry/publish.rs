@@ -31,6 +31,7 @@ impl Inner {
         if self.book().aliases.contains_key(&name) {
             return Err(name_taken(&name, "an alias"));
         }
+        self.check_right(&name, &how.by).await?;
         self.expect(&name, &how.expected)?;
         let checked = self.inspect(&staging).await?;
         if let Some(entry) = self.published_since(&name, checked.digest, &how) {
@@ -40,7 +41,8 @@ impl Inner {
         if let Some(entry) = self.published_before(&staging, checked.digest, &how).await? {
             return Ok(entry);
         }
-        self.check_room(&name)?;
+        self.check_names(&name, &how.by.tenant)?;
+        self.check_disk(&name, &how.by.tenant, checked.bytes, checked.bytes)?;
         let digest = checked.digest;
         let _digest_turn = self.digest_turns.take(digest).await;
         let outcome = self.store_and_swap(&staging, checked, &how).await;
@@ -140,20 +142,6 @@ impl Inner {
         Ok(self.book().entry(name, number))
     }
 
-    /// Refuses a new name when there are as many as may be. Errors: `adapter_limit_reached`.
-    pub fn check_room(&self, name: &str) -> Result<()> {
-        let book = self.book();
-        let max = self.options.adapters_max;
-        if book.names.contains_key(name) || book.names.len() + book.aliases.len() < max {
-            return Ok(());
-        }
-        Err(Error::new(
-            Kind::Capacity,
-            "adapter_limit_reached",
-            format!("{max} adapters and aliases exist, which is the limit; delete one first"),
-        ))
-    }
-
     async fn store_and_swap(
         self: &Arc<Self>,
         staging: &Staging,
@@ -163,7 +151,7 @@ impl Inner {
         let (name, digest) = (staging.name.clone(), checked.digest);
         let (store, dir) = (self.store.clone(), staging.dir.clone());
         blocking(move || store.keep(&dir, digest)).await?;
-        let _pin = self.bring_new(digest).await?;
+        let _pin = self.bring_new(digest, &how.by.tenant).await?;
         let (resident_bytes, logit_change_max) = {
             let book = self.book();
             let resident = book.residents.get(&digest);
@@ -183,17 +171,18 @@ impl Inner {
             lineage: how.lineage.clone(),
         };
         // An adapter without effect never takes the name from one that works.
-        let works = {
+        let (works, owner) = {
             let book = self.book();
             let versions = book.names.get(&version.name);
-            versions.is_some_and(|v| v.current_servable())
+            (versions.is_some_and(|v| v.current_servable()), book.owner_of(&version.name))
         };
         let current = servable(&version) || !works;
-        self.store.add(&version, current).await?;
+        let (new, owner) = (owner.is_none(), owner.unwrap_or(how.by.tenant.name.clone()));
+        self.store.add(&version, current, new.then_some(&owner)).await?;
         let (name, number) = (version.name.clone(), version.number);
         tracing::info!(adapter = %version.id(), %digest, current, "published");
         let mut book = self.book();
-        book.publish(version, current);
+        book.publish(version, current, owner);
         let entry = book.entry(&name, number);
         entry.ok_or_else(|| Error::fault("a published version vanished"))
     }

@@ -35,6 +35,7 @@ impl Inner {
         if self.book().current(&name).is_none() {
             return Err(not_found(&name));
         }
+        self.check_right(&name, &how.by).await?;
         self.expect(&name, &how.expected)?;
         if let Some(alias) = self.book().alias_of(&name) {
             let message = format!("alias `{}` leads to `{name}`; change it first", alias.name);

@@ -8,7 +8,7 @@ use super::book::Book;
 use super::holds::Hold;
 use super::room::{Need, Room, Sought};
 use super::turns::Turn;
-use super::{Inner, Version, detached};
+use super::{Inner, Tenant, Version, detached};
 use crate::adapters::bank::{BankCommand, Prepared, Probe, Slot};
 use crate::adapters::{Digest, format};
 use crate::error::{Error, Kind, Result};
@@ -68,9 +68,14 @@ enum Loaded {
 
 impl Inner {
     /// Makes a stored version resident and keeps it there while the `Hold` lives.
-    pub async fn bring(self: &Arc<Self>, version: &Version, arrived: Instant) -> Result<Hold> {
+    pub async fn bring(
+        self: &Arc<Self>,
+        version: &Version,
+        arrived: Instant,
+        tenant: &Tenant,
+    ) -> Result<Hold> {
         let contents = BTreeMap::from([(version.digest, version.into())]);
-        let hold = self.bring_contents(contents, arrived).await?.pop();
+        let hold = self.bring_contents(contents, arrived, tenant).await?.pop();
         hold.ok_or_else(|| Error::fault("nothing was brought"))
     }
 
@@ -81,15 +86,17 @@ impl Inner {
         self: &Arc<Self>,
         versions: &[Arc<Version>],
         arrived: Instant,
+        tenant: &Tenant,
     ) -> Result<Vec<Hold>> {
         let contents = versions.iter().map(|version| (version.digest, version.as_ref().into()));
-        self.bring_contents(contents.collect(), arrived).await
+        self.bring_contents(contents.collect(), arrived, tenant).await
     }
 
     async fn bring_contents(
         self: &Arc<Self>,
         mut contents: BTreeMap<Digest, Stored>,
         arrived: Instant,
+        tenant: &Tenant,
     ) -> Result<Vec<Hold>> {
         loop {
             // In the order of contents, as everybody: nobody waits in a ring.
@@ -98,7 +105,9 @@ impl Inner {
                 turns.insert(*digest, self.digest_turns.take(*digest).await);
             }
             let sizes = contents.iter().map(|(digest, stored)| (*digest, stored.bytes));
-            let need = Need { contents: sizes.collect(), arrived, stored: true };
+            let contents_needed = sizes.collect();
+            let tenant = tenant.clone();
+            let need = Need { contents: contents_needed, arrived, stored: true, tenant };
             let Sought { present: mut holds, rooms } = self.find_room(&need).await?;
             turns.retain(|digest, _| rooms.iter().any(|room| room.digest == *digest));
             let loads = rooms.into_iter().map(|room| {
@@ -147,7 +156,7 @@ impl Inner {
 
     /// The same for a content that no version has yet, and so was never probed. The caller holds
     /// its turn, and runs detached.
-    pub async fn bring_new(self: &Arc<Self>, digest: Digest) -> Result<Hold> {
+    pub async fn bring_new(self: &Arc<Self>, digest: Digest, tenant: &Tenant) -> Result<Hold> {
         if let Some(pin) = self.book().pin(digest) {
             return Ok(pin);
         }
@@ -155,7 +164,7 @@ impl Inner {
         let begun = Instant::now();
         let prepared = self.prepare(digest).await?;
         let contents = vec![(digest, prepared.bytes as u64)];
-        let need = Need { contents, arrived: begun, stored: false };
+        let need = Need { contents, arrived: begun, stored: false, tenant: tenant.clone() };
         let Sought { mut present, mut rooms } = self.find_room(&need).await?;
         match (present.pop(), rooms.pop()) {
             (Some(pin), _) => Ok(pin),
@@ -182,7 +191,7 @@ impl Inner {
         metrics.load_seconds.observe((now - begun).as_secs_f64());
         metrics.adapter_loads.inc();
         let mut book = self.book();
-        book.admit(digest, slot, room.bytes, change, now);
+        book.admit(&room, slot, change, now);
         room.taken = true;
         let pin = book.pin(digest);
         drop(book);

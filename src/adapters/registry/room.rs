@@ -1,20 +1,22 @@
-//! Room for a load: bytes and a place, by eviction if need be, and a fair line when all is in use.
+//! Room for a load: bytes and a place, by eviction if need be, and a line when all is in use, in
+//! which tenants take turns.
 //!
 //! Owns who gets memory next. Never reads or installs an adapter. The thing to know: a resident in
 //! use is never evicted, but when somebody has waited for long, the one that came first takes no
 //! new requests: it runs dry, and the memory goes round. Several contents that are needed together
 //! get their room together, so nobody holds one while waiting for another.
 
-use super::Inner;
 use super::book::Book;
 use super::holds::{Hold, Resident};
 use super::residency::lock;
+use super::rights::share_exceeded;
+use super::{Inner, Tenant};
 use crate::adapters::Digest;
 use crate::adapters::bank::Slot;
 use crate::error::{Error, Kind, Result};
+use crate::share::Permit;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::MutexGuard as AsyncGuard;
 use tokio::time::{Instant, timeout_at};
 
 /// A waiter looks again after so long even if nothing rang.
@@ -25,6 +27,8 @@ pub struct Room {
     inner: Arc<Inner>,
     pub digest: Digest,
     pub bytes: u64,
+    /// Whose load it is.
+    pub tenant: Arc<str>,
     /// What it was promised for has come: the book counts the resident instead.
     pub taken: bool,
 }
@@ -55,6 +59,8 @@ pub struct Need {
     pub arrived: Instant,
     /// Give up when no version has one of them any more: it was deleted meanwhile.
     pub stored: bool,
+    /// Who wants it.
+    pub tenant: Tenant,
 }
 
 impl Need {
@@ -65,10 +71,22 @@ impl Need {
     fn bytes(&self) -> u64 {
         self.contents.iter().map(|(_, bytes)| bytes).sum()
     }
+
+    /// Refuses what its tenant's key could never have in memory. Errors: `tenant_share_exceeded`.
+    fn check_bound(&self) -> Result<()> {
+        let most = self.tenant.bounds.resident_bytes.filter(|_| !self.tenant.is_operator());
+        match most.filter(|most| self.bytes() > *most) {
+            None => Ok(()),
+            Some(most) => Err(share_exceeded(format!(
+                "{} bytes of memory are needed; its key allows your tenant {most}",
+                self.bytes()
+            ))),
+        }
+    }
 }
 
 /// Bytes and places.
-type Size = (u64, usize);
+pub type Size = (u64, usize);
 
 /// What the book says to a need now.
 enum Look {
@@ -81,12 +99,12 @@ enum Look {
 }
 
 /// The first of the line. What it asked for ends with it.
-struct First<'a> {
+struct First {
     book: Arc<Mutex<Book>>,
-    _place: AsyncGuard<'a, ()>,
+    _place: Permit,
 }
 
-impl Drop for First<'_> {
+impl Drop for First {
     fn drop(&mut self) {
         let mut book = lock(&self.book);
         book.claimed = false;
@@ -105,12 +123,10 @@ impl Inner {
         if need.bytes() > bytes_max || need.contents.len() > places_max {
             return Err(self.no_room(need));
         }
+        need.check_bound()?;
         let _counted = Waiting::new(&self.book);
         let deadline = need.arrived + self.options.room_wait_max;
-        let Ok(place) = timeout_at(deadline, self.line.lock()).await else {
-            return Err(self.no_room(need));
-        };
-        let _first = First { book: self.book.clone(), _place: place };
+        let mut first = self.first(need, deadline).await?;
         loop {
             if let Some(sought) = self.try_room(need, true).await? {
                 return Ok(sought);
@@ -124,6 +140,12 @@ impl Inner {
                 let message = format!("adapter {digest} was deleted");
                 return Err(Error::not_found("model_not_found", message).param("model"));
             }
+            // Whoever waits for what is beyond its part holds nobody else up.
+            if self.line.contended() && self.book().is_beyond(need, (bytes_max, places_max)) {
+                drop(first);
+                first = self.first(need, deadline).await?;
+                continue;
+            }
             if now >= need.arrived + self.options.room_patience {
                 let patience = self.options.room_patience;
                 let mut book = self.book();
@@ -134,6 +156,13 @@ impl Inner {
             // Either is a reason to look again.
             let _ = timeout_at(again, self.bells.room.notified()).await;
         }
+    }
+
+    /// Waits to be the first of the line. Errors: `insufficient_capacity`.
+    async fn first(&self, need: &Need, deadline: Instant) -> Result<First> {
+        let place = timeout_at(deadline, self.line.take(&need.tenant.name)).await;
+        let place = place.map_err(|_| self.no_room(need))?;
+        Ok(First { book: self.book.clone(), _place: place })
     }
 
     fn room_max(&self) -> Size {
@@ -148,8 +177,13 @@ impl Inner {
             let look = self.book().look(need, first, self.room_max());
             match look {
                 Look::Found(present, absent) => {
-                    let room =
-                        |(digest, bytes)| Room { inner: self.clone(), digest, bytes, taken: false };
+                    let room = |(digest, bytes)| Room {
+                        inner: self.clone(),
+                        digest,
+                        bytes,
+                        tenant: need.tenant.name.clone(),
+                        taken: false,
+                    };
                     return Ok(Some(Sought {
                         present,
                         rooms: absent.into_iter().map(room).collect(),
@@ -229,10 +263,14 @@ impl Book {
                 return Look::Wait;
             }
             let full = self.used_bytes() + wanted > bytes_max
-                || self.residents.len() + self.arriving + absent.len() > places_max;
+                || self.residents.len() + self.arriving + absent.len() > places_max
+                || self.is_bounded(&need.tenant, wanted);
             if stale.is_some() || full {
-                let may = |d: &Digest| stale.map_or(!need.has(d), |stale| stale == *d);
-                let victim = self.choose_victim(may);
+                let (size, max) = ((wanted, absent.len()), (bytes_max, places_max));
+                let victim = match stale {
+                    Some(stale) => self.evict_idle(|digest, _| *digest == stale),
+                    None => self.choose_victim(&need.tenant, size, max, |d| !need.has(d)),
+                };
                 return victim.map_or(Look::Wait, |(digest, slot)| Look::Evict(digest, slot));
             }
         }
@@ -242,14 +280,31 @@ impl Book {
         Look::Found(resident.filter_map(|digest| self.pin(digest)).collect(), absent)
     }
 
-    /// Closes residents in use, the one that came first before the others, until what is left would
-    /// give way to what is needed. Not the needed ones, nor the pinned ones, nor those that came
-    /// after `before`: each is used for a while before it goes.
-    fn close_for(&mut self, need: &Need, (bytes_max, places_max): Size, before: Instant) {
-        let pinned = self.pinned_contents();
+    /// What of a need is not there, or not for new requests.
+    fn absent(&self, need: &Need) -> Size {
         let open = |digest: &Digest| self.residents.get(digest).is_some_and(Resident::open);
         let absent = need.contents.iter().filter(|(digest, _)| !open(digest));
-        let (bytes, wanted) = absent.fold((0, 0), |(b, n), (_, bytes)| (b + bytes, n + 1));
+        absent.fold((0, 0), |(b, n), (_, bytes)| (b + bytes, n + 1))
+    }
+
+    /// Whether the tenant would be beyond its part with what it needs.
+    fn is_beyond(&self, need: &Need, max: Size) -> bool {
+        let wanted = self.absent(need);
+        let parts = self.parts(&need.tenant, wanted, max);
+        self.is_bounded(&need.tenant, wanted.0)
+            || (!need.tenant.is_operator() && parts.is_over(&need.tenant.name))
+    }
+
+    /// Closes residents in use until what is left would give way to what is needed: of tenants
+    /// beyond their part before those of others, the one that came first before the others. Not the
+    /// needed ones, nor the pinned ones, nor those that came after `before`: each is used for a
+    /// while before it goes; nor, for a tenant beyond its own part, those of one within.
+    fn close_for(&mut self, need: &Need, max: Size, before: Instant) {
+        let (bytes_max, places_max) = max;
+        let pinned = self.pinned_contents();
+        let (bytes, wanted) = self.absent(need);
+        let parts = self.parts(&need.tenant, (bytes, wanted), max);
+        let beyond = self.is_beyond(need, max);
         loop {
             let stays = |d: &Digest, r: &Resident| !r.closing && (!r.idle() || need.has(d));
             let staying = self.residents.iter().filter(|(d, r)| stays(d, r));
@@ -260,10 +315,12 @@ impl Book {
                 return;
             }
             let open = self.residents.iter_mut().filter(|(digest, r)| {
-                let spared = pinned.contains(digest) || need.has(digest);
+                let spared = pinned.contains(digest)
+                    || need.has(digest)
+                    || (beyond && r.tenant != need.tenant.name && !parts.is_over(&r.tenant));
                 !r.closing && !r.idle() && r.since <= before && !spared
             });
-            match open.min_by_key(|(_, r)| r.since) {
+            match open.min_by_key(|(_, r)| (!parts.is_over(&r.tenant), r.since)) {
                 Some((_, resident)) => resident.closing = true,
                 None => return,
             }

@@ -4,6 +4,7 @@
 //! Owns the plain types that registry and callers share. Never holds a lease. The thing to know: a
 //! `Version` never changes but for `forced`; everything that moves is in `Entry`.
 
+use super::Actor;
 use crate::adapters::Digest;
 use crate::adapters::format::Summary;
 use serde::{Deserialize, Serialize};
@@ -100,11 +101,15 @@ pub enum State {
 #[derive(Debug, Clone)]
 pub struct Entry {
     pub version: Arc<Version>,
+    /// The tenant that owns the name; empty: the operator.
+    pub owner: Arc<str>,
     pub state: State,
     /// Whether it is the version that the bare name means.
     pub current: bool,
     /// Stays resident and on disk until unpinned.
     pub pinned: bool,
+    /// In memory since this version itself was used: what others do with the same content does not
+    /// show.
     pub resident: bool,
     pub leases: usize,
 }
@@ -133,6 +138,7 @@ pub struct Publish {
     pub lineage: Lineage,
     /// Leave the name to what was published after the same uploader last brought this content.
     pub yields: bool,
+    pub by: Actor,
 }
 
 /// How a removal is meant.
@@ -142,6 +148,7 @@ pub struct Removal {
     pub expected: Vec<Expected>,
     /// Wait for running requests so long, then cut them. `None`: neither wait nor cut.
     pub drain: Option<Duration>,
+    pub by: Actor,
 }
 
 /// What a removal came to, so far.

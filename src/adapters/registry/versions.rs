@@ -4,7 +4,7 @@
 //! each runs in the name's turn, so what it expected still holds when it acts.
 
 use super::holds::{Hold, not_found};
-use super::{Entry, Expected, Inner, Version};
+use super::{Actor, Entry, Expected, Inner, Tenant, Version};
 use crate::error::{Error, Kind, Result};
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -47,12 +47,14 @@ impl Inner {
         name: String,
         number: Option<u64>,
         expected: Vec<Expected>,
+        by: Actor,
     ) -> Result<Entry> {
         let _turn = self.name_turns.take(name.clone()).await;
         let (version, _kept) = {
             if self.book().current(&name).is_none() {
                 return Err(not_found(&name));
             }
+            self.check_right(&name, &by).await?;
             self.expect(&name, &expected)?;
             let book = self.book();
             let number = match number {
@@ -66,7 +68,7 @@ impl Inner {
         };
         // Warm before the name moves. Without room it is loaded by the first request instead: a
         // rollback is the last thing that should fail because the server is busy.
-        let loaded = self.bring(&version, Instant::now()).await;
+        let loaded = self.bring(&version, Instant::now(), &by.tenant).await;
         match &loaded {
             Err(e) if e.kind == Kind::Capacity => {
                 tracing::warn!(adapter = %version.id(), error = %e, "rolled back to what is cold");
@@ -85,19 +87,29 @@ impl Inner {
     }
 
     /// See `Registry::pin`.
-    pub async fn pin(self: &Arc<Self>, name: String, number: Option<u64>) -> Result<Entry> {
+    pub async fn pin(
+        self: &Arc<Self>,
+        name: String,
+        number: Option<u64>,
+        by: Actor,
+    ) -> Result<Entry> {
         let _turn = self.name_turns.take(name.clone()).await;
         let (version, _kept) = self.named(&name, number)?;
-        let hold = self.bring(&version, Instant::now()).await?;
+        self.check_right(&name, &by).await?;
+        if self.book().entry(&name, version.number).is_some_and(|entry| !entry.pinned) {
+            self.check_pin(&name, &by.tenant, version.resident_bytes)?;
+        }
+        let hold = self.bring(&version, Instant::now(), &by.tenant).await?;
         self.store.set_pinned(&name, version.number, true).await?;
         tracing::info!(adapter = %version.id(), "pinned");
         self.enter_pin(&name, version.number, Some(hold))
     }
 
     /// See `Registry::unpin`.
-    pub async fn unpin(&self, name: String, number: Option<u64>) -> Result<Entry> {
+    pub async fn unpin(&self, name: String, number: Option<u64>, by: Actor) -> Result<Entry> {
         let _turn = self.name_turns.take(name.clone()).await;
         let (version, _kept) = self.named(&name, number)?;
+        self.check_right(&name, &by).await?;
         self.store.set_pinned(&name, version.number, false).await?;
         tracing::info!(adapter = %version.id(), "unpinned");
         self.enter_pin(&name, version.number, None)
@@ -124,7 +136,7 @@ impl Inner {
     pub async fn load_pinned(self: &Arc<Self>) {
         let pinned = self.book().pinned();
         for version in pinned {
-            match self.bring(&version, Instant::now()).await {
+            match self.bring(&version, Instant::now(), &Tenant::default()).await {
                 Ok(hold) => self.book().set_pin(&version.name, version.number, Some(hold)),
                 Err(e) => {
                     let id = version.id();

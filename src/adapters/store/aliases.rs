@@ -3,6 +3,7 @@
 //! Owns that table's statements. Never knows how an alias chooses. The thing to know: a row holds
 //! what the alias is and what it was before, so both change in one statement.
 
+use super::owners::{disown, own};
 use super::{Store, catalogue_error, json, number, text};
 use crate::adapters::registry::{Alias, Target};
 use crate::error::{Error, Result};
@@ -12,6 +13,7 @@ use sqlx::sqlite::SqliteRow;
 impl Store {
     /// Adds an alias or replaces it.
     pub async fn put_alias(&self, alias: &Alias) -> Result<()> {
+        let mut t = self.begin().await?;
         let change = sqlx::query(
             "INSERT OR REPLACE INTO aliases (alias, targets, previous, created, updated)
              VALUES (?, ?, ?, ?, ?)",
@@ -21,11 +23,16 @@ impl Store {
         .bind(alias.previous.as_ref().map(json).transpose()?)
         .bind(alias.created as i64)
         .bind(alias.updated as i64);
-        self.change(change).await
+        t.run(change).await?;
+        own(&alias.name, &alias.owner, &mut t).await?;
+        t.commit().await
     }
 
     pub async fn remove_alias(&self, name: &str) -> Result<()> {
-        self.change(sqlx::query("DELETE FROM aliases WHERE alias = ?").bind(name)).await
+        let mut t = self.begin().await?;
+        t.run(sqlx::query("DELETE FROM aliases WHERE alias = ?").bind(name)).await?;
+        disown(name, &mut t).await?;
+        t.commit().await
     }
 
     pub(super) async fn aliases(&self) -> Result<Vec<Alias>> {
@@ -43,6 +50,7 @@ fn alias(row: &SqliteRow) -> Result<Alias> {
     let previous: Option<String> = row.try_get("previous").map_err(catalogue_error)?;
     Ok(Alias {
         name: text(row, "alias")?,
+        owner: Default::default(),
         targets: targets(&text(row, "targets")?)?,
         previous: previous.as_deref().map(targets).transpose()?,
         created: number(row, "created")?,

@@ -34,12 +34,15 @@ pub struct AdapterVersion {
     pub id: String,
     pub name: String,
     pub version: u64,
+    /// The tenant that owns the name; null: an operator, or another tenant than yours.
+    pub owner: Option<String>,
     pub digest: String,
     /// `ready`, `ineffective` or `draining`
     pub state: &'static str,
     pub current: bool,
     /// Stays resident and is kept until unpinned.
     pub pinned: bool,
+    /// In memory since this version was last used, not only since another of the same content was.
     pub resident: bool,
     /// Running requests that hold it.
     pub leases: usize,

@@ -45,6 +45,8 @@ pub struct AliasShown {
     #[schema(example = "alias")]
     pub object: &'static str,
     pub name: String,
+    /// The tenant that owns it; null: an operator, or another tenant than yours.
+    pub owner: Option<String>,
     pub targets: Vec<AliasTarget>,
     /// What a rollback would bring back.
     pub previous: Option<Vec<AliasTarget>>,

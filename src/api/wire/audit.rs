@@ -2,7 +2,7 @@
 
 use super::KeyLimits;
 use crate::access::audit::Record;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 /// One administrative action, done or refused.
@@ -24,6 +24,8 @@ pub struct AuditRecord {
     pub outcome: String,
     pub status: u16,
     pub request_id: String,
+    /// More than 1: so many refusals of this key, summed; the last of them is shown.
+    pub count: u64,
 }
 
 impl From<Record> for AuditRecord {
@@ -40,6 +42,7 @@ impl From<Record> for AuditRecord {
             outcome: r.outcome,
             status: r.status,
             request_id: r.request_id,
+            count: r.count,
         }
     }
 }
@@ -51,6 +54,27 @@ pub struct AuditList {
     pub data: Vec<AuditRecord>,
     /// Older ones follow: ask again with `before` = the last id.
     pub has_more: bool,
+}
+
+/// Which records a rotation takes out; one of the two.
+#[derive(Deserialize, ToSchema)]
+pub struct AuditRotate {
+    /// Those with a smaller id.
+    pub before: Option<u64>,
+    /// Those older than so many days.
+    pub keep_days: Option<u64>,
+}
+
+/// What a rotation took out of the table.
+#[derive(Serialize, ToSchema)]
+pub struct AuditRotated {
+    #[schema(example = "audit.rotated")]
+    pub object: &'static str,
+    /// Where they are now, in the data directory; null: there were none.
+    pub file: Option<String>,
+    pub records: u64,
+    pub first: Option<u64>,
+    pub last: Option<u64>,
 }
 
 /// The limits of an adapter, over all keys together.

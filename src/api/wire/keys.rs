@@ -19,6 +19,16 @@ pub struct KeyLimits {
     pub tokens_per_day: Option<u64>,
     /// Tokens of a calendar month UTC.
     pub tokens_per_month: Option<u64>,
+    /// Of a key only, as all below: names of adapters and aliases that its tenant may own.
+    pub adapters_max: Option<u64>,
+    /// Bytes of files that its tenant's adapters may have on disk, all versions together.
+    pub disk_bytes_max: Option<u64>,
+    /// Bytes of memory that its tenant's adapters may have; pins count here too.
+    pub resident_bytes_max: Option<u64>,
+    /// Uploads of its tenant at once.
+    pub uploads_max: Option<u64>,
+    /// Merges of its tenant that are not over.
+    pub merges_max: Option<u64>,
 }
 
 impl From<KeyLimits> for access::Limits {
@@ -29,6 +39,11 @@ impl From<KeyLimits> for access::Limits {
             concurrent_max: l.concurrent_max,
             tokens_per_day: l.tokens_per_day,
             tokens_per_month: l.tokens_per_month,
+            adapters_max: l.adapters_max,
+            disk_bytes_max: l.disk_bytes_max,
+            resident_bytes_max: l.resident_bytes_max,
+            uploads_max: l.uploads_max,
+            merges_max: l.merges_max,
         }
     }
 }
@@ -41,6 +56,11 @@ impl From<access::Limits> for KeyLimits {
             concurrent_max: l.concurrent_max,
             tokens_per_day: l.tokens_per_day,
             tokens_per_month: l.tokens_per_month,
+            adapters_max: l.adapters_max,
+            disk_bytes_max: l.disk_bytes_max,
+            resident_bytes_max: l.resident_bytes_max,
+            uploads_max: l.uploads_max,
+            merges_max: l.merges_max,
         }
     }
 }
@@ -58,6 +78,9 @@ pub struct KeyCreate {
     /// Names of adapters that a tenant's key may know of; `*` stands for any characters, `?` for
     /// one.
     pub adapters: Option<Vec<String>>,
+    /// Names that it may create and change, whosever they are; it may also use them. Without: names
+    /// that its tenant owns, and those that match `adapters` and nobody has.
+    pub manage: Option<Vec<String>>,
     /// Share of the engine against other tenants, 1 to 1000. Default 1.
     pub weight: Option<u32>,
     pub limits: Option<KeyLimits>,
@@ -81,6 +104,8 @@ pub struct KeyObject {
     /// Null for an operator's.
     pub tenant: Option<String>,
     pub adapters: Vec<String>,
+    /// Null: names that its tenant owns, or that nobody has.
+    pub manage: Option<Vec<String>>,
     pub weight: u32,
     pub limits: KeyLimits,
     /// Unix seconds

@@ -1,0 +1,59 @@
+//! Owners of names in the catalogue, and the room on the disk that they share.
+//!
+//! Owns that table's statements. Never knows who may do what. The thing to know: a row without a
+//! tenant is from before names had owners; an empty tenant is the operator, whose rows stay when a
+//! name is deleted.
+
+use super::{Store, catalogue_error, text};
+use crate::database::Transaction;
+use crate::error::{Error, Result};
+use sqlx::Row as _;
+
+impl Store {
+    /// Whose a name is, or was when it was deleted; empty: the operator's.
+    pub async fn owner(&self, name: &str) -> Result<Option<String>> {
+        let query = sqlx::query("SELECT tenant FROM owners WHERE name = ?").bind(name);
+        let row = self.catalogue.row(query).await?;
+        row.map_or(Ok(None), |row| row.try_get("tenant").map_err(catalogue_error))
+    }
+
+    /// Names whose owner is not known yet.
+    pub async fn ownerless(&self) -> Result<Vec<String>> {
+        let query = sqlx::query("SELECT name FROM owners WHERE tenant IS NULL ORDER BY name");
+        self.catalogue.rows(query).await?.iter().map(|row| text(row, "name")).collect()
+    }
+
+    /// Writes down the owners of names, as (name, tenant).
+    pub async fn set_owners(&self, owners: &[(String, String)]) -> Result<()> {
+        let mut t = self.begin().await?;
+        for (name, tenant) in owners {
+            own(name, tenant, &mut t).await?;
+        }
+        t.commit().await
+    }
+
+    pub(super) async fn owners(&self) -> Result<Vec<(String, String)>> {
+        let query = sqlx::query("SELECT name, tenant FROM owners WHERE tenant IS NOT NULL");
+        let rows = self.catalogue.rows(query).await?;
+        rows.iter().map(|row| Ok((text(row, "name")?, text(row, "tenant")?))).collect()
+    }
+
+    /// (free, all) bytes of the file system that adapters are on.
+    pub fn space(&self) -> Result<(u64, u64)> {
+        let stat = rustix::fs::statvfs(&self.blobs)
+            .map_err(|e| Error::fault(format!("cannot tell how full the disk is: {e}")))?;
+        Ok((stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize))
+    }
+}
+
+/// Within a change of the name.
+pub(super) async fn own(name: &str, tenant: &str, t: &mut Transaction) -> Result<()> {
+    let own = sqlx::query("INSERT OR REPLACE INTO owners (name, tenant) VALUES (?, ?)");
+    t.run(own.bind(name).bind(tenant)).await.map(drop)
+}
+
+/// A tenant's name is given up, the operator's is kept.
+pub(super) async fn disown(name: &str, t: &mut Transaction) -> Result<()> {
+    let disown = sqlx::query("DELETE FROM owners WHERE name = ? AND tenant <> ''");
+    t.run(disown.bind(name)).await.map(drop)
+}
