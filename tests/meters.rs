@@ -134,6 +134,7 @@ async fn the_audit_log_can_only_grow() {
         outcome: "ok".into(),
         status: 201,
         request_id: "req-1".into(),
+        count: 1,
     };
     for tenant in [None, Some("acme"), Some("globex")] {
         access.record(&record(tenant)).await.unwrap();

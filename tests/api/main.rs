@@ -14,7 +14,6 @@ mod cycles;
 mod keys;
 mod lifetime;
 mod limits;
-mod live;
 mod log;
 mod logprobs;
 mod merge_restarts;
@@ -27,3 +26,5 @@ mod streams;
 mod tenants;
 mod usage;
 mod versions;
+
+use common::live;

@@ -6,14 +6,14 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../api/live.rs"]
-mod live;
 
 mod admission;
 mod canary;
 mod port;
 mod storage;
 mod tenants;
+
+use common::live;
 
 /// Whether this is the long run, on a machine that does nothing else.
 fn soak() -> bool {

@@ -3,6 +3,7 @@
 
 pub mod adapters;
 pub mod bank;
+pub mod live;
 pub mod runner;
 pub mod server;
 pub mod tiny;
