@@ -184,7 +184,7 @@ impl Files {
             }
             if found > 0 {
                 let message = format!(
-                    "{} has format {found} and cannot be brought to {known}: nothing can be written",
+                    "{} has format {found} and cannot be brought to {known}: the disk takes nothing",
                     self.name
                 );
                 return Err(storage::full(message));
