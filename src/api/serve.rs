@@ -77,6 +77,7 @@ async fn close_books(api: &Api) -> Result<()> {
         tracing::error!(records, "usage records of requests that were answered are lost");
     }
     let books = access.flush().await;
+    storage.close().await;
     match books {
         Err(error) if error.code == FULL => {
             let records = access.records_late();
