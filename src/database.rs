@@ -181,7 +181,9 @@ impl Files {
     async fn connect_reader(&self) -> Result<Reader> {
         let wrong = |e: sqlx::Error| Error::fault(format!("{}: {e}", self.name));
         if self.path.exists() {
-            let (mut connection, in_need) = connect::readable(&self.path).await.map_err(wrong)?;
+            let (mut connection, around) = connect::readable(&self.path).await.map_err(wrong)?;
+            // SQLite opens for reading only what it cannot open for writing, and says nothing.
+            let in_need = around || self.storage.check().is_err();
             let found = self.format(&mut connection).await?;
             let known = self.migrations.len();
             if found == known {
@@ -189,7 +191,7 @@ impl Files {
             }
             if found > 0 {
                 let message = format!(
-                    "{} has format {found} and cannot be brought to {known}: nothing can be written",
+                    "{} has format {found} and cannot be brought to {known}: the disk takes nothing",
                     self.name
                 );
                 return Err(storage::full(message));
@@ -237,6 +239,16 @@ impl Files {
             *reader = Some(self.connect_reader().await?);
         }
         Ok(())
+    }
+
+    /// Closes both connections, so that the log is folded into the file. Later calls open new ones.
+    async fn close(&self) {
+        let writer = self.writer.lock().await.take();
+        let reader = self.reader.lock().await.take().map(|reader| reader.connection);
+        for connection in writer.into_iter().chain(reader) {
+            // What it cannot fold stays in the log, for the next start.
+            let _ = connection.close().await;
+        }
     }
 
     /// What a failed write means; turns the storage if it is its fault.

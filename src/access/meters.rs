@@ -1,10 +1,10 @@
 //! Meters: what each key, and each adapter with limits, has used and may still use.
 //!
-//! Owns rates, places and quotas. Never knows a clock: [`Now`] comes with every call;
-//! rates go by its monotonic side, quotas by the calendar. The thing to
-//! know: a request reserves its prompt and all that it may generate before it is queued, everything
-//! or nothing, and settles to what it used when it ends. Settled use of quotas is written every few
-//! seconds: a crash forgets so much, and what was under way, and never charges twice.
+//! Owns rates (by the clock that nobody sets), places and quotas (by the calendar). Never knows a
+//! clock: [`Now`] comes with every call. The thing to know: a request reserves its prompt and all
+//! that it may generate before it is queued, everything or nothing, and settles to what it used
+//! when it ends. Settled use of quotas is written every few seconds: a crash forgets so much, and
+//! what was under way, and never charges twice.
 
 use super::key::{Caller, Limits};
 use crate::clock::Now;

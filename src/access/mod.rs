@@ -1,9 +1,9 @@
 //! Who may what and how much: keys, tenants, limits, and the record of what was done with them.
 //!
 //! Owns `access.db` in the data directory. Never sees HTTP, a model or an adapter's content, and
-//! has no clock: every call brings `now`, the time since 1970, or [`Now`] where a rate runs. The thing to know: a request is
-//! judged by its [`Caller`], made of its key when it came in; revoking stops new requests, not
-//! running ones.
+//! has no clock: every call brings `now`, the time since 1970, or [`Now`] where a rate runs. The
+//! thing to know: a request is judged by its [`Caller`], made of its key when it came in; revoking
+//! stops new requests, not running ones.
 
 pub mod audit;
 pub mod key;

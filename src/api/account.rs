@@ -102,7 +102,7 @@ impl Account {
             },
             span: Span::current(),
             ticket: None,
-            record: Some((api.app.usage.reserve()?, Box::new(record))),
+            record: Some((api.app.usage.reserve(api.app.config.usage_sync)?, Box::new(record))),
             waits: api.app.config.usage_sync,
             receipt: None,
         })
@@ -192,10 +192,12 @@ impl Account {
         self.receipt = Some(place.write(*record));
     }
 
-    /// Waits until the record is on disk, where the operator wants answers to wait for it.
-    pub async fn recorded(&mut self) {
-        if let Some(receipt) = self.receipt.take().filter(|_| self.waits) {
-            receipt.committed().await;
+    /// Waits until the record is on disk, where the operator wants answers to wait for it. Errors:
+    /// `usage_backlogged`.
+    pub async fn recorded(&mut self) -> Result<()> {
+        match self.receipt.take().filter(|_| self.waits) {
+            Some(receipt) => receipt.committed().await,
+            None => Ok(()),
         }
     }
 }

@@ -154,7 +154,7 @@ impl Run {
                 Ok(None) => {
                     let reasons = self.ended.iter().flatten().map(|e| e.reason);
                     self.account.settle(self.used(), outcome(reasons), StatusCode::OK);
-                    self.account.recorded().await;
+                    self.account.recorded().await?;
                     return Ok(None);
                 }
                 // It came into a step in the last moment of its time in the queue.

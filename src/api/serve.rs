@@ -71,11 +71,13 @@ pub async fn serve(app: App, listener: TcpListener, mut stop: mpsc::Receiver<()>
 async fn close_books(api: &Api) -> Result<()> {
     let (storage, usage, access) = (&api.app.storage, &api.app.usage, &api.app.access);
     storage.try_again().await;
-    if tokio::time::timeout(FLUSH_TIME, usage.flush()).await.is_err() {
-        let records = usage.pending();
+    let flushed = tokio::time::timeout(FLUSH_TIME, usage.flush()).await;
+    let records = usage.pending();
+    if flushed.is_err() || records > 0 {
         tracing::error!(records, "usage records of requests that were answered are lost");
     }
     let books = access.flush().await;
+    storage.close().await;
     match books {
         Err(error) if error.code == FULL => {
             let records = access.records_late();

@@ -128,11 +128,21 @@ impl Storage {
             written.and(removed).map_err(|e| write_failed("the data directory", &e))
         });
         written.await.map_err(|_| Error::fault("a probe failed"))??;
-        let databases: Vec<_> = self.databases().iter().filter_map(Weak::upgrade).collect();
-        for database in databases {
+        for database in self.open_databases() {
             database.probe().await?;
         }
         Ok(())
+    }
+
+    /// Closes every database, at the end.
+    pub async fn close(&self) {
+        for database in self.open_databases() {
+            database.close().await;
+        }
+    }
+
+    fn open_databases(&self) -> Vec<Arc<Files>> {
+        self.databases().iter().filter_map(Weak::upgrade).collect()
     }
 
     /// A database to be probed as long as it is open.

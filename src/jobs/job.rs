@@ -207,8 +207,8 @@ impl Job {
         true
     }
 
-    /// Back to the queue: it was cancelled or had begun, and that could not be written down. One that
-    /// is done stays so.
+    /// Back to the queue: it was cancelled or had begun, and that could not be written down. One
+    /// that is done stays so.
     pub fn requeue(&mut self) -> bool {
         let again = matches!(self.state, State::Running(_) | State::Cancelled);
         if again {

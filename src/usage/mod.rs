@@ -40,6 +40,9 @@ const MIGRATIONS: &[&str] = &["
     CREATE INDEX usage_by_time ON usage (ended_ms);
 "];
 
+/// What a client is told to wait for when no record can be written.
+const RETRY_SECONDS: u64 = 5;
+
 /// What one request used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
@@ -83,9 +86,9 @@ pub struct UsageOptions {
 
 /// What the writer is sent.
 enum Message {
-    Record(Box<Record>, oneshot::Sender<()>),
-    /// Answered once everything sent before is committed.
-    Flush(oneshot::Sender<()>),
+    Record(Box<Record>, oneshot::Sender<bool>),
+    /// Answered once everything sent before is committed, or cannot be for now.
+    Flush(oneshot::Sender<bool>),
 }
 
 /// The log. Cheap to clone; the writer ends when the last clone and the last place are gone.
@@ -93,6 +96,7 @@ enum Message {
 pub struct UsageLog {
     queue: mpsc::Sender<Message>,
     database: Database,
+    storage: Storage,
     /// Records handed over that no commit has.
     pending: Arc<AtomicU64>,
 }
@@ -114,21 +118,28 @@ impl Place {
 }
 
 /// A commit that is to come.
-pub struct Receipt(oneshot::Receiver<()>);
+pub struct Receipt(oneshot::Receiver<bool>);
 
 impl Receipt {
-    /// Waits until the record is on disk.
-    pub async fn committed(self) {
+    /// Waits until the record is on disk. Errors: `usage_backlogged` when the disk does not take it
+    /// for now; it is kept, and written when there is room.
+    pub async fn committed(self) -> Result<()> {
         // A writer that is gone was told to end after a last commit.
-        let _ = self.0.await;
+        if self.0.await.unwrap_or(true) { Ok(()) } else { Err(backlogged()) }
     }
+}
+
+fn backlogged() -> Error {
+    let message = "usage records cannot be written fast enough; see the server's log";
+    let error = Error::new(Kind::Unavailable, "usage_backlogged", message);
+    Error { retry_after: Some(RETRY_SECONDS), ..error }
 }
 
 impl UsageLog {
     /// Opens `usage.db` and starts the writer. Errors: `data_dir_unsupported`.
     pub async fn open(options: UsageOptions, metrics: Arc<Metrics>) -> Result<Self> {
         let database = Database::open(&options.storage, "usage.db", MIGRATIONS).await?;
-        let newest = read::newest(&database).await?;
+        let (newest, storage) = (read::newest(&database).await?, options.storage.clone());
         let (queue, messages) = mpsc::channel(options.queue_max.max(1));
         let pending = Arc::new(AtomicU64::new(0));
         let writer = write::Writer::new(
@@ -138,19 +149,17 @@ impl UsageLog {
             pending.clone(),
         );
         tokio::spawn(writer.run(messages));
-        Ok(Self { queue, database, pending })
+        Ok(Self { queue, database, storage, pending })
     }
 
-    /// A place for one record. Errors: `usage_backlogged` when the disk is so far behind that the
-    /// queue is full: what cannot be accounted for is not computed.
-    pub fn reserve(&self) -> Result<Place> {
-        let permit = self.queue.clone().try_reserve_owned().map_err(|_| {
-            Error::new(
-                Kind::Unavailable,
-                "usage_backlogged",
-                "usage records cannot be written fast enough; see the server's log",
-            )
-        })?;
+    /// A place for one record; `sync`: it must be committed before its answer ends. Errors:
+    /// `usage_backlogged` when the disk is so far behind that the queue is full, or takes nothing
+    /// that an answer would have to wait for: what cannot be accounted for is not computed.
+    pub fn reserve(&self, sync: bool) -> Result<Place> {
+        if sync && self.storage.read_only().is_some() {
+            return Err(backlogged());
+        }
+        let permit = self.queue.clone().try_reserve_owned().map_err(|_| backlogged())?;
         Ok(Place { permit, pending: self.pending.clone() })
     }
 

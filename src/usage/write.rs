@@ -7,7 +7,7 @@
 
 use super::{Message, Record, UsageOptions};
 use crate::clock::{Now, Trusted};
-use crate::database::Database;
+use crate::database::{Database, FULL};
 use crate::error::Result;
 use crate::metrics::Metrics;
 use std::sync::Arc;
@@ -40,7 +40,7 @@ pub struct Writer {
     pending: Arc<AtomicU64>,
     time: Trusted,
     records: Vec<Record>,
-    waiting: Vec<oneshot::Sender<()>>,
+    waiting: Vec<oneshot::Sender<bool>>,
     pruned: Option<Instant>,
 }
 
@@ -104,6 +104,10 @@ impl Writer {
         while let Err(error) = self.try_commit().await {
             self.metrics.usage_commit_failures.inc();
             tracing::error!(%error, records = self.records.len(), "usage records not committed");
+            if error.code == FULL {
+                // Nobody waits for room: the records do.
+                self.tell(false);
+            }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_AFTER_MAX);
             self.options.storage.writable().await;
@@ -111,9 +115,13 @@ impl Writer {
         self.metrics.usage_records.inc_by(self.records.len() as u64);
         self.pending.fetch_sub(self.records.len() as u64, Ordering::Relaxed);
         self.records.clear();
+        self.tell(true);
+    }
+
+    fn tell(&mut self, committed: bool) {
         for waiting in self.waiting.drain(..) {
             // Whoever does not wait any more has its record all the same.
-            let _ = waiting.send(());
+            let _ = waiting.send(committed);
         }
     }
 

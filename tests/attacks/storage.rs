@@ -37,8 +37,10 @@ async fn commits_fail(database: &'static str, k: i64) {
             break;
         }
         if database == "usage.db" {
-            // It waits for its commit, so it is answered when there is room.
-            assert_eq!(books.chat().await, StatusCode::OK);
+            // It is answered when its record is on disk, or refused.
+            if books.chat().await != StatusCode::OK {
+                books.writable().await;
+            }
         } else if books.try_one(&changes(database, round)).await == Some(false) {
             books.writable().await;
         }

@@ -78,8 +78,8 @@ impl Store {
             tracing::warn!(
                 files = unseen,
                 versions,
-                "adapters/ holds files that are newer than polylora.db, which may be an older copy: \
-                 they stay where they are"
+                "adapters/ holds files that are newer than polylora.db, which may be an older \
+                 copy: they stay where they are"
             );
         }
         if count == 0 || self.storage.read_only().is_some() {

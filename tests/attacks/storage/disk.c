@@ -96,6 +96,11 @@ static int open_does(int dir, const char *path, int flags) {
     return (flags & O_ACCMODE) == O_RDONLY ? 0 : CHANGES;
 }
 
+/* What is there already is said to be so by any disk. */
+static int mkdir_does(int dir, const char *path) {
+    return faccessat(dir, path, F_OK, 0) == 0 ? 0 : GROWS | CHANGES;
+}
+
 #define REAL(type, name, ...)                                                                      \
     static type (*real)(__VA_ARGS__);                                                              \
     if (!real) real = (type(*)(__VA_ARGS__))dlsym(RTLD_NEXT, #name)
@@ -158,11 +163,11 @@ ssize_t copy_file_range(int from, off64_t *f, int fd, off64_t *o, size_t n, unsi
         return real args;                                                                          \
     }
 #define dir_of AT_FDCWD
-ON_PATH(mkdir, GROWS | CHANGES, (const char *path, mode_t m), (path, m))
+ON_PATH(mkdir, mkdir_does(dir_of, path), (const char *path, mode_t m), (path, m))
 ON_PATH(rename, CHANGES, (const char *path, const char *to), (path, to))
 ON_PATH(unlink, CHANGES, (const char *path), (path))
 ON_PATH(rmdir, CHANGES, (const char *path), (path))
 #undef dir_of
 #define dir_of dir
-ON_PATH(mkdirat, GROWS | CHANGES, (int dir, const char *path, mode_t m), (dir, path, m))
+ON_PATH(mkdirat, mkdir_does(dir, path), (int dir, const char *path, mode_t m), (dir, path, m))
 ON_PATH(unlinkat, CHANGES, (int dir, const char *path, int f), (dir, path, f))
