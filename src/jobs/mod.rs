@@ -1,4 +1,5 @@
-//! Merge jobs: orders that are carried out beside serving, tenants in turns, and survive the server.
+//! Merge jobs: orders that are carried out beside serving, tenants in turns, and that survive the
+//! server.
 //!
 //! Owns `jobs.db`, the queue of jobs and the task that works on them. Never sees HTTP; merges by
 //! `merge`, publishes by the door of uploads. The thing to know: a job that the server's end
@@ -40,7 +41,7 @@ const SURVEYS_MAX: u64 = 4;
 const CHECKS_MAX: u64 = 2;
 /// Sites, or examples, that a job gets done before it is set aside for a tenant that waits for a
 /// place; twice as many each time, so that at most half of all work is done for nothing.
-const TURN: usize = 16;
+const TURN: usize = 8;
 
 /// Bounds of the queue.
 #[derive(Debug, Clone, Copy)]
