@@ -94,7 +94,7 @@ async fn pins_are_shared_by_tenants() {
             }
         }
     }
-    assert_eq!(pinned, (1 << 20) / (2 * bytes), "half of what there is");
+    assert_eq!(pinned, ((1 << 20) / bytes).div_ceil(2), "half of what there is");
     assert_eq!(upload(&live, &canary, "canary-a", 32, 50).await.status, 201);
     assert_eq!(pin(&canary, "canary-a").await.status, 200);
     assert_eq!(chat(&live, &canary, "canary-a").await.status, 200);
