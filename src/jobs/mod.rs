@@ -1,10 +1,12 @@
-//! Merge jobs: orders that are carried out beside serving, tenants in turns, and survive the server.
+//! Merge jobs: orders that are carried out beside serving, tenants in turns, and that survive the
+//! server.
 //!
 //! Owns `jobs.db`, the queue of jobs and the task that works on them. Never sees HTTP; merges by
 //! `merge`, publishes by the door of uploads. The thing to know: a job that the server's end
 //! interrupted begins anew, and the version that it published carries its id, so it never publishes
 //! twice.
 
+mod desk;
 pub mod evaluate;
 mod job;
 mod journal;
@@ -26,9 +28,9 @@ pub use journal::StoredReport;
 use pace::Pace;
 use plan::Plan;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use turns::Turns;
 
@@ -38,9 +40,9 @@ const RESTARTS_MAX: u64 = 10;
 const SURVEYS_MAX: u64 = 4;
 /// Orders whose sources are read and compared with their digests at once.
 const CHECKS_MAX: u64 = 2;
-/// Sites, or examples, that a job gets done before it is set aside for a tenant that waits for a
-/// place; twice as many each time, so that at most half of all work is done for nothing.
-const TURN: usize = 16;
+/// Work after which a job is set aside for a tenant that waits for a place; twice as much each time,
+/// so that at most half of all work is done for nothing.
+const TURN_MS: u64 = 2000;
 
 /// Bounds of the queue.
 #[derive(Debug, Clone, Copy)]
@@ -85,8 +87,8 @@ struct Posted {
     job: Arc<watch::Sender<Job>>,
     /// Its sources; none once it is over.
     kept: Arc<Vec<Kept>>,
-    /// What it gets done before it is set aside for others.
-    turn: Arc<AtomicUsize>,
+    /// Milliseconds that it works before it is set aside for others.
+    turn: Arc<AtomicU64>,
 }
 
 /// A job's place among those under way.
@@ -203,7 +205,7 @@ impl Jobs {
         let (order, registry) = (order.clone(), self.inner.registry.clone());
         let (pace, tenant) = (self.inner.pace.clone(), tenant.to_owned());
         pace::apart(move || {
-            let _active = pace.enter();
+            let _active = pace.enter(&tenant);
             let mut plan = Plan::new(&order, &registry, &kept)?;
             loop {
                 let (progress, worked) = pace.compute(&tenant, || plan.look());
@@ -317,7 +319,7 @@ impl Jobs {
 
 impl Posted {
     fn new(job: Job, kept: Arc<Vec<Kept>>) -> Self {
-        let turn = Arc::new(AtomicUsize::new(TURN));
+        let turn = Arc::new(AtomicU64::new(TURN_MS));
         Self { job: Arc::new(watch::Sender::new(job)), kept, turn }
     }
 }
@@ -347,9 +349,9 @@ impl Inner {
         board.get(&number).cloned()
     }
 
-    /// Whether a job that got so much done is to make room for another tenant's.
-    fn is_turn_over(&self, posted: &Posted, done: usize) -> bool {
-        done >= posted.turn.load(Ordering::Relaxed) && {
+    /// Whether a job that worked for so long is to make room for another tenant's.
+    fn is_turn_over(&self, posted: &Posted, worked: Duration) -> bool {
+        worked.as_millis() as u64 >= posted.turn.load(Ordering::Relaxed) && {
             let board = self.board();
             self.turns().is_wanted(queued(&board))
         }

@@ -6,11 +6,11 @@
 //! as long as it worked, and as long again for each of the others, and since they are also of the
 //! lowest priority, the share of all together is small but never nothing.
 
+use super::desk::Desk;
 use crate::engine::EngineHandle;
 use crate::error::{Error, Result};
-use crate::share::Pool;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -28,49 +28,45 @@ const LOOK_TIME: Duration = Duration::from_millis(10);
 pub struct Pace {
     engine: EngineHandle,
     stopping: Arc<AtomicBool>,
-    /// Whoever computes has it.
-    place: Arc<Pool>,
-    /// Jobs and surveys under way.
-    active: Arc<AtomicU32>,
+    desk: Arc<Desk>,
 }
 
-/// One of those under way, until dropped.
-pub struct Active(Arc<AtomicU32>);
+/// A job or a survey under way, until dropped.
+pub struct Active {
+    desk: Arc<Desk>,
+    tenant: String,
+}
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.desk.leave(&self.tenant);
     }
 }
 
 impl Pace {
     /// `stopping` turns true when nothing more is to be begun.
     pub fn new(engine: EngineHandle, stopping: Arc<AtomicBool>) -> Self {
-        Self { engine, stopping, place: Pool::new(1), active: Arc::default() }
+        Self { engine, stopping, desk: Arc::default() }
     }
 
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Counts one more among those under way.
-    pub fn enter(&self) -> Active {
-        self.active.fetch_add(1, Ordering::Relaxed);
-        Active(self.active.clone())
+    /// Counts one more of the tenant's among those under way.
+    pub fn enter(&self, tenant: &str) -> Active {
+        self.desk.enter(tenant);
+        Active { desk: self.desk.clone(), tenant: tenant.to_owned() }
     }
 
     /// Computes once it is the tenant's turn; also says how long that took. Blocking.
     pub fn compute<T>(&self, tenant: &str, work: impl FnOnce() -> T) -> (T, Duration) {
-        let _place = futures::executor::block_on(self.place.take(tenant));
-        let begun = Instant::now();
-        let done = work();
-        (done, begun.elapsed())
+        self.desk.compute(tenant, work)
     }
 
     /// How long to rest, from now, after `worked`: the rest of it is due only while requests run.
     fn due(&self, begun: Instant, worked: Duration) -> bool {
-        let active = self.active.load(Ordering::Relaxed).max(1);
-        let rest = (worked * REST).min(REST_TIME_MAX) * active;
+        let rest = (worked * REST).min(REST_TIME_MAX) * self.desk.jobs().max(1);
         !self.engine.is_idle() && !self.is_stopping() && begun.elapsed() < rest
     }
 

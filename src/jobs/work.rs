@@ -14,8 +14,8 @@ use crate::database::FULL;
 use crate::error::{Error, Kind, Result};
 use serde_json::json;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 impl Inner {
     /// Works on a queued job until it is over, its turn is, or the server stops.
@@ -24,7 +24,8 @@ impl Inner {
             return;
         }
         let id = posted.job.borrow().id.clone();
-        let _active = self.pace.enter();
+        let tenant = posted.job.borrow().owner.tenant.clone().unwrap_or_default();
+        let _active = self.pace.enter(&tenant);
         let failure = match self.carry_out(&id, posted).await {
             Ok(false) => return self.set_aside(&id, posted).await,
             Ok(true) => None,
@@ -118,15 +119,15 @@ impl Inner {
         apart(move || {
             let (pace, job) = (&inner.pace, &posted.job);
             let mut plan = Plan::new(&order, &inner.registry, &posted.kept)?;
-            let mut steps = 0;
+            let mut spent = Duration::ZERO;
             loop {
                 let cancelled = job.borrow().state == State::Cancelled;
-                if pace.is_stopping() || cancelled || inner.is_turn_over(&posted, steps) {
+                if pace.is_stopping() || cancelled || inner.is_turn_over(&posted, spent) {
                     return Ok(None);
                 }
                 let (progress, worked) = pace.compute(&tenant, || plan.step());
                 let progress = progress?;
-                steps += 1;
+                spent += worked;
                 job.send_modify(|job| job.progress = Some(progress));
                 if progress.done == progress.total {
                     let made = plan.finish(&staging.dir)?;
@@ -154,11 +155,11 @@ impl Inner {
         let result = entry.version.id();
         contestants.push(Contestant { model: result.clone(), id: Some(result) });
         let (registry, engine) = (&self.registry, &self.engine);
-        let scored = AtomicUsize::new(0);
+        let begun = Instant::now();
         let over = || {
             self.pace.is_stopping()
                 || posted.job.borrow().state.is_over()
-                || self.is_turn_over(posted, scored.fetch_add(1, Relaxed))
+                || self.is_turn_over(posted, begun.elapsed())
         };
         let table = evaluate(&sets, &contestants, registry, engine, &self.pace, over).await;
         let table = match table {

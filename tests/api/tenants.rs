@@ -205,8 +205,8 @@ async fn what_tenants_share_tells_nothing_of_their_neighbours() {
     let live = Live::start(&["--api-key", "secret"]);
     let mut keys = Vec::new();
     for tenant in ["acme", "glob"] {
-        let body = json!({"scopes": ["inference", "admin"], "tenant": tenant,
-                          "adapters": [format!("{tenant}-*"), "shared"]});
+        let names = [format!("{tenant}-*"), "shared".to_owned()];
+        let body = json!({"scopes": ["inference", "admin"], "tenant": tenant, "manage": names});
         keys.push(make(&live, body).await.0);
     }
     assert_eq!(upload_as(&live, "secret", "shared", 1).await.status, 201);
