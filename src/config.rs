@@ -8,6 +8,7 @@
 mod machine;
 mod raw;
 mod size;
+mod web;
 
 pub use machine::memory_available;
 pub use raw::{MODEL, RANGES, RawConfig};
@@ -76,7 +77,7 @@ pub struct Config {
     pub stops_max: usize,
     pub messages_max: usize,
     pub logit_bias_max: usize,
-    /// Connections open at once; more wait in the listener's backlog.
+    /// Connections open at once; newcomers take the place of quiet ones.
     pub connections_max: usize,
     /// Of one address; never 0 here.
     pub connections_per_address_max: usize,
@@ -235,6 +236,9 @@ impl Config {
                 ),
             ));
         }
+        if let Some(why) = web::wrong_host(&self.allow_hosts) {
+            return Err(blame("allow_hosts", &why));
+        }
         // Keys that were made lie in the data directory; whoever opens them asks `guarded` again.
         self.guarded(self.data_dir.join("access.db").exists())?;
         for (i, (name, _)) in self.adapters.iter().enumerate() {
@@ -245,10 +249,14 @@ impl Config {
         Ok(())
     }
 
-    /// Refuses an address that others can reach where nobody needs a key; `keyed` says that some
-    /// key was made. Errors: `invalid_config`.
+    /// Refuses an address that others can reach, or pages of any origin, where nobody needs a key;
+    /// `keyed` says that some key was made. Errors: `invalid_config`.
     pub fn guarded(&self, keyed: bool) -> Result<()> {
-        if keyed || self.api_key.is_some() || self.allow_open || is_loopback(&self.host) {
+        let keyed = keyed || self.api_key.is_some();
+        if let Some(why) = web::wrong_origin(&self.allow_origins, keyed) {
+            return Err(blame("allow_origins", &why));
+        }
+        if keyed || self.allow_open || is_loopback(&self.host) {
             return Ok(());
         }
         Err(blame(

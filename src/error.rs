@@ -51,9 +51,18 @@ pub enum Kind {
     Fault,
 }
 
+/// Parsers quote their input, and input can be megabytes: no more of it is kept or copied.
+const MESSAGE_BYTES_MAX: usize = 8 << 10;
+
 impl Error {
     pub fn new(kind: Kind, code: &'static str, message: impl Into<String>) -> Self {
-        Self { kind, code, message: message.into(), param: None, retry_after: None }
+        let mut message = message.into();
+        if message.len() > MESSAGE_BYTES_MAX {
+            message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+            message.push('…');
+            message.shrink_to_fit();
+        }
+        Self { kind, code, message, param: None, retry_after: None }
     }
     pub fn invalid(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(Kind::Invalid, code, message)
@@ -81,3 +90,16 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_bounded_where_it_is_made() {
+        let error = Error::fault("ä".repeat(10_000_000));
+        assert!(error.message.len() < MESSAGE_BYTES_MAX + 10 && error.message.ends_with('…'));
+        assert!(error.message.capacity() < 2 * MESSAGE_BYTES_MAX);
+        assert_eq!(Error::fault("short").message, "short");
+    }
+}

@@ -74,7 +74,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("minijinja", &["src/text/"]),
     ("cudarc", &[]),
     ("faer", &["src/merge/"]),
-    ("rlimit", &["src/text/"]),
+    ("rlimit", &["src/text/", "src/cli/serve.rs"]),
     ("rustix", &["src/jobs/", "src/adapters/store/"]),
 ];
 

@@ -5,8 +5,9 @@
 //! whether it exists: so a forbidden name that exists and one that does not take the same way.
 
 use super::errors::Code;
+use super::line::Line;
 use super::routes::{self, Scope};
-use super::{Api, adapters, audit, body, clock, limits};
+use super::{Api, adapters, audit, clock, limits};
 use crate::access::{self, Caller, Reach};
 use crate::adapters::registry::{Actor, Bounds, Right, Tenant};
 use crate::clock::Now;
@@ -15,8 +16,8 @@ use crate::error::{Error, Kind, Result};
 use axum::extract::{FromRequestParts, MatchedPath, RawPathParams, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::Method;
 use http::header::AUTHORIZATION;
+use http::{HeaderMap, Method};
 use std::sync::Arc;
 
 /// Lets a request through, with its `Caller` among its extensions, when its route is public or its
@@ -27,16 +28,18 @@ pub async fn require_key(State(api): State<Arc<Api>>, request: Request, next: Ne
     if scope == Some(Scope::Public) {
         return next.run(request).await;
     }
-    let caller = match api.app.access.authenticate(bearer(&request), clock()) {
+    let caller = match api.app.access.authenticate(bearer(request.headers()), clock()) {
         Ok(caller) => caller,
         Err(error) => return error.into_response(),
     };
+    if let Some(line) = request.extensions().get::<Arc<Line>>() {
+        line.admit();
+    }
     let action = path.map(|path| format!("{} {}", request.method(), path.as_str()));
     let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
     match scope {
         Some(Scope::Admin | Scope::Operator) if changes => {
             if let Err(error) = api.app.storage.check() {
-                body::discard(request.into_body().into_data_stream()).await;
                 return error.into_response();
             }
             let action = action.unwrap_or_default();
@@ -79,7 +82,6 @@ pub async fn judged(
     }
     if let Some(name) = name.filter(|name| !caller.sees(name)) {
         if parts.method == Method::PUT {
-            body::discard(content.into_data_stream()).await;
             return (not_allowed(&name).into_response(), subject);
         }
         return (adapters::not_found(&name).into_response(), subject);
@@ -133,8 +135,13 @@ pub fn not_allowed(name: &str) -> Error {
     Error::new(Kind::Forbidden, "name_not_allowed", message).param("name")
 }
 
-fn bearer(request: &Request) -> Option<&str> {
-    let value = request.headers().get(AUTHORIZATION)?.to_str().ok()?;
+/// Whether these headers have a good key, or none is needed.
+pub fn has_key(api: &Api, headers: &HeaderMap) -> bool {
+    api.app.access.authenticate(bearer(headers), clock()).is_ok()
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
     let (scheme, key) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
 }

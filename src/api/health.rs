@@ -4,15 +4,15 @@
 //! own progress. The thing to know: a full queue is not ill, it only wants no more requests; an
 //! engine that has work and finishes no step is.
 
-use super::Api;
 use super::wire::{Health, Version};
+use super::{Api, auth};
 use crate::adapters::Digest;
 use crate::metrics::{Gateway, Loaded};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use http::StatusCode;
 use http::header::CONTENT_TYPE;
+use http::{HeaderMap, StatusCode};
 use polylora_kernels::KvCache;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -30,7 +30,8 @@ enum Question {
     Ready,
 }
 
-fn state(api: &Api, question: Question) -> Response {
+/// How many requests there are is for those only who may send some.
+fn state(api: &Api, headers: &HeaderMap, question: Question) -> Response {
     let stalled = api.app.engine.stalled_for();
     let status = if stalled > Duration::from_secs(api.app.config.stall_seconds_max) {
         "stalled"
@@ -45,12 +46,13 @@ fn state(api: &Api, question: Question) -> Response {
         "ok" => StatusCode::OK,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };
+    let counts = auth::has_key(api, headers);
     let read_only = api.app.storage.read_only().is_some();
     let body = Health {
         status,
         stalled_seconds: stalled.as_secs_f64(),
-        running: api.app.metrics.requests_running.get(),
-        waiting: api.app.metrics.requests_waiting.get(),
+        running: counts.then(|| api.app.metrics.requests_running.get()),
+        waiting: counts.then(|| api.app.metrics.requests_waiting.get()),
         storage: if read_only { "read_only" } else { "writable" },
     };
     (code, Json(body)).into_response()
@@ -62,8 +64,8 @@ fn state(api: &Api, question: Question) -> Response {
     path = "/live",
     responses((status = 200, body = Health), (status = 503, body = Health))
 )]
-pub async fn live(State(api): State<Arc<Api>>) -> Response {
-    state(&api, Question::Live)
+pub async fn live(State(api): State<Arc<Api>>, headers: HeaderMap) -> Response {
+    state(&api, &headers, Question::Live)
 }
 
 /// Whether requests should be sent here: it moves, is not shutting down, and its queue has room.
@@ -72,8 +74,8 @@ pub async fn live(State(api): State<Arc<Api>>) -> Response {
     path = "/ready",
     responses((status = 200, body = Health), (status = 503, body = Health))
 )]
-pub async fn ready(State(api): State<Arc<Api>>) -> Response {
-    state(&api, Question::Ready)
+pub async fn ready(State(api): State<Arc<Api>>, headers: HeaderMap) -> Response {
+    state(&api, &headers, Question::Ready)
 }
 
 /// Whether it moves and is not shutting down; a full queue does not count.
@@ -82,8 +84,8 @@ pub async fn ready(State(api): State<Arc<Api>>) -> Response {
     path = "/health",
     responses((status = 200, body = Health), (status = 503, body = Health))
 )]
-pub async fn health(State(api): State<Arc<Api>>) -> Response {
-    state(&api, Question::Health)
+pub async fn health(State(api): State<Arc<Api>>, headers: HeaderMap) -> Response {
+    state(&api, &headers, Question::Health)
 }
 
 /// What runs here.

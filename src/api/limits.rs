@@ -4,7 +4,8 @@
 //! before the deadline, and streams carry the same deadline on.
 
 use super::account::Origin;
-use super::{Api, errors};
+use super::line::Line;
+use super::{Api, browsers, errors, unread};
 use crate::access::Standing;
 use crate::error::Error;
 use axum::extract::{MatchedPath, Request, State};
@@ -82,15 +83,26 @@ pub async fn edge(State(api): State<Arc<Api>>, mut request: Request, next: Next)
         prompt_tokens = field::Empty,
         completion_tokens = field::Empty,
     );
+    let granted = browsers::granted(&api, request.headers());
+    let line = request.extensions().get::<Arc<Line>>().cloned();
+    let (request, loan) = unread::lend(request, line.clone());
     let mut response = match is_text(request.uri().path()) {
         true => contained(deadline, next.run(request)).instrument(span.clone()).await,
-        false => Error::not_found("unknown_route", "the path is not UTF-8").into_response(),
+        false => {
+            drop(request);
+            Error::not_found("unknown_route", "the path is not UTF-8").into_response()
+        }
     };
+    let whole = loan.settled().await;
     let _in_span = span.entered();
     tracing::Span::current().record("status", response.status().as_u16());
     count.status = response.status();
     response.headers_mut().insert(REQUEST_ID, id.clone());
-    if api.draining.load(Ordering::Acquire) {
+    browsers::finish(&api, response.headers_mut(), granted);
+    if !whole && let Some(line) = line {
+        line.leave_unread();
+    }
+    if !whole || api.draining.load(Ordering::Acquire) {
         // Hyper ends the connection after such an answer.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }

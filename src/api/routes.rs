@@ -5,13 +5,13 @@
 
 use super::errors::METHOD_NOT_ALLOWED;
 use super::{
-    Api, adapters, aliases, audit, auth, chat, compat, completions, health, keys, limits, merges,
-    models, openapi, tokenize, usage, versions,
+    Api, adapters, aliases, audit, auth, browsers, chat, compat, completions, health, keys, limits,
+    merges, models, openapi, tokenize, usage, versions,
 };
 use crate::error::Error;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
 use http::header::ALLOW;
@@ -52,6 +52,9 @@ const fn row(
 ) -> Route {
     Route { method, path, scope, attach }
 }
+
+/// Where adapters are uploaded to.
+pub const UPLOAD: &str = "/v1/adapters/{name}";
 
 /// The table.
 pub const ROUTES: &[Route] = &[
@@ -113,6 +116,12 @@ pub fn scope(method: &Method, path: &str) -> Option<Scope> {
     ROUTES.iter().find(same).map(|r| r.scope)
 }
 
+/// The methods of a path, as a header lists them.
+pub fn methods(path: &str) -> String {
+    let rows = ROUTES.iter().filter(|r| r.path == path);
+    rows.map(|r| r.method.to_ascii_uppercase()).collect::<Vec<_>>().join(", ")
+}
+
 /// The router over the table.
 pub fn router(api: Arc<Api>) -> Router {
     let mut router = Router::new();
@@ -127,7 +136,9 @@ fn layered(router: Router<Arc<Api>>, api: Arc<Api>) -> Router {
     router
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn(browsers::typed))
         .layer(from_fn_with_state(api.clone(), auth::require_key))
+        .layer(from_fn_with_state(api.clone(), browsers::guard))
         .layer(from_fn_with_state(api.clone(), limits::edge))
         .with_state(api)
 }
@@ -139,9 +150,7 @@ async fn unknown(method: Method, uri: Uri) -> Error {
 
 async fn wrong_method(method: Method, path: MatchedPath) -> Response {
     let path = path.as_str();
-    let rows = ROUTES.iter().filter(|r| r.path == path);
-    let allowed: Vec<_> = rows.map(|r| r.method.to_ascii_uppercase()).collect();
-    let allowed = allowed.join(", ");
+    let allowed = methods(path);
     let message = format!("{path} takes {allowed}, not {method}");
     let mut response = Error::invalid(METHOD_NOT_ALLOWED, message).into_response();
     if let Ok(allowed) = HeaderValue::from_str(&allowed) {

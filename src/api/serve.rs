@@ -4,20 +4,25 @@
 //! server still answers: new requests are told 503, `/ready` says no, and what runs finishes; the
 //! port closes when nothing runs any more.
 
+use super::line::{Line, Said};
+use super::places::{Place, Places};
 use super::socket::Socket;
 use super::{Api, App, routes};
 use crate::database::FULL;
 use crate::error::{Error, Result};
 use axum::Router;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -27,7 +32,11 @@ const HURRIED_TIME: Duration = Duration::from_millis(400);
 /// Between two writings of what keys used: so much a crash may lose.
 const BOOKS_PERIOD: Duration = Duration::from_secs(5);
 /// After a failed accept (no file descriptors left), before the next.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// Beyond `connections_max`, for health probes while all places are at requests; and how long such
+/// a connection may last.
+pub const RESERVE_PLACES: usize = 32;
+const RESERVE_TIME: Duration = Duration::from_secs(5);
 
 /// Serves until `stop` says so once, then drains for at most `drain_seconds`, or until it says so
 /// again. Errors when the listener is unusable.
@@ -103,7 +112,8 @@ async fn keep_books(api: Arc<Api>) {
 struct Door {
     listener: TcpListener,
     router: Router,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
+    reserve: Arc<Places>,
     connections: JoinSet<()>,
     /// Tells connections to end after what they are at.
     closing: watch::Sender<bool>,
@@ -117,7 +127,8 @@ impl Door {
         Self {
             listener,
             router: routes::router(api.clone()),
-            places: Arc::new(Semaphore::new(config.connections_max.max(1))),
+            places: Places::new(config.connections_max, config.connections_per_address_max),
+            reserve: Places::new(RESERVE_PLACES, RESERVE_PLACES),
             connections: JoinSet::new(),
             closing: watch::channel(false).0,
             head_time_max: Duration::from_secs(config.head_seconds_max),
@@ -129,16 +140,45 @@ impl Door {
     async fn admit(&mut self) {
         tokio::select! {
             Some(_) = self.connections.join_next() => {}
-            (stream, permit) = accept(&self.listener, &self.places) => {
-                // Tokens are small and should leave at once.
-                let _ = stream.set_nodelay(true);
-                let mut http = http1::Builder::new();
-                http.timer(TokioTimer::new()).header_read_timeout(self.head_time_max);
-                let socket = Socket::new(stream, self.write_time_max);
-                let (router, closed) = (self.router.clone(), self.closing.subscribe());
-                self.connections.spawn(converse(http, socket, router, closed, permit));
+            accepted = self.listener.accept() => match accepted {
+                Ok((stream, peer)) => self.take_in(stream, peer.ip()),
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed");
+                    // Perhaps there are no file descriptors left.
+                    self.places.close_one();
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
+    }
+
+    /// Gives a connection its place, in the reserve if all others are at requests. One that finds
+    /// no place there either is closed.
+    fn take_in(&mut self, stream: TcpStream, peer: IpAddr) {
+        let (place, reserved) = match self.places.take(peer) {
+            Ok(place) => (place, None),
+            Err(full) => match self.reserve.take(peer) {
+                Ok(place) => (place, Some(full)),
+                Err(_) => return,
+            },
+        };
+        let Ok(local) = stream.local_addr() else { return };
+        // Tokens are small and should leave at once.
+        let _ = stream.set_nodelay(true);
+        let line = Line::new(place.seat.clone(), local.ip().to_canonical(), reserved);
+        let socket = Socket::new(stream, line.clone(), self.write_time_max);
+        let mut http = http1::Builder::new();
+        let head_time_max = if reserved.is_some() { RESERVE_TIME } else { self.head_time_max };
+        http.timer(TokioTimer::new()).header_read_timeout(head_time_max);
+        http.keep_alive(reserved.is_none());
+        let (router, closed) = (self.router.clone(), self.closing.subscribe());
+        let talk = converse(http, socket, line, router, closed, place);
+        self.connections.spawn(async move {
+            match reserved {
+                None => talk.await,
+                Some(_) => drop(tokio::time::timeout(RESERVE_TIME, talk).await),
+            }
+        });
     }
 
     /// Takes nobody in any more; answers under way leave until `end`, then what is left is cut.
@@ -154,37 +194,35 @@ impl Door {
     }
 }
 
-/// The next connection, once there is a place for it.
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> (TcpStream, OwnedSemaphorePermit) {
-    loop {
-        let permit = places.clone().acquire_owned().await;
-        let permit = permit.expect("the places are never closed");
-        match listener.accept().await {
-            Ok((stream, _)) => return (stream, permit),
-            Err(error) => {
-                tracing::warn!(%error, "accept failed");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-/// One connection, until it ends or the server does.
+/// One connection, until it ends, the server does, or its place is given to another one.
 async fn converse(
     http: http1::Builder,
     socket: Socket<TcpStream>,
+    line: Arc<Line>,
     router: Router,
     mut closed: watch::Receiver<bool>,
-    _permit: OwnedSemaphorePermit,
+    mut place: Place,
 ) {
-    let service = TowerToHyperService::new(router);
+    let router = TowerToHyperService::new(router);
+    let asked = line.clone();
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        let turn = asked.ask(&request);
+        request.extensions_mut().insert(asked.clone());
+        let answer = router.call(request);
+        async move { answer.await.map(|response| response.map(|body| Said { body, _turn: turn })) }
+    });
     let mut connection = pin!(http.serve_connection(TokioIo::new(socket), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = async { drop(closed.wait_for(|closed| *closed).await) } => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+        _ = &mut place.lost => {
+            // A request that was admitted while this was decided is answered.
+            if !line.is_busy() {
+                return;
+            }
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -5,7 +5,7 @@
 //! the conversation, so adapters can be compared.
 
 use super::client::{Client, ServerArgs};
-use super::say;
+use super::{plain, say};
 use crate::error::{Error, Result};
 use clap::Args;
 use reqwest::Method;
@@ -107,7 +107,7 @@ impl Conversation {
                 _ => self.ask(line).await,
             };
             if let Err(e) = said {
-                eprintln!("error: {e}");
+                eprintln!("error: {}", plain::on_terminal(&e.message));
             }
         }
         Ok(())

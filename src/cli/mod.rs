@@ -16,6 +16,7 @@ pub mod log;
 pub mod merge;
 #[cfg(feature = "otel")]
 mod otel;
+mod plain;
 pub mod serve;
 pub mod sse;
 pub mod verify;
@@ -127,7 +128,7 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {}", e.message.replace('\n', " "));
+            eprintln!("error: {}", plain::on_terminal(&e.message.replace('\n', " ")));
             let bad_arguments =
                 matches!(e.code, "invalid_config" | "invalid_arguments" | "invalid_merge");
             ExitCode::from(if bad_arguments { 2 } else { 1 })
@@ -173,5 +174,6 @@ fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
 /// Prints at once. A reader who has gone away (`| head`) is no failure.
 fn say(text: &str) {
     let mut out = std::io::stdout();
+    let text = plain::on_terminal(text);
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }

@@ -35,6 +35,9 @@ use tokio::sync::mpsc;
 
 /// Usage records that may wait for their commit beside the requests under way.
 const USAGE_QUEUE_SPARE: usize = 4096;
+/// File descriptors for everything but `connections_max`: databases, uploads, blobs being read,
+/// pipes to templates, the reserve of connections.
+const OTHER_FILES: usize = 160;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -70,8 +73,9 @@ pub fn run(args: ServeArgs) -> Result<()> {
         return Ok(());
     }
     polylora_kernels::return_large_blocks();
-    let config = Config::load(file, args.settings)?;
+    let mut config = Config::load(file, args.settings)?;
     let _log = log::start(&config)?;
+    fit_descriptors(&mut config);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2) // the engine's threads compute; these only move bytes and text
         .enable_all()
@@ -81,6 +85,25 @@ pub fn run(args: ServeArgs) -> Result<()> {
         let (app, storage) = assemble(config).await?;
         listen(app, &storage).await
     })
+}
+
+/// Lets the process open as many files as it may, and no more connections than these allow: one
+/// that cannot be accepted would wait in the listener's backlog, health probes too.
+fn fit_descriptors(config: &mut Config) {
+    let Ok(files) = rlimit::increase_nofile_limit(u64::MAX) else { return };
+    let connections = usize::try_from(files).unwrap_or(usize::MAX).saturating_sub(OTHER_FILES);
+    let connections = connections.max(8);
+    if connections < config.connections_max {
+        tracing::warn!(
+            files,
+            asked = config.connections_max,
+            connections,
+            "connections_max is lowered: the process may not open more files"
+        );
+        config.connections_max = connections;
+        let of_address = &mut config.connections_per_address_max;
+        *of_address = (*of_address).min(connections);
+    }
 }
 
 /// A whole server but its port, with the adapters named at start; and how the weights are stored,

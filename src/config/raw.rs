@@ -145,17 +145,18 @@ pub struct RawConfig {
     /// Most logit_bias entries of one request
     #[arg(long, env = "POLYLORA_LOGIT_BIAS_MAX", value_name = "N")]
     pub logit_bias_max: Option<u64>,
-    /// Connections open at once; more wait to be accepted
+    /// Connections open at once; for one more, the one that is quiet longest is closed
     #[arg(long, env = "POLYLORA_CONNECTIONS_MAX", value_name = "N")]
     pub connections_max: Option<u64>,
     /// Connections of one address; 0: three quarters of connections_max
     #[arg(long, env = "POLYLORA_CONNECTIONS_PER_ADDRESS_MAX", value_name = "N")]
     pub connections_per_address_max: Option<u64>,
     /// Host names that requests may be sent to while there is no key, beside loopback names and the
-    /// address listened on
+    /// address listened on: box.lan, *.lan, or * for all
     #[arg(long, env = "POLYLORA_ALLOW_HOSTS", value_name = "HOST", value_delimiter = ',')]
     pub allow_hosts: Option<Vec<String>>,
-    /// Origins of web pages that may call the API from a browser, such as https://chat.example
+    /// Origins of web pages that may call the API from a browser, such as https://chat.example; *
+    /// for all, only with keys
     #[arg(long, env = "POLYLORA_ALLOW_ORIGINS", value_name = "ORIGIN", value_delimiter = ',')]
     pub allow_origins: Option<Vec<String>>,
     /// Uploads received at once; more are answered 429

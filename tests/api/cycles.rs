@@ -80,7 +80,7 @@ impl Worker {
         let address = self.live.server.url.strip_prefix("http://").expect("http");
         let mut socket = TcpStream::connect(address).expect("connected");
         let head = format!(
-            "PUT /v1/adapters/w{}-c HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\
+            "PUT /v1/adapters/w{}-c HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\
              content-type: application/octet-stream\r\n\r\nGGUF and no more",
             self.me
         );

@@ -98,7 +98,7 @@ async fn a_slow_upload_of_a_body_ends_at_the_deadline() {
     let live = Live::start(&["--request-seconds-max", "1"]);
     let address = live.server.url.strip_prefix("http://").unwrap();
     let mut socket = std::net::TcpStream::connect(address).unwrap();
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
                 content-length: 1000\r\n\r\n{";
     std::io::Write::write_all(&mut socket, head.as_bytes()).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -178,7 +178,7 @@ async fn a_head_that_never_ends_is_not_waited_for() {
     let live = Live::start(&["--head-seconds-max", "1"]);
     let address = live.server.url.strip_prefix("http://").unwrap();
     let mut socket = std::net::TcpStream::connect(address).unwrap();
-    std::io::Write::write_all(&mut socket, b"GET /live HTTP/1.1\r\nhost: x\r\n").unwrap();
+    std::io::Write::write_all(&mut socket, b"GET /live HTTP/1.1\r\nhost: localhost\r\n").unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
     let mut answer = Vec::new();
     // An answer or none, but an end.

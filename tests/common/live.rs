@@ -220,7 +220,7 @@ impl Live {
         socket.set_read_timeout(timeout).expect("a timeout");
         let length = body.len();
         let request = format!(
-            "{head} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
+            "{head} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
              content-length: {length}\r\n\r\n{body}"
         );
         socket.write_all(request.as_bytes()).expect("sent");

@@ -342,7 +342,8 @@ pub fn raw(i: usize) -> (&'static str, Vec<u8>) {
     let noise = &mut Noise(0xbeef_0000 + i as u64);
     let (path, body) = sound(noise);
     let body = body.to_string();
-    let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n");
+    let head =
+        format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n");
     let length = body.len();
     let (what, text) = match i % 10 {
         0 => (

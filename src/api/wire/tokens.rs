@@ -49,8 +49,11 @@ pub struct Health {
     pub status: &'static str,
     /// Seconds since the engine last finished a step or was idle.
     pub stalled_seconds: f64,
-    pub running: i64,
-    pub waiting: i64,
+    /// Requests that run and that wait, where the caller has a key or none is needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub running: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<i64>,
     /// `writable`, or `read_only`: it serves, and changes are refused until there is room.
     pub storage: &'static str,
 }
