@@ -75,7 +75,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("cudarc", &[]),
     ("faer", &["src/merge/"]),
     ("rlimit", &["src/text/"]),
-    ("rustix", &["src/jobs/"]),
+    ("rustix", &["src/api/", "src/jobs/", "src/text/"]),
 ];
 
 /// Pure modules: state and integers in, integers out.

@@ -1,9 +1,10 @@
 //! Meters: what each key, and each adapter with limits, has used and may still use.
 //!
 //! Owns rates, places and quotas. Never knows a clock: `now` comes with every call. The thing to
-//! know: a request reserves its prompt and all that it may generate before it is queued, everything
-//! or nothing, and settles to what it used when it ends. Settled use of quotas is written every few
-//! seconds: a crash forgets so much, and what was under way, and never charges twice.
+//! know: a request takes its place before any work is done for it, reserves its prompt and all that
+//! it may generate before it is queued, everything or nothing, and settles to what it used when it
+//! ends. Settled use of quotas is written every few seconds: a crash forgets so much, and what was
+//! under way, and never charges twice.
 
 use super::key::{Caller, Limits};
 use crate::error::{Error, Kind, Result};
@@ -13,6 +14,8 @@ use std::time::Duration;
 
 /// A minute, in the milliseconds that buckets count in.
 const MINUTE_MS: u64 = 60_000;
+/// A request that was refused by its limits after so much work at most may try again for nothing.
+const SMALL_TOKENS_MAX: u64 = 1024;
 
 /// A rate: a bucket that holds a minute's worth and fills evenly.
 #[derive(Debug, Clone, Copy)]
@@ -144,24 +147,24 @@ impl Meter {
         self.month.turn_to(month(now).0);
     }
 
-    /// Whether a request of so many tokens may come in now. Errors: `rate_limit_exceeded`,
-    /// `quota_exceeded`, `request_exceeds_limit`.
-    fn check(&self, whose: &str, tokens: u64, now: Duration) -> Result<()> {
-        let busy = |code: &'static str, what: String, wait_ms: u64| {
-            let after = wait_ms.div_ceil(1000).max(1);
-            let message = format!("{whose}: {what}; try again in {after} s");
-            Err(Error { retry_after: Some(after), ..busy(code, message) })
-        };
+    /// Whether one more request may come in now. Errors: `rate_limit_exceeded`.
+    fn check_place(&self, whose: &str) -> Result<()> {
         if let Some(most) = self.limits.concurrent_max.filter(|most| self.running >= *most) {
             let what = format!("{most} requests are being answered, which is its limit");
-            return busy("rate_limit_exceeded", what, 1000);
+            return later("rate_limit_exceeded", whose, &what, 1000);
         }
         if let Some(bucket) = &self.requests
             && bucket.left() < 1
         {
             let what = format!("{} requests a minute are its limit", bucket.size);
-            return busy("rate_limit_exceeded", what, bucket.wait(1));
+            return later("rate_limit_exceeded", whose, &what, bucket.wait(1));
         }
+        Ok(())
+    }
+
+    /// Whether a request may take so many tokens now. Errors: `rate_limit_exceeded`,
+    /// `quota_exceeded`, `request_exceeds_limit`.
+    fn check_tokens(&self, whose: &str, tokens: u64, now: Duration) -> Result<()> {
         if let Some(bucket) = &self.tokens {
             if tokens > bucket.size {
                 let message = format!(
@@ -173,7 +176,7 @@ impl Meter {
             }
             if bucket.left() < tokens {
                 let what = format!("{} tokens a minute are its limit", bucket.size);
-                return busy("rate_limit_exceeded", what, bucket.wait(tokens));
+                return later("rate_limit_exceeded", whose, &what, bucket.wait(tokens));
             }
         }
         let (_, month_left) = month(now);
@@ -185,22 +188,36 @@ impl Meter {
             if quota.is_some_and(|quota| period.used + period.reserved + tokens > quota) {
                 let quota = quota.unwrap_or_default();
                 let what = format!("{quota} tokens a {name} are its quota");
-                return busy("quota_exceeded", what, left * 1000);
+                return later("quota_exceeded", whose, &what, left * 1000);
             }
         }
         Ok(())
     }
 
-    fn take(&mut self, tokens: u64) {
+    fn take_place(&mut self) {
         self.running += 1;
         if let Some(bucket) = &mut self.requests {
             bucket.take(1);
         }
+    }
+
+    fn take_tokens(&mut self, tokens: u64) {
         if let Some(bucket) = &mut self.tokens {
             bucket.take(tokens);
         }
         self.day.reserved += tokens;
         self.month.reserved += tokens;
+    }
+
+    /// The end of a request that was never admitted: work that was done for it counts, as far as
+    /// there is something to take it from.
+    fn leave(&mut self, work: Option<u64>) {
+        self.running -= 1;
+        match (work, &mut self.requests, &mut self.tokens) {
+            (None, Some(requests), _) => requests.give(1),
+            (Some(tokens), _, Some(bucket)) => bucket.take(tokens.min(bucket.left())),
+            _ => {}
+        }
     }
 
     fn settle(&mut self, ticket: &Ticket, used: u64) {
@@ -216,6 +233,12 @@ impl Meter {
             }
         }
     }
+}
+
+fn later<T>(code: &'static str, whose: &str, what: &str, wait_ms: u64) -> Result<T> {
+    let after = wait_ms.div_ceil(1000).max(1);
+    let message = format!("{whose}: {what}; try again in {after} s");
+    Err(Error { retry_after: Some(after), ..busy(code, message) })
 }
 
 fn busy(code: &'static str, message: String) -> Error {
@@ -262,10 +285,18 @@ pub struct Meters {
     book: Mutex<HashMap<String, Meter>>,
 }
 
-/// A request's reservation; dropping it gives everything back but the request itself.
+/// A request's place, and later its reservation. Dropping it gives back what was not used: all of
+/// it before any work was done, everything but the request itself after that.
 pub struct Ticket {
     meters: Arc<Meters>,
-    subjects: Vec<String>,
+    /// The key's meter, if the key has limits.
+    key: Option<String>,
+    /// Tokens that were worked through for a request that is not admitted yet.
+    work: Option<u64>,
+    /// Whether more was done than encode a prompt.
+    costly: bool,
+    /// Meters that tokens are reserved in, once it is admitted.
+    subjects: Option<Vec<String>>,
     reserved: u64,
     day: u64,
     month: u64,
@@ -273,6 +304,36 @@ pub struct Ticket {
 }
 
 impl Ticket {
+    /// Work is done for the request from now on, perhaps as much as `tokens` of prompt are: should
+    /// it be refused, that counts.
+    pub fn worked(&mut self, tokens: u64) {
+        self.work = Some(tokens.max(self.work.unwrap_or(0)));
+    }
+
+    /// The work is more than a prompt of its size is, whatever comes of it.
+    pub fn worked_hard(&mut self) {
+        self.worked(0);
+        self.costly = true;
+    }
+
+    /// Reserves `tokens` of the key's and the adapters' limits (each name once), or nothing. Errors:
+    /// `rate_limit_exceeded`, `quota_exceeded`, `request_exceeds_limit`.
+    pub fn admit<'a>(
+        &mut self,
+        adapters: impl IntoIterator<Item = (&'a str, &'a Limits)>,
+        tokens: u64,
+        now: Duration,
+    ) -> Result<()> {
+        let admitted = self.meters.admit(self.key.as_deref(), adapters, tokens, now);
+        let small = !self.costly && self.work.is_some_and(|work| work <= SMALL_TOKENS_MAX);
+        if admitted.is_err() && small {
+            self.work = None;
+        }
+        self.subjects = Some(admitted?);
+        (self.reserved, self.day, self.month) = (tokens, day(now), month(now).0);
+        Ok(())
+    }
+
     /// What the request came to use, to be settled when the ticket goes.
     pub fn used(&mut self, tokens: u64) {
         self.used = tokens;
@@ -282,7 +343,13 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut book = self.meters.book();
-        for subject in &self.subjects {
+        let Some(subjects) = &self.subjects else {
+            if let Some(meter) = self.key.as_ref().and_then(|key| book.get_mut(key)) {
+                meter.leave(self.work);
+            }
+            return;
+        };
+        for subject in subjects {
             if let Some(meter) = book.get_mut(subject) {
                 meter.settle(self, self.used);
             }
@@ -304,46 +371,81 @@ impl Meters {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets a request in that may take `tokens`, or nothing is taken. `adapters` are names and
-    /// their limits, each name once. Errors: `rate_limit_exceeded`, `quota_exceeded`,
-    /// `request_exceeds_limit`.
-    pub fn admit<'a>(
-        self: &Arc<Self>,
-        caller: &'a Caller,
+    /// Takes a place for a request of this key, before any work is done for it. Errors:
+    /// `rate_limit_exceeded`.
+    pub fn enter(self: &Arc<Self>, caller: &Caller, now: Duration) -> Result<Ticket> {
+        let limits = caller.limits();
+        let mut key = None;
+        if !limits.is_empty() {
+            let subject = format!("key:{}", caller.id());
+            let mut book = self.book();
+            let meter = Self::meter(&mut book, &subject, limits, now);
+            meter.check_place(&format!("key {}", caller.id()))?;
+            meter.take_place();
+            key = Some(subject);
+        }
+        Ok(Ticket {
+            meters: self.clone(),
+            key,
+            work: None,
+            costly: false,
+            subjects: None,
+            reserved: 0,
+            day: 0,
+            month: 0,
+            used: 0,
+        })
+    }
+
+    /// The meter of `subject` under these limits, as it stands now.
+    fn meter<'a>(
+        book: &'a mut HashMap<String, Meter>,
+        subject: &str,
+        limits: &Limits,
+        now: Duration,
+    ) -> &'a mut Meter {
+        let meter = book.entry(subject.to_owned()).or_insert_with(Meter::new);
+        if meter.limits != *limits {
+            meter.set(limits, now.as_millis() as u64);
+        }
+        meter.turn_to(now);
+        meter
+    }
+
+    /// Reserves for a request that has its place at `key`; returns the meters.
+    fn admit<'a>(
+        &self,
+        key: Option<&str>,
         adapters: impl IntoIterator<Item = (&'a str, &'a Limits)>,
         tokens: u64,
         now: Duration,
-    ) -> Result<Ticket> {
-        let key = ("key", caller.id(), caller.limits());
-        let adapters = adapters.into_iter().map(|(name, limits)| ("adapter", name, limits));
-        let all = std::iter::once(key).chain(adapters);
+    ) -> Result<Vec<String>> {
         let mut book = self.book();
         let mut subjects = Vec::new();
-        for (kind, name, limits) in all.filter(|(.., limits)| !limits.is_empty()) {
-            let subject = format!("{kind}:{name}");
-            let ms = now.as_millis() as u64;
-            let meter = book.entry(subject.clone()).or_insert_with(Meter::new);
-            if meter.limits != *limits {
-                meter.set(limits, ms);
-            }
+        if let Some(key) = key
+            && let Some(meter) = book.get_mut(key)
+        {
             meter.turn_to(now);
-            meter.check(&format!("{kind} {name}"), tokens, now)?;
+            meter.check_tokens(&key.replacen(':', " ", 1), tokens, now)?;
+            subjects.push(key.to_owned());
+        }
+        for (name, limits) in adapters.into_iter().filter(|(_, limits)| !limits.is_empty()) {
+            let subject = format!("adapter:{name}");
+            let meter = Self::meter(&mut book, &subject, limits, now);
+            let whose = format!("adapter {name}");
+            meter.check_place(&whose)?;
+            meter.check_tokens(&whose, tokens, now)?;
             subjects.push(subject);
         }
         for subject in &subjects {
             if let Some(meter) = book.get_mut(subject) {
-                meter.take(tokens);
+                if key != Some(subject) {
+                    meter.take_place();
+                }
+                meter.take_tokens(tokens);
             }
         }
-        drop(book);
-        Ok(Ticket {
-            meters: self.clone(),
-            subjects,
-            reserved: tokens,
-            day: day(now),
-            month: month(now).0,
-            used: 0,
-        })
+        Ok(subjects)
     }
 
     /// What is left to the caller's key.

@@ -162,9 +162,27 @@ impl Access {
         self.inner.store.write_usage(&self.inner.meters.take_unwritten()).await
     }
 
-    /// Lets a request in that may take `tokens` of prompt and answer: by the limits of its key and
-    /// of its adapters (each name once), or nothing is taken. Errors: `rate_limit_exceeded`,
-    /// `quota_exceeded`, `request_exceeds_limit`.
+    /// Takes a place for a request, before any work is done for it. Errors: `rate_limit_exceeded`.
+    pub fn enter(&self, caller: &Caller, now: Duration) -> Result<Ticket> {
+        self.inner.meters.enter(caller, now)
+    }
+
+    /// Lets a request that has its place reserve `tokens` of prompt and answer: by the limits of its
+    /// key and of its adapters (each name once), or nothing is taken. Errors:
+    /// `rate_limit_exceeded`, `quota_exceeded`, `request_exceeds_limit`.
+    pub fn reserve<'a>(
+        &self,
+        ticket: &mut Ticket,
+        adapters: impl IntoIterator<Item = &'a str>,
+        tokens: u64,
+        now: Duration,
+    ) -> Result<()> {
+        let limits = adapters.into_iter().filter_map(|name| Some((name, self.limits(name)?)));
+        let limits: Vec<(&str, Limits)> = limits.collect();
+        ticket.admit(limits.iter().map(|(name, limits)| (*name, limits)), tokens, now)
+    }
+
+    /// Both at once. Errors: those of both.
     pub fn admit<'a>(
         &self,
         caller: &Caller,
@@ -172,10 +190,9 @@ impl Access {
         tokens: u64,
         now: Duration,
     ) -> Result<Ticket> {
-        let limits = adapters.into_iter().filter_map(|name| Some((name, self.limits(name)?)));
-        let limits: Vec<(&str, Limits)> = limits.collect();
-        let limits = limits.iter().map(|(name, limits)| (*name, limits));
-        self.inner.meters.admit(caller, limits, tokens, now)
+        let mut ticket = self.enter(caller, now)?;
+        self.reserve(&mut ticket, adapters, tokens, now)?;
+        Ok(ticket)
     }
 
     /// What is left to the caller's key in this minute.

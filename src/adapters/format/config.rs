@@ -346,7 +346,9 @@ impl Fields {
             let pattern = Pattern::suffix("rank_pattern", &key)?;
             Ok((pattern, rank("rank_pattern", &value)?))
         };
-        self.object("rank_pattern")?.into_iter().map(entry).collect()
+        let all = self.object("rank_pattern")?.into_iter().map(entry).collect::<Result<Vec<_>>>()?;
+        check_costs("rank_pattern", all.iter().map(|(pattern, _)| pattern))?;
+        Ok(all)
     }
 
     fn alpha_pattern(&mut self) -> Result<Vec<(Pattern, f64)>> {
@@ -354,7 +356,9 @@ impl Fields {
             let pattern = Pattern::suffix("alpha_pattern", &key)?;
             Ok((pattern, number("alpha_pattern", &value)?))
         };
-        self.object("alpha_pattern")?.into_iter().map(entry).collect()
+        let all = self.object("alpha_pattern")?.into_iter().map(entry).collect::<Result<Vec<_>>>()?;
+        check_costs("alpha_pattern", all.iter().map(|(pattern, _)| pattern))?;
+        Ok(all)
     }
 
     /// A list of strings, or one string as a list of one.
@@ -402,7 +406,10 @@ impl Fields {
     fn layer_patterns(&mut self) -> Result<Vec<Pattern>> {
         let texts = self.strings("layers_pattern")?.unwrap_or_default();
         let texts = texts.iter().filter(|t| !t.is_empty());
-        texts.map(|t| Pattern::layer("layers_pattern", t)).collect()
+        let texts = texts.take(COSTLY_MAX + 1);
+        let all = texts.map(|t| Pattern::layer("layers_pattern", t)).collect::<Result<Vec<_>>>()?;
+        check_costs("layers_pattern", all.iter())?;
+        Ok(all)
     }
 
     fn bias(&mut self) -> Result<TrainedBias> {
@@ -413,6 +420,17 @@ impl Fields {
             Some(_) => Err(invalid("`bias` must be none, all or lora_only").param("bias")),
         }
     }
+}
+
+/// Patterns of one field that are more than names: each takes memory, and time for every module.
+const COSTLY_MAX: usize = 64;
+
+fn check_costs<'a>(field: &str, patterns: impl Iterator<Item = &'a Pattern>) -> Result<()> {
+    if patterns.filter(|p| p.is_costly()).count() <= COSTLY_MAX {
+        return Ok(());
+    }
+    let message = format!("`{field}` has more than {COSTLY_MAX} regular expressions");
+    Err(invalid(message).param(field))
 }
 
 fn number(field: &str, value: &Value) -> Result<f64> {
