@@ -5,11 +5,11 @@
 //! begun, to its end even if the client hangs up.
 
 use super::audit::Touched;
+use super::intake::UPLOAD_BYTES;
 use super::wire::{
     Adapter, AdapterDeleted, AdapterGeneration, AdapterLineage, AdapterList, AdapterParent,
     AdapterProbe, AdapterPut, AdapterSummary, AdapterVersion, ErrorBody, FreedBytes,
 };
-use super::intake::UPLOAD_BYTES;
 use super::{Api, errors, upload, versions};
 use crate::access::Caller;
 use crate::adapters::format::generation::Generation;

@@ -159,7 +159,10 @@ async fn read(request: Request, api: &Api, caller: &Caller) -> Result<(Bytes, He
     let too_large = || {
         let config = &api.app.config;
         let why = match bytes_max < config.body_bytes_max {
-            true => format!("{bytes_max}, which request_bytes_max = {} allows", config.request_bytes_max),
+            true => format!(
+                "{bytes_max}, which request_bytes_max = {} allows",
+                config.request_bytes_max
+            ),
             false => format!("body_bytes_max = {bytes_max}"),
         };
         Error::new(Kind::TooLarge, "body_too_large", format!("the body is larger than {why}"))

@@ -45,7 +45,8 @@ pub async fn post(
     JsonObject(body): JsonObject,
 ) -> Result<Response> {
     body.count(&mut ticket);
-    let (shared, own, held) = body.read::<SamplingFields, ChatFields>(&api, &caller).await?;
+    let (shared, own, held) = body.read(&api, &caller).await?;
+    let ChatRequest { shared, own } = ChatRequest { shared, own };
     let (mut checked, conversation) = check(&api, shared.clone(), own)?;
     let asked = asked::asked(&shared, &api.app.base_name)?;
     let target = api.lease(&caller, asked, shared.user.as_deref()).await?;

@@ -50,7 +50,8 @@ pub async fn post(
     JsonObject(body): JsonObject,
 ) -> Result<Response> {
     body.count(&mut ticket);
-    let (shared, own, held) = body.read::<SamplingFields, CompletionFields>(&api, &caller).await?;
+    let (shared, own, held) = body.read(&api, &caller).await?;
+    let CompletionRequest { shared, own } = CompletionRequest { shared, own };
     let echo = own.echo.unwrap_or(false);
     let mut checked = check(&api, &shared, &own)?;
     let prompts = inputs(&api, own.prompt, checked.n)?;

@@ -11,6 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::share::{Permit, Pool};
 use crate::text::Text;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a value of a parsed tree takes beside its text, measured: an object of one field, and its
 /// share of a list that grows.
@@ -32,6 +33,9 @@ pub const RENDERS_MAX: u64 = 4;
 /// What an upload may hold at once of what it sends: heads of parts, and chunks on their way to the
 /// disk.
 pub const UPLOAD_BYTES: u64 = 2 << 20;
+
+/// So many bytes taken leave enough pages behind to be worth giving back.
+const BUSY_BYTES: u64 = 8 << 20;
 
 /// How much one request may bring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,8 +91,7 @@ impl Bounds {
         if tokens <= self.context {
             return Ok(());
         }
-        let message =
-            format!("the context is {} tokens; `{param}` has {tokens}", self.context);
+        let message = format!("the context is {} tokens; `{param}` has {tokens}", self.context);
         Err(Error::invalid("context_length_exceeded", message).param(param))
     }
 
@@ -125,6 +128,8 @@ pub fn parsing(body_bytes: usize, tree_values: u64, ids: u64) -> u64 {
 /// The pools. A tenant may hold as much of each as it leaves free.
 pub struct Intake {
     bytes: Arc<Pool>,
+    /// Bytes taken since somebody asked.
+    taken: AtomicU64,
     /// Large bodies being parsed.
     pub parsers: Arc<Pool>,
     /// Tokenizers at work.
@@ -141,6 +146,7 @@ impl Intake {
         let cores = std::thread::available_parallelism().map_or(2, usize::from) as u64;
         Self {
             bytes: Pool::new(config.request_bytes_max),
+            taken: AtomicU64::new(0),
             parsers: Pool::new((2 * cores).max(4)),
             encoders: Pool::new((2 * cores).max(4)),
             renders: Pool::new(RENDERS_MAX),
@@ -152,7 +158,13 @@ impl Intake {
     /// Bytes for a request of `caller`, given back when dropped. Errors:
     /// `request_memory_exhausted`.
     pub fn hold(&self, caller: &Caller, bytes: u64) -> Result<Held> {
+        self.taken.fetch_add(bytes, Ordering::Relaxed);
         Held::of(&self.bytes, caller.tenant().unwrap_or_default(), bytes)
+    }
+
+    /// Whether requests took much since this was asked last: the allocator keeps pages of it.
+    pub fn was_busy(&self) -> bool {
+        self.taken.swap(0, Ordering::Relaxed) >= BUSY_BYTES
     }
 }
 
@@ -227,10 +239,9 @@ pub async fn apart<T: Send + 'static>(
         // Nobody waits any more: the work was done for nobody.
         let _ = done.send(work());
     };
-    std::thread::Builder::new()
-        .name("encode".into())
-        .spawn(body)
-        .map_err(|e| Error::new(Kind::Busy, "request_memory_exhausted", format!("no thread: {e}")))?;
+    std::thread::Builder::new().name("encode".into()).spawn(body).map_err(|e| {
+        Error::new(Kind::Busy, "request_memory_exhausted", format!("no thread: {e}"))
+    })?;
     outcome.await.unwrap_or_else(|_| Err(gone()))
 }
 

@@ -38,7 +38,6 @@ impl Conversation {
             now: SystemTime::now(),
         }
     }
-
 }
 
 /// Templates of adapters by the digest of their content, last used last.
@@ -112,9 +111,8 @@ impl Api {
             Some(source) => {
                 let prompt = self.render(caller, source, conversation, held).await?;
                 let bytes = prompt.len();
-                let work = move |text: &Text, _: &mut Held| {
-                    text.encode_within(&prompt, false, context)
-                };
+                let work =
+                    move |text: &Text, _: &mut Held| text.encode_within(&prompt, false, context);
                 self.on_text(caller, bytes, bytes > SHORT_TEXT_BYTES, work).await
             }
         };

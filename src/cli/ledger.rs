@@ -38,7 +38,11 @@ impl Ledger {
             ("step buffers", buffers, format!("{} rows", config.rows_max)),
             ("adapters", config.adapter_bytes_max, "at most".to_owned()),
             ("requests", config.request_bytes_max, "at most, before they are queued".to_owned()),
-            ("templates", RENDERS_MAX * WORKER_BYTES_MAX, format!("at most, {RENDERS_MAX} processes")),
+            (
+                "templates",
+                RENDERS_MAX * WORKER_BYTES_MAX,
+                format!("at most, {RENDERS_MAX} processes"),
+            ),
             ("streams", streams * ring, format!("at most, {streams} of them")),
         ];
         Self { weights: weights.0, lines }
@@ -111,8 +115,11 @@ mod tests {
     fn ledger(available: u64) -> (Result<()>, String) {
         let given =
             RawConfig { kv_bytes: Some(crate::config::Size(1 << 30)), ..RawConfig::default() };
-        let config =
-            Config { adapter_bytes_max: 1 << 30, ..Config::load(None, given).expect("defaults") };
+        let config = Config {
+            adapter_bytes_max: 1 << 30,
+            request_bytes_max: 64 << 20,
+            ..Config::load(None, given).expect("defaults")
+        };
         let ledger = Ledger::new(&config, (3 << 30, "bf16".into()), (1024, 1 << 20, 16), 1 << 20);
         (ledger.check(available, &config), ledger.table(available))
     }

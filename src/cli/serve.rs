@@ -35,6 +35,10 @@ use tokio::sync::mpsc;
 /// Usage records that may wait for their commit beside the requests under way.
 const USAGE_QUEUE_SPARE: usize = 4096;
 
+/// Threads for files and for work that blocks, each with two megabytes of stack. What clients cause
+/// has places of its own, which are fewer.
+const BLOCKING_THREADS_MAX: usize = 64;
+
 const EXAMPLES: &str = "\
 Examples:
   polylora serve                                          the demo model on 127.0.0.1:8080
@@ -73,6 +77,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
     let _log = log::start(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2) // the engine's threads compute; these only move bytes and text
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
         .enable_all()
         .build()
         .map_err(|e| Error::fault(format!("cannot start the runtime: {e}")))?;

@@ -121,8 +121,7 @@ impl ChatTemplate {
             eos_token => defined(&self.eos_token),
             strftime_now => Value::from_function(move |format: &str| python::strftime(now, format)),
         };
-        let mut output =
-            Bounded { bytes: Vec::new(), bytes_max: bytes_max.min(OUTPUT_BYTES_MAX) };
+        let mut output = Bounded { bytes: Vec::new(), bytes_max: bytes_max.min(OUTPUT_BYTES_MAX) };
         if let Err(error) = template.render_captured_to(variables, &mut output) {
             return Ok(Err(error));
         }

@@ -342,23 +342,23 @@ impl Fields {
     }
 
     fn rank_pattern(&mut self) -> Result<Vec<(Pattern, usize)>> {
+        let name = "rank_pattern";
+        let mut costs = Costs(0);
         let entry = |(key, value): (String, Value)| {
-            let pattern = Pattern::suffix("rank_pattern", &key)?;
-            Ok((pattern, rank("rank_pattern", &value)?))
+            let pattern = costs.count(name, Pattern::suffix(name, &key)?)?;
+            Ok((pattern, rank(name, &value)?))
         };
-        let all = self.object("rank_pattern")?.into_iter().map(entry).collect::<Result<Vec<_>>>()?;
-        check_costs("rank_pattern", all.iter().map(|(pattern, _)| pattern))?;
-        Ok(all)
+        self.object(name)?.into_iter().map(entry).collect()
     }
 
     fn alpha_pattern(&mut self) -> Result<Vec<(Pattern, f64)>> {
+        let name = "alpha_pattern";
+        let mut costs = Costs(0);
         let entry = |(key, value): (String, Value)| {
-            let pattern = Pattern::suffix("alpha_pattern", &key)?;
-            Ok((pattern, number("alpha_pattern", &value)?))
+            let pattern = costs.count(name, Pattern::suffix(name, &key)?)?;
+            Ok((pattern, number(name, &value)?))
         };
-        let all = self.object("alpha_pattern")?.into_iter().map(entry).collect::<Result<Vec<_>>>()?;
-        check_costs("alpha_pattern", all.iter().map(|(pattern, _)| pattern))?;
-        Ok(all)
+        self.object(name)?.into_iter().map(entry).collect()
     }
 
     /// A list of strings, or one string as a list of one.
@@ -406,10 +406,9 @@ impl Fields {
     fn layer_patterns(&mut self) -> Result<Vec<Pattern>> {
         let texts = self.strings("layers_pattern")?.unwrap_or_default();
         let texts = texts.iter().filter(|t| !t.is_empty());
-        let texts = texts.take(COSTLY_MAX + 1);
-        let all = texts.map(|t| Pattern::layer("layers_pattern", t)).collect::<Result<Vec<_>>>()?;
-        check_costs("layers_pattern", all.iter())?;
-        Ok(all)
+        let name = "layers_pattern";
+        let mut costs = Costs(0);
+        texts.map(|t| costs.count(name, Pattern::layer(name, t)?)).collect()
     }
 
     fn bias(&mut self) -> Result<TrainedBias> {
@@ -425,12 +424,18 @@ impl Fields {
 /// Patterns of one field that are more than names: each takes memory, and time for every module.
 const COSTLY_MAX: usize = 64;
 
-fn check_costs<'a>(field: &str, patterns: impl Iterator<Item = &'a Pattern>) -> Result<()> {
-    if patterns.filter(|p| p.is_costly()).count() <= COSTLY_MAX {
-        return Ok(());
+/// How many there were.
+struct Costs(usize);
+
+impl Costs {
+    fn count(&mut self, field: &str, pattern: Pattern) -> Result<Pattern> {
+        self.0 += usize::from(pattern.is_costly());
+        if self.0 <= COSTLY_MAX {
+            return Ok(pattern);
+        }
+        let message = format!("`{field}` has more than {COSTLY_MAX} regular expressions");
+        Err(invalid(message).param(field))
     }
-    let message = format!("`{field}` has more than {COSTLY_MAX} regular expressions");
-    Err(invalid(message).param(field))
 }
 
 fn number(field: &str, value: &Value) -> Result<f64> {

@@ -27,7 +27,10 @@ pub struct Pattern {
 #[derive(Debug)]
 enum Matcher {
     /// A name, perhaps behind others, whose dots stand for any character.
-    Name { text: String, suffix: bool },
+    Name {
+        text: String,
+        suffix: bool,
+    },
     Linear(Regex),
     Backtracking(Backtracking),
 }

@@ -215,9 +215,24 @@ mod tests {
         assert_eq!(read("[1, 4294967295]").unwrap(), Prompt::Tokens(vec![1, u32::MAX]));
         assert_eq!(read("[[1], []]").unwrap(), Prompt::TokenLists(vec![vec![1], vec![]]));
         for wrong in [
-            "5", "null", "true", "{}", "{\"a\": [1]}", "[1, \"a\"]", "[\"a\", 1]", "[-1]", "[1.5]",
-            "[4294967296]", "[[\"a\"]]", "[[[1]]]", "[[1], 1]", "[1, [1]]", "[null]", "[{}]",
-            "[[1], \"a\"]", "[[], {}]",
+            "5",
+            "null",
+            "true",
+            "{}",
+            "{\"a\": [1]}",
+            "[1, \"a\"]",
+            "[\"a\", 1]",
+            "[-1]",
+            "[1.5]",
+            "[4294967296]",
+            "[[\"a\"]]",
+            "[[[1]]]",
+            "[[1], 1]",
+            "[1, [1]]",
+            "[null]",
+            "[{}]",
+            "[[1], \"a\"]",
+            "[[], {}]",
         ] {
             let e = read(wrong).expect_err(wrong).to_string();
             assert!(e.starts_with(PROMPT_EXPECTED), "{wrong}: {e}");

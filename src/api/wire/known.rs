@@ -104,7 +104,8 @@ mod tests {
             let fields = value.as_object().unwrap();
             let texts: Vec<_> = fields.iter().map(|(k, v)| (k.clone(), v.to_string())).collect();
             let known = settle(texts.iter().map(|(k, v)| (k.as_str(), v.as_str())));
-            let left = |known: Vec<&str>| fields.keys().filter(|k| !known.contains(&k.as_str())).count();
+            let left =
+                |known: Vec<&str>| fields.keys().filter(|k| !known.contains(&k.as_str())).count();
             known.map(left).map_err(|e| e.param.unwrap())
         };
         assert_eq!(settle(json!({"response_format": {"type": "text"}, "store": true})), Ok(0));
