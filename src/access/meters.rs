@@ -7,6 +7,7 @@
 //! under way, and never charges twice.
 
 use super::key::{Caller, Limits};
+use super::ticket::Ticket;
 use crate::error::{Error, Kind, Result};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,8 +15,6 @@ use std::time::Duration;
 
 /// A minute, in the milliseconds that buckets count in.
 const MINUTE_MS: u64 = 60_000;
-/// A request that was refused by its limits after so much work at most may try again for nothing.
-const SMALL_TOKENS_MAX: u64 = 1024;
 
 /// A rate: a bucket that holds a minute's worth and fills evenly.
 #[derive(Debug, Clone, Copy)]
@@ -220,14 +219,14 @@ impl Meter {
         }
     }
 
-    fn settle(&mut self, ticket: &Ticket, used: u64) {
+    fn settle(&mut self, reserved: &Reserved, used: u64) {
         self.running -= 1;
         if let Some(bucket) = &mut self.tokens {
-            bucket.give(ticket.reserved.saturating_sub(used));
+            bucket.give(reserved.tokens.saturating_sub(used));
         }
-        for (period, number) in [(&mut self.day, ticket.day), (&mut self.month, ticket.month)] {
+        for (period, number) in [(&mut self.day, reserved.day), (&mut self.month, reserved.month)] {
             if period.number == number {
-                period.reserved = period.reserved.saturating_sub(ticket.reserved);
+                period.reserved = period.reserved.saturating_sub(reserved.tokens);
                 period.used += used;
                 self.unwritten = true;
             }
@@ -285,76 +284,12 @@ pub struct Meters {
     book: Mutex<HashMap<String, Meter>>,
 }
 
-/// A request's place, and later its reservation. Dropping it gives back what was not used: all of
-/// it before any work was done, everything but the request itself after that.
-pub struct Ticket {
-    meters: Arc<Meters>,
-    /// The key's meter, if the key has limits.
-    key: Option<String>,
-    /// Tokens that were worked through for a request that is not admitted yet.
-    work: Option<u64>,
-    /// Whether more was done than encode a prompt.
-    costly: bool,
-    /// Meters that tokens are reserved in, once it is admitted.
-    subjects: Option<Vec<String>>,
-    reserved: u64,
+/// What an admitted request holds: meters, and tokens of each in a day and a month.
+pub(super) struct Reserved {
+    subjects: Vec<String>,
+    tokens: u64,
     day: u64,
     month: u64,
-    used: u64,
-}
-
-impl Ticket {
-    /// Work is done for the request from now on, perhaps as much as `tokens` of prompt are: should
-    /// it be refused, that counts.
-    pub fn worked(&mut self, tokens: u64) {
-        self.work = Some(tokens.max(self.work.unwrap_or(0)));
-    }
-
-    /// The work is more than a prompt of its size is, whatever comes of it.
-    pub fn worked_hard(&mut self) {
-        self.worked(0);
-        self.costly = true;
-    }
-
-    /// Reserves `tokens` of the key's and the adapters' limits (each name once), or nothing. Errors:
-    /// `rate_limit_exceeded`, `quota_exceeded`, `request_exceeds_limit`.
-    pub fn admit<'a>(
-        &mut self,
-        adapters: impl IntoIterator<Item = (&'a str, &'a Limits)>,
-        tokens: u64,
-        now: Duration,
-    ) -> Result<()> {
-        let admitted = self.meters.admit(self.key.as_deref(), adapters, tokens, now);
-        let small = !self.costly && self.work.is_some_and(|work| work <= SMALL_TOKENS_MAX);
-        if admitted.is_err() && small {
-            self.work = None;
-        }
-        self.subjects = Some(admitted?);
-        (self.reserved, self.day, self.month) = (tokens, day(now), month(now).0);
-        Ok(())
-    }
-
-    /// What the request came to use, to be settled when the ticket goes.
-    pub fn used(&mut self, tokens: u64) {
-        self.used = tokens;
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let mut book = self.meters.book();
-        let Some(subjects) = &self.subjects else {
-            if let Some(meter) = self.key.as_ref().and_then(|key| book.get_mut(key)) {
-                meter.leave(self.work);
-            }
-            return;
-        };
-        for subject in subjects {
-            if let Some(meter) = book.get_mut(subject) {
-                meter.settle(self, self.used);
-            }
-        }
-    }
 }
 
 impl Meters {
@@ -384,17 +319,7 @@ impl Meters {
             meter.take_place();
             key = Some(subject);
         }
-        Ok(Ticket {
-            meters: self.clone(),
-            key,
-            work: None,
-            costly: false,
-            subjects: None,
-            reserved: 0,
-            day: 0,
-            month: 0,
-            used: 0,
-        })
+        Ok(Ticket::new(self.clone(), key))
     }
 
     /// The meter of `subject` under these limits, as it stands now.
@@ -413,13 +338,13 @@ impl Meters {
     }
 
     /// Reserves for a request that has its place at `key`; returns the meters.
-    fn admit<'a>(
+    pub(super) fn admit<'a>(
         &self,
         key: Option<&str>,
         adapters: impl IntoIterator<Item = (&'a str, &'a Limits)>,
         tokens: u64,
         now: Duration,
-    ) -> Result<Vec<String>> {
+    ) -> Result<Reserved> {
         let mut book = self.book();
         let mut subjects = Vec::new();
         if let Some(key) = key
@@ -445,7 +370,24 @@ impl Meters {
                 meter.take_tokens(tokens);
             }
         }
-        Ok(subjects)
+        Ok(Reserved { subjects, tokens, day: day(now), month: month(now).0 })
+    }
+
+    /// The end of a request at `key` that was never admitted.
+    pub(super) fn leave(&self, key: &str, work: Option<u64>) {
+        if let Some(meter) = self.book().get_mut(key) {
+            meter.leave(work);
+        }
+    }
+
+    /// The end of a request that came to use so many tokens.
+    pub(super) fn settle(&self, reserved: &Reserved, used: u64) {
+        let mut book = self.book();
+        for subject in &reserved.subjects {
+            if let Some(meter) = book.get_mut(subject) {
+                meter.settle(reserved, used);
+            }
+        }
     }
 
     /// What is left to the caller's key.

@@ -10,12 +10,14 @@ pub mod key;
 mod keyring;
 pub mod meters;
 mod store;
+mod ticket;
 
 pub use key::{Caller, Key, Limits, NewKey, Scope};
 use keyring::Keyring;
 pub use keyring::Secret;
-pub use meters::{Left, Standing, Ticket};
+pub use meters::{Left, Standing};
 use store::Store;
+pub use ticket::Ticket;
 
 use crate::error::{Error, Kind, Result};
 use audit::{Query, Record};

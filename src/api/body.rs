@@ -6,7 +6,7 @@
 
 use super::Api;
 use super::errors::UNSUPPORTED_MEDIA_TYPE;
-use super::intake::{Bounds, Held, SHORT_BODY_BYTES, apart, parsing};
+use super::intake::{Bounds, Held, LONG_BODY_BYTES, SHORT_BODY_BYTES, apart, parsing};
 use super::json::{self, Field};
 use super::paced::Paced;
 use super::wire::known;
@@ -57,7 +57,8 @@ impl FromRequest<Arc<Api>> for JsonObject {
             return Fields::cut(body, held, &bounds).map(Self);
         }
         let place = api.intake.parsers.take(caller.tenant().unwrap_or_default()).await;
-        apart(place, false, move || Fields::cut(body, held, &bounds)).await.map(Self)
+        let long = body.len() > LONG_BODY_BYTES;
+        apart(place, long, move || Fields::cut(body, held, &bounds)).await.map(Self)
     }
 }
 
@@ -100,7 +101,7 @@ impl Fields {
             return self.both();
         }
         let place = api.intake.parsers.take(caller.tenant().unwrap_or_default()).await;
-        apart(place, false, move || self.both()).await
+        apart(place, self.body.len() > LONG_BODY_BYTES, move || self.both()).await
     }
 
     fn both<A, B>(mut self) -> Result<(A, B, Held)>

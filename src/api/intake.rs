@@ -28,6 +28,8 @@ const TREE_VALUES_MAX: u64 = 65_536;
 pub const SHORT_TEXT_BYTES: usize = 16 << 10;
 /// Bodies up to so many bytes are parsed where they arrive.
 pub const SHORT_BODY_BYTES: usize = 16 << 10;
+/// Larger ones give way to everything else.
+pub const LONG_BODY_BYTES: usize = 256 << 10;
 /// Processes that render templates of adapters at once. A tenant alone has half of them.
 pub const RENDERS_MAX: u64 = 4;
 /// What an upload may hold at once of what it sends: heads of parts, and chunks on their way to the
