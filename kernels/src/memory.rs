@@ -1,7 +1,7 @@
 //! What the C library's allocator keeps of what was freed.
 //!
-//! Owns three settings of the process, and the call that gives pages back. Never allocates. The thing to know: where there is no glibc
-//! it does nothing, since the others have no such settings.
+//! Owns three settings of the process, and the call that gives pages back. Never allocates. The
+//! thing to know: where there is no glibc it does nothing, since the others have no such settings.
 
 /// Blocks of so many bytes and more are mapped for themselves, and unmapped when they are freed.
 const MAPPED_FROM: i32 = 64 << 10;

@@ -169,8 +169,8 @@ impl Access {
         self.inner.meters.enter(caller, now)
     }
 
-    /// Lets a request that has its place reserve `tokens` of prompt and answer: by the limits of its
-    /// key and of its adapters (each name once), or nothing is taken. Errors:
+    /// Lets a request that has its place reserve `tokens` of prompt and answer: by the limits of
+    /// its key and of its adapters (each name once), or nothing is taken. Errors:
     /// `rate_limit_exceeded`, `quota_exceeded`, `request_exceeds_limit`.
     pub fn reserve<'a>(
         &self,

@@ -45,8 +45,8 @@ impl Ticket {
         self.costly = true;
     }
 
-    /// Reserves `tokens` of the key's and the adapters' limits (each name once), or nothing. Errors:
-    /// `rate_limit_exceeded`, `quota_exceeded`, `request_exceeds_limit`.
+    /// Reserves `tokens` of the key's and the adapters' limits (each name once), or nothing.
+    /// Errors: `rate_limit_exceeded`, `quota_exceeded`, `request_exceeds_limit`.
     pub fn admit<'a>(
         &mut self,
         adapters: impl IntoIterator<Item = (&'a str, &'a Limits)>,

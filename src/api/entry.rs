@@ -1,7 +1,7 @@
 //! The door of inference: a request takes its place at its key before its body is read.
 //!
-//! Owns nothing. Never judges anything but the key's limits. The thing to know: it stands before the
-//! body among a handler's arguments, and these are read in order.
+//! Owns nothing. Never judges anything but the key's limits. The thing to know: it stands before
+//! the body among a handler's arguments, and these are read in order.
 
 use super::{Api, clock};
 use crate::access::{Caller, Ticket};

@@ -30,8 +30,8 @@ pub const SHORT_TEXT_BYTES: usize = 16 << 10;
 pub const SHORT_BODY_BYTES: usize = 16 << 10;
 /// Larger ones give way to everything else.
 pub const LONG_BODY_BYTES: usize = 256 << 10;
-/// Processes that render templates of adapters at once. A tenant alone has half of them.
-pub const RENDERS_MAX: u64 = 4;
+/// Processes that render templates of adapters at once. A tenant alone has two of them.
+pub const RENDERS_MAX: u64 = 3;
 /// What an upload may hold at once of what it sends: heads of parts, and chunks on their way to the
 /// disk.
 pub const UPLOAD_BYTES: u64 = 2 << 20;
@@ -215,9 +215,9 @@ fn exhausted(pool: &Pool, tenant: &str) -> Error {
     Error { retry_after: Some(1), ..error }
 }
 
-/// Runs `work` where it delays no other request: on a blocking thread, or, when it is `long`, on one
-/// of its own that the machine runs after everything that serves. The place is kept as long as the
-/// work, so that clients who hang up cannot pile up more of it.
+/// Runs `work` where it delays no other request: on a blocking thread, or, when it is `long`, on
+/// one of its own that the machine runs after everything that serves. The place is kept as long as
+/// the work, so that clients who hang up cannot pile up more of it.
 pub async fn apart<T: Send + 'static>(
     place: Permit,
     long: bool,

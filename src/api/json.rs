@@ -232,7 +232,8 @@ mod tests {
 
     #[test]
     fn a_body_is_cut_into_its_fields_whatever_stands_between_and_in_them() {
-        let text = " {\n \"a\" : 1.5e3 ,\"b\":[1, {\"x]\": \"}\\\"\"} ] , \"c\\u0041\":\"{\\\\\",\"d\":null,\"a\":\ttrue}\r\n";
+        let text = " {\n \"a\" : 1.5e3 ,\"b\":[1, {\"x]\": \"}\\\"\"} ] , \
+                    \"c\\u0041\":\"{\\\\\",\"d\":null,\"a\":\ttrue}\r\n";
         let expected = [("a", "true"), ("b", "[1, {\"x]\": \"}\\\"\"} ]"), ("cA", "\"{\\\\\"")];
         let expected: Vec<_> =
             expected.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect();

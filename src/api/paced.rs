@@ -1,8 +1,8 @@
 //! A body as it comes, given up when it stalls or trickles.
 //!
 //! Owns the time that a body may take. Never keeps a byte. The thing to know: in each window of
-//! `body_seconds_max` a body brings 4 KiB a second or it ends, as an error that also reaches whoever
-//! reads it through a parser (`end`).
+//! `body_seconds_max` a body brings 4 KiB a second or it ends, as an error that also reaches
+//! whoever reads it through a parser (`end`).
 
 use super::errors::BODY_TIMEOUT;
 use crate::error::{Error, Kind, Result};
@@ -168,11 +168,11 @@ mod tests {
     async fn more_than_its_reader_allows_ends_it_in_the_readers_words() {
         let mut paced = Paced::new(body(Duration::ZERO, 100, 100), 30);
         let reins = paced.reins();
-        reins.limit(250, Error::invalid("planted", "too much"));
+        reins.limit(250, Error::invalid("invalid_archive", "too much"));
         let mut read = 0;
         while let Some(Ok(chunk)) = paced.next().await {
             read += chunk.len();
         }
-        assert_eq!((read, reins.ended().map(|e| e.code)), (200, Some("planted")));
+        assert_eq!((read, reins.ended().map(|e| e.code)), (200, Some("invalid_archive")));
     }
 }

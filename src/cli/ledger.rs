@@ -38,11 +38,6 @@ impl Ledger {
             ("step buffers", buffers, format!("{} rows", config.rows_max)),
             ("adapters", config.adapter_bytes_max, "at most".to_owned()),
             ("requests", config.request_bytes_max, "at most, before they are queued".to_owned()),
-            (
-                "templates",
-                RENDERS_MAX * WORKER_BYTES_MAX,
-                format!("at most, {RENDERS_MAX} processes"),
-            ),
             ("streams", streams * ring, format!("at most, {streams} of them")),
         ];
         Self { weights: weights.0, lines }
@@ -79,6 +74,8 @@ impl Ledger {
         page.extend(self.lines.iter().map(|(what, bytes, remark)| line(what, *bytes, remark)));
         let remark = format!("of {} available", human(available + self.weights));
         page.push(line("sum", self.total(), &remark));
+        let remark = format!("beside it, at most: {RENDERS_MAX} processes for adapters' templates");
+        page.push(line("templates", RENDERS_MAX * WORKER_BYTES_MAX, &remark));
         page.iter().map(|l| format!("{}\n", l.trim_end())).collect()
     }
 }

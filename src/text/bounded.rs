@@ -2,7 +2,8 @@
 //!
 //! Owns when a text surely has too many tokens. Never cuts a text that is then used: what passes is
 //! encoded whole. The thing to know: a long text is first counted in pieces, of which a few are
-//! enough to refuse it; cutting adds a token or two a piece, so the count may be a quarter too high.
+//! enough to refuse it; cutting adds a token or two a piece, so the count may be a quarter too
+//! high.
 
 use super::Text;
 use crate::error::{Error, Result};
@@ -18,8 +19,8 @@ pub fn surely_too_many(tokens_max: usize) -> usize {
 }
 
 impl Text {
-    /// As [`encode`](Self::encode), but of a long text with surely more than `tokens_max` tokens only
-    /// as much as it takes to know that. Errors: `context_length_exceeded`, `tokenizer_error`.
+    /// As [`encode`](Self::encode), but of a long text with surely more than `tokens_max` tokens
+    /// only as much as it takes to know that. Errors: `context_length_exceeded`, `tokenizer_error`.
     pub fn encode_within(&self, text: &str, special: bool, tokens_max: usize) -> Result<Vec<u32>> {
         if text.len() > PIECE_BYTES {
             self.count_within(text, tokens_max)?;

@@ -2,8 +2,8 @@
 //!
 //! Owns the few characters that may be the start of a stop string. Never sees tokens. The thing to
 //! know: the match that is complete first wins, and of those complete at the same character the
-//! longest; so the outcome does not depend on how the text was cut into pieces, and a byte is looked
-//! at once for each stop string however long they are.
+//! longest; so the outcome does not depend on how the text was cut into pieces, and a byte is
+//! looked at once for each stop string however long they are.
 
 use std::sync::Arc;
 
@@ -35,8 +35,8 @@ impl Needle {
         needle
     }
 
-    /// How much of it stands at the end of a text that goes on with `byte`, where `begun` bytes, not
-    /// all, stood there before.
+    /// How much of it stands at the end of a text that goes on with `byte`, where `begun` bytes,
+    /// not all, stood there before.
     fn next(&self, mut begun: u32, byte: u8) -> u32 {
         let text = self.text.as_bytes();
         while text[begun as usize] != byte {

@@ -1,8 +1,8 @@
 //! A matcher for look-around and back-references, which no engine matches in linear time.
 //!
-//! Owns the walk over a parsed pattern. Never parses. The thing to know: every step is counted, over
-//! all paths that a pattern is held against, and so is how deep the walk stands; a pattern that
-//! takes more is given up.
+//! Owns the walk over a parsed pattern. Never parses. The thing to know: every step is counted,
+//! over all paths that a pattern is held against, and so is how deep the walk stands; a pattern
+//! that takes more is given up.
 
 use fancy_regex::{Assertion, Expr, LookAround};
 use regex::{Regex, RegexBuilder};

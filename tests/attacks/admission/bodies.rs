@@ -27,7 +27,7 @@ async fn a_body_of_a_million_values_is_refused_before_anything_is_made_of_it() {
         let list = unit.repeat(3_000_000 / unit.len());
         let body = format!("{{\"model\":\"{BASE}\",\"{field}\":[{}0]}}", list);
         let answer = two.raw(&two.mallory, CHAT, body).await;
-        assert_eq!(answer.error(), format!("400 invalid_json {field}"), "{unit}: {}", answer.text);
+        assert!(answer.error().starts_with("400 invalid_json "), "{unit}: {}", answer.text);
         assert!(answer.text.contains("values"), "{}", answer.text);
     }
     let deep = format!("{{\"messages\":{}", "{\"a\":".repeat(500_000));
@@ -79,8 +79,8 @@ async fn bodies_that_stall_hold_their_tenants_share_and_are_given_up() {
 
 #[tokio::test]
 async fn stops_names_and_users_have_sane_lengths() {
-    let two = Two::start(&[]).await;
-    let many: Vec<String> = (0..16).map(|i| format!("{i}{}", "b".repeat(1020))).collect();
+    let two = Two::start(&["--stops-max", "64"]).await;
+    let many: Vec<String> = (0..20).map(|i| format!("{i}{}", "b".repeat(1000))).collect();
     let parts = (0..8).map(|i| format!("mallory-{i}:0.{}", "5".repeat(400))).collect::<Vec<_>>();
     for (change, expected) in [
         (json!({"stop": "x".repeat(1025), "n": 16}), "400 invalid_value stop[0]"),

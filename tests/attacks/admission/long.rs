@@ -215,8 +215,8 @@ async fn each_attack_in_turn_beside_a_canary() {
         let (canary, live, sent) = rig.during(Some(&attack)).await;
         let (p99, live99) = (canary.quantile(0.99), live.quantile(0.99));
         println!(
-            "{}: {sent} sent; canary n {} p50 {:?} p99 {p99:?} bad {}; /live p99 {live99:?} max {:?}; \
-             now {} kB, peak {} kB",
+            "{}: {sent} sent; canary n {} p50 {:?} p99 {p99:?} bad {}; \
+             /live p99 {live99:?} max {:?}; now {} kB, peak {} kB",
             attack.0,
             canary.times.len(),
             canary.quantile(0.5),
