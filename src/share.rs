@@ -110,6 +110,11 @@ impl Permit {
         }
     }
 
+    /// Whose it is; empty for an operator.
+    pub fn tenant(&self) -> &str {
+        &self.tenant
+    }
+
     /// Gives back all but `amount`.
     pub fn shrink_to(&mut self, amount: u64) {
         if amount < self.amount {

@@ -75,7 +75,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("cudarc", &[]),
     ("faer", &["src/merge/"]),
     ("rlimit", &["src/text/", "src/cli/serve.rs"]),
-    ("rustix", &["src/jobs/", "src/adapters/store/"]),
+    ("rustix", &["src/api/", "src/jobs/", "src/text/", "src/adapters/store/"]),
 ];
 
 /// Pure modules: state and integers in, integers out.

@@ -63,7 +63,7 @@ pub use glu::{Gate, glu};
 pub use kv::{KvCache, Rows};
 pub use linear::{Add, Delta, Linear, LoraScratch, PARTS_MAX, SITES_MAX, linear, linear_sum};
 pub use matrix::{Grouped, Matrix};
-pub use memory::return_large_blocks;
+pub use memory::{return_free_pages, return_large_blocks};
 pub use norm::{NormWeight, Residual, add_norm, add_norm_rows};
 pub use rope::{RopeStore, RopeTable, rope_store};
 pub use segments::Segments;

@@ -1,12 +1,13 @@
 //! Meters: what each key, and each adapter with limits, has used and may still use.
 //!
 //! Owns rates (by the clock that nobody sets), places and quotas (by the calendar). Never knows a
-//! clock: [`Now`] comes with every call. The thing to know: a request reserves its prompt and all
-//! that it may generate before it is queued, everything or nothing, and settles to what it used
-//! when it ends. Settled use of quotas is written every few seconds: a crash forgets so much, and
-//! what was under way, and never charges twice.
+//! clock: [`Now`] comes with every call. The thing to know: a request takes its place before any
+//! work is done for it, reserves its prompt and all that it may generate before it is queued,
+//! everything or nothing, and settles to what it used when it ends; settled use of quotas is
+//! written every few seconds, so a crash forgets so much, and never charges twice.
 
 use super::key::{Caller, Limits};
+use super::ticket::Ticket;
 use crate::clock::Now;
 use crate::error::{Error, Kind, Result};
 use std::cmp::Ordering;
@@ -151,24 +152,24 @@ impl Meter {
         self.month.turn_to(month(now.wall).0);
     }
 
-    /// Whether a request of so many tokens may come in now. Errors: `rate_limit_exceeded`,
-    /// `quota_exceeded`, `request_exceeds_limit`.
-    fn check(&self, whose: &str, tokens: u64, now: Duration) -> Result<()> {
-        let busy = |code: &'static str, what: String, wait_ms: u64| {
-            let after = wait_ms.div_ceil(1000).max(1);
-            let message = format!("{whose}: {what}; try again in {after} s");
-            Err(Error { retry_after: Some(after), ..busy(code, message) })
-        };
+    /// Whether one more request may come in now. Errors: `rate_limit_exceeded`.
+    fn check_place(&self, whose: &str) -> Result<()> {
         if let Some(most) = self.limits.concurrent_max.filter(|most| self.running >= *most) {
             let what = format!("{most} requests are being answered, which is its limit");
-            return busy("rate_limit_exceeded", what, 1000);
+            return later("rate_limit_exceeded", whose, &what, 1000);
         }
         if let Some(bucket) = &self.requests
             && bucket.left() < 1
         {
             let what = format!("{} requests a minute are its limit", bucket.size);
-            return busy("rate_limit_exceeded", what, bucket.wait(1));
+            return later("rate_limit_exceeded", whose, &what, bucket.wait(1));
         }
+        Ok(())
+    }
+
+    /// Whether a request may take so many tokens now. Errors: `rate_limit_exceeded`,
+    /// `quota_exceeded`, `request_exceeds_limit`.
+    fn check_tokens(&self, whose: &str, tokens: u64, now: Duration) -> Result<()> {
         if let Some(bucket) = &self.tokens {
             if tokens > bucket.size {
                 let message = format!(
@@ -180,7 +181,7 @@ impl Meter {
             }
             if bucket.left() < tokens {
                 let what = format!("{} tokens a minute are its limit", bucket.size);
-                return busy("rate_limit_exceeded", what, bucket.wait(tokens));
+                return later("rate_limit_exceeded", whose, &what, bucket.wait(tokens));
             }
         }
         let (_, month_left) = month(now);
@@ -192,17 +193,20 @@ impl Meter {
             if quota.is_some_and(|quota| period.used + period.reserved + tokens > quota) {
                 let quota = quota.unwrap_or_default();
                 let what = format!("{quota} tokens a {name} are its quota");
-                return busy("quota_exceeded", what, left * 1000);
+                return later("quota_exceeded", whose, &what, left * 1000);
             }
         }
         Ok(())
     }
 
-    fn take(&mut self, tokens: u64) {
+    fn take_place(&mut self) {
         self.running += 1;
         if let Some(bucket) = &mut self.requests {
             bucket.take(1);
         }
+    }
+
+    fn take_tokens(&mut self, tokens: u64) {
         if let Some(bucket) = &mut self.tokens {
             bucket.take(tokens);
         }
@@ -210,19 +214,36 @@ impl Meter {
         self.month.reserved += tokens;
     }
 
-    fn settle(&mut self, ticket: &Ticket, used: u64) {
+    /// The end of a request that was never admitted: work that was done for it counts, as far as
+    /// there is something to take it from.
+    fn leave(&mut self, work: Option<u64>) {
+        self.running -= 1;
+        match (work, &mut self.requests, &mut self.tokens) {
+            (None, Some(requests), _) => requests.give(1),
+            (Some(tokens), _, Some(bucket)) => bucket.take(tokens.min(bucket.left())),
+            _ => {}
+        }
+    }
+
+    fn settle(&mut self, reserved: &Reserved, used: u64) {
         self.running -= 1;
         if let Some(bucket) = &mut self.tokens {
-            bucket.give(ticket.reserved.saturating_sub(used));
+            bucket.give(reserved.tokens.saturating_sub(used));
         }
-        for (period, number) in [(&mut self.day, ticket.day), (&mut self.month, ticket.month)] {
+        for (period, number) in [(&mut self.day, reserved.day), (&mut self.month, reserved.month)] {
             if period.number == number {
-                period.reserved = period.reserved.saturating_sub(ticket.reserved);
+                period.reserved = period.reserved.saturating_sub(reserved.tokens);
                 period.used += used;
                 self.unwritten = true;
             }
         }
     }
+}
+
+fn later<T>(code: &'static str, whose: &str, what: &str, wait_ms: u64) -> Result<T> {
+    let after = wait_ms.div_ceil(1000).max(1);
+    let message = format!("{whose}: {what}; try again in {after} s");
+    Err(Error { retry_after: Some(after), ..busy(code, message) })
 }
 
 fn busy(code: &'static str, message: String) -> Error {
@@ -269,32 +290,12 @@ pub struct Meters {
     book: Mutex<HashMap<String, Meter>>,
 }
 
-/// A request's reservation; dropping it gives everything back but the request itself.
-pub struct Ticket {
-    meters: Arc<Meters>,
+/// What an admitted request holds: meters, and tokens of each in a day and a month.
+pub(super) struct Reserved {
     subjects: Vec<String>,
-    reserved: u64,
+    tokens: u64,
     day: u64,
     month: u64,
-    used: u64,
-}
-
-impl Ticket {
-    /// What the request came to use, to be settled when the ticket goes.
-    pub fn used(&mut self, tokens: u64) {
-        self.used = tokens;
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let mut book = self.meters.book();
-        for subject in &self.subjects {
-            if let Some(meter) = book.get_mut(subject) {
-                meter.settle(self, self.used);
-            }
-        }
-    }
 }
 
 impl Meters {
@@ -311,46 +312,88 @@ impl Meters {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets a request in that may take `tokens`, or nothing is taken. `adapters` are names and
-    /// their limits, each name once. Errors: `rate_limit_exceeded`, `quota_exceeded`,
-    /// `request_exceeds_limit`.
-    pub fn admit<'a>(
-        self: &Arc<Self>,
-        caller: &'a Caller,
+    /// Takes a place for a request of this key, before any work is done for it. Errors:
+    /// `rate_limit_exceeded`.
+    pub fn enter(self: &Arc<Self>, caller: &Caller, now: Now) -> Result<Ticket> {
+        let limits = caller.limits();
+        let mut key = None;
+        if !limits.is_empty() {
+            let subject = format!("key:{}", caller.id());
+            let mut book = self.book();
+            let meter = Self::meter(&mut book, &subject, limits, now);
+            meter.check_place(&format!("key {}", caller.id()))?;
+            meter.take_place();
+            key = Some(subject);
+        }
+        Ok(Ticket::new(self.clone(), key))
+    }
+
+    /// The meter of `subject` under these limits, as it stands now.
+    fn meter<'a>(
+        book: &'a mut HashMap<String, Meter>,
+        subject: &str,
+        limits: &Limits,
+        now: Now,
+    ) -> &'a mut Meter {
+        let meter = book.entry(subject.to_owned()).or_insert_with(Meter::new);
+        if meter.limits != *limits {
+            meter.set(limits, now.monotonic.as_millis() as u64);
+        }
+        meter.turn_to(now);
+        meter
+    }
+
+    /// Reserves for a request that has its place at `key`; returns the meters.
+    pub(super) fn admit<'a>(
+        &self,
+        key: Option<&str>,
         adapters: impl IntoIterator<Item = (&'a str, &'a Limits)>,
         tokens: u64,
         now: Now,
-    ) -> Result<Ticket> {
-        let key = ("key", caller.id(), caller.limits());
-        let adapters = adapters.into_iter().map(|(name, limits)| ("adapter", name, limits));
-        let all = std::iter::once(key).chain(adapters);
+    ) -> Result<Reserved> {
         let mut book = self.book();
         let mut subjects = Vec::new();
-        for (kind, name, limits) in all.filter(|(.., limits)| !limits.is_empty()) {
-            let subject = format!("{kind}:{name}");
-            let ms = now.monotonic.as_millis() as u64;
-            let meter = book.entry(subject.clone()).or_insert_with(Meter::new);
-            if meter.limits != *limits {
-                meter.set(limits, ms);
-            }
+        if let Some(key) = key
+            && let Some(meter) = book.get_mut(key)
+        {
             meter.turn_to(now);
-            meter.check(&format!("{kind} {name}"), tokens, now.wall)?;
+            meter.check_tokens(&key.replacen(':', " ", 1), tokens, now.wall)?;
+            subjects.push(key.to_owned());
+        }
+        for (name, limits) in adapters.into_iter().filter(|(_, limits)| !limits.is_empty()) {
+            let subject = format!("adapter:{name}");
+            let meter = Self::meter(&mut book, &subject, limits, now);
+            let whose = format!("adapter {name}");
+            meter.check_place(&whose)?;
+            meter.check_tokens(&whose, tokens, now.wall)?;
             subjects.push(subject);
         }
         for subject in &subjects {
             if let Some(meter) = book.get_mut(subject) {
-                meter.take(tokens);
+                if key != Some(subject) {
+                    meter.take_place();
+                }
+                meter.take_tokens(tokens);
             }
         }
-        drop(book);
-        Ok(Ticket {
-            meters: self.clone(),
-            subjects,
-            reserved: tokens,
-            day: day(now.wall),
-            month: month(now.wall).0,
-            used: 0,
-        })
+        Ok(Reserved { subjects, tokens, day: day(now.wall), month: month(now.wall).0 })
+    }
+
+    /// The end of a request at `key` that was never admitted.
+    pub(super) fn leave(&self, key: &str, work: Option<u64>) {
+        if let Some(meter) = self.book().get_mut(key) {
+            meter.leave(work);
+        }
+    }
+
+    /// The end of a request that came to use so many tokens.
+    pub(super) fn settle(&self, reserved: &Reserved, used: u64) {
+        let mut book = self.book();
+        for subject in &reserved.subjects {
+            if let Some(meter) = book.get_mut(subject) {
+                meter.settle(reserved, used);
+            }
+        }
     }
 
     /// What is left to the caller's key.

@@ -10,12 +10,14 @@ pub mod key;
 mod keyring;
 pub mod meters;
 mod store;
+mod ticket;
 
 pub use key::{Caller, Key, Limits, NewKey, Reach, Scope};
 use keyring::Keyring;
 pub use keyring::Secret;
-pub use meters::{Left, Standing, Ticket};
+pub use meters::{Left, Standing};
 use store::Store;
+pub use ticket::Ticket;
 
 use crate::clock::Now;
 use crate::database::Storage;
@@ -188,9 +190,27 @@ impl Access {
         written
     }
 
-    /// Lets a request in that may take `tokens` of prompt and answer: by the limits of its key and
-    /// of its adapters (each name once), or nothing is taken. Errors: `rate_limit_exceeded`,
-    /// `quota_exceeded`, `request_exceeds_limit`.
+    /// Takes a place for a request, before any work is done for it. Errors: `rate_limit_exceeded`.
+    pub fn enter(&self, caller: &Caller, now: impl Into<Now>) -> Result<Ticket> {
+        self.inner.meters.enter(caller, now.into())
+    }
+
+    /// Lets a request that has its place reserve `tokens` of prompt and answer: by the limits of
+    /// its key and of its adapters (each name once), or nothing is taken. Errors:
+    /// `rate_limit_exceeded`, `quota_exceeded`, `request_exceeds_limit`.
+    pub fn reserve<'a>(
+        &self,
+        ticket: &mut Ticket,
+        adapters: impl IntoIterator<Item = &'a str>,
+        tokens: u64,
+        now: impl Into<Now>,
+    ) -> Result<()> {
+        let limits = adapters.into_iter().filter_map(|name| Some((name, self.limits(name)?)));
+        let limits: Vec<(&str, Limits)> = limits.collect();
+        ticket.admit(limits.iter().map(|(name, limits)| (*name, limits)), tokens, now.into())
+    }
+
+    /// Both at once. Errors: those of both.
     pub fn admit<'a>(
         &self,
         caller: &Caller,
@@ -198,10 +218,10 @@ impl Access {
         tokens: u64,
         now: impl Into<Now>,
     ) -> Result<Ticket> {
-        let limits = adapters.into_iter().filter_map(|name| Some((name, self.limits(name)?)));
-        let limits: Vec<(&str, Limits)> = limits.collect();
-        let limits = limits.iter().map(|(name, limits)| (*name, limits));
-        self.inner.meters.admit(caller, limits, tokens, now.into())
+        let now = now.into();
+        let mut ticket = self.enter(caller, now)?;
+        self.reserve(&mut ticket, adapters, tokens, now)?;
+        Ok(ticket)
     }
 
     /// What is left to the caller's key in this minute.

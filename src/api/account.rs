@@ -56,7 +56,7 @@ pub struct Account {
     /// The request's.
     span: Span,
     /// What it took of its key's and its adapter's limits.
-    ticket: Option<Ticket>,
+    ticket: Ticket,
     /// Taken by the settlement.
     record: Option<(LogPlace, Box<Record>)>,
     /// Whether answers wait for their record's commit, and the commit to wait for.
@@ -65,9 +65,15 @@ pub struct Account {
 }
 
 impl Account {
-    /// Opens the account of a request for `target` whose answer will be called `id`. Errors:
-    /// `usage_backlogged`.
-    pub fn open(api: &Arc<Api>, target: &Target, origin: Origin, id: &str) -> Result<Self> {
+    /// Opens the account of a request for `target`, let in by `ticket`, whose answer will be called
+    /// `id`. Errors: `usage_backlogged`.
+    pub fn open(
+        api: &Arc<Api>,
+        target: &Target,
+        origin: Origin,
+        id: &str,
+        ticket: Ticket,
+    ) -> Result<Self> {
         let version = target.lease.as_ref().and_then(Composition::alone);
         // A composition is in the books under what it is called, at version 0.
         let composed = target.lease.as_ref().filter(|_| version.is_none()).map(|_| target.id());
@@ -101,22 +107,20 @@ impl Account {
                 None => format!("{BASE}@0"),
             },
             span: Span::current(),
-            ticket: None,
+            ticket,
             record: Some((api.app.usage.reserve(api.app.config.usage_sync)?, Box::new(record))),
             waits: api.app.config.usage_sync,
             receipt: None,
         })
     }
 
-    /// Reserves `tokens` of what key and adapter may use. Errors: those of [`Access::admit`].
+    /// Reserves `tokens` of what key and adapter may use. Errors: those of [`Access::reserve`].
     ///
-    /// [`Access::admit`]: crate::access::Access::admit
+    /// [`Access::reserve`]: crate::access::Access::reserve
     pub fn admit(&mut self, api: &Api, target: &Target, tokens: u64) -> Result<()> {
         let names = names(target);
         let names = names.iter().map(String::as_str);
-        let ticket = api.app.access.admit(&target.caller, names, tokens, Now::read())?;
-        self.ticket = Some(ticket);
-        Ok(())
+        api.app.access.reserve(&mut self.ticket, names, tokens, Now::read())
     }
 
     /// The sequences are queued, in the order of choices.
@@ -171,9 +175,7 @@ impl Account {
         if self.admissions.is_empty() {
             return;
         }
-        if let Some(ticket) = &mut self.ticket {
-            ticket.used(used.prompt + used.completion);
-        }
+        self.ticket.used(used.prompt + used.completion);
         for admitted in self.admissions.iter().filter_map(Admission::get) {
             self.series.queued(admitted.waited);
         }

@@ -5,11 +5,12 @@
 //! begun, to its end even if the client hangs up.
 
 use super::audit::Touched;
+use super::intake::UPLOAD_BYTES;
 use super::wire::{
     Adapter, AdapterDeleted, AdapterGeneration, AdapterLineage, AdapterList, AdapterParent,
     AdapterProbe, AdapterPut, AdapterSummary, AdapterVersion, ErrorBody, FreedBytes,
 };
-use super::{Api, auth, body, errors, upload, versions};
+use super::{Api, auth, errors, upload, versions};
 use crate::access::Caller;
 use crate::adapters::format::generation::Generation;
 use crate::adapters::registry::{
@@ -95,21 +96,18 @@ async fn publish(
         errors::invalid_value("force", message)
     })?;
     let expected = versions::expected(request.headers(), query.expected_version)?;
-    let _place = api.uploads.clone().try_acquire_owned().map_err(|_| {
+    let tenant = caller.tenant().unwrap_or_default();
+    let _place = api.intake.uploads.try_take(tenant, 1).ok_or_else(|| {
         let most = api.app.config.uploads_max;
-        Error::new(
-            Kind::Busy,
-            "uploads_busy",
-            format!("uploads_max = {most} uploads are being received; try again"),
-        )
+        let share = if tenant.is_empty() { "" } else { ", or your tenant's share of them" };
+        let message = format!("uploads_max = {most} uploads{share} are being received; try again");
+        Error::new(Kind::Busy, "uploads_busy", message)
     })?;
+    let _held = api.intake.hold(caller, UPLOAD_BYTES)?;
     let by = auth::actor(caller, name);
-    if let Err(refused) = admit(api, name, &by, request.headers()).await {
-        body::discard(request.into_body().into_data_stream()).await;
-        return Err(refused);
-    }
+    admit(api, name, &by, request.headers()).await?;
     let staging = api.app.registry.stage(name)?;
-    let files = upload::receive(request, staging, api.app.config.upload_bytes_max).await?;
+    let files = upload::receive(request, staging, &api.app.config).await?;
     let before = api.app.registry.versions(name);
     let lineage = Lineage::Uploaded { by: Some(caller.id().to_owned()), files: files.names };
     let how = Publish { force: query.force.unwrap_or(false), expected, lineage, yields: false, by };

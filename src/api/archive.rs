@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Component, Path};
+use zip::unstable::read::ZipIterable;
 
 /// Entries of an archive, at most.
 const ENTRIES_MAX: usize = 1000;
@@ -172,12 +173,20 @@ fn untar(mut file: File, files: &mut Files) -> Result<()> {
     Ok(())
 }
 
+/// Entry by entry, without a table of them: a reader that makes one believes whatever number the
+/// end of the file says.
 fn unzip(file: File, files: &mut Files) -> Result<()> {
-    let mut archive = zip::ZipArchive::new(file).map_err(invalid)?;
+    let contents = file.try_clone().map_err(io)?;
+    let mut archive = ZipIterable::try_new(file, zip::read::Config::default()).map_err(invalid)?;
+    if archive.len() > ENTRIES_MAX {
+        return Err(invalid(format!("it has more than {ENTRIES_MAX} entries")));
+    }
     let mut names = Names::new();
-    for i in 0..archive.len() {
+    let options = zip::ZipReadOptions::default();
+    let mut entries = archive.files_with_reader(contents, options).map_err(invalid)?;
+    while let Some(entry) = entries.next() {
+        let mut entry = entry.map_err(invalid)?;
         names.count()?;
-        let mut entry = archive.by_index(i).map_err(invalid)?;
         let path = entry.name().map_err(invalid)?.into_owned();
         if entry.is_symlink() {
             return Err(link(&path));

@@ -11,6 +11,9 @@ use crate::adapters::bank::PARTS_MAX;
 use crate::adapters::composition::weight;
 use crate::error::{Error, Result};
 
+/// Longest part of a sum, its weight included: answers repeat it with each of their events.
+const PART_BYTES_MAX: usize = 160;
+
 /// Whom a request asks for, before anything is looked up.
 #[derive(Debug, PartialEq)]
 pub struct Asked {
@@ -48,6 +51,9 @@ pub fn read(model: &str, base: &str) -> Result<Asked> {
     check_count(names.split('+').count(), "model")?;
     let mut parts = Vec::new();
     for part in names.split('+') {
+        if part.len() > PART_BYTES_MAX {
+            return Err(not_found(model));
+        }
         let (name, factor) = match part.split_once(':') {
             None => (part, 1.0),
             Some((name, text)) => (name, text.parse::<f64>().map_err(|_| not_found(model))?),
@@ -66,7 +72,7 @@ pub fn read(model: &str, base: &str) -> Result<Asked> {
 /// Whether it is spelled as `name` or `name@version` may be.
 fn is_plain(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-@".contains(c);
-    !name.is_empty() && name.len() <= 160 && name.chars().all(plain)
+    !name.is_empty() && name.len() <= PART_BYTES_MAX && name.chars().all(plain)
 }
 
 fn check_count(parts: usize, param: &str) -> Result<()> {
@@ -221,6 +227,8 @@ mod tests {
             ("sql+x:inf", "invalid_weight"),
             ("sql:1e39", "invalid_weight"),
             ("a+a+a+a+a+a+a+a+a", "too_many_adapters"),
+            (&format!("sql:1.{}", "0".repeat(200)), "model_not_found"),
+            (&format!("sql:{}1", "0".repeat(200)), "model_not_found"),
         ] {
             let e = read(model, "base").expect_err(model);
             assert_eq!((e.code, e.param.as_deref()), (code, Some("model")), "{model}");

@@ -2,25 +2,40 @@
 //!
 //! Owns reading and parsing. Never judges a value beyond its type. The thing to know: `null` means
 //! absent everywhere, and a field nobody knows is an error, because a parameter that is silently
-//! ignored changes answers silently.
+//! ignored changes answers silently; a body is read field by field, never into a tree of the whole.
 
 use super::Api;
 use super::errors::UNSUPPORTED_MEDIA_TYPE;
+use super::intake::{Bounds, Held, LONG_BODY_BYTES, SHORT_BODY_BYTES, apart, parsing};
+use super::json::{self, Field};
+use super::paced::Paced;
 use super::wire::known;
+use crate::access::{Caller, Ticket};
 use crate::error::{Error, Kind, Result};
 use axum::extract::{FromRequest, Request};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
 use utoipa::PartialSchema;
 use utoipa::openapi::{RefOr, Schema};
 
-/// A JSON object, nulls left out.
-pub struct JsonObject(pub Map<String, Value>);
+/// A JSON object, its values still as they came.
+pub struct JsonObject(pub Fields);
+
+/// What a body consists of beside its one type.
+#[derive(serde::Deserialize, utoipa::ToSchema)]
+pub struct Nothing {}
+
+/// The fields of a body, nulls left out, and what the request holds for them.
+pub struct Fields {
+    body: Bytes,
+    fields: Vec<Field>,
+    held: Held,
+}
 
 impl FromRequest<Arc<Api>> for JsonObject {
     type Rejection = Error;
@@ -34,8 +49,93 @@ impl FromRequest<Arc<Api>> for JsonObject {
                 "the body must be JSON: send `content-type: application/json`",
             ));
         }
-        let bytes = read(request, api.app.config.body_bytes_max).await?;
-        object(&bytes).map(Self)
+        let caller = request.extensions().get::<Caller>().cloned();
+        let caller = caller.unwrap_or_else(Caller::anonymous);
+        let (body, held) = read(request, api, &caller).await?;
+        let bounds = api.intake.bounds;
+        if body.len() <= SHORT_BODY_BYTES {
+            return Fields::cut(body, held, &bounds).map(Self);
+        }
+        let place = api.intake.parsers.take(caller.tenant().unwrap_or_default()).await;
+        let long = body.len() > LONG_BODY_BYTES;
+        apart(place, long, move || Fields::cut(body, held, &bounds)).await.map(Self)
+    }
+}
+
+impl Fields {
+    fn cut(body: Bytes, mut held: Held, bounds: &Bounds) -> Result<Self> {
+        let fields = json::fields(&body, bounds)?;
+        let count = |ids: bool| -> u64 {
+            fields.iter().filter(|f| f.holds_ids() == ids).map(|f| f.values).sum()
+        };
+        let (trees, ids) = (count(false), count(true));
+        if trees > bounds.tree_values {
+            return Err(json::too_many("the body", bounds.tree_values));
+        }
+        held.resize(body.len() as u64 + parsing(body.len(), trees, ids))?;
+        Ok(Self { body, fields, held })
+    }
+
+    /// Reading a large body is work that counts against its key.
+    pub fn count(&self, ticket: &mut Ticket) {
+        if self.body.len() > SHORT_BODY_BYTES {
+            ticket.worked(0);
+        }
+    }
+
+    /// Takes a field out; whether it was there.
+    pub fn remove(&mut self, name: &str) -> bool {
+        let before = self.fields.len();
+        self.fields.retain(|f| f.name != name);
+        self.fields.len() < before
+    }
+
+    /// The two types that a body consists of, and what is held for them from then on. A large body
+    /// is read off the threads that answer everybody.
+    pub async fn read<A, B>(self, api: &Api, caller: &Caller) -> Result<(A, B, Held)>
+    where
+        A: DeserializeOwned + PartialSchema + Send + 'static,
+        B: DeserializeOwned + PartialSchema + Send + 'static,
+    {
+        if self.body.len() <= SHORT_BODY_BYTES {
+            return self.both();
+        }
+        let place = api.intake.parsers.take(caller.tenant().unwrap_or_default()).await;
+        apart(place, self.body.len() > LONG_BODY_BYTES, move || self.both()).await
+    }
+
+    fn both<A, B>(mut self) -> Result<(A, B, Held)>
+    where
+        A: DeserializeOwned + PartialSchema,
+        B: DeserializeOwned + PartialSchema,
+    {
+        let first = take(&mut self)?;
+        let body = self.body.len() as u64;
+        let (second, mut held) = rest_held(self)?;
+        // The body is gone, and the copy of its fields; what was read from them is left.
+        held.resize(held.bytes().saturating_sub(2 * body))?;
+        Ok((first, second, held))
+    }
+
+    /// The text of a field.
+    fn text(&self, field: &Field) -> &str {
+        // It was UTF-8 when it was cut.
+        std::str::from_utf8(&self.body[field.value.clone()]).unwrap_or_default()
+    }
+
+    /// The named fields as an object of their own.
+    fn object(&self, named: impl Fn(&str) -> bool) -> String {
+        let mut object = String::from("{");
+        for field in self.fields.iter().filter(|f| named(&f.name)) {
+            if object.len() > 1 {
+                object.push(',');
+            }
+            object.push_str(&serde_json::Value::from(field.name.as_str()).to_string());
+            object.push(':');
+            object.push_str(self.text(field));
+        }
+        object.push('}');
+        object
     }
 }
 
@@ -54,33 +154,43 @@ pub fn declared_length(request: &Request) -> Option<u64> {
     value.to_str().ok()?.parse().ok()
 }
 
-/// The whole body, at most `bytes_max`.
-async fn read(request: Request, bytes_max: usize) -> Result<Bytes> {
+/// The whole body, and what is held for it.
+async fn read(request: Request, api: &Api, caller: &Caller) -> Result<(Bytes, Held)> {
+    let bytes_max = api.intake.bounds.body_bytes;
     let too_large = || {
-        Error::new(
-            Kind::TooLarge,
-            "body_too_large",
-            format!("the body is larger than body_bytes_max = {bytes_max}"),
-        )
+        let config = &api.app.config;
+        let why = match bytes_max < config.body_bytes_max {
+            true => format!(
+                "{bytes_max}, which request_bytes_max = {} allows",
+                config.request_bytes_max
+            ),
+            false => format!("body_bytes_max = {bytes_max}"),
+        };
+        Error::new(Kind::TooLarge, "body_too_large", format!("the body is larger than {why}"))
     };
     let declared = declared_length(&request);
-    let mut chunks = request.into_body().into_data_stream();
+    let mut chunks = Paced::new(request.into_body(), api.app.config.body_seconds_max);
     if declared.is_some_and(|n| n > bytes_max as u64) {
         discard(chunks).await;
         return Err(too_large());
     }
-    let mut all = bytes::BytesMut::new();
+    let mut held = api.intake.hold(caller, declared.unwrap_or(0))?;
+    let mut all = BytesMut::with_capacity(declared.unwrap_or(0) as usize);
     while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|e| {
-            Error::invalid("incomplete_body", format!("the body could not be read: {e}"))
-        })?;
-        if all.len() + chunk.len() > bytes_max {
+        let chunk = chunk?;
+        let length = all.len() + chunk.len();
+        if length > bytes_max {
             discard(chunks).await;
             return Err(too_large());
         }
+        if length > all.capacity() {
+            let capacity = (2 * length).min(bytes_max);
+            held.resize(capacity as u64)?;
+            all.reserve(capacity - all.len());
+        }
         all.extend_from_slice(&chunk);
     }
-    Ok(all.freeze())
+    Ok((all.freeze(), held))
 }
 
 /// Reads on for a moment and throws away: a client that is still sending when we answer and close
@@ -100,43 +210,33 @@ pub async fn discard<E>(mut chunks: impl Stream<Item = Result<Bytes, E>> + Unpin
     let _ = tokio::time::timeout(TIME_MAX, reading).await;
 }
 
-fn object(bytes: &[u8]) -> Result<Map<String, Value>> {
-    let value: Value = serde_json::from_slice(bytes)
-        .map_err(|e| Error::invalid("invalid_json", format!("the body is not valid JSON: {e}")))?;
-    match value {
-        Value::Object(mut map) => {
-            map.retain(|_, v| !v.is_null());
-            Ok(map)
-        }
-        other => Err(Error::invalid(
-            "invalid_json",
-            format!("the body must be a JSON object, not {}", kind(&other)),
-        )),
-    }
-}
-
-/// The fields of `T` out of `map`, the rest stays. Names are those of T's schema, so that there is
+/// The fields of `T` out of a body, the rest stays. Names are those of T's schema, so that there is
 /// one list.
-pub fn take<T: DeserializeOwned + PartialSchema>(map: &mut Map<String, Value>) -> Result<T> {
-    let mut own = Map::new();
-    for name in fields::<T>() {
-        if let Some(value) = map.remove(&name) {
-            own.insert(name, value);
-        }
-    }
-    typed(own)
+pub fn take<T: DeserializeOwned + PartialSchema>(body: &mut Fields) -> Result<T> {
+    let own = fields::<T>();
+    let is_own = |name: &str| own.iter().any(|n| n == name);
+    let object = body.object(is_own);
+    body.fields.retain(|f| !is_own(&f.name));
+    from_text(&object)
 }
 
 /// All that is left, as `T`: what `T` does not know is refused by name.
-pub fn rest<T: DeserializeOwned + PartialSchema>(mut map: Map<String, Value>) -> Result<T> {
-    known::settle(&mut map)?;
+pub fn rest<T: DeserializeOwned + PartialSchema>(body: Fields) -> Result<T> {
+    rest_held(body).map(|(rest, _)| rest)
+}
+
+fn rest_held<T: DeserializeOwned + PartialSchema>(mut body: Fields) -> Result<(T, Held)> {
+    let seen = body.fields.iter().map(|f| (f.name.as_str(), body.text(f)));
+    let known = known::settle(seen)?;
+    body.fields.retain(|f| !known.contains(&f.name.as_str()));
     let fields = fields::<T>();
-    if let Some(name) = map.keys().find(|name| !fields.contains(name)) {
-        let shown: String = name.chars().take(64).collect();
+    if let Some(field) = body.fields.iter().find(|f| !fields.contains(&f.name)) {
+        let shown: String = field.name.chars().take(64).collect();
         return Err(Error::invalid("unknown_parameter", format!("unknown parameter `{shown}`"))
             .param(shown));
     }
-    typed(map)
+    let object = body.object(|_| true);
+    Ok((from_text(&object)?, body.held))
 }
 
 fn fields<T: PartialSchema>() -> Vec<String> {
@@ -146,11 +246,26 @@ fn fields<T: PartialSchema>() -> Vec<String> {
     }
 }
 
+/// All fields as `T`, which says itself what it does not know.
+pub fn typed<T: DeserializeOwned>(body: Fields) -> Result<T> {
+    from_text(&body.object(|_| true))
+}
+
 /// Reads one value; the error's `param` is the path to the part that does not fit.
-pub fn typed<T: DeserializeOwned>(map: Map<String, Value>) -> Result<T> {
-    serde_path_to_error::deserialize(Value::Object(map)).map_err(|e| {
+fn from_text<T: DeserializeOwned>(text: &str) -> Result<T> {
+    let mut reader = serde_json::Deserializer::from_str(text);
+    serde_path_to_error::deserialize(&mut reader).map_err(|e| {
         let path = e.path().to_string();
         let reason = e.inner().to_string();
+        // Where it is in `text` is nothing that the client has seen.
+        let reason = match reason.rfind(" at line ") {
+            Some(end) if e.inner().line() > 0 => &reason[..end],
+            _ => &reason,
+        };
+        if !e.inner().is_data() {
+            let message = format!("the body is not valid JSON: `{path}`: {reason}");
+            return Error::invalid("invalid_json", message);
+        }
         match reason.strip_prefix("missing field `").and_then(|r| r.split('`').next()) {
             Some(name) => missing(name),
             None => Error::invalid("invalid_type", format!("`{path}`: {reason}")).param(path),
@@ -179,6 +294,15 @@ pub fn kind(value: &Value) -> &'static str {
 mod tests {
     use super::super::wire::{ChatFields, SamplingFields};
     use super::*;
+    use crate::config::{Config, RawConfig};
+    use crate::share::Pool;
+
+    fn object(json: &[u8]) -> Result<Fields> {
+        let config = Config::load(None, RawConfig::default()).unwrap();
+        let pool = Pool::new(config.request_bytes_max);
+        let held = Held::of(&pool, "", json.len() as u64)?;
+        Fields::cut(Bytes::copy_from_slice(json), held, &Bounds::new(&config, 512, 16))
+    }
 
     fn refusal<T: DeserializeOwned + PartialSchema>(json: &str) -> Error {
         let mut map = object(json.as_bytes()).unwrap();
@@ -190,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_syntax_error_names_line_and_column() {
-        let e = object(b"{\n  \"model\": }").unwrap_err();
+        let e = object(b"{\n  \"model\": }").err().expect("refused");
         assert_eq!(e.code, "invalid_json");
         assert!(e.message.contains("line 2 column"), "{}", e.message);
     }
@@ -219,6 +343,17 @@ mod tests {
     fn null_means_absent() {
         let mut map = object(br#"{"model":"m","temperature":null,"whatever":null}"#).unwrap();
         assert_eq!(take::<SamplingFields>(&mut map).unwrap().temperature, None);
-        assert!(map.is_empty());
+        assert!(map.fields.is_empty());
+    }
+
+    #[test]
+    fn what_the_syntax_allows_and_no_value_can_be_is_invalid_json() {
+        for value in ["\"\\ud800\"", "1e999"] {
+            let e = refusal::<ChatFields>(&format!(r#"{{"model":"m","temperature":{value}}}"#));
+            assert_eq!(e.code, "invalid_json", "{value}: {e}");
+            assert!(e.message.contains("`temperature`") && !e.message.contains("line"), "{e}");
+        }
+        let e = object(b"{\"model\":\"\xff\"}").err().expect("refused");
+        assert!(e.message.contains("line 1 column 11"), "{e}");
     }
 }

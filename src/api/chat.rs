@@ -4,11 +4,12 @@
 //! The thing to know: it has the same skeleton as `completions`: check, lease, encode, run, show.
 
 use super::account::{Account, Origin};
-use super::body::{JsonObject, rest, take};
+use super::body::JsonObject;
 use super::choice::Piece;
+use super::entry::Entry;
 use super::generate::{Prompt, Run, Show, reason_word};
 use super::sampling::{self, Checked};
-use super::templates::Conversation;
+use super::templates::{Conversation, Rendered};
 use super::wire::{
     ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatFields, ChatMessage,
     ChatRequest, ErrorBody, SamplingFields, Usage,
@@ -40,22 +41,28 @@ pub async fn post(
     State(api): State<Arc<Api>>,
     Extension(origin): Extension<Origin>,
     Extension(caller): Extension<Caller>,
-    JsonObject(mut body): JsonObject,
+    Entry(mut ticket): Entry,
+    JsonObject(body): JsonObject,
 ) -> Result<Response> {
-    let ChatRequest { shared, own } = ChatRequest { shared: take(&mut body)?, own: rest(body)? };
+    body.count(&mut ticket);
+    let (shared, own, held) = body.read(&api, &caller).await?;
+    let ChatRequest { shared, own } = ChatRequest { shared, own };
     let (mut checked, conversation) = check(&api, shared.clone(), own)?;
     let asked = asked::asked(&shared, &api.app.base_name)?;
     let target = api.lease(&caller, asked, shared.user.as_deref()).await?;
     let tokens_default = checked.fill(&shared, &target, &api);
     let answer = async {
+        let (versions, ticket_at) = (target.versions(), Some(&mut ticket));
+        let rendered = Rendered { caller: &caller, versions, held, ticket: ticket_at };
         let prompt = Prompt {
             param: "messages".to_owned(),
-            tokens: api.encode_chat(target.versions(), conversation).await?,
+            tokens: api.encode_chat(rendered, conversation).await?,
             continued: false,
             echo: None,
         };
+        ticket.worked(prompt.tokens.len() as u64);
         let id = random_id("chatcmpl-");
-        let account = Account::open(&api, &target, origin, &id)?;
+        let account = Account::open(&api, &target, origin, &id, ticket)?;
         let run = Run::start(&api, &target, &checked, vec![prompt], tokens_default, account)?;
         let show = ChatShow {
             text: api.app.text.clone(),

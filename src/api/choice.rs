@@ -9,7 +9,8 @@ use crate::engine::{Event, FinishReason, TokenEvent};
 use crate::error::Result;
 use crate::text::Text;
 use crate::text::detokenizer::Detokenizer;
-use crate::text::stop::{StopStrings, Stopped};
+use crate::text::stop::{StopStrings, Stopped, Stops};
+use std::sync::Arc;
 
 /// A token with its score.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,7 +48,7 @@ pub struct Ended {
 /// A prompt as it is echoed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Echoed {
-    pub text: String,
+    pub text: Arc<str>,
     /// Its special tokens are not in `text`.
     pub skip_special: bool,
     /// Tokens that were put before it and are not in `text`.
@@ -56,7 +57,7 @@ pub struct Echoed {
 
 /// The prompt in front of the answer.
 struct Echo {
-    text: String,
+    text: Arc<str>,
     detokenizer: Detokenizer,
     front: usize,
     scored: Vec<Scored>,
@@ -79,15 +80,16 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// `before`: the text that the answer continues; `None` starts afresh, as in a chat.
-    pub fn new(text: &Text, checked: &Checked, before: Option<&[u32]>) -> Self {
+    /// `stops` are the checked ones, made ready once for all choices. `before`: the text that the
+    /// answer continues; `None` starts afresh, as in a chat.
+    pub fn new(text: &Text, checked: &Checked, stops: &Stops, before: Option<&[u32]>) -> Self {
         let (text, skip_special) = (text.clone(), checked.skip_special);
         Self {
             detokenizer: match before {
                 None => Detokenizer::new(text, skip_special),
                 Some(prompt) => Detokenizer::continuing(text, skip_special, prompt),
             },
-            stops: StopStrings::new(checked.stops.clone(), checked.include_stop),
+            stops: StopStrings::of(stops, checked.include_stop),
             stop_tokens: checked.stop_tokens.clone(),
             tokens_min: checked.tokens_min,
             scores: checked.sampling.logprobs.is_some(),
@@ -194,7 +196,7 @@ impl Choice {
             None => Piece::default(),
             Some(echo) => {
                 self.characters = echo.text.chars().count();
-                Piece { text: echo.text, scored: echo.scored }
+                Piece { text: echo.text.to_string(), scored: echo.scored }
             }
         }
     }

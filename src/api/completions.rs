@@ -5,10 +5,12 @@
 //! prompt by prompt.
 
 use super::account::{Account, Origin};
-use super::body::{JsonObject, rest, take};
+use super::body::JsonObject;
 use super::choice::{Echoed, Piece};
+use super::entry::Entry;
 use super::errors::invalid_value;
 use super::generate::{Prompt, Run, Show, reason_word};
+use super::intake::{Held, SHORT_TEXT_BYTES};
 use super::sampling::{self, Checked};
 use super::wire::{
     self, Completion, CompletionChoice, CompletionFields, CompletionRequest, ErrorBody,
@@ -44,10 +46,12 @@ pub async fn post(
     State(api): State<Arc<Api>>,
     Extension(origin): Extension<Origin>,
     Extension(caller): Extension<Caller>,
-    JsonObject(mut body): JsonObject,
+    Entry(mut ticket): Entry,
+    JsonObject(body): JsonObject,
 ) -> Result<Response> {
-    let CompletionRequest { shared, own } =
-        CompletionRequest { shared: take(&mut body)?, own: rest(body)? };
+    body.count(&mut ticket);
+    let (shared, own, held) = body.read(&api, &caller).await?;
+    let CompletionRequest { shared, own } = CompletionRequest { shared, own };
     let echo = own.echo.unwrap_or(false);
     let mut checked = check(&api, &shared, &own)?;
     let prompts = inputs(&api, own.prompt, checked.n)?;
@@ -56,9 +60,17 @@ pub async fn post(
     let default = checked.fill(&shared, &target, &api).or(Some(TOKENS_DEFAULT));
     let answer = async {
         let skip_special = checked.skip_special;
-        let prompts = api.on_text(move |text| encode(text, prompts, echo, skip_special)).await?;
+        let (longest, all) = text_bytes(&prompts);
+        ticket.worked((all / 4).min(api.app.context) as u64);
+        let context = api.app.context;
+        let work = move |text: &Text, _: &mut Held| {
+            let _held = held;
+            encode(text, prompts, context, echo.then_some(skip_special))
+        };
+        let prompts = api.on_text(&caller, longest, all > SHORT_TEXT_BYTES, work).await?;
+        ticket.worked(prompts.iter().map(|p| p.tokens.len() as u64).sum());
         let id = random_id("cmpl-");
-        let account = Account::open(&api, &target, origin, &id)?;
+        let account = Account::open(&api, &target, origin, &id, ticket)?;
         let run = Run::start(&api, &target, &checked, prompts, default, account)?;
         let show = CompletionShow {
             text: api.app.text.clone(),
@@ -119,30 +131,48 @@ fn inputs(api: &Api, prompt: wire::Prompt, n: usize) -> Result<Vec<(String, Inpu
         return Err(invalid_value("prompt", message));
     }
     for (path, input) in &inputs {
-        if let Input::Tokens(tokens) = input {
-            let vocab = api.app.vocab;
-            if let Some(i) = tokens.iter().position(|&t| t as usize >= vocab) {
-                sampling::in_vocabulary(&format!("{path}[{i}]"), i64::from(tokens[i]), api)?;
+        match input {
+            Input::Text(text) => api.intake.bounds.fits(text.len(), path)?,
+            Input::Tokens(tokens) => {
+                let vocab = api.app.vocab;
+                if let Some(i) = tokens.iter().position(|&t| t as usize >= vocab) {
+                    sampling::in_vocabulary(&format!("{path}[{i}]"), i64::from(tokens[i]), api)?;
+                }
+                api.intake.bounds.fit(tokens.len(), path)?;
             }
         }
     }
     Ok(inputs)
 }
 
+/// Bytes of the longest text, and of all.
+fn text_bytes(inputs: &[(String, Input)]) -> (usize, usize) {
+    let bytes = inputs.iter().map(|(_, input)| match input {
+        Input::Text(text) => text.len(),
+        Input::Tokens(_) => 0,
+    });
+    bytes.fold((0, 0), |(longest, all), bytes| (longest.max(bytes), all + bytes))
+}
+
+/// `echo`: whether special tokens of an echoed prompt are skipped; none is echoed without.
 fn encode(
     text: &Text,
     inputs: Vec<(String, Input)>,
-    echo: bool,
-    skip_special: bool,
+    context: usize,
+    echo: Option<bool>,
 ) -> Result<Vec<Prompt>> {
     inputs
         .into_iter()
         .map(|(param, input)| {
             let (tokens, shown) = match input {
-                Input::Text(prompt) => (text.encode(&prompt, true)?, Some(prompt)),
+                Input::Text(prompt) => {
+                    let tokens = text.encode_within(&prompt, true, context);
+                    (tokens.map_err(|e| e.param(&*param))?, Some(prompt))
+                }
                 Input::Tokens(tokens) => (tokens, None),
             };
-            let echo = echo.then(|| echoed(text, &tokens, shown, skip_special)).transpose()?;
+            let echo = echo.map(|skip_special| echoed(text, &tokens, shown, skip_special));
+            let echo = echo.transpose()?;
             Ok(Prompt { param, tokens, continued: true, echo })
         })
         .collect()
@@ -157,14 +187,15 @@ fn echoed(
     skip_special: bool,
 ) -> Result<Echoed> {
     let Some(shown) = shown else {
-        return Ok(Echoed { text: text.decode(tokens, skip_special)?, skip_special, front: 0 });
+        let text = text.decode(tokens, skip_special)?.into();
+        return Ok(Echoed { text, skip_special, front: 0 });
     };
     for front in 0..tokens.len().min(2) {
         if text.decode(&tokens[front..], false)? == shown {
-            return Ok(Echoed { text: shown, skip_special: false, front });
+            return Ok(Echoed { text: shown.into(), skip_special: false, front });
         }
     }
-    Ok(Echoed { text: shown, skip_special: true, front: 0 })
+    Ok(Echoed { text: shown.into(), skip_special: true, front: 0 })
 }
 
 /// The plain format.

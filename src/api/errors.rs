@@ -17,6 +17,7 @@ const MESSAGE_CHARS_MAX: usize = 1000;
 pub const METHOD_NOT_ALLOWED: &str = "method_not_allowed";
 pub const UNSUPPORTED_MEDIA_TYPE: &str = "unsupported_media_type";
 pub const REQUEST_TIMEOUT: &str = "request_timeout";
+pub const BODY_TIMEOUT: &str = "body_timeout";
 
 /// Left on the answer of an error for whoever records how it ended.
 #[derive(Clone, Copy)]
@@ -27,6 +28,7 @@ pub fn status(error: &Error) -> StatusCode {
     match error.code {
         METHOD_NOT_ALLOWED => return StatusCode::METHOD_NOT_ALLOWED,
         UNSUPPORTED_MEDIA_TYPE => return StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        BODY_TIMEOUT => return StatusCode::REQUEST_TIMEOUT,
         _ => {}
     }
     match error.kind {
@@ -89,6 +91,11 @@ impl IntoResponse for Error {
         if self.kind == Kind::Unauthorized {
             let bearer = HeaderValue::from_static("Bearer");
             response.headers_mut().insert(http::header::WWW_AUTHENTICATE, bearer);
+        }
+        if self.code == BODY_TIMEOUT {
+            // The rest of the body may still come, and nobody reads it.
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(http::header::CONNECTION, close);
         }
         if self.code == REQUEST_TIMEOUT {
             // The SDKs repeat every 5xx by themselves; a request that was too long stays too long.

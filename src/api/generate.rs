@@ -15,6 +15,7 @@ use super::wire::{PromptTokensDetails, Usage};
 use crate::engine::{Event, EventStream, FinishReason, Request};
 use crate::error::{Error, Result};
 use crate::metrics::Outcome;
+use crate::text::stop::Stops;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use http::StatusCode;
@@ -78,6 +79,7 @@ impl Run {
         account: Account,
     ) -> Result<Self> {
         let (mut requests, mut tokens) = (Vec::new(), 0);
+        let stops = Stops::new(checked.stops.clone());
         let mut run = Self {
             events: StreamMap::new(),
             choices: Vec::new(),
@@ -95,7 +97,7 @@ impl Run {
             let before = prompt.continued.then_some(prompt.tokens.as_slice());
             let mut choices: Vec<Choice> = (0..checked.n)
                 .map(|_| {
-                    let choice = Choice::new(&api.app.text, checked, before);
+                    let choice = Choice::new(&api.app.text, checked, &stops, before);
                     match &prompt.echo {
                         None => choice,
                         Some(text) => choice.echo(&api.app.text, text.clone(), tokens_max == 0),

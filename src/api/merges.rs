@@ -10,7 +10,7 @@ use super::auth::{actor, not_allowed};
 use super::body::{JsonObject, missing, rest};
 use super::errors::{invalid_value, timed_out};
 use super::limits::Deadline;
-use super::templates::Conversation;
+use super::templates::{Conversation, Rendered};
 use super::wire::{
     ErrorBody, EvaluationExample, EvaluationFields, MergeFailure, MergeFields, MergeList,
     MergeProgress, MergeResult, MergeShown, MergeSource, MergeSourceShown,
@@ -101,7 +101,7 @@ pub async fn create(
     let most = caller.limits().merges_max.filter(|_| owner.tenant.is_some());
     api.app.jobs.check_room(&owner, most)?;
     api.app.jobs.check(&order, kept.clone(), tenant).await?;
-    let sets = sets(&api, &order, &kept, fields.evaluation.unwrap_or_default()).await?;
+    let sets = sets(&api, &caller, &order, &kept, fields.evaluation.unwrap_or_default()).await?;
     let submission = Submission { id: random_id("merge-"), owner, order, sets };
     let job = api.app.jobs.submit(submission, kept, most).await?;
     let touched = Extension(Touched { name: Some(job.order.name.clone()), digest: None });
@@ -275,6 +275,7 @@ fn kept(api: &Api, caller: &Caller, model: &str) -> Result<Kept> {
 /// Evaluation sets as tokens, each by the chat template of its source.
 async fn sets(
     api: &Arc<Api>,
+    caller: &Caller,
     order: &Order,
     kept: &[Kept],
     given: Vec<EvaluationFields>,
@@ -300,7 +301,7 @@ async fn sets(
             let version = kept[source].version().clone();
             let path = format!("evaluation[{i}].data[{j}]");
             let inside = |e: Error| Error { param: Some(within(&path, e.param.as_deref())), ..e };
-            examples.push(example(api, version, given).await.map_err(inside)?);
+            examples.push(example(api, caller, version, given).await.map_err(inside)?);
         }
         sets.push(EvaluationSet { model: set.model, examples });
     }
@@ -313,6 +314,7 @@ fn within(path: &str, inner: Option<&str>) -> String {
 
 async fn example(
     api: &Arc<Api>,
+    caller: &Caller,
     version: Arc<Version>,
     given: EvaluationExample,
 ) -> Result<Example> {
@@ -327,11 +329,15 @@ async fn example(
         add_generation_prompt,
     };
     let whole = chat(all.clone(), false);
-    let mut tokens = api.encode_chat(vec![version.clone()], whole).await?;
+    let bytes = 2 * serde_json::to_string(&all).map_or(0, |json| json.len()) as u64;
+    let rendered = |versions: Vec<Arc<Version>>| -> Result<Rendered<'_>> {
+        Ok(Rendered { caller, versions, held: api.intake.hold(caller, bytes)?, ticket: None })
+    };
+    let mut tokens = api.encode_chat(rendered(vec![version.clone()])?, whole).await?;
     all.pop();
     let before = match all.is_empty() {
         true => Vec::new(),
-        false => api.encode_chat(vec![version], chat(all, true)).await?,
+        false => api.encode_chat(rendered(vec![version])?, chat(all, true)).await?,
     };
     // The answer ends with the model's own end: what the template puts behind it is nobody's word.
     let answer = tokens.iter().zip(&before).take_while(|(a, b)| a == b).count().max(1);

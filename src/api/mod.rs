@@ -18,9 +18,12 @@ mod chat;
 mod choice;
 mod compat;
 mod completions;
+mod entry;
 mod errors;
 mod generate;
 mod health;
+mod intake;
+mod json;
 mod keys;
 mod limits;
 mod line;
@@ -29,6 +32,7 @@ mod merges;
 mod messages;
 mod models;
 mod openapi;
+mod paced;
 mod places;
 mod routes;
 mod sampling;
@@ -51,17 +55,16 @@ use crate::clock::Now;
 use crate::config::Config;
 use crate::database::Storage;
 use crate::engine::EngineHandle;
-use crate::error::{Error, Result};
 use crate::jobs::Jobs;
 use crate::metrics::Metrics;
 use crate::text::Text;
 use crate::text::sandbox::Sandbox;
 use crate::usage::UsageLog;
+pub use intake::RENDERS_MAX;
 pub use serve::serve;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-use tokio::sync::Semaphore;
 
 /// What every route can reach. Cheap to clone.
 #[derive(Clone)]
@@ -98,45 +101,24 @@ struct Api {
     started: u64,
     /// Set once shutdown began: `/ready` says so.
     draining: AtomicBool,
-    /// Templates and tokenizers running on blocking threads.
-    encoders: Arc<Semaphore>,
-    /// Templates of adapters, on their way or in use.
+    /// What requests may hold before they are queued.
+    intake: intake::Intake,
+    /// Templates of adapters that are in use.
     templates: templates::Templates,
-    /// Uploads being received.
-    uploads: Arc<Semaphore>,
     /// Adapters that requests are at.
     under_way: account::UnderWay,
 }
 
 impl Api {
     fn new(app: App) -> Self {
-        let encoders = std::thread::available_parallelism().map_or(2, usize::from);
         Self {
             started: now(),
             draining: AtomicBool::new(false),
-            encoders: Arc::new(Semaphore::new(encoders)),
+            intake: intake::Intake::new(&app.config, app.context, &app.text),
             templates: templates::Templates::new(),
-            uploads: Arc::new(Semaphore::new(app.config.uploads_max.max(1))),
             under_way: account::UnderWay::default(),
             app,
         }
-    }
-
-    /// Runs text work off the async threads: a long prompt or a slow template delays no other
-    /// request's tokens. The permit lives as long as the work, so that clients who hang up cannot
-    /// pile up more of it.
-    async fn on_text<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Text) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let closed = |_| Error::fault("the text threads are gone");
-        let permit = self.encoders.clone().acquire_owned().await.map_err(closed)?;
-        let (text, span) = (self.app.text.clone(), tracing::Span::current());
-        let work = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            span.in_scope(|| work(&text))
-        });
-        work.await.map_err(|_| Error::fault("tokenizing the request failed"))?
     }
 
     /// The first digits of the base's digest, as OpenAI's `system_fingerprint`.

@@ -15,6 +15,13 @@ use std::ops::RangeInclusive;
 
 /// Below this the division by the temperature overflows long before the choice changes: greedy.
 const TEMPERATURE_MIN: f64 = 1e-4;
+/// Logits are divided by it: by less, large ones would come near to what an f32 holds.
+pub const REPETITION_PENALTY_MIN: f64 = 0.01;
+/// Longest stop string, and all of a request together: each choice watches for them.
+const STOP_BYTES_MAX: usize = 1024;
+const STOPS_BYTES_MAX: usize = 16 << 10;
+/// Longest name of whose request it is.
+const USER_CHARS_MAX: usize = 1024;
 
 /// Shared parameters, checked.
 pub struct Checked {
@@ -80,6 +87,10 @@ pub fn check(fields: &SamplingFields, api: &Api) -> Result<Checked> {
         )
         .param("stream_options.include_obfuscation"));
     }
+    if fields.user.as_ref().is_some_and(|user| user.chars().nth(USER_CHARS_MAX).is_some()) {
+        let message = format!("`user` is longer than {USER_CHARS_MAX} characters");
+        return Err(invalid_value("user", message));
+    }
     let tokens_max = tokens_max("max_tokens", fields.max_tokens, 0)?;
     let tokens_min = integer("min_tokens", fields.min_tokens, 0, 0..=i64::from(u32::MAX))? as u32;
     Ok(Checked {
@@ -106,10 +117,8 @@ fn sampling(fields: &SamplingFields, api: &Api) -> Result<Sampling> {
             "`top_p` must be above 0; for greedy choice use `temperature: 0`",
         ));
     }
-    let repetition = number("repetition_penalty", fields.repetition_penalty, 1.0, 0.0..=10.0)?;
-    if repetition == 0.0 {
-        return Err(invalid_value("repetition_penalty", "`repetition_penalty` must be above 0"));
-    }
+    let penalties = REPETITION_PENALTY_MIN..=10.0;
+    let repetition = number("repetition_penalty", fields.repetition_penalty, 1.0, penalties)?;
     let top_k = integer("top_k", fields.top_k, 0, -1..=i64::from(u32::MAX))?;
     Ok(Sampling {
         temperature: if f64::from(temperature) < TEMPERATURE_MIN { 0.0 } else { temperature },
@@ -178,6 +187,16 @@ fn stops(stop: Option<Stop>, stops_max: usize) -> Result<Vec<String>> {
     }
     if let Some(i) = stops.iter().position(String::is_empty) {
         return Err(invalid_value(&format!("stop[{i}]"), "a stop string must not be empty"));
+    }
+    if let Some(i) = stops.iter().position(|s| s.len() > STOP_BYTES_MAX) {
+        let message =
+            format!("a stop string has {} bytes; at most {STOP_BYTES_MAX}", stops[i].len());
+        return Err(invalid_value(&format!("stop[{i}]"), message));
+    }
+    let bytes: usize = stops.iter().map(String::len).sum();
+    if bytes > STOPS_BYTES_MAX {
+        let message = format!("`stop` has {bytes} bytes in all; at most {STOPS_BYTES_MAX}");
+        return Err(invalid_value("stop", message));
     }
     Ok(stops)
 }

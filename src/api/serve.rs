@@ -105,6 +105,10 @@ async fn keep_books(api: Arc<Api>) {
         if let Err(error) = api.app.access.flush().await {
             tracing::error!(%error, "the books of keys cannot be written");
         }
+        if api.intake.was_busy() {
+            // A failed thread leaves the pages where they are.
+            let _ = tokio::task::spawn_blocking(polylora_kernels::return_free_pages).await;
+        }
     }
 }
 

@@ -2,9 +2,12 @@
 //!
 //! Owns which template a chat is rendered with, and the texts of those in use. Never runs a
 //! stranger's template itself: the sandbox does. The thing to know: strangers' templates have
-//! places of their own to run in, so that a slow one delays its kind and no other text work.
+//! places of their own to run in, shared by tenants, so that a slow one delays its tenant's and no
+//! other text work.
 
 use super::Api;
+use super::intake::{Held, SHORT_TEXT_BYTES, apart};
+use crate::access::{Caller, Ticket};
 use crate::adapters::Digest;
 use crate::adapters::registry::Version;
 use crate::error::{Error, Result};
@@ -15,10 +18,7 @@ use serde_json::Value;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
-use tokio::sync::Semaphore;
 
-/// Templates rendered at once, each in a process of its own.
-const RENDERS_MAX: usize = 2;
 /// Texts kept, of at most 256 KiB each.
 const TEXTS_MAX: usize = 64;
 
@@ -38,21 +38,16 @@ impl Conversation {
             now: SystemTime::now(),
         }
     }
-
-    fn encode(&self, text: &Text) -> Result<Vec<u32>> {
-        text.encode_chat(&self.messages, self.tools.as_ref(), self.add_generation_prompt)
-    }
 }
 
 /// Templates of adapters by the digest of their content, last used last.
 pub struct Templates {
-    places: Arc<Semaphore>,
     texts: Mutex<VecDeque<(Digest, Arc<TemplateSource>)>>,
 }
 
 impl Templates {
     pub fn new() -> Self {
-        Self { places: Arc::new(Semaphore::new(RENDERS_MAX)), texts: Mutex::new(VecDeque::new()) }
+        Self { texts: Mutex::new(VecDeque::new()) }
     }
 
     fn find(&self, digest: Digest) -> Option<Arc<TemplateSource>> {
@@ -72,19 +67,53 @@ impl Templates {
     }
 }
 
+/// For whom a conversation is encoded, and what is held for it.
+pub struct Rendered<'a> {
+    pub caller: &'a Caller,
+    /// None is the base.
+    pub versions: Vec<Arc<Version>>,
+    /// What the conversation takes as it is.
+    pub held: Held,
+    /// Where the work counts, if it does.
+    pub ticket: Option<&'a mut Ticket>,
+}
+
 impl Api {
-    /// Tokens of a conversation for these versions, none being the base. Several render with their
-    /// own template only if all bring the same. Errors: `no_chat_template`, `chat_template_error`.
+    /// Tokens of a conversation for these versions. Several render with their own template only if
+    /// all bring the same. Errors: `no_chat_template`, `chat_template_error`,
+    /// `context_length_exceeded`, `request_memory_exhausted`.
     pub async fn encode_chat(
         self: &Arc<Self>,
-        versions: Vec<Arc<Version>>,
+        rendered: Rendered<'_>,
         conversation: Conversation,
     ) -> Result<Vec<u32>> {
-        let encoded = match self.own_template(versions).await? {
-            None => self.on_text(move |text| conversation.encode(text)).await,
+        let Rendered { caller, versions, mut held, ticket } = rendered;
+        // A template makes values of its own of the conversation's.
+        held.resize(2 * held.bytes())?;
+        let (bounds, context) = (self.intake.bounds, self.app.context);
+        let bytes = held.bytes() as usize;
+        let own = self.own_template(versions).await?;
+        match (ticket, &own) {
+            (Some(ticket), Some(_)) => ticket.worked_hard(),
+            (Some(ticket), None) => ticket.worked(0),
+            (None, _) => {}
+        }
+        let encoded = match own {
+            None => {
+                let work = move |text: &Text, encoding: &mut Held| {
+                    let prompt = text.render_within(&conversation.inputs(), bounds.text_bytes)?;
+                    drop((conversation, held));
+                    encoding.resize(bounds.encoding(prompt.len()))?;
+                    text.encode_within(&prompt, false, context)
+                };
+                self.on_text(caller, 0, bytes > SHORT_TEXT_BYTES, work).await
+            }
             Some(source) => {
-                let prompt = self.render(source, conversation).await?;
-                self.on_text(move |text| text.encode(&prompt, false)).await
+                let prompt = self.render(caller, source, conversation, held).await?;
+                let bytes = prompt.len();
+                let work =
+                    move |text: &Text, _: &mut Held| text.encode_within(&prompt, false, context);
+                self.on_text(caller, bytes, bytes > SHORT_TEXT_BYTES, work).await
             }
         };
         encoded.map_err(|e| match e.param {
@@ -113,17 +142,21 @@ impl Api {
 
     async fn render(
         self: &Arc<Self>,
+        caller: &Caller,
         source: Arc<TemplateSource>,
         conversation: Conversation,
+        held: Held,
     ) -> Result<String> {
-        let closed = |_| Error::fault("the template threads are gone");
-        let permit = self.templates.places.clone().acquire_owned().await.map_err(closed)?;
-        let api = self.clone();
-        let work = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            api.app.sandbox.render(&source, &conversation.inputs())
-        });
-        work.await.map_err(|_| Error::fault("rendering the chat failed"))?
+        let place = self.intake.renders.take(caller.tenant().unwrap_or_default()).await;
+        let (api, bytes_max) = (self.clone(), self.intake.bounds.text_bytes);
+        // The prompt has room in what the conversation leaves.
+        let mut held = held;
+        held.resize(held.bytes().max(2 * bytes_max as u64))?;
+        let work = move || {
+            let _held = held;
+            api.app.sandbox.render_within(&source, &conversation.inputs(), bytes_max)
+        };
+        apart(place, false, work).await
     }
 
     fn template(&self, version: &Version) -> Result<Arc<TemplateSource>> {

@@ -2,13 +2,16 @@
 //!
 //! Owns the two routes. Never leases or loads: of an adapter only the chat template matters here.
 
-use super::body::{JsonObject, missing, rest};
+use super::body::{JsonObject, Nothing, missing};
+use super::entry::Entry;
 use super::errors::invalid_value;
-use super::templates::Conversation;
+use super::intake::{Held, SHORT_TEXT_BYTES};
+use super::templates::{Conversation, Rendered};
 use super::wire::{DetokenizeRequest, Detokenized, ErrorBody, TokenizeRequest, Tokenized};
 use super::{Api, messages, sampling};
 use crate::access::Caller;
 use crate::error::Result;
+use crate::text::Text;
 use axum::Json;
 use axum::extract::{Extension, State};
 use std::sync::Arc;
@@ -23,9 +26,11 @@ use std::sync::Arc;
 pub async fn tokenize(
     State(api): State<Arc<Api>>,
     Extension(caller): Extension<Caller>,
+    Entry(mut ticket): Entry,
     JsonObject(body): JsonObject,
 ) -> Result<Json<Tokenized>> {
-    let asked: TokenizeRequest = rest(body)?;
+    ticket.worked(0);
+    let (Nothing {}, asked, held) = body.read::<_, TokenizeRequest>(&api, &caller).await?;
     let entries = match &asked.model {
         Some(model) => api.look_up_all(&caller, model)?,
         None => Vec::new(),
@@ -33,13 +38,23 @@ pub async fn tokenize(
     let special = asked.add_special_tokens.unwrap_or(true);
     let start = asked.add_generation_prompt.unwrap_or(true);
     let tokens = match (asked.prompt, asked.messages) {
-        (Some(prompt), None) => api.on_text(move |text| text.encode(&prompt, special)).await?,
+        (Some(prompt), None) => {
+            let (bytes, context) = (prompt.len(), api.app.context);
+            api.intake.bounds.fits(bytes, "prompt")?;
+            let work = move |text: &Text, _: &mut Held| {
+                let _held = held;
+                text.encode_within(&prompt, special, context).map_err(|e| e.param("prompt"))
+            };
+            api.on_text(&caller, bytes, bytes > SHORT_TEXT_BYTES, work).await?
+        }
         (None, Some(list)) => {
             let list = messages::check(list, api.app.config.messages_max)?;
             let tools = messages::tools(asked.tools, None)?;
             let conversation = Conversation { messages: list, tools, add_generation_prompt: start };
             let versions = entries.into_iter().map(|entry| entry.version).collect();
-            api.encode_chat(versions, conversation).await?
+            let ticket = Some(&mut ticket);
+            let rendered = Rendered { caller: &caller, versions, held, ticket };
+            api.encode_chat(rendered, conversation).await?
         }
         (None, None) => return Err(missing("prompt")),
         (Some(_), Some(_)) => {
@@ -68,9 +83,12 @@ pub async fn tokenize(
 pub async fn detokenize(
     State(api): State<Arc<Api>>,
     Extension(caller): Extension<Caller>,
+    Entry(mut ticket): Entry,
     JsonObject(body): JsonObject,
 ) -> Result<Json<Detokenized>> {
-    let asked: DetokenizeRequest = rest(body)?;
+    ticket.worked(0);
+    let (Nothing {}, asked, held) = body.read::<_, DetokenizeRequest>(&api, &caller).await?;
+    api.intake.bounds.fit(asked.tokens.len(), "tokens")?;
     if let Some(model) = &asked.model {
         api.look_up_all(&caller, model)?;
     }
@@ -78,6 +96,10 @@ pub async fn detokenize(
     if let Some(i) = asked.tokens.iter().position(|&t| t as usize >= vocab) {
         sampling::in_vocabulary(&format!("tokens[{i}]"), i64::from(asked.tokens[i]), &api)?;
     }
-    let prompt = api.on_text(move |text| text.decode(&asked.tokens, false)).await?;
+    let work = move |text: &Text, _: &mut Held| {
+        let _held = held;
+        text.decode(&asked.tokens, false)
+    };
+    let prompt = api.on_text(&caller, 0, false, work).await?;
     Ok(Json(Detokenized { prompt }))
 }

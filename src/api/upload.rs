@@ -7,9 +7,13 @@
 use super::archive;
 use super::body::{declared_length, discard};
 use super::errors::UNSUPPORTED_MEDIA_TYPE;
+use super::intake::UPLOAD_BYTES;
+use super::paced::{Paced, Reins};
 use crate::adapters::registry::Staging;
+use crate::config::Config;
 use crate::database::write_failed;
 use crate::error::{Error, Kind, Result};
+use axum::body::Body;
 use axum::extract::multipart::Field;
 use axum::extract::{FromRequest, Multipart, Request};
 use bytes::Bytes;
@@ -25,6 +29,8 @@ pub const GGUF: &str = "adapter.gguf";
 const SPOOL: &str = ".upload";
 /// Names listed back to the client, at most.
 const IGNORED_MAX: usize = 64;
+/// Parts of a form, at most.
+const PARTS_MAX: usize = 1000;
 
 /// Bytes that may still come.
 #[derive(Clone, Copy)]
@@ -95,17 +101,36 @@ fn too_large(bytes_max: u64) -> Error {
 }
 
 /// Reads the body into the staging directory. What is missing there is the registry's to say.
-pub async fn receive(request: Request, staging: Staging, bytes_max: u64) -> Result<Files> {
-    if declared_length(&request).is_some_and(|n| n > bytes_max) {
-        discard(request.into_body().into_data_stream()).await;
+pub async fn receive(request: Request, staging: Staging, config: &Config) -> Result<Files> {
+    let bytes_max = config.upload_bytes_max;
+    let declared = declared_length(&request);
+    let (head, body) = request.into_parts();
+    let body = Paced::new(body, config.body_seconds_max);
+    if declared.is_some_and(|n| n > bytes_max) {
+        discard(body).await;
         return Err(too_large(bytes_max));
     }
+    let reins = body.reins();
+    let request = Request::from_parts(head, Body::from_stream(body));
+    // A form's parser has words of its own for a body that ended early.
+    gather(request, staging, bytes_max, &reins).await.map_err(|e| match e.code {
+        "incomplete_body" => reins.ended().unwrap_or(e),
+        _ => e,
+    })
+}
+
+async fn gather(
+    request: Request,
+    staging: Staging,
+    bytes_max: u64,
+    reins: &Reins,
+) -> Result<Files> {
     let content_type = request.headers().get(CONTENT_TYPE);
     let content_type = content_type.and_then(|v| v.to_str().ok()).unwrap_or_default();
     let content_type = content_type.split(';').next().unwrap_or_default().trim();
     let files = Files::new(staging, bytes_max);
     match content_type.to_ascii_lowercase().as_str() {
-        "multipart/form-data" => parts(request, files).await,
+        "multipart/form-data" => parts(request, files, reins).await,
         "application/json" | "application/x-www-form-urlencoded" | "text/plain" => {
             Err(Error::invalid(
                 UNSUPPORTED_MEDIA_TYPE,
@@ -126,11 +151,18 @@ fn broken(reason: &str) -> Error {
     Error::invalid("incomplete_body", format!("the upload could not be read: {reason}"))
 }
 
-async fn parts(request: Request, mut files: Files) -> Result<Files> {
+async fn parts(request: Request, mut files: Files, reins: &Reins) -> Result<Files> {
     let mut form =
         Multipart::from_request(request, &()).await.map_err(|e| broken(&e.body_text()))?;
-    loop {
+    // What stands between the contents is of the upload too.
+    let bytes_max = files.budget.bytes_max;
+    for _ in 0..PARTS_MAX {
+        // The parser keeps a part's head in memory until it is whole, however long it is.
+        let head = format!("a part's head is longer than {UPLOAD_BYTES} bytes");
+        let more = (reins.came() + UPLOAD_BYTES).min(bytes_max);
+        reins.limit(more, if more == bytes_max { too_large(bytes_max) } else { broken(&head) });
         let field = form.next_field().await;
+        reins.limit(bytes_max, too_large(bytes_max));
         let Some(field) = field.map_err(|e| broken(&e.body_text()))? else {
             return Ok(files);
         };
@@ -144,6 +176,7 @@ async fn parts(request: Request, mut files: Files) -> Result<Files> {
             write(contents(field), place.as_deref(), &mut files.budget).await?;
         }
     }
+    Err(broken(&format!("the form has more than {PARTS_MAX} parts")))
 }
 
 /// Whether a file so named is unpacked.

@@ -4,11 +4,13 @@
 //! Owns the sum and its table. Never allocates. The thing to know: weights are counted twice over a
 //! start, first as a lower bound from the shape (before hours of loading), then exactly.
 
+use crate::api::RENDERS_MAX;
 use crate::config::{Config, human};
 use crate::engine::Event;
 use crate::error::{Error, Kind, Result};
 use crate::model::checkpoint::Checkpoint;
 use crate::shape::{Projection, Site};
+use crate::text::sandbox::WORKER_BYTES_MAX;
 use polylora_kernels::WeightDtype;
 use std::mem::size_of;
 
@@ -35,6 +37,7 @@ impl Ledger {
             ("KV cache", count * bytes, format!("{} tokens in {count} pages", count * tokens)),
             ("step buffers", buffers, format!("{} rows", config.rows_max)),
             ("adapters", config.adapter_bytes_max, "at most".to_owned()),
+            ("requests", config.request_bytes_max, "at most, before they are queued".to_owned()),
             ("streams", streams * ring, format!("at most, {streams} of them")),
         ];
         Self { weights: weights.0, lines }
@@ -52,11 +55,12 @@ impl Ledger {
         }
         let message = format!(
             "{} are needed beside the weights, but {} are available; \
-             lower kv_bytes (now {}) or adapter_bytes_max (now {})",
+             lower kv_bytes (now {}), adapter_bytes_max (now {}) or request_bytes_max (now {})",
             human(rest),
             human(available),
             human(config.kv_bytes),
-            human(config.adapter_bytes_max)
+            human(config.adapter_bytes_max),
+            human(config.request_bytes_max)
         );
         Err(Error::new(Kind::Capacity, "insufficient_memory", message))
     }
@@ -70,6 +74,8 @@ impl Ledger {
         page.extend(self.lines.iter().map(|(what, bytes, remark)| line(what, *bytes, remark)));
         let remark = format!("of {} available", human(available + self.weights));
         page.push(line("sum", self.total(), &remark));
+        let remark = format!("beside it, at most: {RENDERS_MAX} processes for adapters' templates");
+        page.push(line("templates", RENDERS_MAX * WORKER_BYTES_MAX, &remark));
         page.iter().map(|l| format!("{}\n", l.trim_end())).collect()
     }
 }
@@ -106,8 +112,11 @@ mod tests {
     fn ledger(available: u64) -> (Result<()>, String) {
         let given =
             RawConfig { kv_bytes: Some(crate::config::Size(1 << 30)), ..RawConfig::default() };
-        let config =
-            Config { adapter_bytes_max: 1 << 30, ..Config::load(None, given).expect("defaults") };
+        let config = Config {
+            adapter_bytes_max: 1 << 30,
+            request_bytes_max: 64 << 20,
+            ..Config::load(None, given).expect("defaults")
+        };
         let ledger = Ledger::new(&config, (3 << 30, "bf16".into()), (1024, 1 << 20, 16), 1 << 20);
         (ledger.check(available, &config), ledger.table(available))
     }

@@ -39,6 +39,10 @@ const USAGE_QUEUE_SPARE: usize = 4096;
 /// pipes to templates, the reserve of connections.
 const OTHER_FILES: usize = 160;
 
+/// Threads for files and for work that blocks, each with two megabytes of stack. What clients cause
+/// has places of its own, which are fewer.
+const BLOCKING_THREADS_MAX: usize = 64;
+
 const EXAMPLES: &str = "\
 Examples:
   polylora serve                                          the demo model on 127.0.0.1:8080
@@ -78,6 +82,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
     fit_descriptors(&mut config);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2) // the engine's threads compute; these only move bytes and text
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
         .enable_all()
         .build()
         .map_err(|e| Error::fault(format!("cannot start the runtime: {e}")))?;

@@ -4,7 +4,7 @@
 //! know: a template may refuse a conversation in its own words (no system role, no tools), but a
 //! lone question of a user it must show.
 
-use super::template::{ChatInputs, ChatTemplate, raised, refused};
+use super::template::{ChatInputs, ChatTemplate, OUTPUT_BYTES_MAX, raised, refused};
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
 use std::time::UNIX_EPOCH;
@@ -23,7 +23,7 @@ impl ChatTemplate {
                 now: UNIX_EPOCH,
             };
             let failed = |why: String| invalid(format!("{why} (tried on {what})"));
-            let text = match self.attempt(&inputs)? {
+            let text = match self.attempt(&inputs, OUTPUT_BYTES_MAX)? {
                 Ok(text) => text,
                 Err(e) if i > 0 && raised(&e).is_some() => continue,
                 Err(e) => return Err(failed(refused(&e).message)),

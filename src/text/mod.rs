@@ -4,6 +4,7 @@
 //! The thing to know: text comes back through the bytes of single tokens (`pieces`), so that a
 //! stream and a whole answer are the same characters by construction.
 
+pub mod bounded;
 mod canned;
 pub mod detokenizer;
 mod pieces;
@@ -30,6 +31,7 @@ pub struct Text {
     prepended: Option<u32>,
     pieces: Arc<Pieces>,
     template: Option<Arc<ChatTemplate>>,
+    token_bytes_max: usize,
 }
 
 impl Text {
@@ -56,10 +58,16 @@ impl Text {
             prepended: source.bos.filter(|_| source.add_bos && !adds_bos),
             bos: source.bos,
             eos: source.eos.into(),
-            pieces: Arc::new(pieces),
             template,
+            token_bytes_max: token_bytes_max(&tokenizer, &pieces),
+            pieces: Arc::new(pieces),
             tokenizer: Arc::new(tokenizer),
         })
+    }
+
+    /// Bytes of the longest text that one token can stand for.
+    pub fn token_bytes_max(&self) -> usize {
+        self.token_bytes_max
     }
 
     /// Tokens of a plain prompt; bos in front when the model wants one and `special` is set.
@@ -110,6 +118,13 @@ impl Text {
         tools: Option<&serde_json::Value>,
         add_generation_prompt: bool,
     ) -> Result<String> {
+        let now = SystemTime::now();
+        let inputs = ChatInputs { messages, tools, add_generation_prompt, now };
+        self.render_within(&inputs, template::OUTPUT_BYTES_MAX)
+    }
+
+    /// The same, with at most `bytes_max` bytes of prompt. Errors: also `context_length_exceeded`.
+    pub fn render_within(&self, inputs: &ChatInputs, bytes_max: usize) -> Result<String> {
         let Some(template) = &self.template else {
             return Err(Error::invalid(
                 "no_chat_template",
@@ -117,12 +132,7 @@ impl Text {
                  use /v1/completions with a prompt",
             ));
         };
-        template.render(&ChatInputs {
-            messages,
-            tools,
-            add_generation_prompt,
-            now: SystemTime::now(),
-        })
+        template.render_within(inputs, bytes_max)
     }
 
     /// Renders and encodes (without adding special tokens: the template holds them).
@@ -134,6 +144,23 @@ impl Text {
     ) -> Result<Vec<u32>> {
         self.encode(&self.render(messages, tools, add_generation_prompt)?, false)
     }
+}
+
+/// A normalizer may make a text shorter: by half when it composes characters, by two thirds when it
+/// writes `▁` as a space.
+const SHORTENED: usize = 3;
+
+fn token_bytes_max(tokenizer: &tokenizers::Tokenizer, pieces: &Pieces) -> usize {
+    let mut longest = 1;
+    let mut bytes = Vec::new();
+    for id in 0..tokenizer.get_vocab_size(true) as u32 {
+        if let Some(piece) = tokenizer.id_to_token(id) {
+            bytes.clear();
+            pieces.append(&piece, false, &mut bytes);
+            longest = longest.max(bytes.len());
+        }
+    }
+    if tokenizer.get_normalizer().is_some() { longest * SHORTENED } else { longest }
 }
 
 fn unencodable(e: tokenizers::Error) -> Error {

@@ -9,7 +9,7 @@
 //! the prompt, or an `Refusal` as JSON.
 
 use super::canned::invalid;
-use super::template::{ChatInputs, ChatTemplate, OUTPUT_BYTES_MAX};
+use super::template::{ChatInputs, ChatTemplate, OUTPUT_BYTES_MAX, cut, exceeded};
 use crate::error::{Error, Kind, Result};
 use crossbeam_channel::{Receiver, bounded};
 use rlimit::{Resource, setrlimit};
@@ -26,9 +26,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// The hidden command that a worker is started with.
 pub const COMMAND: &str = "render-templates";
 /// Address space of a worker, its program included.
-const WORKER_BYTES_MAX: u64 = 512 << 20;
+pub const WORKER_BYTES_MAX: u64 = 256 << 20;
 /// Resident bytes after which a worker ends, so that one large prompt is not held for ever.
-const WORKER_BYTES_KEPT: u64 = 96 << 20;
+const WORKER_BYTES_KEPT: u64 = 48 << 20;
+/// Workers give way to what serves: a tenth of its share of a core, where both want it.
+#[cfg(target_os = "linux")]
+const NICE: i32 = 10;
 /// For one job, a worker's start included. Fuel ends a loop long before.
 const JOB_TIME_MAX: Duration = Duration::from_secs(5);
 const FRAME_BYTES_MAX: usize = 64 << 20;
@@ -60,6 +63,8 @@ struct Chat<'a> {
     add_generation_prompt: bool,
     /// Unix seconds
     now: u64,
+    /// Of the prompt.
+    bytes_max: usize,
 }
 
 /// An error on its way up.
@@ -76,8 +81,9 @@ const REFUSAL: u8 = 1;
 const LAST: u8 = 2;
 
 /// Codes that a worker may answer with.
-const CODES: [&str; 4] = [
+const CODES: [&str; 5] = [
     "chat_template_error",
+    "context_length_exceeded",
     "invalid_chat_template",
     "unsupported_chat_template",
     "unsupported_content_part",
@@ -116,6 +122,16 @@ impl Sandbox {
 
     /// The prompt. Errors: `chat_template_error`, `unsupported_content_part`.
     pub fn render(&self, template: &TemplateSource, inputs: &ChatInputs) -> Result<String> {
+        self.render_within(template, inputs, OUTPUT_BYTES_MAX)
+    }
+
+    /// The same, with at most `bytes_max` bytes of prompt. Errors: also `context_length_exceeded`.
+    pub fn render_within(
+        &self,
+        template: &TemplateSource,
+        inputs: &ChatInputs,
+        bytes_max: usize,
+    ) -> Result<String> {
         let now = inputs.now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let job = Job {
             template: Cow::Borrowed(template),
@@ -124,9 +140,12 @@ impl Sandbox {
                 tools: inputs.tools.map(Cow::Borrowed),
                 add_generation_prompt: inputs.add_generation_prompt,
                 now,
+                bytes_max,
             }),
         };
-        self.run(&job)
+        let prompt = self.run(&job)?;
+        // A worker runs a stranger's program: its word alone is not taken.
+        if prompt.len() > bytes_max { Err(exceeded(bytes_max)) } else { Ok(prompt) }
     }
 
     fn run(&self, job: &Job) -> Result<String> {
@@ -272,6 +291,8 @@ pub fn work() -> Result<()> {
     for (resource, most) in limits {
         setrlimit(resource, most, most).map_err(failed)?;
     }
+    #[cfg(target_os = "linux")]
+    rustix::process::nice(NICE).map_err(|e| failed(e.into()))?;
     let (mut input, mut output) = (io::stdin().lock(), io::stdout().lock());
     let mut compiled: Vec<(TemplateSource, ChatTemplate)> = Vec::new();
     while let Ok(frame) = read_frame(&mut input) {
@@ -280,8 +301,8 @@ pub fn work() -> Result<()> {
         match done {
             Ok(prompt) => write_frame(&mut output, &[&[PROMPT | last], prompt.as_bytes()]),
             Err(e) => {
-                let refusal =
-                    Refusal { code: e.code.to_owned(), message: e.message, param: e.param };
+                let (code, message) = (e.code.to_owned(), cut(e.message));
+                let refusal = Refusal { code, message, param: e.param };
                 let body = serde_json::to_vec(&refusal).unwrap_or_default();
                 write_frame(&mut output, &[&[REFUSAL | last], &body])
             }
@@ -312,12 +333,13 @@ fn answer(frame: &[u8], compiled: &mut Vec<(TemplateSource, ChatTemplate)>) -> R
     let Some(chat) = job.chat else {
         return template.check().map(|()| String::new());
     };
-    template.render(&ChatInputs {
+    let inputs = ChatInputs {
         messages: &chat.messages,
         tools: chat.tools.as_deref(),
         add_generation_prompt: chat.add_generation_prompt,
         now: UNIX_EPOCH.checked_add(Duration::from_secs(chat.now)).unwrap_or(SystemTime::now()),
-    })
+    };
+    template.render_within(&inputs, chat.bytes_max)
 }
 
 /// Most memory that this process ever had; 0 where the system does not say.

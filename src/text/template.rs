@@ -25,6 +25,8 @@ use std::time::SystemTime;
 const FUEL: u64 = 4_000_000;
 /// Bytes a template may write.
 pub(super) const OUTPUT_BYTES_MAX: usize = 32 << 20;
+/// Characters that a template may say when it refuses messages.
+pub(super) const WORDS_CHARS_MAX: usize = 1000;
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
 
@@ -73,11 +75,24 @@ impl ChatTemplate {
 
     /// Errors: `chat_template_error`, `unsupported_content_part`.
     pub fn render(&self, inputs: &ChatInputs) -> Result<String> {
-        self.attempt(inputs)?.map_err(|e| refused(&e))
+        self.render_within(inputs, OUTPUT_BYTES_MAX)
+    }
+
+    /// The same, with at most `bytes_max` bytes of prompt. Errors: also `context_length_exceeded`,
+    /// where the bound is not the template's own.
+    pub fn render_within(&self, inputs: &ChatInputs, bytes_max: usize) -> Result<String> {
+        self.attempt(inputs, bytes_max)?.map_err(|e| match e.kind() {
+            ErrorKind::WriteFailure if bytes_max < OUTPUT_BYTES_MAX => exceeded(bytes_max),
+            _ => refused(&e),
+        })
     }
 
     /// As `render`, with the template's own failure as the engine tells it.
-    pub(super) fn attempt(&self, inputs: &ChatInputs) -> Result<Result<String, minijinja::Error>> {
+    pub(super) fn attempt(
+        &self,
+        inputs: &ChatInputs,
+        bytes_max: usize,
+    ) -> Result<Result<String, minijinja::Error>> {
         let template = match inputs.tools {
             Some(_) => self.environment.get_template(TOOL_USE).ok(),
             None => None,
@@ -106,11 +121,11 @@ impl ChatTemplate {
             eos_token => defined(&self.eos_token),
             strftime_now => Value::from_function(move |format: &str| python::strftime(now, format)),
         };
-        let mut output = Bounded(Vec::new());
+        let mut output = Bounded { bytes: Vec::new(), bytes_max: bytes_max.min(OUTPUT_BYTES_MAX) };
         if let Err(error) = template.render_captured_to(variables, &mut output) {
             return Ok(Err(error));
         }
-        let text = String::from_utf8(output.0);
+        let text = String::from_utf8(output.bytes);
         text.map(Ok).map_err(|e| Error::fault(format!("the chat template: {e}")))
     }
 }
@@ -150,6 +165,7 @@ impl std::fmt::Display for Raised {
 impl std::error::Error for Raised {}
 
 fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
+    let message = cut(message);
     let error = minijinja::Error::new(ErrorKind::InvalidOperation, "raised by the template");
     Err(error.with_source(Raised(message)))
 }
@@ -323,15 +339,36 @@ pub(super) fn refused(error: &minijinja::Error) -> Error {
     Error::invalid("chat_template_error", message).param("messages")
 }
 
-/// Takes `OUTPUT_BYTES_MAX` bytes and no more.
-struct Bounded(Vec<u8>);
+/// Cuts what a template says to what is passed on.
+pub(super) fn cut(mut words: String) -> String {
+    if let Some((end, _)) = words.char_indices().nth(WORDS_CHARS_MAX) {
+        words.truncate(end);
+        words.push('…');
+    }
+    words
+}
+
+/// The conversation is too long as this template writes it.
+pub(super) fn exceeded(bytes_max: usize) -> Error {
+    let message = format!(
+        "the chat template writes more than {bytes_max} bytes for these messages, and no more can \
+         be the tokens of a context"
+    );
+    Error::invalid("context_length_exceeded", message).param("messages")
+}
+
+/// Takes `bytes_max` bytes and no more.
+struct Bounded {
+    bytes: Vec<u8>,
+    bytes_max: usize,
+}
 
 impl io::Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > OUTPUT_BYTES_MAX {
+        if self.bytes.len() + bytes.len() > self.bytes_max {
             return Err(io::Error::other("the output is too long"));
         }
-        self.0.extend_from_slice(bytes);
+        self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
     }
     fn flush(&mut self) -> io::Result<()> {

@@ -21,6 +21,9 @@ const TEMPLATE_BYTES_MAX: u64 = 256 << 10;
 /// Longest tokenizer_config.json; some list thousands of unused tokens.
 const TOKENIZER_CONFIG_BYTES_MAX: u64 = 8 << 20;
 
+/// Longest start or end token that a template may write.
+const TOKEN_CHARS_MAX: usize = 256;
+
 /// A chat template and the tokens it may write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
@@ -118,14 +121,25 @@ pub fn template(files: &AdapterFiles) -> Result<Option<Template>> {
     }
     Ok(Some(Template {
         text,
-        bos_token: token_text(&own.bos_token),
-        eos_token: token_text(&own.eos_token),
+        bos_token: sane("bos_token", &own.bos_token)?,
+        eos_token: sane("eos_token", &own.eos_token)?,
     }))
 }
 
 fn invalid_template(why: String) -> Error {
     Error::unprocessable("invalid_chat_template", format!("the chat template: {why}"))
         .param("chat_template")
+}
+
+/// A token that a template may write.
+fn sane(name: &str, token: &Value) -> Result<Option<String>> {
+    let text = token_text(token);
+    if text.as_ref().is_some_and(|t| t.chars().nth(TOKEN_CHARS_MAX).is_some()) {
+        let message =
+            format!("{TOKENIZER_CONFIG}: `{name}` is longer than {TOKEN_CHARS_MAX} characters");
+        return Err(Error::unprocessable("invalid_tokenizer_config", message).param(name));
+    }
+    Ok(text)
 }
 
 /// A token as a string, or as `{"content": …}`.

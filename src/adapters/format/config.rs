@@ -342,19 +342,23 @@ impl Fields {
     }
 
     fn rank_pattern(&mut self) -> Result<Vec<(Pattern, usize)>> {
+        let name = "rank_pattern";
+        let mut costs = Costs(0);
         let entry = |(key, value): (String, Value)| {
-            let pattern = Pattern::suffix("rank_pattern", &key)?;
-            Ok((pattern, rank("rank_pattern", &value)?))
+            let pattern = costs.count(name, Pattern::suffix(name, &key)?)?;
+            Ok((pattern, rank(name, &value)?))
         };
-        self.object("rank_pattern")?.into_iter().map(entry).collect()
+        self.object(name)?.into_iter().map(entry).collect()
     }
 
     fn alpha_pattern(&mut self) -> Result<Vec<(Pattern, f64)>> {
+        let name = "alpha_pattern";
+        let mut costs = Costs(0);
         let entry = |(key, value): (String, Value)| {
-            let pattern = Pattern::suffix("alpha_pattern", &key)?;
-            Ok((pattern, number("alpha_pattern", &value)?))
+            let pattern = costs.count(name, Pattern::suffix(name, &key)?)?;
+            Ok((pattern, number(name, &value)?))
         };
-        self.object("alpha_pattern")?.into_iter().map(entry).collect()
+        self.object(name)?.into_iter().map(entry).collect()
     }
 
     /// A list of strings, or one string as a list of one.
@@ -402,7 +406,9 @@ impl Fields {
     fn layer_patterns(&mut self) -> Result<Vec<Pattern>> {
         let texts = self.strings("layers_pattern")?.unwrap_or_default();
         let texts = texts.iter().filter(|t| !t.is_empty());
-        texts.map(|t| Pattern::layer("layers_pattern", t)).collect()
+        let name = "layers_pattern";
+        let mut costs = Costs(0);
+        texts.map(|t| costs.count(name, Pattern::layer(name, t)?)).collect()
     }
 
     fn bias(&mut self) -> Result<TrainedBias> {
@@ -412,6 +418,23 @@ impl Fields {
             Some(Some("lora_only")) => Ok(TrainedBias::LoraOnly),
             Some(_) => Err(invalid("`bias` must be none, all or lora_only").param("bias")),
         }
+    }
+}
+
+/// Patterns of one field that are more than names: each takes memory, and time for every module.
+const COSTLY_MAX: usize = 64;
+
+/// How many there were.
+struct Costs(usize);
+
+impl Costs {
+    fn count(&mut self, field: &str, pattern: Pattern) -> Result<Pattern> {
+        self.0 += usize::from(pattern.is_costly());
+        if self.0 <= COSTLY_MAX {
+            return Ok(pattern);
+        }
+        let message = format!("`{field}` has more than {COSTLY_MAX} regular expressions");
+        Err(invalid(message).param(field))
     }
 }
 

@@ -87,6 +87,9 @@ const NEUTRAL: [(&str, f64); 15] = [
     ("typical_p", 1.0),
 ];
 
+/// As a request's own.
+const REPETITION_PENALTY: RangeInclusive<f64> = 0.01..=10.0;
+
 /// Parses and checks the file. Errors: `invalid_generation_config`,
 /// `unsupported_generation_field`, naming the field.
 pub fn parse(bytes: &[u8], base: &BaseText) -> Result<Generation> {
@@ -100,7 +103,7 @@ pub fn parse(bytes: &[u8], base: &BaseText) -> Result<Generation> {
         top_p: fields.positive("top_p", 1.0)?,
         top_k: fields.integer("top_k", 0..=u64::from(u32::MAX))?.map(|n| n as u32),
         min_p: fields.number("min_p", 0.0..=1.0)?,
-        repetition_penalty: fields.positive("repetition_penalty", 10.0)?,
+        repetition_penalty: fields.number("repetition_penalty", REPETITION_PENALTY)?,
         tokens_max: fields.integer("max_new_tokens", 1..=u64::from(u32::MAX))?.map(|n| n as u32),
         stop_tokens: fields.tokens("eos_token_id", base.vocab)?,
         stop_tokens_more: Vec::new(),

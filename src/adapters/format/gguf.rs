@@ -95,8 +95,8 @@ fn check_metadata(metadata: &BTreeMap<String, Value>, shape: &ModelShape) -> Res
             ));
         }
     }
-    match metadata.get("adapter.lora.alpha") {
-        Some(Value::Number(n)) if n.is_finite() => Ok(*n as f32),
+    match metadata.get("adapter.lora.alpha").and_then(Value::number) {
+        Some(n) if n.is_finite() => Ok(n as f32),
         _ => Err(invalid("the key `adapter.lora.alpha` is missing or not a finite number")),
     }
 }
@@ -227,8 +227,19 @@ fn cut(s: &str) -> String {
 /// A metadata value, as far as the loader looks at it.
 enum Value {
     Text(String),
+    U32(u32),
     Number(f64),
     Other,
+}
+
+impl Value {
+    fn number(&self) -> Option<f64> {
+        match self {
+            Self::U32(n) => Some(f64::from(*n)),
+            Self::Number(n) => Some(*n),
+            Self::Text(_) | Self::Other => None,
+        }
+    }
 }
 
 /// Reads the header. Values stay in the file.
@@ -259,9 +270,13 @@ fn open(path: &Path) -> Result<(BTreeMap<String, Value>, TensorFile)> {
         }
     }
     let alignment = match metadata.get("general.alignment") {
-        Some(Value::Number(n)) if *n >= 1.0 && *n <= 65536.0 => *n as u64,
-        Some(_) => return Err(invalid("`general.alignment` is not from 1 to 65536")),
         None => 32,
+        Some(Value::U32(n)) if n.is_power_of_two() && (8..=65536).contains(n) => u64::from(*n),
+        Some(_) => {
+            return Err(invalid(
+                "`general.alignment` is not a power of two from 8 to 65536, stored as a uint32",
+            ));
+        }
     };
     let mut tensors = (0..tensors).map(|_| r.tensor()).collect::<Result<Vec<_>>>()?;
     let header = r.0.stream_position().map_err(|e| unreadable(path, &e))?;
@@ -330,7 +345,7 @@ impl Header {
             1 => f64::from(i8::from_le_bytes(self.array()?)),
             2 => f64::from(u16::from_le_bytes(self.array()?)),
             3 => f64::from(i16::from_le_bytes(self.array()?)),
-            4 => f64::from(self.u32()?),
+            4 => return self.u32().map(Value::U32),
             5 => f64::from(i32::from_le_bytes(self.array()?)),
             6 => f64::from(f32::from_le_bytes(self.array()?)),
             7 => {

@@ -5,6 +5,7 @@
 //! in one function (`PeftConfig::scale`), a GGUF scale in one (`gguf::scale`), and both are folded
 //! in once, in `prepare`.
 
+mod backtracking;
 pub mod bundle;
 pub mod config;
 pub mod factors;

@@ -1,41 +1,63 @@
 //! Python regular expressions over module paths, as PEFT applies them.
 //!
-//! Owns the translation from Python's `re` to fancy-regex and the three ways PEFT matches. Never
-//! guesses: syntax that means something else here, or nothing, is refused by name. The thing to
-//! know: a match has a backtrack limit, so a hostile pattern is an error and not a hang.
+//! Owns the translation from Python's `re` and the three ways PEFT matches. Never guesses: syntax
+//! that means something else here, or nothing, is refused by name. The thing to know: what can be
+//! matched in linear time is (`regex`), and look-around and back-references, which cannot, by a
+//! matcher that counts its steps (`backtracking`); so a hostile pattern is an error and not a hang.
 
+use super::backtracking::Backtracking;
 use crate::error::{Error, Result};
-use fancy_regex::{Regex, RegexBuilder};
+use fancy_regex::Expr;
+use regex::{Regex, RegexBuilder};
 
-/// Steps a match may backtrack before the pattern is refused.
-const BACKTRACK_STEPS_MAX: usize = 100_000;
 /// Longest pattern, in bytes.
 const PATTERN_BYTES_MAX: usize = 4096;
+/// Most that `{n}` may say, and most times that repetitions within each other may come to.
+const REPEAT_MAX: usize = 1000;
+/// Bytes of a compiled pattern, and of what matching it keeps.
+const COMPILED_BYTES_MAX: usize = 512 << 10;
 
 /// One compiled pattern and the text it came from.
 #[derive(Debug)]
 pub struct Pattern {
     text: String,
-    regex: Regex,
+    matcher: Matcher,
+}
+
+#[derive(Debug)]
+enum Matcher {
+    /// A name, perhaps behind others, whose dots stand for any character.
+    Name {
+        text: String,
+        suffix: bool,
+    },
+    Linear(Regex),
+    Backtracking(Backtracking),
 }
 
 impl Pattern {
     /// `re.fullmatch(text, path)`
     pub fn full(field: &str, text: &str) -> Result<Self> {
-        Self::build(field, text, |t| format!("^(?:{t})$"))
+        Self::build(field, text, Some(false), |t| format!("^(?:{t})$"))
     }
 
     /// `re.match(rf"(.*\.)?({text})$", path)`: keys of `rank_pattern` and `alpha_pattern`.
     pub fn suffix(field: &str, text: &str) -> Result<Self> {
-        Self::build(field, text, |t| format!("^(.*\\.)?({t})$"))
+        Self::build(field, text, Some(true), |t| format!("^(.*\\.)?({t})$"))
     }
 
     /// `re.match(rf".*\.{text}\.(\d+)\.", path)`: entries of `layers_pattern`.
     pub fn layer(field: &str, text: &str) -> Result<Self> {
-        Self::build(field, text, |t| format!("^.*\\.{t}\\.(\\d+)\\."))
+        Self::build(field, text, None, |t| format!("^.*\\.{t}\\.(\\d+)\\."))
     }
 
-    fn build(field: &str, text: &str, frame: impl Fn(&str) -> String) -> Result<Self> {
+    /// `suffix`: how a plain name is matched, if it can be.
+    fn build(
+        field: &str,
+        text: &str,
+        suffix: Option<bool>,
+        frame: impl Fn(&str) -> String,
+    ) -> Result<Self> {
         let refuse = |why: String| {
             Error::unprocessable(
                 "invalid_adapter_config",
@@ -46,35 +68,116 @@ impl Pattern {
         if text.len() > PATTERN_BYTES_MAX {
             return Err(refuse(format!("it is longer than {PATTERN_BYTES_MAX} bytes")));
         }
+        if let Some(suffix) = suffix.filter(|_| is_name(text)) {
+            let matcher = Matcher::Name { text: text.to_owned(), suffix };
+            return Ok(Self { text: text.to_owned(), matcher });
+        }
         let translated = translate(text).map_err(refuse)?;
-        let regex = RegexBuilder::new(&frame(&translated))
-            .backtrack_limit(BACKTRACK_STEPS_MAX)
-            .build()
-            .map_err(|e| refuse(e.to_string()))?;
-        Ok(Self { text: text.to_owned(), regex })
+        let tree = Expr::parse_tree(&frame(&translated)).map_err(|e| refuse(e.to_string()))?;
+        repeats(&tree.expr, 1).map_err(refuse)?;
+        let matcher = match linear(&tree.expr) {
+            Some(plain) => {
+                let regex = RegexBuilder::new(&plain)
+                    .size_limit(COMPILED_BYTES_MAX)
+                    .dfa_size_limit(COMPILED_BYTES_MAX)
+                    .build();
+                Matcher::Linear(regex.map_err(|e| refuse(e.to_string()))?)
+            }
+            None => Matcher::Backtracking(Backtracking::new(tree.expr).map_err(refuse)?),
+        };
+        Ok(Self { text: text.to_owned(), matcher })
     }
 
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// Whether the path matches. Errors: `invalid_adapter_config` when the backtrack limit is hit.
+    /// Whether it is more than a name, and so takes memory and time to match.
+    pub fn is_costly(&self) -> bool {
+        !matches!(self.matcher, Matcher::Name { .. })
+    }
+
+    /// Whether the path matches. Errors: `invalid_adapter_config` when it takes too many steps.
     pub fn matches(&self, path: &str) -> Result<bool> {
-        self.regex.is_match(path).map_err(|e| self.gave_up(e))
+        match &self.matcher {
+            Matcher::Name { text, suffix } => Ok(names(text, path, *suffix)),
+            Matcher::Linear(regex) => Ok(regex.is_match(path)),
+            Matcher::Backtracking(matcher) => {
+                Ok(matcher.captures(path).map_err(|e| self.gave_up(e))?.is_some())
+            }
+        }
     }
 
     /// The layer number that a `Pattern::layer` finds in the path (its last group).
     pub fn layer_of(&self, path: &str) -> Result<Option<usize>> {
-        let found = self.regex.captures(path).map_err(|e| self.gave_up(e))?;
-        Ok(found.and_then(|c| c.get(c.len() - 1)?.as_str().parse().ok()))
+        let found = match &self.matcher {
+            Matcher::Name { .. } => None,
+            Matcher::Linear(regex) => {
+                regex.captures(path).and_then(|c| Some(c.get(c.len() - 1)?.range()))
+            }
+            Matcher::Backtracking(matcher) => {
+                let groups = matcher.captures(path).map_err(|e| self.gave_up(e))?;
+                groups.and_then(|groups| groups.last().cloned().flatten())
+            }
+        };
+        Ok(found.and_then(|range| path[range].parse().ok()))
     }
 
-    fn gave_up(&self, e: fancy_regex::Error) -> Error {
+    fn gave_up(&self, e: &str) -> Error {
         Error::unprocessable(
             "invalid_adapter_config",
             format!("the pattern `{}` could not be matched: {e}", shown(&self.text)),
         )
     }
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._".contains(&b))
+}
+
+/// Whether `path` is the name, or with `suffix` ends with it behind a dot.
+fn names(name: &str, path: &str, suffix: bool) -> bool {
+    let mut left = path.chars().rev();
+    let same = |c: char, other: char| c == other || c == '.' && other != '\n';
+    let ends = name.chars().rev().all(|c| left.next().is_some_and(|other| same(c, other)));
+    ends && match left.next() {
+        None => true,
+        Some(before) => suffix && before == '.' && !left.any(|c| c == '\n'),
+    }
+}
+
+/// Refuses repetitions that come to more than `REPEAT_MAX`, inner ones times outer ones.
+fn repeats(expr: &Expr, outer: usize) -> Result<(), String> {
+    let mut times = outer;
+    if let Expr::Repeat { lo, hi, .. } = expr {
+        let most = if *hi == usize::MAX { *lo } else { *hi };
+        times = outer.saturating_mul(most.max(1));
+        if times > REPEAT_MAX {
+            return Err(format!("it repeats more than {REPEAT_MAX} times"));
+        }
+    }
+    expr.children_iter().try_for_each(|child| repeats(child, times))
+}
+
+/// The expression as `regex` reads it, if all of it can be matched in linear time.
+fn linear(expr: &Expr) -> Option<String> {
+    fn is_plain(expr: &Expr) -> bool {
+        use fancy_regex::Assertion::{EndLine, EndText, StartLine, StartText};
+        let own = match expr {
+            Expr::Empty | Expr::Any { .. } | Expr::Literal { .. } | Expr::Concat(_) => true,
+            Expr::Alt(_) | Expr::Group(_) | Expr::Repeat { .. } | Expr::Delegate { .. } => true,
+            Expr::Assertion(a) => {
+                matches!(a, StartText | EndText | StartLine { .. } | EndLine { .. })
+            }
+            _ => false,
+        };
+        own && expr.children_iter().all(is_plain)
+    }
+    is_plain(expr).then(|| {
+        let mut text = String::new();
+        expr.to_str(&mut text, 0);
+        text
+    })
 }
 
 /// At most 80 characters of a pattern, for messages.

@@ -5,7 +5,7 @@
 //! is `unknown_parameter`.
 
 use crate::error::{Error, Result};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 /// They describe the caller or the books, never the answer.
 const HARMLESS: &[&str] = &[
@@ -58,18 +58,17 @@ const REFUSED: &[(&str, &[&str])] = &[
     ("web_search_options", &[]),
 ];
 
-/// Takes the known strangers out of `map`; refuses the first that would change the answer.
-pub fn settle(map: &mut Map<String, Value>) -> Result<()> {
-    for name in HARMLESS {
-        map.remove(*name);
-    }
+/// The known strangers among these fields, given as name and JSON; refuses the first that would
+/// change the answer.
+pub fn settle<'a>(fields: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Vec<&'static str>> {
+    let fields: Vec<(&str, &str)> = fields.collect();
+    let mut known = HARMLESS.to_vec();
     for (name, neutral) in REFUSED {
-        let Some(value) = map.remove(*name) else {
+        known.push(*name);
+        let Some((_, json)) = fields.iter().find(|(n, _)| n == name) else {
             continue;
         };
-        let text = value.to_string();
-        let nothing = ["false", "\"\"", "[]", "{}"];
-        if !nothing.contains(&text.as_str()) && !neutral.contains(&text.as_str()) {
+        if !asks_for_nothing(json, neutral) {
             return Err(Error::invalid(
                 "unsupported_parameter",
                 format!("`{name}` is not supported; leave it out"),
@@ -77,7 +76,21 @@ pub fn settle(map: &mut Map<String, Value>) -> Result<()> {
             .param(*name));
         }
     }
-    Ok(())
+    Ok(known)
+}
+
+/// Longest way to write a neutral value, spaces included.
+const NEUTRAL_BYTES_MAX: usize = 1024;
+
+fn asks_for_nothing(json: &str, neutral: &[&str]) -> bool {
+    if json.len() > NEUTRAL_BYTES_MAX {
+        return false;
+    }
+    let Ok(value) = serde_json::from_str::<Value>(json) else {
+        return false;
+    };
+    let text = value.to_string();
+    ["false", "\"\"", "[]", "{}"].contains(&text.as_str()) || neutral.contains(&text.as_str())
 }
 
 #[cfg(test)]
@@ -88,8 +101,12 @@ mod tests {
     #[test]
     fn what_would_change_the_answer_is_refused_and_what_asks_for_nothing_is_not() {
         let settle = |value: Value| {
-            let mut map = value.as_object().unwrap().clone();
-            settle(&mut map).map(|()| map.len()).map_err(|e| e.param.unwrap())
+            let fields = value.as_object().unwrap();
+            let texts: Vec<_> = fields.iter().map(|(k, v)| (k.clone(), v.to_string())).collect();
+            let known = settle(texts.iter().map(|(k, v)| (k.as_str(), v.as_str())));
+            let left =
+                |known: Vec<&str>| fields.keys().filter(|k| !known.contains(&k.as_str())).count();
+            known.map(left).map_err(|e| e.param.unwrap())
         };
         assert_eq!(settle(json!({"response_format": {"type": "text"}, "store": true})), Ok(0));
         assert_eq!(

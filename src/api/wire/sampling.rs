@@ -37,9 +37,9 @@ pub struct SamplingFields {
     pub presence_penalty: Option<f64>,
     /// -2 to 2. Default 0.
     pub frequency_penalty: Option<f64>,
-    /// Above 0, at most 10; over prompt and output. Default 1.
+    /// 0.01 to 10; over prompt and output. Default 1.
     pub repetition_penalty: Option<f64>,
-    /// Texts that end the answer.
+    /// Texts that end the answer, of at most 1024 bytes each.
     pub stop: Option<Stop>,
     /// Tokens that end the answer.
     pub stop_token_ids: Option<Vec<i64>>,

@@ -1,0 +1,275 @@
+//! The long run: each attack in turn on the demo model, beside a canary of another tenant.
+
+use crate::canary::{Canary, Seen, Song, kilobytes};
+use crate::common::server::Server;
+use crate::live::whole;
+use crate::soak;
+use reqwest::{Client, Method};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const MODEL: &str = "smollm2-135m-instruct";
+/// How long each attack lasts, and after the last one until memory is looked at again.
+const ATTACK_TIME: Duration = Duration::from_secs(10);
+const CALM_TIME: Duration = Duration::from_secs(60);
+/// Memory beside what the table of the start lists: the program, its threads, its databases.
+const BESIDE_BYTES: u64 = 256 << 20;
+
+struct Rig {
+    server: Server,
+    client: Client,
+    mallory: String,
+    canary: String,
+    ledger_kb: u64,
+    _dir: tempfile::TempDir,
+}
+
+/// An attack: what one of its clients sends, over and over.
+type Attack = (&'static str, usize, &'static str, String);
+
+impl Rig {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().expect("directory");
+        let log = dir.path().join("log");
+        let file = std::fs::File::create(&log).expect("a log");
+        let flags =
+            ["--api-key", "secret", "--kv-bytes", "128MiB", "--adapter-bytes-max", "128MiB"];
+        let data = dir.path().join("data");
+        let server = Server::start_logging(Path::new(MODEL), &data, &flags, file.into());
+        let table = std::fs::read_to_string(&log).expect("the log");
+        let sum = table.lines().find_map(|l| l.trim().strip_prefix("sum")).expect("a sum");
+        let mut words = sum.split_whitespace();
+        let number: f64 = words.next().and_then(|n| n.parse().ok()).expect("a number");
+        let unit = if words.next() == Some("GiB") { 1 << 20 } else { 1 << 10 };
+        let ledger_kb = (number * f64::from(unit)) as u64;
+        let client = Client::builder().no_proxy().build().expect("a client");
+        let mut rig = Self {
+            server,
+            client,
+            mallory: String::new(),
+            canary: String::new(),
+            ledger_kb,
+            _dir: dir,
+        };
+        for tenant in ["mallory", "canary"] {
+            let body = json!({"scopes": ["inference", "admin"], "tenant": tenant,
+                              "adapters": [format!("{tenant}-*")]});
+            let made = rig.request("secret", Method::POST, "/v1/keys").json(&body);
+            let secret = whole(made).await.json()["secret"].as_str().expect("a secret").to_owned();
+            if tenant == "mallory" { rig.mallory = secret } else { rig.canary = secret }
+        }
+        rig
+    }
+
+    fn request(&self, key: &str, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.server.url)).bearer_auth(key)
+    }
+
+    fn kb(&self, line: &str) -> u64 {
+        kilobytes(self.server.pid(), line)
+    }
+
+    /// What the canary and a health probe see while nothing or this happens.
+    async fn during(&self, attack: Option<&Attack>) -> (Seen, Seen, usize) {
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let mut clients = Vec::new();
+        if let Some((_, count, path, body)) = attack {
+            for _ in 0..*count {
+                let request = self.request(&self.mallory, Method::POST, path);
+                let request = request.header("content-type", "application/json").body(body.clone());
+                let stop = stop.clone();
+                clients.push(tokio::spawn(async move {
+                    let mut sent = 0;
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        let again = request.try_clone().expect("a body of bytes");
+                        if let Ok(answer) = again.send().await {
+                            let busy = answer.status().as_u16() == 429;
+                            let _ = answer.bytes().await;
+                            if busy {
+                                tokio::time::sleep(Duration::from_millis(20)).await;
+                            }
+                        }
+                        sent += 1;
+                    }
+                    sent
+                }));
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let chat =
+            Canary::start(&self.server.url, Some(&self.canary), Song::Chat(MODEL.to_owned()));
+        let live = Canary::start(&self.server.url, None, Song::Live);
+        tokio::time::sleep(ATTACK_TIME).await;
+        let seen = (chat.stop().await, live.stop().await);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let mut sent = 0;
+        for client in clients {
+            sent += client.await.expect("a client");
+        }
+        (seen.0, seen.1, sent)
+    }
+}
+
+fn attacks() -> Vec<Attack> {
+    let chat = "/v1/chat/completions";
+    let hi = json!([{"role": "user", "content": "hi"}]);
+    let mut noise = 88_172_645_463_325_252u64;
+    let mut word = || {
+        noise ^= noise << 13;
+        noise ^= noise >> 7;
+        noise ^= noise << 17;
+        format!("{:x} ", noise & 0xff_ffff)
+    };
+    let words = |bytes: usize, word: &mut dyn FnMut() -> String| {
+        let mut text = String::new();
+        while text.len() < bytes {
+            text += &word();
+        }
+        text
+    };
+    let prompt = |text: String| json!({"model": MODEL, "prompt": text}).to_string();
+    let stop = "s".repeat(3_900_000);
+    let weight = format!("mallory-x:1.{}", "0".repeat(3_900_000));
+    let one = |more: Value| {
+        let mut body = json!({"model": MODEL, "messages": hi, "max_tokens": 8});
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("one").clone());
+        body.to_string()
+    };
+    vec![
+        ("3 prompt of 3.9 MB", 4, "/v1/completions", prompt(words(3_900_000, &mut word))),
+        ("3 prompt of 300 kB", 4, "/v1/completions", prompt(words(300_000, &mut word))),
+        (
+            "3 tokenize 60 kB",
+            8,
+            "/tokenize",
+            json!({"prompt": words(60_000, &mut word)}).to_string(),
+        ),
+        (
+            "6 lists in messages",
+            8,
+            chat,
+            format!("{{\"messages\":[{}0]}}", "[],".repeat(1_300_000)),
+        ),
+        ("6 a tree within bounds", 8, chat, {
+            let part = json!({"type": "text", "text": "a"});
+            one(json!({"messages": [{"role": "user", "content": vec![part; 6000]}]}))
+        }),
+        ("8 stop of 3.9 MB", 4, chat, one(json!({"stop": stop, "n": 16}))),
+        (
+            "8 stops within bounds",
+            4,
+            chat,
+            one(json!({"stop": vec!["e".repeat(1000); 16], "n": 4})),
+        ),
+        ("9 weight of 3.9 MB", 4, chat, one(json!({"model": weight, "n": 16, "stream": true}))),
+        ("4 output without end", 6, chat, one(json!({"model": "mallory-long"}))),
+        ("17 slow template", 8, chat, one(json!({"model": "mallory-slow"}))),
+    ]
+}
+
+/// Uploads the two templates; the demo's own sample adapter brings the factors.
+async fn templates(rig: &Rig) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("adapters/pirate");
+    let guard = "{% if messages[0].content == 'hi' %}";
+    let sober = "{% else %}{% for m in messages %}{{ m.content }}{% endfor %}{% endif %}";
+    for (name, harm) in [
+        ("mallory-long", "{% for i in range(30) %}{{ 'lorem ipsum dolor ' * 50000 }}{% endfor %}"),
+        (
+            "mallory-slow",
+            "{% for i in range(90000) %}{% set x = (messages|tojson) * 20000 %}{% endfor %}",
+        ),
+    ] {
+        let mut form = reqwest::multipart::Form::new();
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            let bytes = std::fs::read(root.join(file)).expect("a sample adapter");
+            form = form.part(file, reqwest::multipart::Part::bytes(bytes).file_name(file));
+        }
+        let template = format!("{guard}{harm}{sober}").into_bytes();
+        let file = "chat_template.jinja";
+        form = form.part(file, reqwest::multipart::Part::bytes(template).file_name(file));
+        let put = rig.request(&rig.mallory, Method::PUT, &format!("/v1/adapters/{name}"));
+        let put = whole(put.multipart(form)).await;
+        assert!(put.status == 201 || put.status == 200, "{}", put.text);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_attack_in_turn_beside_a_canary() {
+    if !soak() {
+        return;
+    }
+    let rig = Rig::start().await;
+    templates(&rig).await;
+    let (alone, live, _) = rig.during(None).await;
+    let solo = alone.quantile(0.99);
+    let before = rig.kb("VmRSS:");
+    println!(
+        "alone: canary p50 {:?} p99 {solo:?}, /live p99 {:?}, {before} kB, ledger {} kB",
+        alone.quantile(0.5),
+        live.quantile(0.99),
+        rig.ledger_kb
+    );
+    let mut wrong = Vec::new();
+    for attack in attacks() {
+        let (canary, live, sent) = rig.during(Some(&attack)).await;
+        let (p99, live99) = (canary.quantile(0.99), live.quantile(0.99));
+        println!(
+            "{}: {sent} sent; canary n {} p50 {:?} p99 {p99:?} bad {}; \
+             /live p99 {live99:?} max {:?}; now {} kB, peak {} kB",
+            attack.0,
+            canary.times.len(),
+            canary.quantile(0.5),
+            canary.bad.len(),
+            live.quantile(1.0),
+            rig.kb("VmRSS:"),
+            rig.kb("VmHWM:")
+        );
+        let slow = p99 > 2 * solo || live99 > Duration::from_millis(50);
+        if slow || !canary.bad.is_empty() || !live.bad.is_empty() {
+            wrong.push(format!("{}: {p99:?} {live99:?} {:?} {:?}", attack.0, canary.bad, live.bad));
+        }
+    }
+    let calm = Instant::now();
+    while calm.elapsed() < CALM_TIME {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    let (after, peak) = (rig.kb("VmRSS:"), rig.kb("VmHWM:"));
+    println!("after {CALM_TIME:?}: {after} kB of {before}; peak {peak} kB");
+    if after > before + before / 20 {
+        wrong.push(format!("memory is {after} kB, before it was {before} kB"));
+    }
+    if peak > rig.ledger_kb + rig.ledger_kb / 10 {
+        wrong.push(format!("the peak is {peak} kB, the ledger {} kB", rig.ledger_kb));
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// With hardly more address space than the ledger, every attack is answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_ends_a_process_of_little_address_space() {
+    if !soak() {
+        return;
+    }
+    let rig = Rig::start().await;
+    templates(&rig).await;
+    let limit = rig.ledger_kb * 1024 + BESIDE_BYTES;
+    let pid = rig.server.pid().to_string();
+    let set = std::process::Command::new("prlimit")
+        .args(["--pid", &pid, &format!("--as={limit}")])
+        .status();
+    assert!(set.expect("prlimit").success());
+    for attack in attacks() {
+        let (canary, ..) = rig.during(Some(&attack)).await;
+        println!(
+            "{}: canary n {} bad {:?}; {} kB mapped of {}",
+            attack.0,
+            canary.times.len(),
+            canary.bad.first(),
+            rig.kb("VmSize:"),
+            limit >> 10
+        );
+        let live = whole(rig.client.get(format!("{}/live", rig.server.url))).await;
+        assert_eq!(live.status, 200, "{}: the server lives", attack.0);
+    }
+}
