@@ -191,7 +191,7 @@ impl Files {
             }
             if found > 0 {
                 let message = format!(
-                    "{} has format {found} and cannot be brought to {known}: the disk takes nothing",
+                    "{} has format {found} and cannot be brought to {known}: nothing is written",
                     self.name
                 );
                 return Err(storage::full(message));
