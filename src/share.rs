@@ -8,8 +8,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
-/// Whether one that holds `own` may take `amount` more of something of which `free` is left: as much
-/// as it leaves free.
+/// Whether one that holds `own` may take `amount` more of something of which `free` is left: as
+/// much as it leaves free.
 pub fn fair(own: u64, amount: u64, free: u64) -> bool {
     own.saturating_add(amount) <= free
 }

@@ -17,7 +17,7 @@ const EXAMPLES: &str = "\
 Examples:
   polylora key add --label ops --scope inference,admin,metrics      an operator's, the first one
   polylora key add --tenant acme --scope inference --adapters 'acme-*' --tokens-per-day 1000000
-  polylora key add --tenant acme --scope inference,admin --adapters 'acme-*,shared-*' --manage 'acme-*'
+  polylora key add --tenant acme --scope admin --adapters 'acme-*,shared-*' --manage 'acme-*'
   polylora key list
   polylora key rotate key-0123456789abcdef --overlap-seconds 86400
   polylora key revoke key-0123456789abcdef

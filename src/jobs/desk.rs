@@ -1,8 +1,8 @@
 //! The one place to compute at: who is there, and whose turn is next.
 //!
 //! Owns how long each tenant under way has computed. Never computes. The thing to know: the tenant
-//! that has computed least goes first, so one with long pieces of work makes another wait for one of
-//! them at most; a newcomer starts where the least served stands.
+//! that has computed least goes first, so one with long pieces of work makes another wait for one
+//! of them at most; a newcomer starts where the least served stands.
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

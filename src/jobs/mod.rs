@@ -40,8 +40,8 @@ const RESTARTS_MAX: u64 = 10;
 const SURVEYS_MAX: u64 = 4;
 /// Orders whose sources are read and compared with their digests at once.
 const CHECKS_MAX: u64 = 2;
-/// Work after which a job is set aside for a tenant that waits for a place; twice as much each time,
-/// so that at most half of all work is done for nothing.
+/// Work after which a job is set aside for a tenant that waits for a place; twice as much each
+/// time, so that at most half of all work is done for nothing.
 const TURN_MS: u64 = 2000;
 
 /// Bounds of the queue.

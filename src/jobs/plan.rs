@@ -13,8 +13,8 @@ use crate::merge::outlook::Outlook;
 use crate::merge::{Merge, Progress, check_sources, picture};
 use std::path::Path;
 
-/// Work of one order's clustering, about two minutes of a core: restarts times units times rank, over
-/// all sites.
+/// Work of one order's clustering, about two minutes of a core: restarts times units times rank,
+/// over all sites.
 const COMPARISONS_MAX: u64 = 1 << 30;
 
 /// A merge with its sources.

@@ -1,8 +1,8 @@
 //! Whose job is next: tenants take turns, the jobs of one tenant come in their order.
 //!
 //! Owns the places of jobs under way and when each tenant was last served. Never sees a job. The
-//! thing to know: a tenant has one job under way at most, so a second tenant's begins at once, and a
-//! third one's when the first that had its turn is set aside.
+//! thing to know: a tenant has one job under way at most, so a second tenant's begins at once, and
+//! a third one's when the first that had its turn is set aside.
 
 use std::collections::HashMap;
 

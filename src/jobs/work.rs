@@ -58,8 +58,8 @@ impl Inner {
         }
     }
 
-    /// A job that was neither cancelled nor stopped has had its turn: it waits again, and gets twice
-    /// as much done the next time.
+    /// A job that was neither cancelled nor stopped has had its turn: it waits again, and gets
+    /// twice as long the next time.
     async fn set_aside(&self, id: &str, posted: &Posted) {
         if self.pace.is_stopping() || !posted.job.send_if_modified(Job::set_aside) {
             return;

@@ -157,8 +157,8 @@ impl Merge {
         self.sites.iter().map(|s| s.rank * (s.dims.inputs + s.dims.outputs)).sum()
     }
 
-    /// How many units LEGO's clustering will compare with centroids, once each in every start; 0 for
-    /// other methods, whose work the sources alone decide.
+    /// How many units LEGO's clustering will compare with centroids, once each in every start; 0
+    /// for other methods, whose work the sources alone decide.
     pub fn comparisons(&self) -> u64 {
         let starts = match self.spec.method {
             Method::Lego => self.spec.options.restarts as u64,

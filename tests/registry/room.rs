@@ -3,7 +3,7 @@
 
 use super::adapter_files::Files;
 use super::{House, code_of, options, until};
-use polylora::adapters::registry::{Publish, Removal};
+use polylora::adapters::registry::{Actor, Publish, Removal};
 use polylora::error::Kind;
 use polylora::metrics::Metrics;
 use std::sync::Arc;
