@@ -24,8 +24,8 @@ pub struct Line {
     pub reserved: Option<Full>,
     /// A request is under way: its head came, its answer is not over.
     asking: AtomicBool,
-    /// Its body was read to the end.
-    whole: AtomicBool,
+    /// Its route waits for more of its body.
+    wanting: AtomicBool,
     /// It was admitted.
     admitted: AtomicBool,
     /// Its client leaves bytes of the answer unread.
@@ -49,7 +49,7 @@ impl Line {
             local,
             reserved,
             asking: AtomicBool::new(false),
-            whole: AtomicBool::new(false),
+            wanting: AtomicBool::new(false),
             admitted: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
             begun: AtomicBool::new(false),
@@ -67,7 +67,7 @@ impl Line {
         self.modern.store(request.version() == Version::HTTP_11, Relaxed);
         self.asking.store(true, Relaxed);
         self.heard.store(false, Relaxed);
-        self.whole.store(request.body().is_end_stream(), Relaxed);
+        self.wanting.store(false, Relaxed);
         self.seat.free();
         Turn { line: self.clone() }
     }
@@ -109,13 +109,21 @@ impl Line {
     /// the body come.
     pub fn read_whole(&self) {
         self.begun.store(false, Relaxed);
-        self.whole.store(true, Relaxed);
         self.heard.store(false, Relaxed);
     }
 
     /// The answer leaves without it.
     pub fn leave_unread(&self) {
         self.unread.store(true, Relaxed);
+    }
+
+    /// Whether more of the request's body is waited for.
+    pub fn want(&self, more: bool) {
+        self.wanting.store(more, Relaxed);
+    }
+
+    pub fn is_wanting(&self) -> bool {
+        self.wanting.load(Relaxed)
     }
 
     pub fn hear(&self) {
@@ -138,7 +146,7 @@ impl Line {
     /// when that is over.
     pub fn awaits_answer(&self, cx: &TaskContext<'_>) -> bool {
         self.over.register(cx.waker());
-        self.asking.load(Relaxed) && self.whole.load(Relaxed)
+        self.is_asking()
     }
 
     /// Whether the client may still be sending what nobody will read.

@@ -122,7 +122,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 true => self.sent_at.elapsed() >= QUIET_TIME,
                 false => !self.line.is_modern(),
             };
-            if gone {
+            // Whether the request is whole shows when its route has looked: by now it has.
+            if gone || self.line.is_wanting() {
                 break;
             }
             let mut next = ended.pause;

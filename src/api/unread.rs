@@ -100,7 +100,11 @@ impl hyper::body::Body for Lent {
         let this = &mut *self;
         let Some(body) = &mut this.body else { return Poll::Ready(None) };
         this.beyond = false;
-        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+        let progress = Pin::new(&mut *body).poll_frame(cx);
+        if let Some(line) = &this.line {
+            line.want(progress.is_pending());
+        }
+        let frame = ready!(progress);
         match &frame {
             Some(Err(_)) => this.beyond = true,
             Some(Ok(_)) if !body.is_end_stream() => {}
@@ -125,6 +129,9 @@ impl Drop for Lent {
             Some(_) if self.beyond => Rest::Beyond,
             Some(body) => Rest::Of(body),
         };
+        if let Some(line) = &self.line {
+            line.want(false);
+        }
         if let Some(back) = self.back.take() {
             // Nobody waits for it when the client is gone.
             let _ = back.send(rest);

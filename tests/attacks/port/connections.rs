@@ -107,7 +107,9 @@ async fn a_request_under_way_is_not_cut_for_newcomers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_is_answered_while_every_place_is_at_a_request() {
-    let live = Live::start(&["--connections-max", "3", "--head-seconds-max", "3600"]);
+    let share = ["--connections-per-address-max", "100"];
+    let flags = ["--connections-max", "3", "--head-seconds-max", "3600"];
+    let live = Live::start(&[&flags[..], &share].concat());
     let endless = with(hello(BASE, ENDLESS), json!({"stream": true})).to_string();
     let ask = || live.socket("POST /v1/chat/completions", &endless);
     let mut streams: Vec<TcpStream> = (0..3).map(|_| ask()).collect();

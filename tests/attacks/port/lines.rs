@@ -5,6 +5,7 @@ use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use tempfile::NamedTempFile;
 
@@ -23,7 +24,7 @@ const BREAKS: [&str; 8] = [
 ];
 
 /// Files of an upload that is refused, quoting them.
-fn uploads(text: &str) -> Vec<(&'static str, Form)> {
+fn uploads(good: &Path, text: &str) -> Vec<(&'static str, Form)> {
     let part = |bytes: Vec<u8>, name: &str| Part::bytes(bytes).file_name(name.to_owned());
     let config = |r: Value, more: Value| {
         let mut config = json!({"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": r,
@@ -53,8 +54,7 @@ fn uploads(text: &str) -> Vec<(&'static str, Form)> {
         ("target", both(config(json!(4), json!({"target_modules": [text]})), tensors("x"))),
         (
             "template",
-            both(plain(), tensors("x"))
-                .part("c", part(template.into_bytes(), "chat_template.jinja")),
+            crate::live::form(good).part("c", part(template.into_bytes(), "chat_template.jinja")),
         ),
         ("entry", Form::new().part("a", part(tar, "adapter.tar"))),
     ]
@@ -82,9 +82,10 @@ async fn logged(format: &str, texts: &[String]) -> (String, usize) {
     let log: Stdio = file.reopen().expect("the file again").into();
     let flags = ["--log-filter", "info,polylora=debug", "--log-format", format];
     let live = Live::start_logging(&flags, log);
+    let good = live.adapter_files(1, 0.3);
     let mut refused = 0;
     for text in texts {
-        for (what, form) in uploads(text) {
+        for (what, form) in uploads(&good, text) {
             let put = live.request(reqwest::Method::PUT, "/v1/adapters/x").multipart(form);
             let answer = crate::live::whole(put).await;
             assert!((400..500).contains(&answer.status), "{what}: {}", answer.text);
@@ -102,7 +103,8 @@ async fn no_text_from_outside_begins_a_line_or_drives_a_terminal() {
     for format in ["text", "json"] {
         let (log, refused) = logged(format, &texts).await;
         assert_eq!(refused, 7 * BREAKS.len());
-        assert!(log.matches("forged").count() >= 5 * BREAKS.len(), "it is logged: {log:.2000}");
+        let told = log.matches("forged").count();
+        assert!(told >= 4 * BREAKS.len(), "at least four ways lead to the log: {told}");
         let odd = |c: char| {
             let turns = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2028}' | '\u{2029}');
             (c.is_control() && c != '\n') || turns
