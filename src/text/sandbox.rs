@@ -26,7 +26,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// The hidden command that a worker is started with.
 pub const COMMAND: &str = "render-templates";
 /// Address space of a worker, its program included.
-pub const WORKER_BYTES_MAX: u64 = 256 << 20;
+pub const WORKER_BYTES_MAX: u64 = 512 << 20;
 /// Resident bytes after which a worker ends, so that one large prompt is not held for ever.
 const WORKER_BYTES_KEPT: u64 = 48 << 20;
 /// Workers give way to what serves: a tenth of its share of a core, where both want it.

@@ -64,7 +64,7 @@ async fn slow_templates_of_one_tenant_leave_another_its_place() {
     assert_eq!(two.upload(&two.mallory, "mallory-s", json!({}), &slow).await.status, 201);
     assert_eq!(two.upload(&two.canary, "canary-t", json!({}), &sober).await.status, 201);
     let over = std::sync::Arc::new(AtomicUsize::new(0));
-    let floods: Vec<_> = (0..8)
+    let floods: Vec<_> = (0..6)
         .map(|_| {
             let request = two.live.request(Method::POST, "/v1/chat/completions");
             let request = request.bearer_auth(&two.mallory).json(&go("mallory-s"));

@@ -66,7 +66,8 @@ async fn uploads_that_stall_leave_places_free_and_are_given_up() {
             let key = &two.mallory;
             let head = format!(
                 "PUT /v1/adapters/mallory-{i} HTTP/1.1\r\nhost: x\r\n\
-                 authorization: Bearer {key}\r\ncontent-type: {kind}\r\ncontent-length: 100000\r\n\r\nPK"
+                 authorization: Bearer {key}\r\ncontent-type: {kind}\r\n\
+                 content-length: 100000\r\n\r\nPK"
             );
             socket.write_all(head.as_bytes()).expect("sent");
             socket
