@@ -3,8 +3,8 @@
 //!
 //! Owns when such threads compute: one at a time, who has computed least first. Never decides what.
 //! The thing to know: while the engine is idle they go on without a pause; while it is busy each
-//! rests `REST` times as long as it worked, and as long again for each of the others, and since they
-//! are also of the lowest priority, the share of all together is small but never nothing.
+//! rests `REST` times as long as it worked, and as long again for each of the others, and since
+//! they are also of the lowest priority, the share of all is small but never nothing.
 
 use super::desk::Desk;
 use crate::engine::EngineHandle;

@@ -1,8 +1,8 @@
 //! Whose idle adapters make room for whose.
 //!
 //! Owns the tenants' parts of the memory of residents. Never evicts. The thing to know: while
-//! memory is full, a tenant within an equal part of it is not pushed out by one beyond; a resident counts
-//! for the tenant that used it last, so what several use goes last.
+//! memory is full, a tenant within an equal part of it is not pushed out by one beyond; a resident
+//! counts for the tenant that used it last, so what several use goes last.
 
 use super::book::Book;
 use super::rights::Tenant;
@@ -56,8 +56,8 @@ impl Book {
     }
 
     /// Marks the idle resident that is to make room for `tenant` as leaving: the least recently
-    /// used of the tenant that is most beyond its part; if nobody beyond has an idle one, of all, unless
-    /// `tenant` is beyond itself and holds something already.
+    /// used of the tenant that is most beyond its part; if nobody beyond has an idle one, of all,
+    /// unless `tenant` is beyond itself and holds something already.
     pub fn choose_victim(
         &mut self,
         tenant: &Tenant,
