@@ -160,7 +160,7 @@ fn attacks() -> Vec<Attack> {
             "8 stops within bounds",
             4,
             chat,
-            one(json!({"stop": vec!["e".repeat(1000); 16], "n": 4})),
+            one(json!({"stop": vec!["e".repeat(1000); 16]})),
         ),
         ("9 weight of 3.9 MB", 4, chat, one(json!({"model": weight, "n": 16, "stream": true}))),
         ("4 output without end", 6, chat, one(json!({"model": "mallory-long"}))),
