@@ -156,12 +156,7 @@ fn attacks() -> Vec<Attack> {
             one(json!({"messages": [{"role": "user", "content": vec![part; 6000]}]}))
         }),
         ("8 stop of 3.9 MB", 4, chat, one(json!({"stop": stop, "n": 16}))),
-        (
-            "8 stops within bounds",
-            4,
-            chat,
-            one(json!({"stop": vec!["e".repeat(1000); 16], "n": 4})),
-        ),
+        ("8 stops within bounds", 4, chat, one(json!({"stop": vec!["e".repeat(1000); 16]}))),
         ("9 weight of 3.9 MB", 4, chat, one(json!({"model": weight, "n": 16, "stream": true}))),
         ("4 output without end", 6, chat, one(json!({"model": "mallory-long"}))),
         ("17 slow template", 8, chat, one(json!({"model": "mallory-slow"}))),
