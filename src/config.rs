@@ -176,10 +176,7 @@ impl Config {
             messages_max: size("messages_max"),
             logit_bias_max: size("logit_bias_max"),
             connections_max: size("connections_max"),
-            connections_per_address_max: match size("connections_per_address_max") {
-                0 => (size("connections_max") * 3 / 4).max(1),
-                n => n,
-            },
+            connections_per_address_max: connections_per_address(raw),
             allow_hosts: raw.allow_hosts.clone().unwrap_or_default(),
             allow_origins: raw.allow_origins.clone().unwrap_or_default(),
             uploads_max: size("uploads_max"),
@@ -356,6 +353,14 @@ fn choice(value: Option<&str>, key: &str, all: &[&str]) -> Result<Option<String>
         None | Some("auto") => Ok(None),
         Some(v) if all.contains(&v) => Ok(Some(v.to_owned())),
         Some(v) => Err(blame(key, &format!("is '{v}'; expected one of {}", all.join(", ")))),
+    }
+}
+
+/// As it was said, or three quarters of all connections.
+fn connections_per_address(raw: &RawConfig) -> usize {
+    match raw::number(raw, "connections_per_address_max") as usize {
+        0 => (raw::number(raw, "connections_max") as usize * 3 / 4).max(1),
+        said => said,
     }
 }
 
