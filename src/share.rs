@@ -51,6 +51,11 @@ impl Pool {
         self.state().held
     }
 
+    /// What `tenant` holds now.
+    pub fn held_by(&self, tenant: &str) -> u64 {
+        self.state().by_tenant.get(tenant).copied().unwrap_or(0)
+    }
+
     /// Whether somebody waits.
     pub fn contended(&self) -> bool {
         let mut state = self.state();

@@ -17,6 +17,7 @@ use crate::adapters::registry::{
     ALIASED, Actor, Entry, Lineage, Parent, Publish, Removal, State as AdapterState,
 };
 use crate::error::{Error, Kind, Result};
+use crate::share::Permit;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Path, Query, Request, State};
@@ -84,6 +85,23 @@ pub async fn put(
     published
 }
 
+/// A place for one more upload. Errors: `uploads_busy`.
+fn place(api: &Api, caller: &Caller) -> Result<Permit> {
+    let (places, tenant) = (&api.intake.uploads, caller.tenant().unwrap_or_default());
+    let busy = |what: String| {
+        let message = format!("{what} are being received; try again");
+        Error::new(Kind::Busy, "uploads_busy", message)
+    };
+    let own = caller.limits().uploads_max.filter(|_| !tenant.is_empty());
+    if let Some(most) = own.filter(|most| places.held_by(tenant) >= *most) {
+        return Err(busy(format!("{most} uploads of your tenant, which is your key's limit,")));
+    }
+    places.try_take(tenant, 1).ok_or_else(|| {
+        let share = if tenant.is_empty() { "" } else { ", or your tenant's share of them," };
+        busy(format!("uploads_max = {} uploads{share}", places.size()))
+    })
+}
+
 async fn publish(
     api: &Arc<Api>,
     caller: &Caller,
@@ -96,13 +114,7 @@ async fn publish(
         errors::invalid_value("force", message)
     })?;
     let expected = versions::expected(request.headers(), query.expected_version)?;
-    let tenant = caller.tenant().unwrap_or_default();
-    let _place = api.intake.uploads.try_take(tenant, 1).ok_or_else(|| {
-        let most = api.app.config.uploads_max;
-        let share = if tenant.is_empty() { "" } else { ", or your tenant's share of them" };
-        let message = format!("uploads_max = {most} uploads{share} are being received; try again");
-        Error::new(Kind::Busy, "uploads_busy", message)
-    })?;
+    let _place = place(api, caller)?;
     let _held = api.intake.hold(caller, UPLOAD_BYTES)?;
     let by = auth::actor(caller, name);
     admit(api, name, &by, request.headers()).await?;

@@ -1,8 +1,8 @@
-//! Places for connections: who has one, and who gives his up when there are none left.
+//! Places for connections: who has one, and which is closed when there are none left.
 //!
 //! Owns the count and the order. Never touches a socket or a clock. The thing to know: a connection
-//! counts as free to be closed until a request on it was admitted, so that places can be held by
-//! admitted requests only; of the free ones the oldest goes first, of the address with most of them.
+//! may be closed until a request on it is admitted, so only admitted requests hold places; the
+//! oldest goes first, of the address that has most of them.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};

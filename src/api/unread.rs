@@ -2,7 +2,7 @@
 //!
 //! Owns what becomes of the rest of such a body. Never looks at bytes. The thing to know: a short
 //! rest is read, so that the connection can go on; a long one makes the answer say `connection:
-//! close`, and the socket reads on for a moment after it, so that a client that still sends sees it.
+//! close`, and the socket reads on for a moment, so that a client that still sends sees it.
 
 use super::line::Line;
 use axum::body::Body;

@@ -3,13 +3,14 @@
 //! Owns the order of a start. Never serves a request itself. The thing to know: everything that can
 //! be refused is refused before the port opens: settings, model, memory, adapters, in that order.
 
+mod adapters;
+
 use super::banner::Banner;
 use super::ledger::{self, Ledger};
 use super::{dtype_named, log, say};
 use crate::access::Access;
 use crate::adapters::BaseText;
-use crate::adapters::format::files::canonical_name;
-use crate::adapters::registry::{Entry, Lineage, Publish, Registry, RegistryOptions};
+use crate::adapters::registry::{Registry, RegistryOptions};
 use crate::api::{self, App};
 use crate::config::{Config, RawConfig, memory_available};
 use crate::database::{FULL, Storage};
@@ -27,7 +28,7 @@ use crate::text::sandbox::{Sandbox, TemplateSource};
 use crate::usage::{UsageLog, UsageOptions};
 use clap::Args;
 use polylora_kernels::{Device, Dtype, FactorDtype, KvCache, KvDtype, Place, WeightDtype, cuda};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -214,7 +215,7 @@ impl Prepared {
         .await?;
         let usage = UsageLog::open(usage_options(&config, &storage), metrics.clone()).await?;
         for (name, dir) in &config.adapters {
-            match load_adapter(&registry, name, dir).await {
+            match adapters::load_adapter(&registry, name, dir).await {
                 // What is on disk is served all the same.
                 Err(error) if error.code == FULL => tracing::error!(%error, "not brought in"),
                 loaded => drop(loaded?),
@@ -222,7 +223,7 @@ impl Prepared {
         }
         let limits = JobLimits { unfinished_max: config.merges_max, kept_max: config.merges_kept };
         let jobs = Jobs::open(&storage, registry.clone(), engine.clone(), limits).await?;
-        match settle_owners(&registry, &jobs, &access).await {
+        match adapters::settle_owners(&registry, &jobs, &access).await {
             // They are settled by the next start that can write.
             Err(error) if error.code == FULL => tracing::error!(%error, "owners are not settled"),
             settled => settled?,
@@ -436,57 +437,6 @@ fn base_text(text: &Text, sandbox: &Arc<Sandbox>, vocab: usize, context: usize) 
         vocab,
         context,
     }
-}
-
-/// Brings an adapter in by the door that uploads use, but a restart undoes no upload, merge or
-/// rollback: only a directory that has changed is news. A refusal stops the start and names the
-/// adapter.
-async fn load_adapter(registry: &Registry, name: &str, from: &Path) -> Result<Entry> {
-    let blame =
-        |e: Error| Error { message: format!("adapter {name} ({}): {e}", from.display()), ..e };
-    let staging = registry.stage(name).map_err(blame)?;
-    let files = copy_files(from, &staging.dir);
-    let files = files.map_err(|e| blame(Error::invalid("invalid_config", e)))?;
-    let lineage = Lineage::Uploaded { by: Some("start".to_owned()), files };
-    let how = Publish { lineage, yields: true, ..Publish::default() };
-    registry.publish(staging, how).await.map_err(blame)
-}
-
-/// Names from before names had owners go to the tenant of the key that uploaded them, or of the job
-/// that made them, where these are still known.
-async fn settle_owners(registry: &Registry, jobs: &Jobs, access: &Access) -> Result<()> {
-    let of = |lineage: &Lineage| match lineage {
-        Lineage::Uploaded { by: Some(key), .. } => access.key(key).ok()?.tenant,
-        Lineage::Merged { job: Some(job), .. } => jobs.get(job, None).ok()?.owner.tenant,
-        _ => None,
-    };
-    registry.settle_owners(of).await
-}
-
-/// Copies what belongs to an adapter and nothing else; returns the names. Weights in other formats
-/// come along to be refused by name.
-fn copy_files(from: &Path, to: &Path) -> Result<Vec<String>, String> {
-    let ours = |path: &Path| {
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        canonical_name(name).is_some()
-            || (name.starts_with("adapter_model.") && !name.ends_with(".json"))
-    };
-    let files: Vec<PathBuf> = if from.is_dir() {
-        let entries = std::fs::read_dir(from).map_err(|e| format!("cannot be read: {e}"))?;
-        entries.flatten().map(|e| e.path()).filter(|p| p.is_file() && ours(p)).collect()
-    } else {
-        vec![from.to_owned()]
-    };
-    if files.is_empty() {
-        return Err("no adapter_config.json, adapter_model.safetensors or .gguf in it".to_owned());
-    }
-    let mut names = Vec::new();
-    for file in files {
-        let name = file.file_name().unwrap_or_default();
-        std::fs::copy(&file, to.join(name)).map_err(|e| format!("{}: {e}", file.display()))?;
-        names.push(name.to_string_lossy().into_owned());
-    }
-    Ok(names)
 }
 
 async fn bind(config: &Config) -> Result<TcpListener> {

@@ -98,8 +98,8 @@ async fn a_slow_upload_of_a_body_ends_at_the_deadline() {
     let live = Live::start(&["--request-seconds-max", "1"]);
     let address = live.server.url.strip_prefix("http://").unwrap();
     let mut socket = std::net::TcpStream::connect(address).unwrap();
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
-                content-length: 1000\r\n\r\n{";
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n\
+                content-type: application/json\r\ncontent-length: 1000\r\n\r\n{";
     std::io::Write::write_all(&mut socket, head.as_bytes()).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut answer = [0; 12];

@@ -109,7 +109,7 @@ async fn other_ways_to_hide_where_a_request_comes_from_are_refused() {
     }
     for head in [
         "GET /v1/models HTTP/1.1\r\nConnection: close\r\n\r\n",
-        "GET /v1/models HTTP/1.1\r\nConnection: close\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
+        "GET /v1/models HTTP/1.1\r\nConnection: close\r\nHost: localhost\r\nHost: [::1]\r\n\r\n",
     ] {
         assert_eq!(outcome(&exchange(&live, head.as_bytes())), "400 missing_host", "{head}");
     }
