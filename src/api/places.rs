@@ -1,8 +1,8 @@
 //! Places for connections: who has one, and who gives his up when there are none left.
 //!
 //! Owns the count and the order. Never touches a socket or a clock. The thing to know: a connection
-//! counts as free to be closed until a request on it was admitted, so that places can be held by
-//! admitted requests only; of the free ones the oldest goes first, of the address with most of them.
+//! is free to be closed until a request on it was admitted, so that nothing else can hold a place;
+//! of the free ones the oldest goes first, of the address with most of them.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
@@ -291,7 +291,9 @@ mod tests {
             let free: usize = table.addresses.values().map(|a| a.free.len()).sum();
             assert_eq!(free, table.connections.len());
         }
-        ids.into_iter().for_each(|id| drop(table.leave(id)));
+        for id in ids {
+            table.leave(id);
+        }
         assert!(table.connections.is_empty() && table.addresses.is_empty());
         assert!(table.crowd.is_empty());
     }
