@@ -6,7 +6,10 @@
 /// Why these are no host names, if they are not: a name, an address, `*.` and a name, or `*`.
 pub(super) fn wrong_host(hosts: &[String]) -> Option<String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:[]".contains(c);
-    let has_port = |h: &str| !h.ends_with(']') && h.matches(':').count() == 1;
+    let has_port = |h: &str| match h.starts_with('[') {
+        true => !h.ends_with(']'),
+        false => h.matches(':').count() == 1,
+    };
     let right = |h: &str| {
         let name = h.strip_prefix("*.").unwrap_or(h);
         h == "*" || (!name.is_empty() && name.chars().all(plain) && !has_port(name))

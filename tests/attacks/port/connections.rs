@@ -33,7 +33,7 @@ fn times(shape: &str) -> usize {
 async fn attack(live: &Live, from: u8, shape: &str, says: &[u8]) -> Option<TcpStream> {
     let mut stream = connect_from(live, from).await.ok()?;
     stream.set_nonblocking(true).ok()?;
-    let _ = stream.write(&says.repeat(times(shape)));
+    let _ = stream.write_all(&says.repeat(times(shape)));
     Some(stream)
 }
 
@@ -76,7 +76,7 @@ async fn connections_that_say_nothing_keep_nobody_out() {
     }
     let trickle = std::thread::spawn(move || {
         for _ in 0..50 {
-            held.iter_mut().flatten().for_each(|s| drop(s.write(b"x: y\r\n")));
+            held.iter_mut().flatten().for_each(|s| drop(s.write_all(b"x: y\r\n")));
             std::thread::sleep(Duration::from_millis(20));
         }
     });

@@ -139,7 +139,7 @@ fn answers_once(body: String) -> String {
     std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("a client");
         let mut request = [0; 4096];
-        let _ = stream.read(&mut request).expect("a request");
+        assert!(stream.read(&mut request).expect("a request") > 0);
         stream.write_all(body.as_bytes()).expect("sent");
     });
     url
