@@ -226,7 +226,7 @@ impl Registry {
     /// unchanged. A version without effect is kept and listed, but does not take the name from one
     /// that works. Errors: every code of `format::check`, `upload_too_large`, `version_conflict`,
     /// `name_taken`, `name_not_allowed`, `insufficient_capacity`, `adapter_limit_reached`,
-    /// `tenant_share_exceeded`, `storage_full`.
+    /// `tenant_share_exceeded`, `disk_nearly_full`.
     pub async fn publish(&self, staging: Staging, how: Publish) -> Result<Entry> {
         let inner = self.inner.clone();
         detached(async move { inner.publish(staging, how).await }).await

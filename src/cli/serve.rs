@@ -28,10 +28,11 @@ use crate::text::sandbox::{Sandbox, TemplateSource};
 use crate::usage::{UsageLog, UsageOptions};
 use clap::Args;
 use polylora_kernels::{Device, Dtype, FactorDtype, KvCache, KvDtype, Place, WeightDtype, cuda};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, lookup_host};
 use tokio::sync::mpsc;
 
 /// Usage records that may wait for their commit beside the requests under way.
@@ -39,6 +40,10 @@ const USAGE_QUEUE_SPARE: usize = 4096;
 /// File descriptors for everything but `connections_max`: databases, uploads, blobs being read,
 /// pipes to templates, the reserve of connections.
 const OTHER_FILES: usize = 160;
+
+/// Connections that wait to be accepted; the system may hold it down. With fewer, a flood of new ones
+/// makes others try again after a second.
+const BACKLOG: u32 = 4096;
 
 /// Threads for files and for work that blocks, each with two megabytes of stack. What clients cause
 /// has places of its own, which are fewer.
@@ -441,11 +446,29 @@ fn base_text(text: &Text, sandbox: &Arc<Sandbox>, vocab: usize, context: usize) 
 
 async fn bind(config: &Config) -> Result<TcpListener> {
     let (host, port) = (config.host.as_str(), config.port);
-    TcpListener::bind((host, port)).await.map_err(|e| {
+    listener(host, port).await.map_err(|e| {
         let message =
             format!("cannot listen on {host}:{port}: {e}; choose another --port or --host");
         Error::new(Kind::Unavailable, "port_unavailable", message)
     })
+}
+
+/// The first address of `host` that can be had.
+async fn listener(host: &str, port: u16) -> std::io::Result<TcpListener> {
+    let mut failure = std::io::Error::other("it has no address");
+    for address in lookup_host((host, port)).await? {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        // As a listener of std's does: a restart need not wait for old connections to be forgotten.
+        socket.set_reuseaddr(true)?;
+        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
+            Ok(listener) => return Ok(listener),
+            Err(e) => failure = e,
+        }
+    }
+    Err(failure)
 }
 
 /// Says so at each SIGTERM and Ctrl-C. The program listens for them when this returns.

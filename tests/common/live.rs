@@ -220,8 +220,8 @@ impl Live {
         socket.set_read_timeout(timeout).expect("a timeout");
         let length = body.len();
         let request = format!(
-            "{head} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
-             content-length: {length}\r\n\r\n{body}"
+            "{head} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
         );
         socket.write_all(request.as_bytes()).expect("sent");
         socket

@@ -28,7 +28,7 @@ pub struct Pattern {
 enum Matcher {
     /// A name, perhaps behind others, whose dots stand for any character.
     Name {
-        text: String,
+        name: String,
         suffix: bool,
     },
     Linear(Regex),
@@ -68,9 +68,10 @@ impl Pattern {
         if text.len() > PATTERN_BYTES_MAX {
             return Err(refuse(format!("it is longer than {PATTERN_BYTES_MAX} bytes")));
         }
-        if let Some(suffix) = suffix.filter(|_| is_name(text)) {
-            let matcher = Matcher::Name { text: text.to_owned(), suffix };
-            return Ok(Self { text: text.to_owned(), matcher });
+        if let Some(suffix) = suffix
+            && let Some((name, suffix)) = name(text, suffix)
+        {
+            return Ok(Self { text: text.to_owned(), matcher: Matcher::Name { name, suffix } });
         }
         let translated = translate(text).map_err(refuse)?;
         let tree = Expr::parse_tree(&frame(&translated)).map_err(|e| refuse(e.to_string()))?;
@@ -100,7 +101,7 @@ impl Pattern {
     /// Whether the path matches. Errors: `invalid_adapter_config` when it takes too many steps.
     pub fn matches(&self, path: &str) -> Result<bool> {
         match &self.matcher {
-            Matcher::Name { text, suffix } => Ok(names(text, path, *suffix)),
+            Matcher::Name { name, suffix } => Ok(names(name, path, *suffix)),
             Matcher::Linear(regex) => Ok(regex.is_match(path)),
             Matcher::Backtracking(matcher) => {
                 Ok(matcher.captures(path).map_err(|e| self.gave_up(e))?.is_some())
@@ -131,14 +132,31 @@ impl Pattern {
     }
 }
 
-fn is_name(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._".contains(&b))
+/// Stands for an escaped dot in a name; no path has it.
+const DOT: char = '\u{1}';
+
+/// The name that a pattern is, if it is no more than one, and whether it may have something before
+/// it: a leading `^` lets nothing come before, `\.` is a dot.
+fn name(text: &str, suffix: bool) -> Option<(String, bool)> {
+    let (text, suffix) = match text.strip_prefix('^') {
+        Some(rest) => (rest, false),
+        None => (text, suffix),
+    };
+    let text = text.strip_suffix('$').unwrap_or(text);
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '_' || c == DOT;
+    let name = text.replace("\\.", &DOT.to_string());
+    let is_name = !name.is_empty() && !text.contains(DOT) && name.chars().all(plain);
+    is_name.then_some((name, suffix))
 }
 
 /// Whether `path` is the name, or with `suffix` ends with it behind a dot.
 fn names(name: &str, path: &str, suffix: bool) -> bool {
     let mut left = path.chars().rev();
-    let same = |c: char, other: char| c == other || c == '.' && other != '\n';
+    let same = |c: char, other: char| match c {
+        '.' => other != '\n',
+        DOT => other == '.',
+        c => c == other,
+    };
     let ends = name.chars().rev().all(|c| left.next().is_some_and(|other| same(c, other)));
     ends && match left.next() {
         None => true,
@@ -338,4 +356,35 @@ fn escape(chars: &[char], at: usize, in_class: bool, out: &mut String) -> Result
         c => out.push(c),
     }
     Ok(at + 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_matched_as_the_expressions_that_they_are() {
+        let paths =
+            ["q_proj", "a.q_proj", "layers.1.q_proj", "layers.11.q_proj", "layersX1.q_proj"];
+        for (text, matched) in [
+            ("q_proj", [true, true, true, true, true]),
+            ("^q_proj", [true, false, false, false, false]),
+            ("q_proj$", [true, true, true, true, true]),
+            ("1.q_proj", [false, false, true, false, false]),
+            ("^layers.1.q_proj", [false, false, true, false, true]),
+            ("^layers\\.1\\.q_proj$", [false, false, true, false, false]),
+        ] {
+            let pattern = Pattern::suffix("rank_pattern", text).unwrap();
+            assert!(!pattern.is_costly(), "{text}");
+            let regex = Regex::new(&format!("^(.*\\.)?({text})$")).unwrap();
+            for (path, expected) in paths.into_iter().zip(matched) {
+                assert_eq!(pattern.matches(path).unwrap(), expected, "{text} on {path}");
+                assert_eq!(regex.is_match(path), expected, "{text} on {path}");
+            }
+        }
+        for text in ["q_(proj)", "\u{1}", "q_proj\\", "a|b"] {
+            let pattern = Pattern::suffix("rank_pattern", text);
+            assert!(pattern.is_err() || pattern.unwrap().is_costly(), "{text:?}");
+        }
+    }
 }

@@ -64,7 +64,7 @@ impl Registry {
         self.inner.check_right(name, actor).await
     }
 
-    /// Whether there is room on disk for an upload of `bytes`. Errors: `storage_full`,
+    /// Whether there is room on disk for an upload of `bytes`. Errors: `disk_nearly_full`,
     /// `tenant_share_exceeded`.
     pub fn check_disk(&self, name: &str, actor: &Actor, bytes: u64) -> Result<()> {
         self.inner.check_disk(name, &actor.tenant, bytes, 0)
@@ -152,7 +152,7 @@ impl Inner {
         let free = (free + staged).saturating_sub(reserve);
         if bytes > free {
             let message = format!("the adapter has {bytes} bytes; {free} are free for adapters");
-            return Err(Error::new(Kind::Capacity, "storage_full", message));
+            return Err(Error::new(Kind::Capacity, "disk_nearly_full", message));
         }
         let own = {
             let book = self.book();

@@ -40,7 +40,9 @@ impl Store {
 
     /// (free, all) bytes of the file system that adapters are on.
     pub fn space(&self) -> Result<(u64, u64)> {
-        let stat = rustix::fs::statvfs(&self.blobs)
+        // On a disk that took nothing at the start, the directory itself is not made yet.
+        let there = self.blobs.ancestors().find(|dir| dir.exists()).unwrap_or(&self.blobs);
+        let stat = rustix::fs::statvfs(there)
             .map_err(|e| Error::fault(format!("cannot tell how full the disk is: {e}")))?;
         Ok((stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize))
     }

@@ -8,6 +8,9 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 use std::path::Path;
 use std::process::Stdio;
 
+/// Takes the tables of the catalogue back to the format before owners and the time of changes.
+const CATALOGUE: &str = "DROP TABLE owners; DROP TABLE changed; PRAGMA user_version = 2;";
+
 /// Runs statements on a database of a server that is down.
 async fn change(file: &Path, statements: &'static str) {
     let options = SqliteConnectOptions::new().filename(file);
@@ -41,7 +44,7 @@ async fn names_from_before_go_to_the_tenant_whose_key_or_job_made_them() {
     // The tables as they were.
     let dir = live.crash();
     let data = dir.path().join("data");
-    change(&data.join("polylora.db"), "DROP TABLE owners; PRAGMA user_version = 2;").await;
+    change(&data.join("polylora.db"), CATALOGUE).await;
     let access = "ALTER TABLE keys DROP COLUMN manage; ALTER TABLE audit DROP COLUMN count;
                   PRAGMA user_version = 2;";
     change(&data.join("access.db"), access).await;

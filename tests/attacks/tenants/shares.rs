@@ -143,7 +143,7 @@ async fn the_disk_is_shared_by_tenants() {
     assert!(kept >= 2 && taken >= kept, "canary {kept}, mallory {taken}");
     // The rest is the operator's but for the reserve, in which the databases still write.
     let (rest, refused) = upload_all(&live, OPERATOR, "ops", 256).await;
-    assert_eq!(refused.error(), "507 storage_full -");
+    assert_eq!(refused.error(), "507 disk_nearly_full -");
     assert_eq!(chat(&live, &canary, "canary-0").await.status, 200);
     let made = key(&live, "late", &["late-*"], json!({})).await;
     assert_eq!(ask(&live, &made, Method::GET, "/v1/adapters", Value::Null).await.status, 200);
