@@ -5,12 +5,13 @@ HOST ?= 127.0.0.1
 PORT ?= 8080
 BINARY := target/release/polylora
 
-.PHONY: help build demo test lint bench
+.PHONY: help build demo test lint bench soak
 
 help:
 	@echo 'make demo    build, fetch the demo model once, serve it with three adapters on $(HOST):$(PORT)'
 	@echo 'make test    every test: units, model, adapters, engine, API, official OpenAI clients'
 	@echo 'make lint    formatting, clippy and documentation, warnings forbidden'
+	@echo 'make soak    the attacks, long, with latencies and memory judged; for a machine with nothing else to do'
 	@echo 'make bench   base against mixed adapters on this machine, in turns'
 
 build:
@@ -31,6 +32,10 @@ lint:
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) clippy --locked --features otel -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --locked
+
+# Release code, as users run it, and one test at a time: each is judged by what others see.
+soak:
+	POLYLORA_SOAK=1 POLYLORA_ROUNDS=200 $(CARGO) test --release --locked --test attacks -- --nocapture --test-threads=1
 
 bench: build
 	benches/serve/mixed.sh $(BINARY)
