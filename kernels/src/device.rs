@@ -150,7 +150,7 @@ impl Device {
     /// one where a fork costs more than it brings, else a few per thread, so that a late thread
     /// hurts little.
     pub(crate) fn pieces(&self, items: usize, cost: usize) -> usize {
-        const COST_MIN: usize = 4000;
+        const COST_MIN: usize = 1500;
         let worth = (items.saturating_mul(cost) / COST_MIN).max(1);
         if self.threads() == 1 { 1 } else { worth.min(4 * self.threads()).min(items).max(1) }
     }

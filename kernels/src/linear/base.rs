@@ -299,7 +299,8 @@ impl<P: Product> Kernel for Blocks<'_, P> {
                 let r = part(task.rows.len(), groups, group);
                 let mut tile = task.tile(block, part_of.clone(), task.rows.start + r.start);
                 let ticks = ticks::<S, P>(part_of.len());
-                if chunks > 1 && !ahead.is_null() {
+                // A lone group is a stream, which the CPU fetches by itself.
+                if (groups > 1 || chunks > 1) && !ahead.is_null() {
                     let words = weight.step_words(block) * part_of.len();
                     tile.look_ahead(ahead, words, ticks, group, groups);
                 }
