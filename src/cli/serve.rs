@@ -41,8 +41,8 @@ const USAGE_QUEUE_SPARE: usize = 4096;
 /// pipes to templates, the reserve of connections.
 const OTHER_FILES: usize = 160;
 
-/// Connections that wait to be accepted; the system may hold it down. With fewer, a flood of new ones
-/// makes others try again after a second.
+/// Connections that wait to be accepted; the system may hold it down. With fewer, a flood of new
+/// ones makes others try again after a second.
 const BACKLOG: u32 = 4096;
 
 /// Threads for files and for work that blocks, each with two megabytes of stack. What clients cause
