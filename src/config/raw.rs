@@ -155,8 +155,8 @@ pub struct RawConfig {
     /// address listened on: box.lan, *.lan, or * for all
     #[arg(long, env = "POLYLORA_ALLOW_HOSTS", value_name = "HOST", value_delimiter = ',')]
     pub allow_hosts: Option<Vec<String>>,
-    /// Origins of web pages that may call the API from a browser, such as https://chat.example; *
-    /// for all, only with keys
+    /// Origins (scheme, host and port) of web pages that may call the API from a browser; * for
+    /// all, only with keys
     #[arg(long, env = "POLYLORA_ALLOW_ORIGINS", value_name = "ORIGIN", value_delimiter = ',')]
     pub allow_origins: Option<Vec<String>>,
     /// Uploads received at once; more are answered 429
