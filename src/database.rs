@@ -317,6 +317,13 @@ impl Transaction {
     /// new connection writes over it at once, so that a kill cannot bring it back.
     async fn fail(&mut self, error: &sqlx::Error) -> Error {
         if let Some(connection) = self.connection.take() {
+            // A reader keeps the log's index: without one, the next connection would read back what
+            // was not synced.
+            let mut reader = self.files.reader.lock().await;
+            if reader.is_none() {
+                *reader = self.files.connect_reader().await.ok();
+            }
+            drop(reader);
             // Whatever it says, it is closed.
             let _ = connection.close().await;
         }

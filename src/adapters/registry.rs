@@ -45,7 +45,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
-use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
+use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::time::Instant;
 use tracing::Instrument;
 use turns::Turns;
@@ -57,7 +57,7 @@ const NAME_BYTES_MAX: usize = 128;
 /// Between two looks for files that were set aside long ago.
 const HOUSE_PERIOD: Duration = Duration::from_secs(3600);
 /// Adapters that are read and prepared at once; each takes memory of its size.
-const PREPARES_MAX: usize = 2;
+const PREPARES_MAX: u64 = 2;
 
 /// A version held in place while a request runs. Cheap to clone; the last drop lets the version go.
 /// Dropping is safe on any thread: it never blocks and never sends to the engine.
@@ -162,7 +162,11 @@ struct Inner {
     name_turns: Turns<String>,
     /// Storing, loading and discarding, one at a time per content. Taken before the gate.
     digest_turns: Turns<Digest>,
-    prepares: Semaphore,
+    /// Held while a share is looked at and taken, so that two claims never see the same room. Taken
+    /// after the turns of names and contents.
+    claims: AsyncMutex<()>,
+    /// Places by tenant: nobody's cold adapters keep another's waiting.
+    prepares: Arc<Pool>,
     bells: Arc<Bells>,
     /// Counts what the reaper finished.
     swept: watch::Sender<u64>,
@@ -193,7 +197,8 @@ impl Registry {
             line: Pool::new(1),
             name_turns: Turns::new(),
             digest_turns: Turns::new(),
-            prepares: Semaphore::new(PREPARES_MAX),
+            claims: AsyncMutex::default(),
+            prepares: Pool::new(PREPARES_MAX),
             bells: bells.clone(),
             swept: watch::Sender::new(0),
         });

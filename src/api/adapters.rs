@@ -80,13 +80,13 @@ pub async fn put(
     if let Err(error) = &published {
         let counter = &api.app.metrics.adapters_refused;
         counter.with_label_values(&[error.code]).inc();
-        tracing::warn!(name, code = error.code, message = %error.message, "upload refused");
+        tracing::warn!(name, code = error.code, reason = %error.message, "upload refused");
     }
     published
 }
 
 /// A place for one more upload. Errors: `uploads_busy`.
-fn place(api: &Api, caller: &Caller) -> Result<Permit> {
+pub fn place(api: &Api, caller: &Caller) -> Result<Permit> {
     let (places, tenant) = (&api.intake.uploads, caller.tenant().unwrap_or_default());
     let busy = |what: String| {
         let message = format!("{what} are being received; try again");
@@ -119,7 +119,7 @@ async fn publish(
     let by = auth::actor(caller, name);
     admit(api, name, &by, request.headers()).await?;
     let staging = api.app.registry.stage(name)?;
-    let files = upload::receive(request, staging, &api.app.config).await?;
+    let files = upload::receive(request, staging, api).await?;
     let before = api.app.registry.versions(name);
     let lineage = Lineage::Uploaded { by: Some(caller.id().to_owned()), files: files.names };
     let how = Publish { force: query.force.unwrap_or(false), expected, lineage, yields: false, by };

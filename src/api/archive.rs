@@ -33,7 +33,7 @@ pub fn unpack(spool: &Path, files: &mut Files) -> Result<()> {
         unzip(file, files)
     } else if head.starts_with(&[0x1f, 0x8b]) {
         let inflated = spool.with_extension("inflated");
-        untar(inflate(file, &inflated, files.budget)?, files)?;
+        untar(inflate(file, &inflated, files.budget.clone())?, files)?;
         std::fs::remove_file(&inflated).map_err(io)
     } else if head.starts_with(b"GGUF") {
         match files.place(GGUF)? {

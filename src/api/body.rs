@@ -14,12 +14,11 @@ use crate::access::{Caller, Ticket};
 use crate::error::{Error, Kind, Result};
 use axum::extract::{FromRequest, Request};
 use bytes::{Bytes, BytesMut};
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::sync::Arc;
-use std::time::Duration;
 use utoipa::PartialSchema;
 use utoipa::openapi::{RefOr, Schema};
 
@@ -171,7 +170,6 @@ async fn read(request: Request, api: &Api, caller: &Caller) -> Result<(Bytes, He
     let declared = declared_length(&request);
     let mut chunks = Paced::new(request.into_body(), api.app.config.body_seconds_max);
     if declared.is_some_and(|n| n > bytes_max as u64) {
-        discard(chunks).await;
         return Err(too_large());
     }
     let mut held = api.intake.hold(caller, declared.unwrap_or(0))?;
@@ -180,7 +178,6 @@ async fn read(request: Request, api: &Api, caller: &Caller) -> Result<(Bytes, He
         let chunk = chunk?;
         let length = all.len() + chunk.len();
         if length > bytes_max {
-            discard(chunks).await;
             return Err(too_large());
         }
         if length > all.capacity() {
@@ -191,23 +188,6 @@ async fn read(request: Request, api: &Api, caller: &Caller) -> Result<(Bytes, He
         all.extend_from_slice(&chunk);
     }
     Ok((all.freeze(), held))
-}
-
-/// Reads on for a moment and throws away: a client that is still sending when we answer and close
-/// would lose the answer to a connection reset.
-pub async fn discard<E>(mut chunks: impl Stream<Item = Result<Bytes, E>> + Unpin) {
-    const BYTES_MAX: usize = 64 << 20;
-    const TIME_MAX: Duration = Duration::from_secs(2);
-    let mut left = BYTES_MAX;
-    let reading = async {
-        while let Some(Ok(chunk)) = chunks.next().await {
-            left = left.saturating_sub(chunk.len());
-            if left == 0 {
-                return;
-            }
-        }
-    };
-    let _ = tokio::time::timeout(TIME_MAX, reading).await;
 }
 
 /// The fields of `T` out of a body, the rest stays. Names are those of T's schema, so that there is

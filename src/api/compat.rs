@@ -104,6 +104,7 @@ async fn load_checked(
         let message = format!("Your key may not use the name '{}'.", shown(&name));
         return Err(Failure::new(StatusCode::FORBIDDEN, "InvalidUserInput", message));
     }
+    let place = adapters::place(api, caller)?;
     let staging = api.app.registry.stage(&name).map_err(|e| Failure::input(e.message))?;
     let by = auth::actor(caller, &name);
     api.app.registry.check_right(&name, &by).await?;
@@ -116,12 +117,15 @@ async fn load_checked(
         )));
     }
     let (dirs, most) = (api.app.config.adapter_dirs.clone(), api.app.config.upload_bytes_max);
+    let registry = api.app.registry.clone();
     let copied = tokio::task::spawn_blocking(move || {
         let from = allowed(&dirs, Path::new(&path))?;
+        registry.check_reserve()?;
         copy(&from, &staging, most)?;
-        Ok::<_, Failure>(staging)
+        Ok::<_, Failure>((staging, place))
     });
-    let staging = copied.await.map_err(|_| Error::fault("copying the adapter failed"))??;
+    let (staging, _place) =
+        copied.await.map_err(|_| Error::fault("copying the adapter failed"))??;
     api.app.registry.publish(staging, Publish { by, ..Publish::default() }).await?;
     Ok(())
 }

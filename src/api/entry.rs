@@ -3,8 +3,9 @@
 //! Owns nothing. Never judges anything but the key's limits. The thing to know: it stands before
 //! the body among a handler's arguments, and these are read in order.
 
-use super::{Api, clock};
+use super::Api;
 use crate::access::{Caller, Ticket};
+use crate::clock::Now;
 use crate::error::Error;
 use axum::extract::FromRequestParts;
 use http::request::Parts;
@@ -19,6 +20,6 @@ impl FromRequestParts<Arc<Api>> for Entry {
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Error> {
         let caller = parts.extensions.get::<Caller>().cloned();
         let caller = caller.unwrap_or_else(Caller::anonymous);
-        api.app.access.enter(&caller, clock()).map(Self)
+        api.app.access.enter(&caller, Now::read()).map(Self)
     }
 }

@@ -81,7 +81,7 @@ pub fn body(error: &Error) -> ErrorBody {
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         if self.kind == Kind::Fault {
-            tracing::error!(code = self.code, message = %self.message, "request failed");
+            tracing::error!(code = self.code, reason = %self.message, "request failed");
         }
         let mut response = (status(&self), Json(body(&self))).into_response();
         response.extensions_mut().insert(Code(self.code));

@@ -149,8 +149,8 @@ impl Intake {
         Self {
             bytes: Pool::new(config.request_bytes_max),
             taken: AtomicU64::new(0),
-            parsers: Pool::new((2 * cores).max(4)),
-            encoders: Pool::new((2 * cores).max(4)),
+            parsers: Pool::new((2 * cores).clamp(4, 12)),
+            encoders: Pool::new((2 * cores).clamp(4, 12)),
             renders: Pool::new(RENDERS_MAX),
             uploads: Pool::new(config.uploads_max.max(1) as u64),
             bounds: Bounds::new(config, context, text.token_bytes_max()),

@@ -78,9 +78,11 @@ impl Line {
         self.seat.hold();
     }
 
-    /// Whether it is at a request that may be answered, to a client that takes the answer.
+    /// Whether it is at a request that may be answered, of a client that has sent all that is wanted
+    /// now and takes the answer.
     pub fn is_busy(&self) -> bool {
-        self.admitted.load(Relaxed) && !self.stalled.load(Relaxed)
+        let waits = self.stalled.load(Relaxed) || self.wanting.load(Relaxed);
+        self.admitted.load(Relaxed) && !waits
     }
 
     /// The client makes us wait.
@@ -92,7 +94,11 @@ impl Line {
     /// It does not any more.
     pub fn go_on(&self) {
         self.stalled.store(false, Relaxed);
-        if self.asking.load(Relaxed) && self.admitted.load(Relaxed) {
+        self.hold_if_busy();
+    }
+
+    fn hold_if_busy(&self) {
+        if self.is_asking() && self.is_busy() {
             self.seat.hold();
         }
     }
@@ -117,9 +123,15 @@ impl Line {
         self.unread.store(true, Relaxed);
     }
 
-    /// Whether more of the request's body is waited for.
+    /// Whether more of the request's body is waited for: as long as it is, the connection may be
+    /// closed for another one.
     pub fn want(&self, more: bool) {
         self.wanting.store(more, Relaxed);
+        if more {
+            self.seat.free();
+        } else {
+            self.hold_if_busy();
+        }
     }
 
     pub fn is_wanting(&self) -> bool {

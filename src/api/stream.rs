@@ -85,7 +85,7 @@ impl<S: Show> Live<S> {
                 Err(_) => Error::fault("a bug ended the stream"),
             };
             self.over = true;
-            tracing::warn!(code = failed.code, message = %failed.message, "stream failed");
+            tracing::warn!(code = failed.code, reason = %failed.message, "stream failed");
             return Some(failure(&failed));
         }
     }

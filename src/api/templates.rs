@@ -109,10 +109,12 @@ impl Api {
                 self.on_text(caller, 0, bytes > SHORT_TEXT_BYTES, work).await
             }
             Some(source) => {
-                let prompt = self.render(caller, source, conversation, held).await?;
+                let (prompt, held) = self.render(caller, source, conversation, held).await?;
                 let bytes = prompt.len();
-                let work =
-                    move |text: &Text, _: &mut Held| text.encode_within(&prompt, false, context);
+                let work = move |text: &Text, _: &mut Held| {
+                    let _held = held;
+                    text.encode_within(&prompt, false, context)
+                };
                 self.on_text(caller, bytes, bytes > SHORT_TEXT_BYTES, work).await
             }
         };
@@ -146,15 +148,18 @@ impl Api {
         source: Arc<TemplateSource>,
         conversation: Conversation,
         held: Held,
-    ) -> Result<String> {
+    ) -> Result<(String, Held)> {
         let place = self.intake.renders.take(caller.tenant().unwrap_or_default()).await;
         let (api, bytes_max) = (self.clone(), self.intake.bounds.text_bytes);
         // The prompt has room in what the conversation leaves.
         let mut held = held;
         held.resize(held.bytes().max(2 * bytes_max as u64))?;
         let work = move || {
-            let _held = held;
-            api.app.sandbox.render_within(&source, &conversation.inputs(), bytes_max)
+            let inputs = conversation.inputs();
+            let prompt = api.app.sandbox.render_within(&source, &inputs, bytes_max)?;
+            drop(conversation);
+            held.resize(prompt.len() as u64)?;
+            Ok((prompt, held))
         };
         apart(place, false, work).await
     }

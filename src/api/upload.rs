@@ -4,13 +4,13 @@
 //! of a client's name: the staging says where a name belongs, if anywhere. The thing to know: the
 //! bytes go to disk as they come.
 
+use super::Api;
 use super::archive;
-use super::body::{declared_length, discard};
+use super::body::declared_length;
 use super::errors::UNSUPPORTED_MEDIA_TYPE;
 use super::intake::UPLOAD_BYTES;
 use super::paced::{Paced, Reins};
-use crate::adapters::registry::Staging;
-use crate::config::Config;
+use crate::adapters::registry::{Registry, Staging};
 use crate::database::write_failed;
 use crate::error::{Error, Kind, Result};
 use axum::body::Body;
@@ -27,16 +27,21 @@ use tokio::io::AsyncWriteExt;
 pub const GGUF: &str = "adapter.gguf";
 /// Where an archive waits to be unpacked; gone before the registry looks.
 const SPOOL: &str = ".upload";
+/// Bytes to the disk between two looks at what is left there.
+const DISK_STEP: usize = 256 << 10;
 /// Names listed back to the client, at most.
 const IGNORED_MAX: usize = 64;
 /// Parts of a form, at most.
 const PARTS_MAX: usize = 1000;
 
 /// Bytes that may still come.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Budget {
     left: u64,
     bytes_max: u64,
+    /// Asked now and then whether the disk has room beside what is kept for the databases.
+    registry: Registry,
+    unasked: usize,
 }
 
 impl Budget {
@@ -44,6 +49,11 @@ impl Budget {
     pub fn spend(&mut self, bytes: usize) -> Result<()> {
         let left = self.left.checked_sub(bytes as u64);
         self.left = left.ok_or_else(|| too_large(self.bytes_max))?;
+        self.unasked += bytes;
+        if self.unasked >= DISK_STEP {
+            self.registry.check_reserve()?;
+            self.unasked = 0;
+        }
         Ok(())
     }
 }
@@ -61,13 +71,13 @@ pub struct Files {
 }
 
 impl Files {
-    fn new(staging: Staging, bytes_max: u64) -> Self {
+    fn new(staging: Staging, bytes_max: u64, registry: Registry) -> Self {
         Self {
             staging,
             taken: Vec::new(),
             names: Vec::new(),
             ignored: Vec::new(),
-            budget: Budget { left: bytes_max, bytes_max },
+            budget: Budget { left: bytes_max, bytes_max, registry, unasked: 0 },
         }
     }
 
@@ -101,34 +111,29 @@ fn too_large(bytes_max: u64) -> Error {
 }
 
 /// Reads the body into the staging directory. What is missing there is the registry's to say.
-pub async fn receive(request: Request, staging: Staging, config: &Config) -> Result<Files> {
+pub(super) async fn receive(request: Request, staging: Staging, api: &Api) -> Result<Files> {
+    let config = &api.app.config;
     let bytes_max = config.upload_bytes_max;
     let declared = declared_length(&request);
     let (head, body) = request.into_parts();
     let body = Paced::new(body, config.body_seconds_max);
     if declared.is_some_and(|n| n > bytes_max) {
-        discard(body).await;
         return Err(too_large(bytes_max));
     }
     let reins = body.reins();
     let request = Request::from_parts(head, Body::from_stream(body));
     // A form's parser has words of its own for a body that ended early.
-    gather(request, staging, bytes_max, &reins).await.map_err(|e| match e.code {
+    let files = Files::new(staging, bytes_max, api.app.registry.clone());
+    gather(request, files, &reins).await.map_err(|e| match e.code {
         "incomplete_body" => reins.ended().unwrap_or(e),
         _ => e,
     })
 }
 
-async fn gather(
-    request: Request,
-    staging: Staging,
-    bytes_max: u64,
-    reins: &Reins,
-) -> Result<Files> {
+async fn gather(request: Request, files: Files, reins: &Reins) -> Result<Files> {
     let content_type = request.headers().get(CONTENT_TYPE);
     let content_type = content_type.and_then(|v| v.to_str().ok()).unwrap_or_default();
     let content_type = content_type.split(';').next().unwrap_or_default().trim();
-    let files = Files::new(staging, bytes_max);
     match content_type.to_ascii_lowercase().as_str() {
         "multipart/form-data" => parts(request, files, reins).await,
         "application/json" | "application/x-www-form-urlencoded" | "text/plain" => {
@@ -202,10 +207,7 @@ async fn write(
     };
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk?;
-        if let Err(error) = budget.spend(chunk.len()) {
-            discard(chunks).await;
-            return Err(error);
-        }
+        budget.spend(chunk.len())?;
         if let Some(file) = &mut file {
             file.write_all(&chunk).await.map_err(failed)?;
         }
@@ -223,7 +225,7 @@ async fn archive(
 ) -> Result<Files> {
     let spool = files.staging.dir.join(SPOOL);
     // The spool does not stay: what comes out of it is counted in its stead.
-    let mut budget = files.budget;
+    let mut budget = files.budget.clone();
     write(chunks, Some(&spool), &mut budget).await?;
     let unpacked = tokio::task::spawn_blocking(move || {
         archive::unpack(&spool, &mut files)?;

@@ -19,6 +19,8 @@ pub struct Ledger {
     weights: u64,
     /// (what, bytes, remark), weights first
     lines: Vec<(&'static str, u64, String)>,
+    /// Processes that render templates of adapters, or try those of uploads.
+    workers: u64,
 }
 
 impl Ledger {
@@ -40,7 +42,8 @@ impl Ledger {
             ("requests", config.request_bytes_max, "at most, before they are queued".to_owned()),
             ("streams", streams * ring, format!("at most, {streams} of them")),
         ];
-        Self { weights: weights.0, lines }
+        let workers = RENDERS_MAX + config.uploads_max as u64;
+        Self { weights: weights.0, lines, workers }
     }
 
     fn total(&self) -> u64 {
@@ -74,8 +77,8 @@ impl Ledger {
         page.extend(self.lines.iter().map(|(what, bytes, remark)| line(what, *bytes, remark)));
         let remark = format!("of {} available", human(available + self.weights));
         page.push(line("sum", self.total(), &remark));
-        let remark = format!("beside it, at most: {RENDERS_MAX} processes for adapters' templates");
-        page.push(line("templates", RENDERS_MAX * WORKER_BYTES_MAX, &remark));
+        let remark = format!("beside it, at most: {} processes for templates", self.workers);
+        page.push(line("templates", self.workers * WORKER_BYTES_MAX, &remark));
         page.iter().map(|l| format!("{}\n", l.trim_end())).collect()
     }
 }

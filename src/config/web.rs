@@ -12,7 +12,11 @@ pub(super) fn wrong_host(hosts: &[String]) -> Option<String> {
     };
     let right = |h: &str| {
         let name = h.strip_prefix("*.").unwrap_or(h);
-        h == "*" || (!name.is_empty() && name.chars().all(plain) && !has_port(name))
+        h == "*"
+            || (!name.is_empty()
+                && name.chars().all(plain)
+                && !has_port(name)
+                && !name.ends_with('.'))
     };
     let wrong = hosts.iter().find(|h| !right(h))?;
     Some(format!("has '{wrong}'; expected host names without scheme and port, e.g. box.lan"))
@@ -49,7 +53,7 @@ mod tests {
         for right in ["box.lan", "*.lan", "*", "10.0.0.1", "[fe80::1]", "fe80::1"] {
             assert!(!hosts(right), "{right}");
         }
-        for wrong in ["", "http://box", "box:80", "a b", "*.", "a/b", "[::1]:80"] {
+        for wrong in ["", "http://box", "box:80", "a b", "*.", "a/b", "[::1]:80", "box.lan."] {
             assert!(hosts(wrong), "{wrong}");
         }
         let origins = |o: &str, keyed| wrong_origin(&[o.to_owned()], keyed).is_some();

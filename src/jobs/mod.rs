@@ -27,7 +27,7 @@ use journal::Journal;
 pub use journal::StoredReport;
 use pace::Pace;
 use plan::Plan;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -89,6 +89,8 @@ struct Posted {
     kept: Arc<Vec<Kept>>,
     /// Milliseconds that it works before it is set aside for others.
     turn: Arc<AtomicU64>,
+    /// How often it has waited for room on the disk.
+    waits: Arc<AtomicU64>,
 }
 
 /// A job's place among those under way.
@@ -320,7 +322,7 @@ impl Jobs {
 impl Posted {
     fn new(job: Job, kept: Arc<Vec<Kept>>) -> Self {
         let turn = Arc::new(AtomicU64::new(TURN_MS));
-        Self { job: Arc::new(watch::Sender::new(job)), kept, turn }
+        Self { job: Arc::new(watch::Sender::new(job)), kept, turn, waits: Arc::default() }
     }
 }
 
@@ -435,13 +437,19 @@ impl Inner {
     async fn forget(&self) -> Result<()> {
         let surplus: Vec<String> = {
             let mut board = self.board();
-            let over: Vec<u64> = board
-                .iter()
-                .filter(|(_, p)| p.job.borrow().state.is_over())
-                .map(|(n, _)| *n)
-                .collect();
-            let surplus = over.len().saturating_sub(self.limits.kept_max);
-            let gone = over[..surplus].iter().filter_map(|n| board.remove(n));
+            let mut over: BTreeMap<Option<String>, VecDeque<u64>> = BTreeMap::new();
+            for (number, posted) in &*board {
+                let job = posted.job.borrow();
+                if job.state.is_over() {
+                    over.entry(job.owner.tenant.clone()).or_default().push_back(*number);
+                }
+            }
+            let all: usize = over.values().map(VecDeque::len).sum();
+            // The oldest of the tenant that has most: nobody's jobs push out another's few.
+            let gone = (self.limits.kept_max..all).filter_map(|_| {
+                let most = over.values_mut().max_by_key(|jobs| jobs.len())?;
+                board.remove(&most.pop_front()?)
+            });
             gone.map(|p| p.job.borrow().id.clone()).collect()
         };
         for id in surplus {

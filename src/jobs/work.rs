@@ -17,6 +17,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+/// So often a job waits for room on the disk: after that it is what takes it.
+const WAITS_MAX: u64 = 3;
+
 impl Inner {
     /// Works on a queued job until it is over, its turn is, or the server stops.
     pub(super) async fn work(self: &Arc<Self>, posted: &Posted) {
@@ -32,7 +35,7 @@ impl Inner {
             // What was begun at a shutdown is begun again by the next start.
             Err(_) if self.pace.is_stopping() => return,
             // Nothing of it is lost but time: it begins again when there is room.
-            Err(e) if e.code == FULL => {
+            Err(e) if e.code == FULL && posted.waits.fetch_add(1, Relaxed) < WAITS_MAX => {
                 self.storage.turn(&e.message);
                 tracing::warn!(job = id, error = %e, "a merge waits for room on the disk");
                 posted.job.send_if_modified(|job| job.state != State::Cancelled && job.requeue());
@@ -130,6 +133,7 @@ impl Inner {
                 spent += worked;
                 job.send_modify(|job| job.progress = Some(progress));
                 if progress.done == progress.total {
+                    inner.registry.check_reserve()?;
                     let made = plan.finish(&staging.dir)?;
                     return Ok(Some((staging, made)));
                 }

@@ -142,10 +142,21 @@ fn is_word(c: Option<char>) -> bool {
     c.is_some_and(|c| c.is_alphanumeric() || c == '_')
 }
 
+/// Parts of an expression, itself included.
+fn size(expr: &Expr) -> u64 {
+    1 + expr.children_iter().map(size).sum::<u64>()
+}
+
 impl<'a> Walk<'a> {
+    /// Counts steps. Errors: when they are too many.
+    fn charge(&self, steps: u64) -> Result<(), &'static str> {
+        let before = self.pattern.steps.fetch_add(steps, Ordering::Relaxed);
+        if before >= STEPS_MAX { Err(TOO_MUCH) } else { Ok(()) }
+    }
+
     fn go(&mut self, expr: &Expr, at: usize, rest: &Rest) -> Result<bool, &'static str> {
-        let steps = self.pattern.steps.fetch_add(1, Ordering::Relaxed);
-        if steps >= STEPS_MAX || self.depth >= DEPTH_MAX {
+        self.charge(1)?;
+        if self.depth >= DEPTH_MAX {
             return Err(TOO_MUCH);
         }
         self.depth += 1;
@@ -240,6 +251,8 @@ impl<'a> Walk<'a> {
         at: usize,
         rest: &Rest,
     ) -> Result<bool, &'static str> {
+        // The copy of the groups, and the look at the child's width.
+        self.charge(self.groups.len() as u64 / 4 + size(child))?;
         let groups = self.groups.clone();
         let (behind, wanted) = match kind {
             LookAround::LookAhead => (false, true),

@@ -422,18 +422,22 @@ impl Fields {
 }
 
 /// Patterns of one field that are more than names: each takes memory, and time for every module.
+/// One with look-around or back-references counts for 16.
 const COSTLY_MAX: usize = 64;
 
-/// How many there were.
+/// What there were.
 struct Costs(usize);
 
 impl Costs {
     fn count(&mut self, field: &str, pattern: Pattern) -> Result<Pattern> {
-        self.0 += usize::from(pattern.is_costly());
+        self.0 += pattern.cost();
         if self.0 <= COSTLY_MAX {
             return Ok(pattern);
         }
-        let message = format!("`{field}` has more than {COSTLY_MAX} regular expressions");
+        let message = format!(
+            "`{field}` has more than {COSTLY_MAX} regular expressions (one with look-around or \
+             back-references counts for 16)"
+        );
         Err(invalid(message).param(field))
     }
 }

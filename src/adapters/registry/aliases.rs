@@ -51,6 +51,12 @@ pub struct Alias {
 }
 
 impl Alias {
+    /// Whether what it leads to, of a name that is `owner`'s, stays for its sake: another tenant may
+    /// only use the name.
+    pub fn keeps(&self, owner: &str) -> bool {
+        self.owner.is_empty() || *self.owner == *owner
+    }
+
     /// The target of this caller: the same as long as the weights are.
     pub fn choose(&self, sticky: &str) -> &Target {
         let best = self.targets.iter().max_by(|a, b| {
@@ -183,6 +189,7 @@ impl Inner {
         let _turns = self.turns_of(names_of(&name, &targets, None)).await;
         self.check_right(&name, &by).await?;
         let before = self.book().aliases.get(&name).cloned();
+        let _claim = self.claims.lock().await;
         if before.is_none() {
             if self.book().names.contains_key(&name) {
                 return Err(name_taken(&name, "an adapter"));
@@ -259,7 +266,9 @@ impl Book {
 
     /// The alias that leads to this name, if one does.
     pub fn alias_of(&self, name: &str) -> Option<&Alias> {
-        self.aliases.values().find(|a| a.targets.iter().any(|t| t.name == name))
+        let owner = self.owner_of(name).unwrap_or_default();
+        let counts = |a: &&Alias| a.keeps(&owner) && a.targets.iter().any(|t| t.name == name);
+        self.aliases.values().find(counts)
     }
 }
 

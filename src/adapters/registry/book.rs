@@ -262,7 +262,7 @@ impl Book {
             }
             let aliases = &self.aliases;
             let free = |n: &u64, h: &Held| {
-                let led_to = || aliases.values().any(|a| a.leads_to(name, *n));
+                let led_to = || aliases.values().any(|a| a.keeps(&h.owner) && a.leads_to(name, *n));
                 *n != versions.current && !h.pinned && !led_to()
             };
             let old: Vec<u64> =

@@ -178,6 +178,12 @@ impl Inner {
         };
         let current = servable(&version) || !works;
         let (new, owner) = (owner.is_none(), owner.unwrap_or(how.by.tenant.name.clone()));
+        // Looked at again where no other claim comes between: uploads of one tenant run together.
+        let _claim = self.claims.lock().await;
+        if new {
+            self.check_names(&version.name, &how.by.tenant)?;
+        }
+        self.check_disk(&version.name, &how.by.tenant, version.file_bytes, version.file_bytes)?;
         self.store.add(&version, current, new.then_some(&owner)).await?;
         let (name, number) = (version.name.clone(), version.number);
         tracing::info!(adapter = %version.id(), %digest, current, "published");

@@ -143,7 +143,7 @@ impl Inner {
         detached(async move {
             let _turn = turn;
             let (digest, begun) = (room.digest, Instant::now());
-            let prepared = inner.prepare(digest).await?;
+            let prepared = inner.prepare(digest, &room.tenant).await?;
             let bytes = prepared.bytes as u64;
             if bytes != room.bytes {
                 return Ok(Loaded::Sized(digest, bytes));
@@ -162,7 +162,7 @@ impl Inner {
         }
         let known = self.book().known_change(digest);
         let begun = Instant::now();
-        let prepared = self.prepare(digest).await?;
+        let prepared = self.prepare(digest, &tenant.name).await?;
         let contents = vec![(digest, prepared.bytes as u64)];
         let need = Need { contents, arrived: begun, stored: false, tenant: tenant.clone() };
         let Sought { mut present, mut rooms } = self.find_room(&need).await?;
@@ -199,8 +199,8 @@ impl Inner {
     }
 
     /// Reads the stored files again, checks that they are what they were, and makes the factors.
-    async fn prepare(&self, digest: Digest) -> Result<Box<Prepared>> {
-        let _permit = self.prepares.acquire().await.map_err(|e| Error::fault(e.to_string()))?;
+    async fn prepare(&self, digest: Digest, tenant: &str) -> Result<Box<Prepared>> {
+        let _permit = self.prepares.take(tenant).await;
         let dir = self.store.blob(digest);
         let (shape, dtype) = (self.options.shape.clone(), self.options.factors);
         let (rows, bias) = (self.rows.clone(), self.bias.clone());

@@ -70,6 +70,11 @@ impl Registry {
         self.inner.check_disk(name, &actor.tenant, bytes, 0)
     }
 
+    /// Whether the disk has more left than is kept for the databases. Errors: `disk_nearly_full`.
+    pub fn check_reserve(&self) -> Result<()> {
+        self.inner.check_room(0, 0).map(drop)
+    }
+
     /// Gives names from before names had owners to the tenant that `of` says a version's lineage
     /// leads to, or else to the operator; an alias to the tenant that owns all that it leads to.
     pub async fn settle_owners(&self, of: impl Fn(&Lineage) -> Option<String>) -> Result<()> {
@@ -144,16 +149,22 @@ impl Inner {
         tenant.check(what, own, 1, free, tenant.bounds.names)
     }
 
-    /// Refuses an upload of `bytes`, of which `staged` are on disk already, when the disk has no
-    /// room for it or the tenant's share of it has not.
-    pub fn check_disk(&self, name: &str, tenant: &Tenant, bytes: u64, staged: u64) -> Result<()> {
+    /// Bytes that are free for adapters, if `bytes` are, of which `staged` are on disk already.
+    fn check_room(&self, bytes: u64, staged: u64) -> Result<u64> {
         let (free, total) = self.store.space()?;
         let reserve = (total / RESERVE_PART).min(RESERVE_BYTES_MAX);
         let free = (free + staged).saturating_sub(reserve);
-        if bytes > free {
+        if bytes > free || free == 0 {
             let message = format!("the adapter has {bytes} bytes; {free} are free for adapters");
             return Err(Error::new(Kind::Capacity, "disk_nearly_full", message));
         }
+        Ok(free)
+    }
+
+    /// Refuses an upload of `bytes`, of which `staged` are on disk already, when the disk has no
+    /// room for it or the tenant's share of it has not.
+    pub fn check_disk(&self, name: &str, tenant: &Tenant, bytes: u64, staged: u64) -> Result<()> {
+        let free = self.check_room(bytes, staged)?;
         let own = {
             let book = self.book();
             let owner = book.owner_of(name).unwrap_or_else(|| tenant.name.clone());

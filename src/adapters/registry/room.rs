@@ -144,7 +144,9 @@ impl Inner {
             if self.line.contended() && self.book().is_beyond(need, (bytes_max, places_max)) {
                 drop(first);
                 first = self.first(need, deadline).await?;
-                continue;
+                if let Some(sought) = self.try_room(need, true).await? {
+                    return Ok(sought);
+                }
             }
             if now >= need.arrived + self.options.room_patience {
                 let patience = self.options.room_patience;

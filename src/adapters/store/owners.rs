@@ -56,6 +56,6 @@ pub(super) async fn own(name: &str, tenant: &str, t: &mut Transaction) -> Result
 
 /// A tenant's name is given up, the operator's is kept.
 pub(super) async fn disown(name: &str, t: &mut Transaction) -> Result<()> {
-    let disown = sqlx::query("DELETE FROM owners WHERE name = ? AND tenant <> ''");
+    let disown = sqlx::query("DELETE FROM owners WHERE name = ? AND tenant IS NOT ''");
     t.run(disown.bind(name)).await.map(drop)
 }
