@@ -7,6 +7,8 @@ use crate::soak;
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 const MODEL: &str = "smollm2-135m-instruct";
@@ -72,29 +74,18 @@ impl Rig {
 
     /// What the canary and a health probe see while nothing or this happens.
     async fn during(&self, attack: Option<&Attack>) -> (Seen, Seen, usize) {
-        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let mut clients = Vec::new();
-        if let Some((_, count, path, body)) = attack {
-            for _ in 0..*count {
-                let request = self.request(&self.mallory, Method::POST, path);
-                let request = request.header("content-type", "application/json").body(body.clone());
-                let stop = stop.clone();
-                clients.push(tokio::spawn(async move {
-                    let mut sent = 0;
-                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                        let again = request.try_clone().expect("a body of bytes");
-                        if let Ok(answer) = again.send().await {
-                            let busy = answer.status().as_u16() == 429;
-                            let _ = answer.bytes().await;
-                            if busy {
-                                tokio::time::sleep(Duration::from_millis(20)).await;
-                            }
-                        }
-                        sent += 1;
-                    }
-                    sent
-                }));
-            }
+        let stop = Arc::new(AtomicBool::new(false));
+        let attackers = attack.map(|attack| {
+            let (_, count, path, body) = attack.clone();
+            // Its connections end with it.
+            let client = Client::builder().no_proxy().build().expect("a client");
+            let request = client.post(format!("{}{path}", self.server.url));
+            let request = request.bearer_auth(&self.mallory).body(body);
+            let request = request.header("content-type", "application/json");
+            let stop = stop.clone();
+            std::thread::spawn(move || attack_until(&stop, count, &request))
+        });
+        if attackers.is_some() {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         let chat =
@@ -102,13 +93,33 @@ impl Rig {
         let live = Canary::start(&self.server.url, None, Song::Live);
         tokio::time::sleep(ATTACK_TIME).await;
         let seen = (chat.stop().await, live.stop().await);
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        let mut sent = 0;
-        for client in clients {
-            sent += client.await.expect("a client");
-        }
+        stop.store(true, Relaxed);
+        let sent = attackers.map_or(0, |thread| thread.join().expect("the attackers end"));
         (seen.0, seen.1, sent)
     }
+}
+
+/// Sends the request again and again from so many clients; how often. What the clients themselves
+/// compute gives way to everything else: it is the server that is judged.
+fn attack_until(stop: &AtomicBool, count: usize, request: &reqwest::RequestBuilder) -> usize {
+    rustix::process::setpriority_process(None, 19).expect("a lower priority");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let client = async || {
+        let mut sent = 0;
+        while !stop.load(Relaxed) {
+            if let Ok(answer) = request.try_clone().expect("a body of bytes").send().await {
+                let busy = answer.status().as_u16() == 429;
+                let _ = answer.bytes().await;
+                if busy {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+            sent += 1;
+        }
+        sent
+    };
+    let all = futures::future::join_all((0..count).map(|_| client()));
+    runtime.expect("a runtime").block_on(all).into_iter().sum()
 }
 
 fn attacks() -> Vec<Attack> {

@@ -1,7 +1,8 @@
 //! Residency: a tenant that makes many adapters hot does not push out one that has few.
 
-use super::{OPERATOR, chat, get, key, number, upload};
+use super::{OPERATOR, ask, chat, get, key, number, upload};
 use crate::live::Live;
+use reqwest::Method;
 use serde_json::{Value, json};
 
 async fn loads(live: &Live) -> u64 {
@@ -97,4 +98,30 @@ async fn residency_shows_ones_own_use_only() {
     let versions = list["data"].as_array().expect("versions").iter();
     let resident = versions.filter(|v| v["resident"] == true).map(|v| number(&v["resident_bytes"]));
     assert_eq!(number(&list["resident_bytes"]), resident.sum::<u64>(), "nor do sums");
+}
+
+/// Two that wait beyond their tenant's part give their place up to each other; what is in use all the
+/// time makes room for them all the same.
+#[tokio::test]
+async fn one_tenants_requests_that_wait_for_memory_come_through() {
+    let flags = ["--api-key", OPERATOR, "--resident-max", "1", "--adapter-patience-ms", "50"];
+    let live = Live::start(&[&flags[..], &["--adapter-wait-seconds", "20"]].concat());
+    let acme = key(&live, "acme", &["acme-*"], json!({})).await;
+    for n in 0..3 {
+        assert_eq!(upload(&live, &acme, &format!("acme-{n}"), 4, n).await.status, 201);
+    }
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let crowd = async || {
+        let body = crate::live::hello("acme-0", 200);
+        while !over.load(std::sync::atomic::Ordering::Relaxed) {
+            ask(&live, &acme, Method::POST, "/v1/chat/completions", body.clone()).await;
+        }
+    };
+    let cold = async {
+        let both = tokio::join!(chat(&live, &acme, "acme-1"), chat(&live, &acme, "acme-2"));
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        both
+    };
+    let (_, _, _, (one, two)) = tokio::join!(crowd(), crowd(), crowd(), cold);
+    assert_eq!((one.status, two.status), (200, 200), "{} {}", one.text, two.text);
 }

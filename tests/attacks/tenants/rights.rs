@@ -136,3 +136,27 @@ async fn a_tenant_changes_what_is_its_own_and_what_it_was_given() {
     assert_eq!(upload(&live, &acme, "acme-a", 4, 7).await.status, 200, "what is its own is so too");
     assert_eq!(upload(&live, &acme, "shared-new", 4, 7).await.status, 403);
 }
+
+#[tokio::test]
+async fn an_alias_of_who_may_only_use_a_name_does_not_keep_it() {
+    let live = Live::start(&["--api-key", OPERATOR]);
+    let owner = key(&live, "globex", &["shared-*"], json!({})).await;
+    let mallory = key(&live, "mallory", &["mallory-*", "shared-*"], json!({})).await;
+    for name in ["shared-a", "shared-b"] {
+        assert_eq!(upload(&live, &owner, name, 4, 1).await.status, 201);
+    }
+    let alias = async |key: &str, name: &str, target: &str| {
+        let body = json!({"weights": {target: 1}});
+        let put = ask(&live, key, Method::PUT, &format!("/v1/aliases/{name}"), body).await;
+        assert_eq!(put.status, 201, "{}", put.text);
+    };
+    alias(&mallory, "mallory-x", "shared-a@1").await;
+    alias(&owner, "shared-prod", "shared-b@1").await;
+    let delete = async |name: &str| {
+        let path = format!("/v1/adapters/{name}");
+        ask(&live, &owner, Method::DELETE, &path, Value::Null).await
+    };
+    assert_eq!(delete("shared-a").await.status, 200);
+    assert_eq!(chat(&live, &mallory, "mallory-x").await.status, 404);
+    assert_eq!(delete("shared-b").await.error(), "409 adapter_aliased name");
+}

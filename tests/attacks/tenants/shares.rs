@@ -101,6 +101,24 @@ async fn pins_are_shared_by_tenants() {
     println!("pins of {bytes} bytes in 1 MiB: mallory {pinned}, {refused} refused; canary 1 of 1");
 }
 
+#[tokio::test]
+async fn pins_that_are_asked_for_together_share_as_well() {
+    let live = Live::start(&["--api-key", OPERATOR, "--adapter-bytes-max", "1MiB"]);
+    let mallory = key(&live, "mallory", &["mallory-*"], json!({})).await;
+    let mut bytes = 0;
+    for n in 0..8 {
+        let put = upload(&live, &mallory, &format!("mallory-{n}"), 32, n + 1).await;
+        assert_eq!(put.status, 201, "{}", put.text);
+        bytes = number(&put.json()["resident_bytes"]);
+    }
+    let paths: Vec<_> = (0..8).map(|n| format!("/v1/adapters/mallory-{n}/pin")).collect();
+    let pins = paths.iter().map(|path| ask(&live, &mallory, Method::POST, path, json!({})));
+    let answers = futures::future::join_all(pins).await;
+    let pinned = answers.iter().filter(|answer| answer.status == 200).count() as u64;
+    assert_eq!(pinned, ((1 << 20) / bytes).div_ceil(2), "half of what there is");
+    println!("8 pins at once: {pinned} came through");
+}
+
 /// A small file system below the server's data directory, where this process may mount one.
 fn small_disk(live: Live) -> Result<(tempfile::TempDir, Mounted), tempfile::TempDir> {
     let dir = live.crash();
