@@ -78,8 +78,8 @@ impl Line {
         self.seat.hold();
     }
 
-    /// Whether it is at a request that may be answered, of a client that has sent all that is wanted
-    /// now and takes the answer.
+    /// Whether it is at a request that may be answered, of a client that has sent all that is
+    /// wanted now and takes the answer.
     pub fn is_busy(&self) -> bool {
         let waits = self.stalled.load(Relaxed) || self.wanting.load(Relaxed);
         self.admitted.load(Relaxed) && !waits

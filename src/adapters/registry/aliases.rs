@@ -51,8 +51,8 @@ pub struct Alias {
 }
 
 impl Alias {
-    /// Whether what it leads to, of a name that is `owner`'s, stays for its sake: another tenant may
-    /// only use the name.
+    /// Whether what it leads to, of a name that is `owner`'s, stays for its sake: another tenant
+    /// may only use the name.
     pub fn keeps(&self, owner: &str) -> bool {
         self.owner.is_empty() || *self.owner == *owner
     }
