@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 pub enum Song {
     /// `GET /live`, without a key.
     Live,
-    /// A greedy chat of four tokens with this model.
+    /// A greedy, streamed chat of four tokens with this model; its time is that to the first token.
     Chat(String),
 }
 
@@ -63,14 +63,14 @@ impl Canary {
                 let begun = Instant::now();
                 match request.send().await {
                     Ok(answer) if answer.status().as_u16() == 200 => {
-                        if let Err(e) = answer.bytes().await {
-                            seen.bad.push(e.to_string());
+                        match first(answer, begun).await {
+                            Ok(time) => seen.times.push(time),
+                            Err(e) => seen.bad.push(e.to_string()),
                         }
                     }
                     Ok(answer) => seen.bad.push(answer.status().to_string()),
                     Err(e) => seen.bad.push(e.to_string()),
                 }
-                seen.times.push(begun.elapsed());
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             seen.times.sort();
@@ -88,7 +88,21 @@ impl Canary {
 
 fn chat(model: &str) -> Value {
     json!({"model": model, "messages": [{"role": "user", "content": "Say hi."}],
-           "temperature": 0, "max_tokens": 4})
+           "temperature": 0, "max_tokens": 4, "stream": true})
+}
+
+/// Reads an answer to its end; the time until the first token, which is a stream's second event, or
+/// until the end of what is no stream.
+async fn first(mut answer: reqwest::Response, begun: Instant) -> reqwest::Result<Duration> {
+    let (mut text, mut time) = (Vec::new(), None);
+    while let Some(chunk) = answer.chunk().await? {
+        text.extend_from_slice(&chunk);
+        let events = String::from_utf8_lossy(&text).matches("data: ").count();
+        if time.is_none() && events > 1 {
+            time = Some(begun.elapsed());
+        }
+    }
+    Ok(time.unwrap_or_else(|| begun.elapsed()))
 }
 
 /// A line of `/proc/<pid>/status` in kB, such as `VmRSS:`.

@@ -100,8 +100,8 @@ async fn residency_shows_ones_own_use_only() {
     assert_eq!(number(&list["resident_bytes"]), resident.sum::<u64>(), "nor do sums");
 }
 
-/// Two that wait beyond their tenant's part give their place up to each other; what is in use all the
-/// time makes room for them all the same.
+/// Two that wait beyond their tenant's part give their place up to each other; what is in use all
+/// the time makes room for them all the same.
 #[tokio::test]
 async fn one_tenants_requests_that_wait_for_memory_come_through() {
     let flags = ["--api-key", OPERATOR, "--resident-max", "1", "--adapter-patience-ms", "50"];
