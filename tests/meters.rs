@@ -32,7 +32,7 @@ async fn a_minute_of_requests_fills_evenly() {
     let access = access(&dir).await;
     let limits = Limits { requests_per_minute: Some(6), ..Limits::default() };
     let who = caller(&access, limits).await;
-    let ask = |ms| code(access.admit(&who, None, 10, at(ms)));
+    let ask = |ms| code(access.admit(&who, None, 10, at(ms).into()));
     for _ in 0..6 {
         assert_eq!(ask(0).0, "admitted");
     }
@@ -40,7 +40,7 @@ async fn a_minute_of_requests_fills_evenly() {
     assert_eq!(ask(9_999), ("rate_limit_exceeded", Some(1)));
     assert_eq!(ask(10_000).0, "admitted");
     assert_eq!(ask(10_000), ("rate_limit_exceeded", Some(10)));
-    let left = access.standing(&who, at(25_000)).requests.unwrap();
+    let left = access.standing(&who, at(25_000).into()).requests.unwrap();
     assert_eq!((left.limit, left.remaining, left.reset_ms), (6, 1, 45_000));
 }
 
@@ -50,15 +50,15 @@ async fn tokens_are_reserved_whole_and_settled_to_what_was_used() {
     let access = access(&dir).await;
     let limits = Limits { tokens_per_minute: Some(600), ..Limits::default() };
     let who = caller(&access, limits).await;
-    let mut first = access.admit(&who, None, 500, NOW).unwrap();
-    assert_eq!(code(access.admit(&who, None, 200, NOW)), ("rate_limit_exceeded", Some(10)));
+    let mut first = access.admit(&who, None, 500, NOW.into()).unwrap();
+    assert_eq!(code(access.admit(&who, None, 200, NOW.into())), ("rate_limit_exceeded", Some(10)));
     first.used(50);
     drop(first);
-    assert_eq!(access.standing(&who, NOW).tokens.unwrap().remaining, 550);
-    assert_eq!(code(access.admit(&who, None, 601, NOW)), ("request_exceeds_limit", None));
+    assert_eq!(access.standing(&who, NOW.into()).tokens.unwrap().remaining, 550);
+    assert_eq!(code(access.admit(&who, None, 601, NOW.into())), ("request_exceeds_limit", None));
     // A refusal takes nothing, and neither does a request that never ran.
-    drop(access.admit(&who, None, 550, NOW).unwrap());
-    assert_eq!(access.standing(&who, NOW).tokens.unwrap().remaining, 550);
+    drop(access.admit(&who, None, 550, NOW.into()).unwrap());
+    assert_eq!(access.standing(&who, NOW.into()).tokens.unwrap().remaining, 550);
 }
 
 #[tokio::test]
@@ -67,17 +67,20 @@ async fn places_are_given_back_and_an_adapters_limits_hold_over_all_keys() {
     let access = access(&dir).await;
     let one = Limits { concurrent_max: Some(1), ..Limits::default() };
     let (a, b) = (caller(&access, one.clone()).await, caller(&access, Limits::default()).await);
-    let held = access.admit(&a, None, 1, NOW).unwrap();
-    assert_eq!(code(access.admit(&a, None, 1, NOW)), ("rate_limit_exceeded", Some(1)));
+    let held = access.admit(&a, None, 1, NOW.into()).unwrap();
+    assert_eq!(code(access.admit(&a, None, 1, NOW.into())), ("rate_limit_exceeded", Some(1)));
     drop(held);
     access.set_limits("sql", one).await.unwrap();
-    let held = access.admit(&b, Some("sql"), 1, NOW).unwrap();
-    assert_eq!(code(access.admit(&a, Some("sql"), 1, NOW)).0, "rate_limit_exceeded");
+    let held = access.admit(&b, Some("sql"), 1, NOW.into()).unwrap();
+    assert_eq!(code(access.admit(&a, Some("sql"), 1, NOW.into())).0, "rate_limit_exceeded");
     // Refused by the adapter, so the key's own place is free.
-    let other = access.admit(&a, Some("pirate"), 1, NOW).unwrap();
+    let other = access.admit(&a, Some("pirate"), 1, NOW.into()).unwrap();
     drop((held, other));
     access.set_limits("sql", Limits::default()).await.unwrap();
-    let both = [access.admit(&b, Some("sql"), 1, NOW), access.admit(&b, Some("sql"), 1, NOW)];
+    let both = [
+        access.admit(&b, Some("sql"), 1, NOW.into()),
+        access.admit(&b, Some("sql"), 1, NOW.into()),
+    ];
     assert!(both.iter().all(Result::is_ok));
 }
 
@@ -91,8 +94,8 @@ async fn quotas_end_with_their_period_and_survive_a_restart() {
     let new = NewKey { scopes, weight: 1, limits, ..NewKey::default() };
     let (_, secret) = first.create(new, NOW).await.unwrap();
     let who = first.authenticate(Some(secret.reveal()), NOW).unwrap();
-    let mut ticket = first.admit(&who, None, 90, NOW).unwrap();
-    assert_eq!(code(first.admit(&who, None, 20, NOW)), ("quota_exceeded", Some(3600)));
+    let mut ticket = first.admit(&who, None, 90, NOW.into()).unwrap();
+    assert_eq!(code(first.admit(&who, None, 20, NOW.into())), ("quota_exceeded", Some(3600)));
     ticket.used(70);
     drop(ticket);
     first.flush().await.unwrap();
@@ -100,22 +103,22 @@ async fn quotas_end_with_their_period_and_survive_a_restart() {
 
     let again = access(&dir).await;
     let who = again.authenticate(Some(secret.reveal()), NOW).unwrap();
-    assert_eq!(code(again.admit(&who, None, 31, NOW)).0, "quota_exceeded");
-    let mut ticket = again.admit(&who, None, 30, NOW).unwrap();
+    assert_eq!(code(again.admit(&who, None, 31, NOW.into())).0, "quota_exceeded");
+    let mut ticket = again.admit(&who, None, 30, NOW.into()).unwrap();
     ticket.used(30);
     drop(ticket);
     again.flush().await.unwrap();
     again.flush().await.unwrap();
     let midnight = at(3_600_000);
     // A day earlier in April the month's quota holds; at midnight of the month both begin anew.
-    assert_eq!(code(again.admit(&who, None, 100, midnight)).0, "admitted");
+    assert_eq!(code(again.admit(&who, None, 100, midnight.into())).0, "admitted");
     let day = Duration::from_secs(86_400);
-    let mut ticket = again.admit(&who, None, 100, midnight).unwrap();
+    let mut ticket = again.admit(&who, None, 100, midnight.into()).unwrap();
     ticket.used(100);
     drop(ticket);
-    let (refused, after) = code(again.admit(&who, None, 51, midnight + day));
+    let (refused, after) = code(again.admit(&who, None, 51, (midnight + day).into()));
     assert_eq!((refused, after), ("quota_exceeded", Some(29 * 86_400)), "of the month");
-    assert_eq!(code(again.admit(&who, None, 50, midnight + day)).0, "admitted");
+    assert_eq!(code(again.admit(&who, None, 50, (midnight + day).into())).0, "admitted");
 }
 
 #[tokio::test]

@@ -191,8 +191,8 @@ impl Access {
     }
 
     /// Takes a place for a request, before any work is done for it. Errors: `rate_limit_exceeded`.
-    pub fn enter(&self, caller: &Caller, now: impl Into<Now>) -> Result<Ticket> {
-        self.inner.meters.enter(caller, now.into())
+    pub fn enter(&self, caller: &Caller, now: Now) -> Result<Ticket> {
+        self.inner.meters.enter(caller, now)
     }
 
     /// Lets a request that has its place reserve `tokens` of prompt and answer: by the limits of
@@ -203,11 +203,11 @@ impl Access {
         ticket: &mut Ticket,
         adapters: impl IntoIterator<Item = &'a str>,
         tokens: u64,
-        now: impl Into<Now>,
+        now: Now,
     ) -> Result<()> {
         let limits = adapters.into_iter().filter_map(|name| Some((name, self.limits(name)?)));
         let limits: Vec<(&str, Limits)> = limits.collect();
-        ticket.admit(limits.iter().map(|(name, limits)| (*name, limits)), tokens, now.into())
+        ticket.admit(limits.iter().map(|(name, limits)| (*name, limits)), tokens, now)
     }
 
     /// Both at once. Errors: those of both.
@@ -216,17 +216,16 @@ impl Access {
         caller: &Caller,
         adapters: impl IntoIterator<Item = &'a str>,
         tokens: u64,
-        now: impl Into<Now>,
+        now: Now,
     ) -> Result<Ticket> {
-        let now = now.into();
         let mut ticket = self.enter(caller, now)?;
         self.reserve(&mut ticket, adapters, tokens, now)?;
         Ok(ticket)
     }
 
     /// What is left to the caller's key in this minute.
-    pub fn standing(&self, caller: &Caller, now: impl Into<Now>) -> Standing {
-        self.inner.meters.standing(caller, now.into())
+    pub fn standing(&self, caller: &Caller, now: Now) -> Standing {
+        self.inner.meters.standing(caller, now)
     }
 
     /// The limits of an adapter's name, if it has any.

@@ -45,7 +45,7 @@ pub async fn require_key(State(api): State<Arc<Api>>, request: Request, next: Ne
             let action = action.unwrap_or_default();
             let what = action.clone();
             let response = audit::recorded(api.clone(), caller, action, request, next).await;
-            // Whoever failed to write may only have known the file.
+            // A function that writes a file may not know the storage that the file is in.
             if response.extensions().get::<Code>().is_some_and(|code| code.0 == FULL) {
                 api.app.storage.turn(&format!("what {what} brought could not be written"));
             }

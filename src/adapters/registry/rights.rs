@@ -5,7 +5,7 @@
 //! the operator's stay the operator's when they are deleted, a tenant's are then anybody's again.
 
 use super::book::Book;
-use super::{Inner, Lineage, Registry};
+use super::{Inner, Lineage, Registry, Version};
 use crate::error::{Error, Kind, Result};
 use crate::share::fair;
 use serde::{Deserialize, Serialize};
@@ -155,7 +155,10 @@ impl Inner {
         let reserve = (total / RESERVE_PART).min(RESERVE_BYTES_MAX);
         let free = (free + staged).saturating_sub(reserve);
         if bytes > free || free == 0 {
-            let message = format!("the adapter has {bytes} bytes; {free} are free for adapters");
+            let message = match free {
+                0 => format!("the disk has only the {reserve} bytes left that databases need"),
+                _ => format!("the adapter has {bytes} bytes; {free} are free for adapters"),
+            };
             return Err(Error::new(Kind::Capacity, "disk_nearly_full", message));
         }
         Ok(free)
@@ -173,9 +176,13 @@ impl Inner {
         tenant.check("bytes on disk", own, bytes, free, tenant.bounds.disk_bytes)
     }
 
-    /// Refuses a pin of `bytes` beyond the share of the tenant that owns the name.
-    pub fn check_pin(&self, name: &str, tenant: &Tenant, bytes: u64) -> Result<()> {
+    /// Refuses a pin beyond the share of the tenant that owns the name; one that is there is none.
+    pub fn check_pin(&self, version: &Version, tenant: &Tenant) -> Result<()> {
+        let (name, bytes) = (&version.name, version.resident_bytes);
         let book = self.book();
+        if book.entry(name, version.number).is_none_or(|entry| entry.pinned) {
+            return Ok(());
+        }
         let owner = book.owner_of(name).unwrap_or_else(|| tenant.name.clone());
         let (own, all) = book.pinned_bytes(&owner);
         let free = self.options.resident_bytes_max.saturating_sub(all);

@@ -96,15 +96,11 @@ impl Inner {
         let _turn = self.name_turns.take(name.clone()).await;
         let (version, _kept) = self.named(&name, number)?;
         self.check_right(&name, &by).await?;
-        if self.book().entry(&name, version.number).is_some_and(|entry| !entry.pinned) {
-            self.check_pin(&name, &by.tenant, version.resident_bytes)?;
-        }
+        self.check_pin(&version, &by.tenant)?;
         let hold = self.bring(&version, Instant::now(), &by.tenant).await?;
         // Looked at again where no other claim comes between.
         let _claim = self.claims.lock().await;
-        if self.book().entry(&name, version.number).is_some_and(|entry| !entry.pinned) {
-            self.check_pin(&name, &by.tenant, version.resident_bytes)?;
-        }
+        self.check_pin(&version, &by.tenant)?;
         self.store.set_pinned(&name, version.number, true).await?;
         tracing::info!(adapter = %version.id(), "pinned");
         self.enter_pin(&name, version.number, Some(hold))
