@@ -1,6 +1,7 @@
 //! Keys across restarts, and the command that makes them while no server runs.
 
 use polylora::access::{Access, NewKey, Scope};
+use polylora::database::Storage;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -63,11 +64,14 @@ async fn keys_survive_a_restart_with_all_they_say() {
 #[tokio::test]
 async fn the_store_keeps_hashes_and_never_a_secret() {
     let dir = tempfile::tempdir().unwrap();
-    let access = Access::open(dir.path(), Some("configured-secret")).await.unwrap();
+    let storage = Storage::of(dir.path());
+    let access = Access::open_in(&storage, Some("configured-secret")).await.unwrap();
     let (_, secret) = access.create(tenant(), NOW).await.unwrap();
     assert!(!format!("{secret:?}").contains(&secret.reveal()[3..]));
     assert_eq!(secret.reveal().len(), 3 + 64, "256 bits");
-    drop(access);
+    // A connection that is only dropped is closed later, on a thread of its own, and its files go
+    // away while they are listed.
+    storage.close().await;
     for entry in std::fs::read_dir(dir.path()).unwrap() {
         let bytes = std::fs::read(entry.unwrap().path()).unwrap();
         for secret in [secret.reveal(), "configured-secret"] {
