@@ -48,6 +48,7 @@ mod linear;
 mod matrix;
 mod memory;
 mod norm;
+mod priority;
 pub mod reference;
 mod rope;
 mod segments;
@@ -65,6 +66,7 @@ pub use linear::{Add, Delta, Linear, LoraScratch, PARTS_MAX, SITES_MAX, linear, 
 pub use matrix::{Grouped, Matrix};
 pub use memory::{return_free_pages, return_large_blocks};
 pub use norm::{NormWeight, Residual, add_norm, add_norm_rows};
+pub use priority::give_way;
 pub use rope::{RopeStore, RopeTable, rope_store};
 pub use segments::Segments;
 pub use simd::Isa;

@@ -55,9 +55,8 @@ impl FromRequest<Arc<Api>> for JsonObject {
         if body.len() <= SHORT_BODY_BYTES {
             return Fields::cut(body, held, &bounds).map(Self);
         }
-        let place = api.intake.parsers.take(caller.tenant().unwrap_or_default()).await;
-        let long = body.len() > LONG_BODY_BYTES;
-        apart(place, long, move || Fields::cut(body, held, &bounds)).await.map(Self)
+        let place = api.intake.place(&caller, true).await;
+        apart(place, true, move || Fields::cut(body, held, &bounds)).await.map(Self)
     }
 }
 
@@ -99,8 +98,8 @@ impl Fields {
         if self.body.len() <= SHORT_BODY_BYTES {
             return self.both();
         }
-        let place = api.intake.parsers.take(caller.tenant().unwrap_or_default()).await;
-        apart(place, self.body.len() > LONG_BODY_BYTES, move || self.both()).await
+        let place = api.intake.place(caller, true).await;
+        apart(place, true, move || self.both()).await
     }
 
     fn both<A, B>(mut self) -> Result<(A, B, Held)>
@@ -186,6 +185,9 @@ async fn read(request: Request, api: &Api, caller: &Caller) -> Result<(Bytes, He
             all.reserve(capacity - all.len());
         }
         all.extend_from_slice(&chunk);
+        if length > LONG_BODY_BYTES {
+            api.intake.read_turns(caller, chunk.len()).await;
+        }
     }
     Ok((all.freeze(), held))
 }

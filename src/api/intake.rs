@@ -12,6 +12,7 @@ use crate::share::{Permit, Pool};
 use crate::text::Text;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// What a value of a parsed tree takes beside its text, measured: an object of one field, and its
 /// share of a list that grows.
@@ -28,8 +29,12 @@ const TREE_VALUES_MAX: u64 = 65_536;
 pub const SHORT_TEXT_BYTES: usize = 16 << 10;
 /// Bodies up to so many bytes are parsed where they arrive.
 pub const SHORT_BODY_BYTES: usize = 16 << 10;
-/// Larger ones give way to everything else.
+/// Of a larger one, what follows these bytes is read in pieces, in turns.
 pub const LONG_BODY_BYTES: usize = 256 << 10;
+/// What is read in one turn, and how long it takes at least: a body of 4 MiB takes 60 ms, and all
+/// of a tenant's together come no faster.
+const TURN_BYTES: usize = 64 << 10;
+const TURN_TIME: Duration = Duration::from_millis(1);
 /// Processes that render templates of adapters at once. A tenant alone has two of them.
 pub const RENDERS_MAX: u64 = 3;
 /// What an upload may hold at once of what it sends: heads of parts, and chunks on their way to the
@@ -132,10 +137,13 @@ pub struct Intake {
     bytes: Arc<Pool>,
     /// Bytes taken since somebody asked.
     taken: AtomicU64,
-    /// Large bodies being parsed.
-    pub parsers: Arc<Pool>,
-    /// Tokenizers at work.
-    pub encoders: Arc<Pool>,
+    /// Turns to read a piece of a long body.
+    readers: Arc<Pool>,
+    /// Short texts being encoded.
+    encoders: Arc<Pool>,
+    /// Long texts being encoded, and large bodies being parsed: a tenant alone has half of the
+    /// cores for them, so that the other half is there at once for what serves.
+    long: Arc<Pool>,
     /// Templates of adapters being rendered.
     pub renders: Arc<Pool>,
     /// Uploads being received.
@@ -149,8 +157,9 @@ impl Intake {
         Self {
             bytes: Pool::new(config.request_bytes_max),
             taken: AtomicU64::new(0),
-            parsers: Pool::new((2 * cores).clamp(4, 12)),
+            readers: Pool::new(2),
             encoders: Pool::new((2 * cores).clamp(4, 12)),
+            long: Pool::new(cores.clamp(2, 12)),
             renders: Pool::new(RENDERS_MAX),
             uploads: Pool::new(config.uploads_max.max(1) as u64),
             bounds: Bounds::new(config, context, text.token_bytes_max()),
@@ -160,11 +169,29 @@ impl Intake {
     /// Bytes for a request of `caller`, given back when dropped. Errors:
     /// `request_memory_exhausted`.
     pub fn hold(&self, caller: &Caller, bytes: u64) -> Result<Held> {
-        self.taken.fetch_add(bytes, Ordering::Relaxed);
+        self.took(bytes);
         Held::of(&self.bytes, caller.tenant().unwrap_or_default(), bytes)
     }
 
-    /// Whether requests took much since this was asked last: the allocator keeps pages of it.
+    /// A place for work on a request of `caller`.
+    pub async fn place(&self, caller: &Caller, long: bool) -> Permit {
+        let pool = if long { &self.long } else { &self.encoders };
+        pool.take(caller.tenant().unwrap_or_default()).await
+    }
+
+    /// Waits for `caller`'s turns to have read so many bytes of a long body. Nothing is held while
+    /// its client sends.
+    pub async fn read_turns(&self, caller: &Caller, bytes: usize) {
+        let _turn = self.readers.take(caller.tenant().unwrap_or_default()).await;
+        tokio::time::sleep(TURN_TIME * bytes.div_ceil(TURN_BYTES) as u32).await;
+    }
+
+    /// Takes note of bytes that will be free again, and may then stay with the allocator.
+    pub fn took(&self, bytes: u64) {
+        self.taken.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether much was taken since this was asked last: the allocator keeps pages of it.
     pub fn was_busy(&self) -> bool {
         self.taken.swap(0, Ordering::Relaxed) >= BUSY_BYTES
     }
@@ -234,9 +261,8 @@ pub async fn apart<T: Send + 'static>(
     }
     let (done, outcome) = tokio::sync::oneshot::channel();
     let body = move || {
-        #[cfg(target_os = "linux")] // where a thread has a priority of its own
-        if let Err(error) = rustix::process::nice(NICE) {
-            tracing::warn!(%error, "an encoding thread keeps its priority");
+        if !polylora_kernels::give_way() {
+            tracing::debug!("an encoding thread keeps its priority");
         }
         // Nobody waits any more: the work was done for nobody.
         let _ = done.send(work());
@@ -246,10 +272,6 @@ pub async fn apart<T: Send + 'static>(
     })?;
     outcome.await.unwrap_or_else(|_| Err(gone()))
 }
-
-/// Of threads with long work: a tenth of what serves gets, where both want the same core.
-#[cfg(target_os = "linux")]
-const NICE: i32 = 10;
 
 impl Api {
     /// Runs text work for `caller`, which begins by holding what encoding so many bytes takes. One
@@ -262,7 +284,7 @@ impl Api {
         long: bool,
         work: impl FnOnce(&Text, &mut Held) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let place = self.intake.encoders.take(caller.tenant().unwrap_or_default()).await;
+        let place = self.intake.place(caller, long).await;
         let mut held = self.intake.hold(caller, self.intake.bounds.encoding(bytes))?;
         let text = self.app.text.clone();
         apart(place, long, move || work(&text, &mut held)).await
@@ -273,6 +295,7 @@ impl Api {
 mod tests {
     use super::*;
     use crate::config::{RawConfig, Size};
+    use futures::FutureExt;
 
     #[test]
     fn one_requests_worst_case_is_within_half_of_the_bytes() {
@@ -292,5 +315,31 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A tenant's encoders are as many as it leaves free, and clients who hang up take none back
+    /// before the work is over.
+    #[tokio::test]
+    async fn encoders_of_one_tenant_leave_another_its_place() {
+        let encoders = Pool::new(4);
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let held = Arc::new(std::sync::Mutex::new(held));
+        for long in [false, true] {
+            let (place, held) = (encoders.take("mallory").await, held.clone());
+            let work = move || {
+                let _ = held.lock().map(|held| held.recv());
+                Ok(())
+            };
+            // Begun, and then given up by its client.
+            assert!(apart(place, long, work).now_or_never().is_none());
+        }
+        assert_eq!(encoders.held_by("mallory"), 2, "of four");
+        let mut third = Box::pin(encoders.take("mallory"));
+        assert!((&mut third).now_or_never().is_none(), "it waits for one of its own");
+        let place = encoders.take("canary").now_or_never().expect("a place that mallory left");
+        assert_eq!(apart(place, true, || Ok(7)).await.ok(), Some(7));
+        release.send(()).expect("the first work waits");
+        assert_eq!(third.await.tenant(), "mallory");
+        assert_eq!(encoders.held_by("canary"), 0);
     }
 }

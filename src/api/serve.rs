@@ -31,6 +31,8 @@ const FLUSH_TIME: Duration = Duration::from_secs(5);
 const HURRIED_TIME: Duration = Duration::from_millis(400);
 /// Between two writings of what keys used: so much a crash may lose.
 const BOOKS_PERIOD: Duration = Duration::from_secs(5);
+/// What a connection takes in small blocks: the buffer that it is read into, and what it does.
+const CONNECTION_BYTES: u64 = 16 << 10;
 /// After a failed accept (no file descriptors left), before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// Beyond `connections_max`, for health probes while all places are at requests; and how long such
@@ -114,6 +116,7 @@ async fn keep_books(api: Arc<Api>) {
 
 /// The listener and the connections that came through it.
 struct Door {
+    api: Arc<Api>,
     listener: TcpListener,
     router: Router,
     places: Arc<Places>,
@@ -129,6 +132,7 @@ impl Door {
     fn new(api: &Arc<Api>, listener: TcpListener) -> Self {
         let config = &api.app.config;
         Self {
+            api: api.clone(),
             listener,
             router: routes::router(api.clone()),
             places: Places::new(config.connections_max, config.connections_per_address_max),
@@ -167,6 +171,7 @@ impl Door {
             },
         };
         let Ok(local) = stream.local_addr() else { return };
+        self.api.intake.took(CONNECTION_BYTES);
         // Tokens are small and should leave at once.
         let _ = stream.set_nodelay(true);
         let line = Line::new(place.seat.clone(), local.ip().to_canonical(), reserved);

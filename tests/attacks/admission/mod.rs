@@ -1,6 +1,7 @@
 //! Work before a request is admitted: bodies, prompts, templates, patterns, archives. Nobody's
 //! flood makes another tenant wait.
 
+mod attackers;
 mod bodies;
 mod keys;
 mod long;
