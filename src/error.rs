@@ -1,8 +1,8 @@
 //! What can go wrong, sorted by whose turn it is to act.
 //!
 //! Owns the one error type that crosses modules. Never decides an HTTP status line or prints: `api`
-//! and `cli` do. The thing to know: `Client` is the caller's to mend, `Capacity` passes with time,
-//! `Fault` is ours.
+//! and `cli` do. The thing to know: `Invalid` is the caller's to mend, `Busy` and `Capacity` pass
+//! with time, `Fault` is ours.
 
 pub mod codes;
 

@@ -96,8 +96,8 @@ pub const GROUPS: &[Group] = codes! {
     }
     "Limits and load" {
         rate_limit_exceeded [429]
-            "Requests or tokens of this minute, or requests at once, are used up. See `Retry- \
-             After`."
+            "Requests or tokens of this minute, or requests at once, are used up. \
+             See `Retry-After`."
         quota_exceeded [429] "The tokens of this day or month are used up. See `Retry-After`."
         request_exceeds_limit [400]
             "The request needs more tokens than its key may ever use in a minute."

@@ -84,7 +84,7 @@ fn settings() -> String {
         let range = RANGES.iter().find(|r| r.key == key.name);
         let default = match (range, &defaults[&key.name]) {
             _ if key.help.contains("default:") => None,
-            (Some(r), _) if r.bytes => Some(human((r.default)()).replace(".0 ", " ")),
+            (Some(r), _) if r.expected().ends_with('B') => Some(human((r.default)())),
             (Some(r), _) => Some((r.default)().to_string()),
             (None, Value::Bool(b)) => Some(b.to_string()),
             (None, Value::String(s)) => Some(s.clone()),
@@ -98,7 +98,8 @@ fn settings() -> String {
         };
         let range = range.map_or(String::new(), |r| format!(" Range: {}.", r.expected()));
         let help = sentence(&key.help);
-        page += &item(&format!("**`{}`**: {help}{default}{range}", key.name));
+        let whole = format!("**`{}`**: {help}{default}{range}", key.name);
+        page += &item(&whole.replace(".0 ", " "));
         page += &wrapped("  ", "  ", &format!("`--{}`, `{}`", key.flag, key.env));
     }
     page
