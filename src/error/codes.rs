@@ -132,7 +132,8 @@ pub const GROUPS: &[Group] = codes! {
             "The probe saw no change in the logits. Upload with `?force=true` if that is meant."
         invalid_name [400] "The name has characters or a length that names must not have."
         name_taken [409] "An alias or an adapter has this name already; they share their names."
-        adapter_aliased [409] "An alias leads to it. Change the alias first."
+        adapter_aliased [409]
+            "An alias of the same owner, or of an operator, leads to it. Change that first."
         nothing_to_roll_back [409] "No earlier version, or no earlier weights, are kept."
         version_conflict [412]
             "The name is not at the version that `If-Match` or `expected_version` says."
