@@ -24,7 +24,7 @@ Examples:
   polylora merge a=1 b=1 c=1 --method lego --rank 16 --seed 7 --out abc     clustered units
   polylora merge a=0.5 b=0.5 --method cat --out ab                          exact, ranks add up
   polylora merge big --method svd --rank 8 --out small                      compress one adapter
-  polylora merge a b --survey                                               how much do they conflict?
+  polylora merge a b --survey                                               do they conflict?
 
 Methods:
   cat                  exactly the weighted sum; ranks add up
