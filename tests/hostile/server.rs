@@ -174,7 +174,7 @@ impl Hostile {
         assert_eq!(live.status, 200, "after {after}: {}", live.text);
     }
 
-    /// A refusal is the client's fault, in OpenAI's shape, and its code has this status in the table.
+    /// A refusal is the client's fault, in OpenAI's shape, and the table has its code and status.
     pub fn check_documented(&self, answer: &Answer, what: &str) {
         assert!((400..500).contains(&answer.status), "{what}");
         if answer.text.is_empty() {
