@@ -59,6 +59,14 @@ fn sentence(text: &str) -> String {
     format!("{text}.")
 }
 
+/// What follows a name: nothing but a full stop, or a sentence.
+fn explained(about: &str) -> String {
+    match about.is_empty() {
+        true => ".".to_owned(),
+        false => format!(": {}", sentence(about)),
+    }
+}
+
 fn codes() -> String {
     let mut page = String::new();
     for group in GROUPS {
@@ -158,9 +166,7 @@ fn section(operation: &Value) -> String {
     }
     for p in operation["parameters"].as_array().into_iter().flatten() {
         let (name, place) = (text(&p["name"]), text(&p["in"]));
-        let about = text(&p["description"]);
-        let about =
-            if about.is_empty() { ".".to_owned() } else { format!(": {}", sentence(about)) };
+        let about = explained(text(&p["description"]));
         page += &item(&format!("`{name}` ({place}, {}){about}", kind(&p["schema"])));
     }
     for (form, content) in operation["requestBody"]["content"].as_object().into_iter().flatten() {
@@ -218,10 +224,11 @@ fn fields(schema: &Value) -> String {
         }
         let of_one = field["oneOf"].as_array().into_iter().flatten();
         let about = of_one.map(|o| text(&o["description"])).find(|t| !t.is_empty());
-        let about = about.unwrap_or(text(&field["description"]));
-        let about =
-            if about.is_empty() { ".".to_owned() } else { format!(": {}", sentence(about)) };
-        page += &item(&format!("`{name}` ({kind}){about}"));
+        let mut about = about.unwrap_or(text(&field["description"])).to_owned();
+        if let (true, Some(example)) = (about.is_empty(), field["example"].as_str()) {
+            about = format!("such as `{example}`");
+        }
+        page += &item(&format!("`{name}` ({kind}){}", explained(&about)));
     }
     page
 }
