@@ -84,6 +84,8 @@ pub const GROUPS: &[Group] = codes! {
             "Neither the base model nor the adapter has a chat template; use `/v1/completions`."
         chat_template_error [400]
             "The chat template failed on this conversation; the message is the template's."
+        unsupported_chat_template [400]
+            "The chat template uses what this version does not have. The base's stops the start."
         tokenizer_error [400] "The text cannot be encoded, or the tokens cannot be decoded."
         invalid_weight [400] "A weight in a sum of adapters is not a finite number."
         duplicate_adapter [400] "A sum names an adapter twice, or two adapters of the same content."
@@ -231,8 +233,6 @@ pub const GROUPS: &[Group] = codes! {
         invalid_model [] "The checkpoint cannot be read."
         unsupported_model [] "A model family, quantisation or RoPE scaling that is not served."
         unsupported_tokenizer [] "The tokenizer's decoder is of a kind that is not served."
-        unsupported_chat_template []
-            "The base's chat template uses what this version does not have."
         context_too_long [] "`context` is longer than the model's own."
         insufficient_memory [] "The memory that the settings ask for is not there."
         kv_memory_too_small [] "`kv_bytes` does not hold even one sequence."
