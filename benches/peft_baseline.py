@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What transformers + PEFT reach on this machine, for the comparison in README (not part of build or tests).
+"""What transformers + PEFT reach on this machine, for docs/benchmarks.md (not part of build or tests).
 
 Needs torch, transformers and peft in the running Python. The model has the demo model's shape with random weights: speed does not
 depend on the values. Prints one JSON line per case: output tokens per second, prefill included, greedy, eos ignored.

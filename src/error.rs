@@ -1,8 +1,10 @@
 //! What can go wrong, sorted by whose turn it is to act.
 //!
 //! Owns the one error type that crosses modules. Never decides an HTTP status line or prints: `api`
-//! and `cli` do. The thing to know: `Client` is the caller's to mend, `Capacity` passes with time,
-//! `Fault` is ours.
+//! and `cli` do. The thing to know: `Invalid` is the caller's to mend, `Busy` and `Capacity` pass
+//! with time, `Fault` is ours.
+
+pub mod codes;
 
 use std::fmt;
 
@@ -12,7 +14,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, Clone)]
 pub struct Error {
     pub kind: Kind,
-    /// Stable snake_case code, e.g. `model_not_found`; listed in README.
+    /// Stable snake_case code, e.g. `model_not_found`; has a row in [`codes`].
     pub code: &'static str,
     /// One sentence for a person; names the field, tensor, shape or digest.
     pub message: String,
@@ -56,6 +58,7 @@ const MESSAGE_BYTES_MAX: usize = 8 << 10;
 
 impl Error {
     pub fn new(kind: Kind, code: &'static str, message: impl Into<String>) -> Self {
+        debug_assert!(codes::known(code), "{code} has no row in error/codes.rs");
         let mut message = message.into();
         if message.len() > MESSAGE_BYTES_MAX {
             message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));

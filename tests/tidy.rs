@@ -1,16 +1,19 @@
-//! The rules of the house, checked: who may import whom, lengths, names, words, and that README
-//! lists what there is.
+//! The rules of the house, checked: who may import whom, lengths, names and words; those for README
+//! and `docs/` are in `tidy/prose.rs`.
 //!
 //! Owns the rules' machinery and its exceptions. Never judges style that rustfmt or clippy judge.
 //! The thing to know: an exception is an entry below with its reason; a rule is tried on a bad
 //! example at the end of this file.
 
+#[path = "tidy/pages.rs"]
+mod pages;
+#[path = "tidy/prose.rs"]
+mod prose;
 #[path = "tidy/source.rs"]
 mod source;
 
 use fancy_regex::Regex;
 use source::*;
-use std::collections::BTreeSet;
 use std::fs;
 
 const LINES_MAX: usize = 500;
@@ -266,63 +269,19 @@ fn the_root_holds_what_a_newcomer_expects_and_nothing_else() {
     none(names.into_iter().filter(|n| !known(n)).collect());
 }
 
-fn readme() -> String {
-    fs::read_to_string(root().join("README.md")).expect("README.md")
-}
-
-#[test]
-fn readme_lists_every_error_code() {
-    let readme = readme();
-    let mut codes = BTreeSet::from(["internal_error".to_owned()]);
-    for (path, text) in files("src", &[".rs"]) {
-        // The clients in cli show the server's codes and have none of their own but these.
-        if !path.starts_with("src/cli/") {
-            codes.extend(captured(CODE, &text));
-        }
-        if path == "src/api/errors.rs" {
-            codes.extend(captured(r#"const [A-Z_]+: &str = "([a-z_]+)""#, &text));
-        }
-    }
-    assert!(codes.len() > 10, "the pattern finds codes: {codes:?}");
-    none(codes.into_iter().filter(|c| !readme.contains(&format!("`{c}`"))).collect());
-}
-
-#[test]
-fn readme_lists_every_setting() {
-    let readme = readme();
-    let row = |k: &polylora::config::Key| format!("| `{}` |", k.name);
-    let missing = polylora::config::keys().into_iter().filter(|k| !readme.contains(&row(k)));
-    none(missing.map(|k| k.name).collect());
-}
-
-#[test]
-fn readme_lists_every_route() {
-    let readme = readme();
-    let table = fs::read_to_string(root().join("src/api/routes.rs")).expect("the table of routes");
-    let routes = captured(ROUTE, table.split("#[cfg(test)]").next().unwrap_or_default());
-    assert!(routes.len() > 8, "the pattern finds routes: {routes:?}");
-    none(
-        routes
-            .into_iter()
-            .map(|r| r.replace("{*", "{"))
-            .filter(|r| !readme.contains(&format!("{r}`")))
-            .collect(),
-    );
-}
-
 #[test]
 fn the_repository_speaks_only_of_itself() {
     let words =
         [["/wo", "rk/"], ["/ro", "ot/"], ["arti", "factory"], [".lib", "rary"]].map(|w| w.concat());
+    let ends = [".rs", ".cu", ".py", ".sh", ".mjs", ".md", ".json", "run", ".toml"];
+    let places = ["src", "kernels", "tests", "benches", "adapters", ".ci"];
+    let mut texts: Vec<_> = places.iter().flat_map(|place| files(place, &ends)).collect();
+    texts.extend(prose::prose());
     let mut wrong = Vec::new();
-    for place in ["src", "kernels", "tests", "benches", "adapters", ".ci"] {
-        for (path, text) in
-            files(place, &[".rs", ".cu", ".py", ".sh", ".mjs", ".md", ".json", "run", ".toml"])
-        {
-            wrong.extend(
-                words.iter().filter(|w| text.contains(w.as_str())).map(|w| format!("{path}: {w}")),
-            );
-        }
+    for (path, text) in texts {
+        wrong.extend(
+            words.iter().filter(|w| text.contains(w.as_str())).map(|w| format!("{path}: {w}")),
+        );
     }
     none(wrong);
 }
@@ -346,11 +305,4 @@ fn the_rules_find_what_they_forbid() {
     assert_eq!(functions(&code), [("long".to_owned(), 3, 5)]);
     assert_eq!(banned_names(&code, BANNED_NOUNS), ["RequestHandler", "HandlerKind"]);
     assert!(!code.contains("unsafe") && code.contains("'static"), "{code}");
-
-    let made = "Error::new(\n Kind::Busy,\n \"queue_full\", m); Error::invalid(\"bad_thing\", m)";
-    let codes: Vec<String> = captured(CODE, made).into_iter().collect();
-    assert_eq!(codes, ["bad_thing", "queue_full"]);
-    let served = r#""/v1/adapters/{name}" "/openapi.json" "/v1/models" "a/b" "/live?x""#;
-    let routes: Vec<String> = captured(ROUTE, served).into_iter().collect();
-    assert_eq!(routes, ["/openapi.json", "/v1/adapters/{name}", "/v1/models"]);
 }

@@ -142,6 +142,21 @@ mod tests {
     }
 
     #[test]
+    fn codes_with_a_status_of_their_own_have_it_in_the_table() {
+        let made = [
+            Error::invalid(METHOD_NOT_ALLOWED, ""),
+            Error::invalid(UNSUPPORTED_MEDIA_TYPE, ""),
+            Error::invalid(BODY_TIMEOUT, ""),
+            timed_out(1),
+        ];
+        for error in made {
+            let mut rows = crate::error::codes::GROUPS.iter().flat_map(|g| g.codes);
+            let row = rows.find(|row| row.code == error.code).unwrap();
+            assert_eq!(row.statuses, [status(&error).as_u16()], "{}", error.code);
+        }
+    }
+
+    #[test]
     fn a_long_message_is_cut() {
         let json = serde_json::to_string(&body(&Error::fault("ä".repeat(100_000)))).unwrap();
         assert!(json.len() < 4 * MESSAGE_CHARS_MAX);

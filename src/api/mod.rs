@@ -61,6 +61,8 @@ use crate::text::Text;
 use crate::text::sandbox::Sandbox;
 use crate::usage::UsageLog;
 pub use intake::RENDERS_MAX;
+pub use openapi::document;
+pub use routes::{ROUTES, Route, Scope};
 pub use serve::serve;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

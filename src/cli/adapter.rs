@@ -20,7 +20,7 @@ use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:
-  polylora adapter push pirate adapters/pirate    a directory that PEFT saved
+  polylora adapter push pirate adapters/pirate       a directory that PEFT saved
   polylora adapter push pirate pirate.zip            an archive of it (.zip, .tar), or a .gguf
   polylora adapter list
   polylora adapter show pirate
@@ -45,6 +45,7 @@ pub struct AdapterArgs {
 enum Verb {
     /// Upload an adapter under a name
     Push {
+        /// Name that requests will ask for
         name: String,
         /// Directory with adapter_config.json and adapter_model.safetensors, or a .gguf, .zip,
         /// .tar, .tar.gz or .tgz file
@@ -57,12 +58,16 @@ enum Verb {
     /// List adapters and their versions
     List,
     /// Show one adapter in full, as JSON
-    Show { name: String },
+    Show {
+        /// Name of the adapter
+        name: String,
+    },
     /// Remove an adapter; running requests finish
     Rm {
+        /// Name of the adapter
         name: String,
-        /// Wait so long for running requests, then end them
-        #[arg(long, value_name = "S")]
+        /// Seconds to wait for running requests; then they are ended
+        #[arg(long, value_name = "SECONDS")]
         drain_seconds: Option<u64>,
     },
     /// Move a name back to the version before, or to any version that is kept
@@ -71,10 +76,11 @@ enum Verb {
     Pin(VersionArgs),
     /// Undo a pin
     Unpin(VersionArgs),
-    /// Set a name over weighted versions; without weights show it
+    /// Spread a name's requests over versions by weight; without weights, show it
     Alias {
+        /// Name that requests will ask for
         name: String,
-        /// NAME@VERSION=WEIGHT
+        /// Versions with their weights, each as NAME@VERSION=WEIGHT
         #[arg(value_name = "WEIGHT")]
         weights: Vec<String>,
         /// Remove it
@@ -85,8 +91,9 @@ enum Verb {
 
 #[derive(Args)]
 struct VersionArgs {
+    /// Name of the adapter
     name: String,
-    /// Default: for a rollback the one before, else the current one
+    /// Which version; default: for a rollback the one before, else the current one
     #[arg(long, value_name = "N")]
     version: Option<u64>,
 }

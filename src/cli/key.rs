@@ -49,31 +49,35 @@ enum Verb {
     List,
     /// Give a key a new secret and print it
     Rotate {
+        /// Id of the key, as `list` shows it
         id: String,
-        /// How long the secret before stays good
-        #[arg(long, default_value_t = 0)]
+        /// Seconds that the old secret stays good
+        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
         overlap_seconds: u64,
     },
     /// End a key
-    Revoke { id: String },
+    Revoke {
+        /// Id of the key, as `list` shows it
+        id: String,
+    },
 }
 
 /// What a new key is to be.
 #[derive(Args)]
 struct AddArgs {
-    /// For people
+    /// A note for people: what the key is for
     #[arg(long, default_value = "")]
     label: String,
-    /// inference, admin, metrics
+    /// What the key may do: inference, admin, metrics, with commas
     #[arg(long, required = true, value_delimiter = ',', value_parser = scope)]
     scope: Vec<Scope>,
-    /// Whose key it is; without one it is an operator's and sees every adapter
+    /// Tenant that the key belongs to; without one it is an operator's and sees every adapter
     #[arg(long)]
     tenant: Option<String>,
-    /// Names that a tenant's key may know of; * stands for any characters, ? for one
+    /// Names that a tenant's key may see and use; * stands for any characters, ? for one
     #[arg(long, value_delimiter = ',', value_name = "PATTERN")]
     adapters: Vec<String>,
-    /// Names that it may create and change, whosever they are; without: its tenant's own, and new
+    /// Names that it may create and change, whoever owns them; without: its tenant's own, and new
     /// ones that match --adapters
     #[arg(long, value_delimiter = ',', value_name = "PATTERN")]
     manage: Option<Vec<String>>,

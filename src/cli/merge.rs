@@ -24,7 +24,7 @@ Examples:
   polylora merge a=1 b=1 c=1 --method lego --rank 16 --seed 7 --out abc     clustered units
   polylora merge a=0.5 b=0.5 --method cat --out ab                          exact, ranks add up
   polylora merge big --method svd --rank 8 --out small                      compress one adapter
-  polylora merge a b --survey                                               would they get on?
+  polylora merge a b --survey                                               do they conflict?
 
 Methods:
   cat                  exactly the weighted sum; ranks add up
@@ -51,7 +51,7 @@ pub struct MergeArgs {
     /// Directory to make for the result
     #[arg(long, value_name = "DIR", required_unless_present = "survey")]
     out: Option<PathBuf>,
-    /// Merge nothing: print how much the sources are in each other's way
+    /// Merge nothing: print how much the sources overlap and disagree
     #[arg(long, conflicts_with = "out")]
     survey: bool,
     /// How to merge, see below (default: ties_svd, of one source svd)

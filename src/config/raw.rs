@@ -37,11 +37,12 @@ pub struct RawConfig {
     /// Port to listen on; 0 takes a free one and prints it
     #[arg(long, env = "POLYLORA_PORT", value_name = "PORT")]
     pub port: Option<u64>,
-    /// Where uploaded adapters are kept; one directory per base model
+    /// Where uploaded adapters are kept, one directory for each base model; default:
+    /// polylora/MODEL in $XDG_DATA_HOME or in ~/.local/share
     #[arg(long, env = "POLYLORA_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Key that opens everything, sent as "Authorization: Bearer KEY"; prefer the variable, others
-    /// can read flags
+    /// Key that opens everything, sent as "Authorization: Bearer KEY"; prefer the variable: other
+    /// users of the machine can read flags
     #[arg(long, env = "POLYLORA_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub api_key: Option<String>,
     /// Listen on an address that others can reach without a key
@@ -62,7 +63,7 @@ pub struct RawConfig {
     /// GiB
     #[arg(long, env = "POLYLORA_KV_BYTES", value_name = "SIZE")]
     pub kv_bytes: Option<Size>,
-    /// Storage of the KV cache: auto, f32, bf16 or int8 (half of bf16's bytes: see Limits); auto is
+    /// Storage of the KV cache: auto, f32, bf16 or int8 (half of bf16's bytes, less exact); auto is
     /// f32 beside f32 weights, else bf16
     #[arg(long, env = "POLYLORA_KV_DTYPE", value_name = "DTYPE")]
     pub kv_dtype: Option<String>,
@@ -73,7 +74,7 @@ pub struct RawConfig {
     /// Sequences computed at once
     #[arg(long, env = "POLYLORA_SEQUENCES_MAX", value_name = "N")]
     pub sequences_max: Option<u64>,
-    /// Tokens that a tenant, or an adapter, may be ahead of another that waits before it makes room
+    /// Tokens that a tenant, or an adapter, may get ahead of another one that waits
     #[arg(long, env = "POLYLORA_TURN_TOKENS", value_name = "TOKENS")]
     pub turn_tokens: Option<u64>,
     /// Sequences waiting; more are answered 429
@@ -82,7 +83,7 @@ pub struct RawConfig {
     /// Prompt tokens of waiting sequences together; more are answered 429
     #[arg(long, env = "POLYLORA_WAITING_TOKENS_MAX", value_name = "TOKENS")]
     pub waiting_tokens_max: Option<u64>,
-    /// Unread events of one stream before its reader is given up as too slow
+    /// Unread events of one stream; a reader that is further behind loses its stream
     #[arg(long, env = "POLYLORA_STREAM_EVENTS_MAX", value_name = "N")]
     pub stream_events_max: Option<u64>,
     /// Reuse KV pages of equal prompt beginnings under the same adapter version
@@ -93,28 +94,28 @@ pub struct RawConfig {
     /// first token can tell a tenant what another has asked the same adapter
     #[arg(long, env = "POLYLORA_PREFIX_SHARE", value_name = "WHO")]
     pub prefix_share: Option<String>,
-    /// Storage of resident adapters' factors: auto, f32, bf16 or int8; auto is f32 beside f32
+    /// Storage of adapters in memory: auto, f32, bf16 or int8; auto is f32 beside f32
     /// weights, else bf16; int8 (a scale for each rank) takes half the memory of bf16 and rounds
     /// more
     #[arg(long, env = "POLYLORA_ADAPTER_DTYPE", value_name = "DTYPE")]
     pub adapter_dtype: Option<String>,
-    /// Memory of resident adapters; default: an eighth of available memory, at most 1 GiB
+    /// Memory for adapters; default: an eighth of available memory, at most 1 GiB
     #[arg(long, env = "POLYLORA_ADAPTER_BYTES_MAX", value_name = "SIZE")]
     pub adapter_bytes_max: Option<Size>,
-    /// Adapter versions resident at once, whatever their size
+    /// Adapter versions in memory at once, whatever their size
     #[arg(long, env = "POLYLORA_RESIDENT_MAX", value_name = "N")]
     pub resident_max: Option<u64>,
-    /// Seconds that a request waits for room when all resident adapters are in use; then 507
+    /// Seconds that a request waits when all adapters in memory are in use; then it gets 507
     #[arg(long, env = "POLYLORA_ADAPTER_WAIT_SECONDS", value_name = "S")]
     pub adapter_wait_seconds: Option<u64>,
-    /// Milliseconds that it waits before the longest resident adapter takes no new requests, so
-    /// that its room comes free
+    /// Milliseconds that it waits before the adapter longest in memory takes no new requests, so
+    /// that its memory comes free
     #[arg(long, env = "POLYLORA_ADAPTER_PATIENCE_MS", value_name = "MS")]
     pub adapter_patience_ms: Option<u64>,
     /// Largest adapter upload
     #[arg(long, env = "POLYLORA_UPLOAD_BYTES_MAX", value_name = "SIZE")]
     pub upload_bytes_max: Option<Size>,
-    /// Directories below which vLLM's load_lora_adapter may read adapters; without: nowhere
+    /// Directories below which vLLM's load_lora_adapter may read adapters; none: nowhere
     #[arg(long, env = "POLYLORA_ADAPTER_DIRS", value_name = "DIR", value_delimiter = ',')]
     pub adapter_dirs: Option<Vec<PathBuf>>,
     /// Largest body of any other request

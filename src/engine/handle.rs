@@ -123,7 +123,7 @@ impl EngineHandle {
     }
 
     /// Queues a sequence. Errors at once: `queue_full` (429) when the queue is full by requests or
-    /// by tokens, `shutting_down` (503), `request_too_long` when its pages could never fit.
+    /// by tokens, `shutting_down` (503), `context_length_exceeded` when it could never fit.
     pub fn submit(&self, request: Request) -> Result<EventStream> {
         Ok(self.submit_n(request, 1)?.remove(0))
     }

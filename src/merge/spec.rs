@@ -8,7 +8,7 @@ use super::RANK_MAX;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// How adapters become one. `README.md` has a line on each.
+/// How adapters become one. `docs/merging.md` has a line on each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {

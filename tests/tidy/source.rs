@@ -122,13 +122,6 @@ pub fn banned_names(code: &str, banned_nouns: &[&str]) -> Vec<String> {
     names.filter(banned).collect()
 }
 
-/// Codes of errors that the text makes, and statuses of routes that it serves.
-pub fn captured(pattern: &str, text: &str) -> BTreeSet<String> {
-    let pattern = Regex::new(pattern).expect("a pattern");
-    let all = pattern.captures_iter(text).map(|c| c.expect("no backtrack limit"));
-    all.map(|c| c[1].to_owned()).collect()
-}
-
-pub const CODE: &str = r#"(?x) Error::(?:invalid|not_found|unprocessable|new) \( \s*
-    (?: (?:\w+::)* Kind::\w+, \s* )?  "([a-z0-9_]+)" "#;
-pub const ROUTE: &str = r#""((?:/v1)?/[a-z_]+(?:/[a-z_]+|/\{\*?\w+\})*(?:\.json)?)""#;
+/// An error made with a literal code: constructor, kind where it is said, code.
+pub const MADE: &str = r#"(?x) Error::(invalid|not_found|unprocessable|new) \( \s*
+    (?: (?:\w+::)* Kind::(\w+), \s* )?  "([a-z0-9_]+)" "#;

@@ -74,7 +74,7 @@ pub struct OpenAdapter {
 }
 
 /// Opens the adapter in `dir` and checks its names and shapes against `shape`. Errors: every
-/// refusal code of README's table but those that need values.
+/// refusal code of `docs/errors.md` but those that need values.
 pub fn open(dir: &Path, shape: &ModelShape) -> Result<OpenAdapter> {
     let parsed = parse(&AdapterFiles::find(dir)?, shape)?;
     let dims = |f: &Factors, (inputs, outputs)| FactorDims { rank: f.rank, inputs, outputs };

@@ -56,7 +56,7 @@ pub struct Summary {
 
 /// Reads the adapter in `dir` (`adapter_config.json` + `adapter_model.safetensors`, or one
 /// `*.gguf`) and checks it in full against the shape, values included, without preparing it.
-/// Errors: every refusal code of README's table.
+/// Errors: every refusal code of `docs/errors.md`.
 pub fn check(dir: &Path, shape: &ModelShape) -> Result<Summary> {
     let parsed = parse(&AdapterFiles::find(dir)?, shape)?;
     parsed.file.check_finite()?;

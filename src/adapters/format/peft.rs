@@ -48,7 +48,7 @@ struct Group {
     roles: BTreeMap<Role, TensorId>,
 }
 
-/// Maps every tensor. Errors: every tensor code of the README's table.
+/// Maps every tensor. Errors: every tensor code of `docs/errors.md`.
 pub fn parse(config: &PeftConfig, file: TensorFile, shape: &ModelShape) -> Result<Parsed> {
     let modules = Modules::new(shape);
     check_saved_modules(config, &modules)?;

@@ -48,7 +48,7 @@ async fn state(live: &Live, key: &str, name: &str) -> (Value, Value) {
 #[tokio::test]
 async fn what_a_tenant_may_use_it_may_not_change() {
     let live = Live::start(&["--api-key", OPERATOR]);
-    // As README has it.
+    // As docs/keys.md has it.
     let acme = key(&live, "acme", &["acme-*", "shared-*"], json!({})).await;
     let globex = key(&live, "globex", &["globex-*", "shared-*"], json!({})).await;
     assert_eq!(upload(&live, &acme, "acme-own", 4, 9).await.status, 201);
