@@ -20,11 +20,12 @@ const WORDS: usize = 64 << 20;
 const TURN: usize = 128;
 /// Passes of reading, of which the fastest counts.
 const PASSES: usize = 3;
-/// Round trips of a batch, and batches, of which the median counts.
+/// Round trips of a batch, and batches, of which the fastest counts: the system may start a thread
+/// on the core of its partner.
 const TRIPS: u32 = 2000;
-const BATCHES: usize = 7;
+const BATCHES: usize = 15;
 /// Polls before a thread that waits lets others run: its partner may have no core.
-const POLLS_MAX: u32 = 10_000;
+const POLLS_MAX: u32 = 1000;
 
 /// What is measured, as often as wanted.
 pub struct Machine {
@@ -68,13 +69,11 @@ impl Machine {
 
     /// Measures, for some hundredths of a second. Whatever else runs is in the figures.
     pub fn state(&self) -> State {
-        let trips = (self.threads > 1).then(|| {
-            let mut batches = [(); BATCHES].map(|()| round_trip());
-            batches.sort_by(f64::total_cmp);
-            batches[BATCHES / 2]
-        });
-        let passes = (0..PASSES).map(|_| self.read());
-        let seconds = passes.fold(f64::INFINITY, f64::min);
+        let fastest = |measure: &dyn Fn() -> f64, times: usize| {
+            (0..times).map(|_| measure()).fold(f64::INFINITY, f64::min)
+        };
+        let trips = (self.threads > 1).then(|| fastest(&round_trip, BATCHES));
+        let seconds = fastest(&|| self.read(), PASSES);
         State {
             round_trip_ns: trips,
             read_gbs: size_of_val::<[u32]>(&self.words) as f64 / seconds / 1e9,
