@@ -145,8 +145,8 @@ fn main() {
     }
     let of = |which: usize| 1e3 * median(times.iter().map(|t| sum(&t[which])).collect());
     let ratio = median(times.iter().map(|t| sum(&t[0]) / sum(&t[1])).collect());
-    println!("{:12} {:8.2} {:6.2} {ratio:8.3}", "all", of(0), of(1));
+    println!("all          {:8.2} {:6.2} {ratio:8.3}", of(0), of(1));
     let rate = |bytes: usize, ms: f64| bytes as f64 / ms / 1e6;
     let rates = [rate(base_bytes, of(0)), rate(mixed_bytes, of(1))];
-    println!("{:12} {:8.1} {:6.1}", "GB/s", rates[0], rates[1]);
+    println!("GB/s         {:8.1} {:6.1}", rates[0], rates[1]);
 }
