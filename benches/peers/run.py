@@ -8,8 +8,9 @@
 
 Needs python3, a C++ compiler, `cargo build --release`, pip and a quiet machine; not part of build or tests. Owns the rows and
 their reports in benches/runs/. Never keeps two servers busy: within a row `polylora bench` lets the contenders take turns,
-and servers that would use the CPU between their turns are refused. The thing to know: a peer that cannot be had is left out
-with one line. Peers lie in PEERS_CACHE, by default polylora-peers in the user's cache directory.
+tells the machine's state before each round, and servers that would use the CPU between their turns are refused. The thing to
+know: a peer that cannot be had is left out with one line. Peers lie in PEERS_CACHE, by default polylora-peers in the user's
+cache directory.
 """
 import argparse
 import datetime
@@ -218,15 +219,22 @@ def load(row):
 def peft(name, row, peers, options):
     if peers.python is None:
         return
-    here, began = machine(), time.monotonic()
+    here, began, states = machine(), time.monotonic(), [state(options)]
     command = [str(peers.python), str(ROOT / "benches" / "peft_baseline.py"), "--threads", str(options.threads),
                "--streams", str(row.streams), "--adapters", str(row.adapters), "--rounds", str(row.rounds)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"peft_baseline.py failed with {done.returncode}")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    body = {"machine": here, "seconds": round(time.monotonic() - began), "rounds": lines}
-    write(name, row, options, body, done.stdout)
+    states.append(state(options))
+    said = [f"machine {when}: {line}\n" for when, line in zip(("before", "after"), states, strict=True)]
+    body = {"machine": here, "states": states, "seconds": round(time.monotonic() - began), "rounds": lines}
+    write(name, row, options, body, done.stdout + "".join(said))
+
+
+def state(options):
+    """What `polylora bench` tells before each round, where it is not the one who measures."""
+    return subprocess.run([str(options.binary), "bench", "--machine"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def plain(command, cache):

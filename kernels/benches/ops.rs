@@ -3,9 +3,10 @@
 //!
 //! Ceilings: f32, bf16 and int8 products of registers alone, and a sum over 1 GiB. Each figure is
 //! the best of several rounds, because other programs only ever slow a round down. Weights are
-//! cycled through more memory than the caches hold. Arguments: threads (all by default), and
-//! sections: bf16, f32, int8, int4, fork, adapters, attention. With one thread the clock is the
-//! thread's CPU time, which is of use on a busy machine too.
+//! cycled through more memory than the caches hold. Arguments: threads (all by default), an
+//! instruction set by its name (the best by default), and sections: bf16, f32, int8, int4, fork,
+//! adapters, attention. With one thread the clock is the thread's CPU time, which is of use on a
+//! busy machine too.
 
 use std::hint::black_box;
 use std::sync::OnceLock;
@@ -13,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use polylora_kernels::{
-    Act, AttentionScratch, Delta, Device, Dtype, KvCache, Linear, LoraScratch, Matrix, Rows,
+    Act, AttentionScratch, Delta, Device, Dtype, Isa, KvCache, Linear, LoraScratch, Matrix, Rows,
     Segments, WeightDtype, attention, linear,
 };
 
@@ -25,15 +26,18 @@ fn main() {
     let threads =
         given.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     ALONE.store(threads == 1, Ordering::Relaxed);
-    let dev = Device::cpu(threads);
+    let named = |isa: &&Isa| std::env::args().any(|arg| arg == isa.name());
+    let isa = Isa::available().iter().rfind(named).or(Isa::available().last());
+    let isa = *isa.expect("portable is always there");
+    let dev = Device::cpu_with(threads, isa).expect("this CPU has it");
     println!("{}", dev.name());
     let ceilings = Ceilings::measure(threads);
     println!(
         "ceilings: read {:.1} GB/s, f32 {:.0} GFLOP/s, bf16 {:.0} GFLOP/s, int8 {:.0} GOP/s",
         ceilings.read, ceilings.f32, ceilings.bf16, ceilings.int8
     );
-    let sections: Vec<String> =
-        std::env::args().skip(1).filter(|arg| arg.starts_with(char::is_alphabetic)).collect();
+    let is_section = |arg: &String| arg.starts_with(char::is_alphabetic) && arg != isa.name();
+    let sections: Vec<String> = std::env::args().skip(1).filter(is_section).collect();
     let wanted = |name: &str| sections.is_empty() || sections.iter().any(|s| s == name);
     for (name, dtype, peak) in [
         ("bf16", WeightDtype::Bf16, ceilings.bf16),

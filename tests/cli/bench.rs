@@ -33,6 +33,9 @@ fn bench_times_what_the_server_did_and_counts_what_it_counted() {
     assert!((0.030..0.2).contains(&p50("inter_token_seconds")), "{round:#}");
     assert!((0.230..1.2).contains(&p50("latency_seconds")), "{round:#}");
     assert!(table.contains("8/8"), "{table}");
+    let state = &report["states"][0];
+    assert!(state["read_gigabytes_per_second"].as_f64() > Some(0.0), "{state:#}");
+    assert!(table.contains("\nmachine, by round: ") && table.contains(" GB/s ("), "{table}");
     assert_eq!(seen.lock().expect("lock").len(), 11, "three of them to warm up");
 
     let prompts = |seen: &Seen| -> Vec<String> {
@@ -45,6 +48,18 @@ fn bench_times_what_the_server_did_and_counts_what_it_counted() {
     seen.lock().expect("lock").clear();
     bench(&url, &args);
     assert_eq!(prompts(&seen), first, "same seed, same requests");
+}
+
+#[test]
+fn the_machines_state_is_measured_without_a_server() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let o = polylora(&["bench", "--machine", "--json", &file.path().to_string_lossy()]);
+    let said = out(&o);
+    assert!(said.contains(" GB/s (") && said.lines().count() == 1, "{said}");
+    let report = std::fs::read_to_string(file.path()).expect("a report");
+    let state: Value = serde_json::from_str(&report).expect("JSON");
+    assert!(state["read_gigabytes_per_second"].as_f64() > Some(0.0), "{state:#}");
+    assert_eq!(state["round_trip_ns"].is_null(), state["threads"] == 1, "{state:#}");
 }
 
 #[test]
@@ -72,6 +87,7 @@ fn contenders_take_turns_and_are_compared_round_by_round() {
     let (report, table) = bench(&url, &args);
     assert_eq!(report["contenders"][1]["models"], json!(["pirate", "base"]));
     assert_eq!(report["contenders"][1]["rounds"].as_array().map(Vec::len), Some(2));
+    assert_eq!(report["states"].as_array().map(Vec::len), Some(2), "a state a round");
     let ratio = report["contenders"][1]["ratio_to_first"]["median"].as_f64().expect("a ratio");
     assert!((0.3..3.0).contains(&ratio), "{report:#}");
     assert!(table.contains("one") && table.contains("two"), "{table}");

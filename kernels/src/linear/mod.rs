@@ -35,8 +35,10 @@ use std::sync::atomic::AtomicUsize;
 use crate::act::Act;
 use crate::buffer::Buffer;
 use crate::device::{Device, part};
+use crate::linear::lines::LINE;
 use crate::matrix::{BLOCK, Matrix};
 use crate::segments::Segments;
+use crate::simd::{Kernel, Simd};
 use base::{Cut, Site};
 use call::Call;
 pub use delta::Delta;
@@ -253,6 +255,8 @@ impl LoraScratch {
         segments: Segments<'_>,
         deltas: Deltas<'_, '_>,
     ) {
+        // SAFETY: only addresses of living deltas.
+        unsafe { dev.isa().run(Ask { sites: outs.len(), segments: segments.count(), deltas }) };
         let x_has_pairs = x.halves().is_some() && dev.isa().multiplies_pairs();
         self.changes.clear();
         self.pieces.clear();
@@ -303,6 +307,32 @@ impl LoraScratch {
         assert!(alone || !gained, "a gain is of a delta alone");
         if let Some(last) = of_rows.last_mut() {
             last.last = true;
+        }
+    }
+}
+
+/// Asks for the deltas' own pages, all at once: they have left the caches since the last step, and
+/// the plan looks at one after the other.
+struct Ask<'c, 'd> {
+    sites: usize,
+    segments: usize,
+    deltas: Deltas<'c, 'd>,
+}
+
+impl Kernel for Ask<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for i in 0..self.sites {
+            for g in 0..self.segments {
+                (self.deltas)(i, g, &mut |delta, _| {
+                    let page = (&raw const *delta).cast::<u8>();
+                    for at in (0..size_of::<Delta>()).step_by(LINE) {
+                        S::prefetch(page.wrapping_add(at));
+                    }
+                });
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Owns the options, the contenders and the order of rounds; `plan` decides what is sent, `load`
 //! sends and times it, `report` sums up. Never speaks to anything but the public API. The thing to
 //! know: contenders take turns within one run, so that a noisy machine is noisy for all of them,
-//! and the ratio is taken round by round.
+//! the ratio is taken round by round, and each round tells what state the machine was in.
 
 pub mod load;
 pub mod plan;
@@ -14,6 +14,7 @@ use super::{bad_argument, say};
 use crate::error::{Error, Result};
 use clap::{Args, ValueEnum};
 use plan::{Plan, Popularity, Target};
+use polylora_kernels::{Machine, State};
 use report::{Contest, Round};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -34,9 +35,17 @@ Examples:
       --contender ours=http://127.0.0.1:8080,model=a1,model=a2 \\
       --contender llama=http://127.0.0.1:8081,lora=0,lora=1
       another server beside it; llama-server knows its adapters by index
+  polylora bench --machine
+      no load; only the state of this machine
 
 With --rate, times count from the moment a request was due, not from when it could be sent.
-Prompts are random words, about one token each; the report has the server's own count.";
+Prompts are random words, about one token each; the report has the server's own count.
+
+Before each round the bench measures the machine that it runs on, while nobody computes: how long
+a cache line takes from one core to another and back, and how fast all cores together read memory
+(256 MiB, the fastest of three passes). On a shared host both change within minutes, by half and
+more (two cores may or may not share a cache), and with them every rate: compare rates of rounds,
+or of runs, in which they are alike. Ratios are taken within a round.";
 
 const CONTENDER: &str = "NAME=URL[,model=M|,lora=N]...";
 
@@ -98,6 +107,9 @@ pub struct BenchArgs {
     /// Seconds after which one request is given up
     #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = within(1, 86_400))]
     timeout: u32,
+    /// Only measure the machine's state, as before a round, and send nothing
+    #[arg(long, conflicts_with = "contenders")]
+    machine: bool,
     /// Write every figure as JSON, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -135,19 +147,32 @@ pub fn run(args: BenchArgs) -> Result<()> {
     if args.rate.is_some_and(|r| !r.is_finite() || r <= 0.0) {
         return Err(bad_argument("--rate must be above 0"));
     }
+    if args.machine {
+        let state = Machine::new(cores()).state();
+        say(&format!("{state}\n"));
+        return write(&args, report::state_json(&state));
+    }
     super::block_on(async {
         let contest = contest(&args).await?;
         say(&contest.table());
-        if let Some(path) = &args.json {
-            let page = format!("{:#}\n", contest.json(options(&args)));
-            std::fs::write(path, page)
-                .map_err(|e| bad_argument(format!("--json {}: {e}", path.display())))?;
-        }
+        write(&args, contest.json(options(&args)))?;
         match contest.answered() {
             0 => Err(Error::fault("no request was answered; see the errors above")),
             _ => Ok(()),
         }
     })
+}
+
+/// The report, where one is wanted.
+fn write(args: &BenchArgs, report: serde_json::Value) -> Result<()> {
+    let Some(path) = &args.json else { return Ok(()) };
+    std::fs::write(path, format!("{report:#}\n"))
+        .map_err(|e| bad_argument(format!("--json {}: {e}", path.display())))
+}
+
+/// What this process may use.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Warms up, then lets the contenders take turns.
@@ -164,7 +189,11 @@ pub async fn contest(args: &BenchArgs) -> Result<Contest> {
         plan.requests = Some(args.warmup as usize);
         load::run(&contender.client, &plan).await;
     }
+    let machine = Machine::new(cores());
     for round in 0..args.rounds {
+        let state: State = machine.state();
+        eprintln!("round {} machine: {state}", round + 1);
+        contest.begin(state);
         for turn in 0..contenders.len() {
             // Each round begins with another contender: none always runs on the warmer machine.
             let c = (turn + round as usize) % contenders.len();
@@ -301,6 +330,6 @@ fn options(args: &BenchArgs) -> serde_json::Value {
         "warmup": args.warmup,
         "endpoint": args.endpoint.path(),
         "ignore_eos": args.ignore_eos,
-        "cores": std::thread::available_parallelism().map_or(1, usize::from),
+        "cores": cores(),
     })
 }

@@ -6,6 +6,7 @@
 
 use super::Contender;
 use super::load::{Outcome, Timing};
+use polylora_kernels::State;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -97,6 +98,8 @@ fn range(mut values: Vec<f64>) -> [f64; 3] {
 /// All rounds of all contenders.
 pub struct Contest {
     sides: Vec<Side>,
+    /// The machine's, before each round.
+    states: Vec<State>,
 }
 
 struct Side {
@@ -114,7 +117,12 @@ impl Contest {
             models: c.targets.iter().map(ToString::to_string).collect(),
             rounds: Vec::new(),
         };
-        Self { sides: contenders.iter().map(side).collect() }
+        Self { sides: contenders.iter().map(side).collect(), states: Vec::new() }
+    }
+
+    /// A round begins, in this state of the machine.
+    pub fn begin(&mut self, state: State) {
+        self.states.push(state);
     }
 
     pub fn add(&mut self, contender: usize, round: Round) {
@@ -179,12 +187,31 @@ impl Contest {
                 three(totals(&timings), 1.0, 2),
             );
         }
+        page += &self.machine();
         for side in &self.sides {
             for (label, n) in side.rounds.iter().flat_map(|r| &r.errors) {
                 page += &format!("{}: {n} x {label}\n", side.name);
             }
         }
         page
+    }
+
+    /// What the machine did, from the slowest round to the fastest.
+    fn machine(&self) -> String {
+        let Some(threads) = self.states.first().map(|s| s.threads) else {
+            return String::new();
+        };
+        let of = |values: Vec<f64>, decimals: usize| {
+            let [low, mid, high] = range(values);
+            format!("{mid:.decimals$} ({low:.decimals$}-{high:.decimals$})")
+        };
+        let trips: Vec<f64> = self.states.iter().filter_map(|s| s.round_trip_ns).collect();
+        let trips = match trips.is_empty() {
+            true => String::new(),
+            false => format!("core to core and back {} ns, ", of(trips, 0)),
+        };
+        let read = of(self.states.iter().map(|s| s.read_gbs).collect(), 1);
+        format!("machine, by round: {trips}read {read} GB/s ({threads} threads)\n")
     }
 
     /// The report for machines.
@@ -199,8 +226,21 @@ impl Contest {
                 "rounds": s.rounds.iter().map(Round::json).collect::<Vec<_>>(),
             })
         });
-        json!({"options": options, "contenders": sides.collect::<Vec<_>>()})
+        json!({
+            "options": options,
+            "states": self.states.iter().map(state_json).collect::<Vec<_>>(),
+            "contenders": sides.collect::<Vec<_>>(),
+        })
     }
+}
+
+/// A state for machines.
+pub fn state_json(state: &State) -> Value {
+    json!({
+        "round_trip_ns": state.round_trip_ns,
+        "read_gigabytes_per_second": state.read_gbs,
+        "threads": state.threads,
+    })
 }
 
 /// `p50/p95/p99` with a unit's factor and decimals.
@@ -243,10 +283,16 @@ mod tests {
                 side("base", vec![round(300, 1.0), round(100, 1.0)]),
                 side("mixed", vec![round(270, 1.0), round(90, 1.0)]),
             ],
+            states: [(70.4, 33.0), (340.0, 55.26)]
+                .map(|(ns, read_gbs)| State { round_trip_ns: Some(ns), read_gbs, threads: 2 })
+                .into(),
         };
         for r in contest.ratio(&contest.sides[1]) {
             assert!((r - 0.9).abs() < 1e-12);
         }
-        assert!(contest.table().contains("0.90 (0.90-0.90)"), "{}", contest.table());
+        let table = contest.table();
+        assert!(table.contains("0.90 (0.90-0.90)"), "{table}");
+        let line = "core to core and back 70 (70-340) ns, read 33.0 (33.0-55.3) GB/s (2 threads)";
+        assert!(table.contains(line), "{table}");
     }
 }
