@@ -30,13 +30,23 @@ unsafe impl<T: Zeroed + Send> Send for Buffer<T> {}
 unsafe impl<T: Zeroed + Sync> Sync for Buffer<T> {}
 
 impl<T: Zeroed> Buffer<T> {
-    /// A buffer of `len` zeros.
+    /// A buffer of `len` zeros, in memory that is there.
     pub(crate) fn zeroed(len: usize) -> Buffer<T> {
+        Self::taken(len, arena::take)
+    }
+
+    /// A buffer of `len` zeros. The system may find memory for them only when they are written:
+    /// for what is filled at once, best by the threads that fill it.
+    pub(crate) fn untouched(len: usize) -> Buffer<T> {
+        Self::taken(len, arena::take_untouched)
+    }
+
+    fn taken(len: usize, take: fn(usize) -> NonNull<u8>) -> Buffer<T> {
         if len == 0 {
             return Buffer { start: NonNull::dangling(), len };
         }
         let bytes = len.checked_mul(size_of::<T>()).expect("buffer fits the address space");
-        Buffer { start: arena::take(bytes).cast(), len }
+        Buffer { start: take(bytes).cast(), len }
     }
 
     /// Bytes held.
@@ -63,7 +73,7 @@ impl<T: Zeroed> DerefMut for Buffer<T> {
 impl<T: Zeroed> Drop for Buffer<T> {
     fn drop(&mut self) {
         if self.len > 0 {
-            // SAFETY: taken in `zeroed` for as many bytes.
+            // SAFETY: taken in `taken` for as many bytes.
             unsafe { arena::give_back(self.start.cast(), self.bytes()) }
         }
     }

@@ -15,6 +15,8 @@ mod gguf_tokenizer;
 mod hf;
 mod rope;
 pub mod source;
+mod stored;
+mod weight_file;
 pub mod weights;
 
 use crate::adapters::bank::{Bank, Blend};
