@@ -4,10 +4,11 @@
 
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::Mutex;
 
 use half::bf16;
 
-use crate::arena;
+use crate::{Device, arena};
 
 /// Types for which all-zero bytes are a value.
 pub(crate) trait Zeroed: Copy {}
@@ -47,6 +48,23 @@ impl<T: Zeroed> Buffer<T> {
         }
         let bytes = len.checked_mul(size_of::<T>()).expect("buffer fits the address space");
         Buffer { start: take(bytes).cast(), len }
+    }
+
+    /// Writes its zeros, so that its memory is there, on all threads of the device.
+    pub(crate) fn touched(mut self, device: &Device) -> Buffer<T>
+    where
+        T: Send,
+    {
+        const PIECE_BYTES: usize = 4 << 20;
+        let pieces: Vec<_> =
+            self.chunks_mut(PIECE_BYTES / size_of::<T>()).map(Mutex::new).collect();
+        device.fork_tasks(pieces.len(), &|piece, _| {
+            let mut piece = pieces[piece].lock().expect("no code panics under this lock");
+            // SAFETY: zeros are values of `T`, and this is within the borrowed slice.
+            unsafe { piece.as_mut_ptr().write_bytes(0, piece.len()) };
+        });
+        drop(pieces);
+        self
     }
 
     /// Bytes held.

@@ -103,7 +103,7 @@ impl Model {
             shape.head_dim,
         );
         Ok(Self {
-            kv,
+            kv: kv.touched(&device),
             rope: table(&shape.rope),
             rope_local: shape.rope_local.as_ref().map(table),
             buffers: Buffers::new(&weights, options),

@@ -5,6 +5,7 @@
 //! checked, so no NaN ever reaches a step.
 
 use super::files::unreadable;
+use super::large;
 use crate::error::{Error, Result};
 use half::{bf16, f16};
 use std::fs::File;
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 /// Most tensors in one adapter file.
 pub const TENSORS_MAX: usize = 65_536;
 /// Values read at a time when a tensor is only looked at. A multiple of `Q8_BLOCK`.
-const BLOCK_VALUES: usize = 1 << 20;
+const BLOCK_VALUES: usize = 1 << 18;
 /// Bytes read at a time: whole values and blocks of every storage, and little enough that the
 /// allocator keeps the memory.
 const PIECE_BYTES: usize = 34 << 10;
@@ -154,15 +155,16 @@ impl TensorFile {
 
     /// Looks at every value of every tensor. Errors: `non_finite_values`.
     pub fn check_finite(&self) -> Result<()> {
-        let mut block = Vec::new();
-        for id in 0..self.tensors.len() {
-            let values = self.tensors[id].values();
+        let ids: Vec<TensorId> = (0..self.tensors.len()).collect();
+        let checked = large::each(self.bytes(), &ids, |&id| {
+            let (values, mut block) = (self.tensors[id].values(), Vec::new());
             for start in (0..values).step_by(BLOCK_VALUES) {
                 let end = values.min(start + BLOCK_VALUES);
                 self.read_values(id, start..end, &mut block)?;
             }
-        }
-        Ok(())
+            Ok(())
+        });
+        checked.map(|_| ())
     }
 }
 
