@@ -35,7 +35,7 @@ def healthy(port):
     try:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         connection.request("GET", "/health")
-        return connection.getresponse().status in (200, 404)
+        return connection.getresponse().status == 200
     except OSError:
         return False
 
@@ -100,12 +100,12 @@ def main():
         for name, command in words.contender:
             seen[name].append(start(command))
             seconds, cpu, peak, own = seen[name][-1]
-            print(f"round {turn + 1}  {name:<16} {seconds:7.2f} s  {cpu:6.1f} CPU s  peak {peak:7.0f} MiB  own {own:7.0f} MiB",
+            print(f"round {turn + 1}  {name:<18} {seconds:7.2f} s  {cpu:6.1f} CPU s  peak {peak:7.0f} MiB  own {own:7.0f} MiB",
                   flush=True)
-    print(f"\n{'':<16} {'median s':>9} {'least':>7} {'most':>7} {'CPU s':>7} {'peak MiB':>9} {'own MiB':>9}")
+    print(f"\n{'':<18} {'median s':>9} {'least':>7} {'most':>7} {'CPU s':>7} {'peak MiB':>9} {'own MiB':>9}")
     for name, rows in seen.items():
         seconds, cpu, peak, own = zip(*rows)
-        print(f"{name:<16} {statistics.median(seconds):9.2f} {min(seconds):7.2f} {max(seconds):7.2f} "
+        print(f"{name:<18} {statistics.median(seconds):9.2f} {min(seconds):7.2f} {max(seconds):7.2f} "
               f"{statistics.median(cpu):7.1f} {max(peak):9.0f} {max(own):9.0f}")
 
 
