@@ -1,7 +1,8 @@
 """How long servers take from their start to their first healthy answer, in turns, and their peak memory.
 
 Owns the rounds and the table. Never builds or fetches anything. The thing to know: the files are read once beforehand, so
-they lie in the page cache; a contender is a name and a command that says {port} where the port goes.
+they lie in the page cache; --touch does the same for free memory, which a virtual machine may have to get from its host
+first, at less than a gigabyte a second (all who take memory wait for it then, and who comes first waits most); a contender is a name and a command that says {port} where the port goes.
 
     python3 benches/loading.py --rounds 5 --warm model.gguf \\
         --contender polylora "./polylora serve --model model.gguf --port {port}" \\
@@ -78,6 +79,12 @@ def start(command):
             server.wait()
 
 
+def touch(gib):
+    """Takes and writes memory in another process, which gives it back."""
+    code = f"b = bytearray(int({gib} * 2**30))\nfor i in range(0, len(b), 4096): b[i] = 1"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def warm(path):
     """Reads a file, or the files of a directory."""
     paths = [path] if os.path.isfile(path) else [os.path.join(path, name) for name in os.listdir(path)]
@@ -91,6 +98,7 @@ def main():
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--rounds", type=int, default=5)
     words.add_argument("--warm", action="append", default=[])
+    words.add_argument("--touch", type=float, default=0, metavar="GIB")
     words.add_argument("--contender", nargs=2, action="append", required=True, metavar=("NAME", "COMMAND"))
     words = words.parse_args()
     for path in words.warm:
@@ -98,6 +106,7 @@ def main():
     seen = {name: [] for name, _ in words.contender}
     for turn in range(words.rounds):
         for name, command in words.contender:
+            touch(words.touch)
             seen[name].append(start(command))
             seconds, cpu, peak, own = seen[name][-1]
             print(f"round {turn + 1}  {name:<18} {seconds:7.2f} s  {cpu:6.1f} CPU s  peak {peak:7.0f} MiB  own {own:7.0f} MiB",
