@@ -141,7 +141,7 @@ async fn decode_step_allocates_nothing_and_its_ops_do_not_count_adapters() {
                       "max_position_embeddings": CONTEXT});
     tiny::write(dir.path(), &case, tiny::Storage::Bf16, 1);
     let checkpoint = Checkpoint::open(dir.path()).expect("checkpoint");
-    let weights = Weights::load(&checkpoint, None, &mut |_, _| {}).expect("weights");
+    let weights = Weights::load(&checkpoint, None, &Device::cpu(2), &|_, _| ()).expect("weights");
     let (weights, metrics) = (Arc::new(weights), Arc::new(Metrics::new()));
     let engine = start(&weights, &metrics);
     let (mut adapters, mut leases) = (Vec::new(), Vec::new());

@@ -27,7 +27,7 @@ fn shards_and_bf16_storage_hold_the_same_model() {
     let one = tiny_checkpoint(&case, Storage::Bf16, 1);
     let three = tiny_checkpoint(&case, Storage::Bf16, 3);
     assert!(!one.stored_f32());
-    assert_ne!(one.digest, three.digest);
+    assert_ne!(one.digest().expect("read"), three.digest().expect("read"));
     let logits = prefill(&mut model(&one, Dtype::F32, 20), &prompt);
     assert!(logits == prefill(&mut model(&three, Dtype::F32, 20), &prompt));
     // bf16 arithmetic on the same weights: close, and not the same.
@@ -97,7 +97,8 @@ fn missing_files_and_strange_tensors_are_refused_by_name() {
         let config = tiny::config(config).to_string();
         std::fs::write(dir.path().join("config.json"), config).expect("written");
         let checkpoint = Checkpoint::open(dir.path()).expect("its header is fine");
-        let error = Weights::load(&checkpoint, None, &mut |_, _| ()).err();
+        let error =
+            Weights::load(&checkpoint, None, &polylora_kernels::Device::cpu(2), &|_, _| ()).err();
         let error = error.expect("refused");
         assert_eq!(error.code, code, "{error}");
         assert!(error.message.contains("_proj.bias"), "{error}");
@@ -294,4 +295,56 @@ fn gguf_files_of_other_models_are_refused_by_key_and_value() {
         assert_eq!(error.code, "unsupported_model", "{error}");
         assert!(error.message.contains(words), "{words}: {error}");
     }
+}
+
+/// What a load that `meddle` interferes with, once it has begun, is refused with.
+fn refused_midway(checkpoint: &Checkpoint, meddle: impl Fn() + Sync) -> String {
+    let once = std::sync::Once::new();
+    let told = |done: u64, total: u64| {
+        assert!(done <= total, "{done} of {total}");
+        once.call_once(&meddle);
+    };
+    let loaded = Weights::load(checkpoint, None, &polylora_kernels::Device::cpu(2), &told);
+    let error = loaded.err().expect("refused");
+    assert_eq!(error.code, "invalid_model");
+    error.message
+}
+
+#[test]
+fn a_file_that_is_changed_or_cut_while_it_is_read_is_refused_by_name() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let case = json!({"model_type": "llama"});
+    let gguf = dir.path().join("tiny.gguf");
+    tiny::write(dir.path(), &case, Storage::Bf16, 2);
+    for (file, opened) in [
+        ("tiny.gguf", &gguf),
+        ("model-00002-of-00002.safetensors", &dir.path().to_owned()),
+        ("config.json", &dir.path().to_owned()),
+    ] {
+        write_gguf(&gguf, &case, Vec::new());
+        let path = dir.path().join(file);
+        let checkpoint = Checkpoint::open(opened).expect("opens");
+        let why = refused_midway(&checkpoint, || {
+            // The clock of some file systems stands still for some milliseconds.
+            let later = std::time::SystemTime::now() + std::time::Duration::from_secs(3);
+            let file = std::fs::File::options().write(true).open(&path).expect("there");
+            file.set_modified(later).expect("a new time");
+        });
+        assert!(why.contains(file) && why.contains("changed while it was read"), "{why}");
+    }
+    for (file, opened) in
+        [("tiny.gguf", &gguf), ("model-00001-of-00002.safetensors", &dir.path().to_owned())]
+    {
+        let checkpoint = Checkpoint::open(opened).expect("opens");
+        let path = dir.path().join(file);
+        let length = std::fs::metadata(&path).expect("there").len();
+        let cut = std::fs::File::options().write(true).open(&path).expect("there");
+        cut.set_len(length / 2).expect("cut");
+        let why = refused_midway(&checkpoint, || ());
+        assert!(why.contains(file) && why.contains("the file ends within tensor"), "{why}");
+    }
+    // A GGUF file's header says where tensors lie, not how long the file is.
+    let checkpoint = Checkpoint::open(&gguf).expect("its header is whole");
+    let why = refused_midway(&checkpoint, || ());
+    assert!(why.contains("tiny.gguf: the file ends within tensor"), "{why}");
 }

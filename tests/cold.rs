@@ -259,7 +259,8 @@ async fn nobody_else_waits_for_a_cold_adapter() {
                       "max_position_embeddings": CONTEXT});
     tiny::write(dir.path(), &case, tiny::Storage::F32, 1);
     let checkpoint = Checkpoint::open(dir.path()).expect("checkpoint");
-    let weights = Arc::new(Weights::load(&checkpoint, None, &mut |_, _| {}).expect("weights"));
+    let weights =
+        Arc::new(Weights::load(&checkpoint, None, &Device::cpu(2), &|_, _| ()).expect("weights"));
     let tight = Arc::new(House::new(&weights, Some(ROOM)).await);
     let roomy = Arc::new(House::new(&weights, None).await);
     let mut figures: [Vec<Figures>; 2] = Default::default();

@@ -66,7 +66,8 @@ impl Bench {
         let case = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama"});
         tiny::write(&model_dir, &case, tiny::Storage::Bf16, 1);
         let checkpoint = Checkpoint::open(&model_dir).expect("checkpoint");
-        let weights = Weights::load(&checkpoint, Some(setup.dtype.into()), &mut |_, _| {});
+        let weights =
+            Weights::load(&checkpoint, Some(setup.dtype.into()), &Device::cpu(2), &|_, _| ());
         let weights = Arc::new(weights.expect("weights"));
         let prompts = vec![vec![5, 6, 7], vec![9, 8]];
         let options = ModelOptions {

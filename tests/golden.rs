@@ -13,7 +13,7 @@ use common::runner::{Runner, Stream, Weights, best, logprobs_at};
 use polylora::adapters::bank::{Blend, Slot};
 use polylora::adapters::format;
 use polylora::model::{checkpoint::Checkpoint, source};
-use polylora_kernels::{Dtype, FactorDtype, KvDtype, WeightDtype};
+use polylora_kernels::{Device, Dtype, FactorDtype, KvDtype, WeightDtype};
 use serde_json::Value;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -27,7 +27,7 @@ const LOGPROB_TOLERANCE: f64 = 1e-3;
 fn load(dtype: Option<WeightDtype>) -> Arc<Weights> {
     let located = source::locate(source::DEMO).expect("demo model");
     let checkpoint = Checkpoint::open(&located.path).expect("checkpoint");
-    Arc::new(Weights::load(&checkpoint, dtype, &mut |_, _| {}).expect("weights"))
+    Arc::new(Weights::load(&checkpoint, dtype, &Device::cpu(2), &|_, _| ()).expect("weights"))
 }
 
 static F32: LazyLock<Arc<Weights>> = LazyLock::new(|| load(Some(WeightDtype::F32)));
@@ -281,7 +281,7 @@ fn swap_tensors(tensors: &mut [(String, Tensor)], a: &str, b: &str) {
 fn heldout(runner: &Runner, tokens_min: usize) -> Vec<Vec<u32>> {
     let located = source::locate(source::DEMO).expect("demo model");
     let checkpoint = Checkpoint::open(&located.path).expect("checkpoint");
-    assert_eq!(checkpoint.digest, runner.model.weights.digest);
+    assert_eq!(checkpoint.digest().expect("read"), runner.model.weights.digest);
     let text = polylora::text::Text::new(checkpoint.text).expect("text");
     let mut out: Vec<Vec<u32>> = Vec::new();
     for line in include_str!("golden/heldout.jsonl").lines() {

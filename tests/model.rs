@@ -124,7 +124,7 @@ fn the_demo_model_is_tokenised_as_transformers_does() {
     let info = &golden("trained.json")["info"];
     let checkpoint = demo();
     let sha = "sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
-    assert_eq!(checkpoint.digest.to_string(), sha);
+    assert_eq!(checkpoint.digest().expect("read").to_string(), sha);
     assert_eq!(checkpoint.storage, "gguf Q4_1");
     let text = &checkpoint.text;
     assert_eq!((text.bos, &*text.eos, text.add_bos), (Some(1), &[2][..], false));

@@ -14,7 +14,7 @@ use polylora::adapters::format;
 use polylora::model::checkpoint::Checkpoint;
 use polylora::shape::{ModelShape, Projection};
 use polylora::text::Text;
-use polylora_kernels::Dtype;
+use polylora_kernels::{Device, Dtype};
 use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -165,7 +165,7 @@ async fn play(scene: Scene) -> (usize, usize, String) {
     let data = dir.path().join("data");
     let server = Server::start(&model, &data, scene.flags);
     let checkpoint = Checkpoint::open(&model).expect("checkpoint");
-    let weights = Weights::load(&checkpoint, None, &mut |_, _| {}).expect("weights");
+    let weights = Weights::load(&checkpoint, None, &Device::cpu(2), &|_, _| ()).expect("weights");
     let uploaded = Uploaded::default();
     let uploader = Arc::new(Uploader {
         client: reqwest::Client::new(),

@@ -27,6 +27,8 @@ static REGIONS: Mutex<Vec<Region>> = Mutex::new(Vec::new());
 
 struct Region {
     start: usize,
+    /// From here on nobody had any of it: these bytes are zero.
+    fresh: usize,
     /// Free (offset, length), by offset, no two adjacent.
     free: Vec<(usize, usize)>,
 }
@@ -39,16 +41,29 @@ fn regions() -> MutexGuard<'static, Vec<Region>> {
     REGIONS.lock().expect("no code panics under this lock")
 }
 
-/// `bytes > 0` of zeros, aligned to 64.
+/// `bytes > 0` of zeros, aligned to 64, in pages that are there.
 pub(crate) fn take(bytes: usize) -> NonNull<u8> {
-    let start = match bytes {
-        ..SHARED_MIN => system(layout(bytes, LINE)),
-        SHARED_MIN..=SHARED_MAX => shared(bytes.next_multiple_of(LINE)),
-        _ => huge(bytes),
-    };
+    let (start, _) = find(bytes);
     // SAFETY: `bytes` from `start` on were just taken for this call.
     unsafe { start.write_bytes(0, bytes) };
     start
+}
+
+/// The same, but pages that nobody had are left to whoever writes to them first.
+pub(crate) fn take_untouched(bytes: usize) -> NonNull<u8> {
+    let (start, used) = find(bytes);
+    // SAFETY: `used <= bytes`, and `bytes` from `start` on were just taken for this call.
+    unsafe { start.write_bytes(0, used) };
+    start
+}
+
+/// Memory, and how many bytes at its front somebody may have written: the others are zero.
+fn find(bytes: usize) -> (NonNull<u8>, usize) {
+    match bytes {
+        ..SHARED_MIN => (system(layout(bytes, LINE)), bytes),
+        SHARED_MIN..=SHARED_MAX => shared(bytes.next_multiple_of(LINE)),
+        _ => (huge(bytes), 0),
+    }
 }
 
 /// Gives back what [`take`] gave for the same `bytes`.
@@ -59,7 +74,7 @@ pub(crate) unsafe fn give_back(start: NonNull<u8>, bytes: usize) {
     match bytes {
         ..SHARED_MIN => dealloc(start.as_ptr(), layout(bytes, LINE)),
         SHARED_MIN..=SHARED_MAX => unshare(start, bytes.next_multiple_of(LINE)),
-        _ => dealloc(start.as_ptr(), layout(bytes, HUGE)),
+        _ => unmap(start.as_ptr(), bytes),
     }
 }
 
@@ -68,28 +83,84 @@ fn system(layout: Layout) -> NonNull<u8> {
     NonNull::new(unsafe { alloc(layout) }).unwrap_or_else(|| handle_alloc_error(layout))
 }
 
-/// Memory of its own, in huge pages where the system has them.
+/// Zeros in memory of its own, aligned to [`HUGE`], in huge pages where the system has them.
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn huge(bytes: usize) -> NonNull<u8> {
+    const READ_WRITE: i32 = 1 | 2;
+    const PRIVATE_ANONYMOUS: i32 = 2 | 0x20;
+    const MADV_HUGEPAGE: i32 = 14;
+    let length = mapped(bytes);
+    let all = length.checked_add(HUGE).expect("buffer fits the address space");
+    // SAFETY: a new mapping, of no file. Its ends, cut off below, and the rest are ours alone; all
+    // borders are multiples of a page. Advice that is refused leaves small pages, which are only
+    // slower.
+    unsafe {
+        let start = mmap(std::ptr::null_mut(), all, READ_WRITE, PRIVATE_ANONYMOUS, -1, 0);
+        if start.addr() == usize::MAX {
+            handle_alloc_error(layout(bytes, HUGE));
+        }
+        let before = start.align_offset(HUGE);
+        let kept = start.add(before);
+        for (end, bytes) in [(start, before), (kept.add(length), HUGE - before)] {
+            if bytes > 0 {
+                munmap(end, bytes);
+            }
+        }
+        madvise(kept, length, MADV_HUGEPAGE);
+        NonNull::new_unchecked(kept)
+    }
+}
+
+/// # Safety
+/// `start` is of [`huge`] for the same `bytes`; once, and nobody uses the memory any more.
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+unsafe fn unmap(start: *mut u8, bytes: usize) {
+    munmap(start, mapped(bytes));
+}
+
+/// Bytes of a mapping: whole pages, of whichever size.
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn mapped(bytes: usize) -> usize {
+    const PAGE_MAX: usize = 64 << 10;
+    bytes.checked_next_multiple_of(PAGE_MAX).expect("buffer fits the address space")
+}
+
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+unsafe extern "C" {
+    fn mmap(
+        start: *mut u8,
+        bytes: usize,
+        protection: i32,
+        flags: i32,
+        file: i32,
+        offset: i64,
+    ) -> *mut u8;
+    fn munmap(start: *mut u8, bytes: usize) -> i32;
+    fn madvise(start: *mut u8, bytes: usize, advice: i32) -> i32;
+}
+
+/// Zeros in memory of its own, aligned to [`HUGE`].
+#[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
 fn huge(bytes: usize) -> NonNull<u8> {
     let start = system(layout(bytes, HUGE));
-    #[cfg(target_os = "linux")]
-    {
-        unsafe extern "C" {
-            fn madvise(start: *mut u8, bytes: usize, advice: i32) -> i32;
-        }
-        const MADV_HUGEPAGE: i32 = 14;
-        // SAFETY: advice on memory we own, not touched yet. A refusal leaves small pages, which are
-        // only slower.
-        unsafe { madvise(start.as_ptr(), bytes, MADV_HUGEPAGE) };
-    }
+    // SAFETY: just taken.
+    unsafe { start.write_bytes(0, bytes) };
     start
 }
 
-fn shared(bytes: usize) -> NonNull<u8> {
+/// # Safety
+/// `start` is of [`huge`] for the same `bytes`; once, and nobody uses the memory any more.
+#[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
+unsafe fn unmap(start: *mut u8, bytes: usize) {
+    dealloc(start, layout(bytes, HUGE));
+}
+
+fn shared(bytes: usize) -> (NonNull<u8>, usize) {
     let mut regions = regions();
     let found = regions.iter_mut().find_map(|region| region.take(bytes));
     found.unwrap_or_else(|| {
         let start = huge(REGION).as_ptr().expose_provenance();
-        let mut region = Region { start, free: vec![(0, REGION)] };
+        let mut region = Region { start, fresh: 0, free: vec![(0, REGION)] };
         let taken = region.take(bytes).expect("an empty region has room");
         regions.push(region);
         taken
@@ -106,14 +177,14 @@ fn unshare(start: NonNull<u8>, bytes: usize) {
     if region.free == [(0, REGION)] {
         let region = regions.remove(index);
         let start = std::ptr::with_exposed_provenance_mut::<u8>(region.start);
-        // SAFETY: allocated in `shared` with this layout; no buffer lies in it.
-        unsafe { dealloc(start, layout(REGION, HUGE)) };
+        // SAFETY: taken in `shared` with this length; no buffer lies in it.
+        unsafe { unmap(start, REGION) };
     }
 }
 
 impl Region {
-    /// The first free stretch that is long enough, from its front.
-    fn take(&mut self, bytes: usize) -> Option<NonNull<u8>> {
+    /// The first free stretch that is long enough, from its front; see [`find`].
+    fn take(&mut self, bytes: usize) -> Option<(NonNull<u8>, usize)> {
         let index = self.free.iter().position(|&(_, length)| length >= bytes)?;
         let (offset, length) = self.free[index];
         if length == bytes {
@@ -121,7 +192,10 @@ impl Region {
         } else {
             self.free[index] = (offset + bytes, length - bytes);
         }
-        NonNull::new(std::ptr::with_exposed_provenance_mut(self.start + offset))
+        let used = self.fresh.saturating_sub(offset).min(bytes);
+        self.fresh = self.fresh.max(offset + bytes);
+        let start = NonNull::new(std::ptr::with_exposed_provenance_mut(self.start + offset))?;
+        Some((start, used))
     }
 
     fn give_back(&mut self, offset: usize, bytes: usize) {
@@ -145,19 +219,21 @@ mod tests {
 
     #[test]
     fn parts_never_overlap_and_an_empty_region_is_whole_again() {
-        let mut region = Region { start: HUGE, free: vec![(0, REGION)] };
+        let mut region = Region { start: HUGE, fresh: 0, free: vec![(0, REGION)] };
         let mut held: Vec<(usize, usize)> = Vec::new();
-        let mut state = 1u64;
+        let (mut state, mut most) = (1u64, 0usize);
         for _ in 0..20_000 {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let draw = (state >> 33) as usize;
             if draw % 5 < 3 {
                 let bytes = (1 + draw % 9000) * LINE;
-                let Some(start) = region.take(bytes) else {
+                let Some((start, used)) = region.take(bytes) else {
                     continue;
                 };
                 let offset = start.addr().get() - HUGE;
                 assert!(offset + bytes <= REGION);
+                assert_eq!(used, bytes.min(most.saturating_sub(offset)), "{bytes} at {offset}");
+                most = most.max(offset + bytes);
                 let clash = |&(o, b): &(usize, usize)| o < offset + bytes && offset < o + b;
                 assert!(!held.iter().any(clash), "{bytes} at {offset}");
                 held.push((offset, bytes));
@@ -173,15 +249,19 @@ mod tests {
 
     #[test]
     fn reused_memory_is_zero_again() {
-        for bytes in [100, 5000, 3 << 20, 40 << 20] {
-            for _ in 0..3 {
-                let start = take(bytes);
-                // SAFETY: just taken, given back once.
-                unsafe {
-                    let values = std::slice::from_raw_parts_mut(start.as_ptr(), bytes);
-                    assert!(values.iter().all(|&b| b == 0), "{bytes}");
-                    values.fill(7);
-                    give_back(start, bytes);
+        for take in [take, take_untouched] {
+            for bytes in [100, 5000, 3 << 20, 40 << 20] {
+                for _ in 0..3 {
+                    let (start, after) = (take(bytes), take(bytes));
+                    for start in [start, after] {
+                        // SAFETY: just taken, given back once.
+                        unsafe {
+                            let values = std::slice::from_raw_parts_mut(start.as_ptr(), bytes);
+                            assert!(values.iter().all(|&b| b == 0), "{bytes}");
+                            values.fill(7);
+                            give_back(start, bytes);
+                        }
+                    }
                 }
             }
         }

@@ -4,10 +4,11 @@
 
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::Mutex;
 
 use half::bf16;
 
-use crate::arena;
+use crate::{Device, arena};
 
 /// Types for which all-zero bytes are a value.
 pub(crate) trait Zeroed: Copy {}
@@ -30,13 +31,40 @@ unsafe impl<T: Zeroed + Send> Send for Buffer<T> {}
 unsafe impl<T: Zeroed + Sync> Sync for Buffer<T> {}
 
 impl<T: Zeroed> Buffer<T> {
-    /// A buffer of `len` zeros.
+    /// A buffer of `len` zeros, in memory that is there.
     pub(crate) fn zeroed(len: usize) -> Buffer<T> {
+        Self::taken(len, arena::take)
+    }
+
+    /// A buffer of `len` zeros. The system may find memory for them only when they are written:
+    /// for what is filled at once, best by the threads that fill it.
+    pub(crate) fn untouched(len: usize) -> Buffer<T> {
+        Self::taken(len, arena::take_untouched)
+    }
+
+    fn taken(len: usize, take: fn(usize) -> NonNull<u8>) -> Buffer<T> {
         if len == 0 {
             return Buffer { start: NonNull::dangling(), len };
         }
         let bytes = len.checked_mul(size_of::<T>()).expect("buffer fits the address space");
-        Buffer { start: arena::take(bytes).cast(), len }
+        Buffer { start: take(bytes).cast(), len }
+    }
+
+    /// Writes its zeros, so that its memory is there, on all threads of the device.
+    pub(crate) fn touched(mut self, device: &Device) -> Buffer<T>
+    where
+        T: Send,
+    {
+        const PIECE_BYTES: usize = 4 << 20;
+        let pieces: Vec<_> =
+            self.chunks_mut(PIECE_BYTES / size_of::<T>()).map(Mutex::new).collect();
+        device.fork_tasks(pieces.len(), &|piece, _| {
+            let mut piece = pieces[piece].lock().expect("no code panics under this lock");
+            // SAFETY: zeros are values of `T`, and this is within the borrowed slice.
+            unsafe { piece.as_mut_ptr().write_bytes(0, piece.len()) };
+        });
+        drop(pieces);
+        self
     }
 
     /// Bytes held.
@@ -63,7 +91,7 @@ impl<T: Zeroed> DerefMut for Buffer<T> {
 impl<T: Zeroed> Drop for Buffer<T> {
     fn drop(&mut self) {
         if self.len > 0 {
-            // SAFETY: taken in `zeroed` for as many bytes.
+            // SAFETY: taken in `taken` for as many bytes.
             unsafe { arena::give_back(self.start.cast(), self.bytes()) }
         }
     }

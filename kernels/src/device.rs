@@ -135,6 +135,11 @@ impl Device {
         self.team().team.run(tasks, &|task, _| body(task));
     }
 
+    /// The same with the number of the worker that runs it.
+    pub(crate) fn fork_tasks(&self, tasks: usize, body: &(dyn Fn(usize, usize) + Sync)) {
+        self.team().team.run(tasks, &body);
+    }
+
     /// Calls `body` with a worker's number `calls` times in all, for work that is not cut up in
     /// order: the body chooses what to do. The result must not depend on who does what.
     pub(crate) fn fork_calls(&self, calls: usize, body: &(dyn Fn(usize) + Sync)) {

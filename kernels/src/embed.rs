@@ -35,7 +35,8 @@ struct Pair<E: Zeroed> {
 impl<E: Stored + Zeroed> Pair<E> {
     fn pack(rank: usize, vocab: usize, hidden: usize, a: &[f32], b: &[f32], scale: f32) -> Pair<E> {
         let stride = hidden.next_multiple_of(GROUP);
-        let mut pair = Pair { a: Buffer::zeroed(vocab * rank), b: Buffer::zeroed(rank * stride) };
+        let mut pair =
+            Pair { a: Buffer::untouched(vocab * rank), b: Buffer::untouched(rank * stride) };
         for r in 0..rank {
             for v in 0..vocab {
                 pair.a[v * rank + r] = E::from_f32(a[r * vocab + v]);

@@ -9,9 +9,9 @@
 
 use half::bf16;
 
-use crate::KvDtype;
 use crate::buffer::{Buffer, Shared};
 use crate::simd::LANES;
+use crate::{Device, KvDtype};
 
 /// See the module page.
 pub struct KvCache {
@@ -99,7 +99,8 @@ impl KvCache {
     /// L: tokens of a page.
     pub const PAGE: usize = LANES;
 
-    /// Takes the memory of `pages` pages for `layers` layers.
+    /// Memory of `pages` pages for `layers` layers. The system finds it when it is written:
+    /// [`KvCache::touched`].
     pub fn new(
         dtype: impl Into<KvDtype>,
         layers: usize,
@@ -111,11 +112,22 @@ impl KvCache {
         let layout = Layout::new(dtype, layers, pages, kv_heads, head_dim);
         let values = layers * pages * kv_heads * layout.head();
         let store = match dtype {
-            KvDtype::F32 => Store::F32(Buffer::zeroed(values)),
-            KvDtype::Bf16 => Store::Bf16(Buffer::zeroed(values)),
-            KvDtype::Int8 => Store::Int8(Buffer::zeroed(values)),
+            KvDtype::F32 => Store::F32(Buffer::untouched(values)),
+            KvDtype::Bf16 => Store::Bf16(Buffer::untouched(values)),
+            KvDtype::Int8 => Store::Int8(Buffer::untouched(values)),
         };
         KvCache { store, layout }
+    }
+
+    /// The same with its memory taken, on all threads of the device: most of the time of a start
+    /// that is not the model's goes into clearing it.
+    pub fn touched(self, device: &Device) -> KvCache {
+        let store = match self.store {
+            Store::F32(values) => Store::F32(values.touched(device)),
+            Store::Bf16(values) => Store::Bf16(values.touched(device)),
+            Store::Int8(values) => Store::Int8(values.touched(device)),
+        };
+        KvCache { store, layout: self.layout }
     }
 
     /// Bytes of one page through all layers.

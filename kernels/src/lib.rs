@@ -65,7 +65,7 @@ pub use glu::{Gate, glu};
 pub use kv::{KvCache, Rows};
 pub use linear::{Add, Delta, Linear, LoraScratch, PARTS_MAX, SITES_MAX, linear, linear_sum};
 pub use machine::{Machine, State};
-pub use matrix::{Grouped, Matrix};
+pub use matrix::{Block, Group, Grouped, Matrix, Panel};
 pub use memory::{return_free_pages, return_large_blocks};
 pub use norm::{NormWeight, Residual, add_norm, add_norm_rows};
 pub use priority::give_way;

@@ -8,13 +8,15 @@
 //! whole steps; the last block has as many panels as are left.
 
 pub(crate) mod ints;
+mod pack;
 
 use half::bf16;
 
+use crate::WeightDtype;
 use crate::buffer::Buffer;
 use crate::simd::LANES;
-use crate::{Dtype, WeightDtype};
-pub use ints::Grouped;
+pub use ints::{Group, Grouped};
+pub use pack::{Block, Panel};
 
 /// Panels of a full block.
 pub(crate) const BLOCK_PANELS: usize = 4;
@@ -29,6 +31,14 @@ pub struct Matrix {
     inputs: usize,
 }
 
+/// The same bits of the same type and shape.
+impl PartialEq for Matrix {
+    fn eq(&self, other: &Matrix) -> bool {
+        let shape = |m: &Matrix| (m.dtype, m.outputs, m.inputs);
+        shape(self) == shape(other) && self.words[..] == other.words[..]
+    }
+}
+
 impl Matrix {
     /// Packs row-major `rows` `[O, I]`, rounding to `dtype`.
     pub fn from_f32(
@@ -38,7 +48,10 @@ impl Matrix {
         rows: &[f32],
     ) -> Matrix {
         assert_eq!(rows.len(), outputs * inputs, "rows of a [{outputs}, {inputs}] matrix");
-        Self::pack(dtype.into(), outputs, inputs, |o, i| rows[o * inputs + i])
+        Self::packed_here(dtype.into(), outputs, inputs, |panel| {
+            let first = panel.outputs().start;
+            panel.pack_f32(|n| &rows[(first + n) * inputs..][..inputs]);
+        })
     }
 
     /// Packs row-major `rows` `[O, I]`; exact in both floats.
@@ -48,46 +61,16 @@ impl Matrix {
         inputs: usize,
         rows: &[bf16],
     ) -> Matrix {
-        assert_eq!(rows.len(), outputs * inputs, "rows of a [{outputs}, {inputs}] matrix");
-        Self::pack(dtype.into(), outputs, inputs, |o, i| rows[o * inputs + i].to_f32())
+        let wide: Vec<f32> = rows.iter().map(|x| x.to_f32()).collect();
+        Self::from_f32(dtype, outputs, inputs, &wide)
     }
 
-    /// Zeros.
+    /// Zeros, in pages that are not there yet.
     fn empty(dtype: WeightDtype, outputs: usize, inputs: usize) -> Matrix {
         assert!(outputs > 0 && inputs > 0, "a matrix has outputs and inputs");
         let panels = outputs.div_ceil(LANES);
-        let words = Buffer::zeroed(panels * dtype.steps(inputs) * dtype.step_words());
+        let words = Buffer::untouched(panels * dtype.steps(inputs) * dtype.step_words());
         Matrix { words, dtype, outputs, inputs }
-    }
-
-    fn pack(
-        dtype: WeightDtype,
-        outputs: usize,
-        inputs: usize,
-        at: impl Fn(usize, usize) -> f32,
-    ) -> Matrix {
-        let dtype = match dtype {
-            WeightDtype::F32 => Dtype::F32,
-            WeightDtype::Bf16 => Dtype::Bf16,
-            _ => return Self::quantise(dtype, outputs, inputs, at),
-        };
-        let mut matrix = Self::empty(dtype.into(), outputs, inputs);
-        for output in 0..outputs {
-            let (start, stride) = matrix.column(output);
-            for step in 0..matrix.steps() {
-                matrix.words[start + step * stride] = match dtype {
-                    Dtype::F32 => at(output, step).to_bits(),
-                    Dtype::Bf16 => {
-                        let half = |i| {
-                            let x = if i < inputs { at(output, i) } else { 0.0 };
-                            u32::from(bf16::from_f32(x).to_bits())
-                        };
-                        half(2 * step) | half(2 * step + 1) << 16
-                    }
-                };
-            }
-        }
-        matrix
     }
 
     /// O.

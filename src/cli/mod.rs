@@ -17,6 +17,7 @@ pub mod merge;
 #[cfg(feature = "otel")]
 mod otel;
 mod plain;
+mod progress;
 pub mod serve;
 pub mod sse;
 pub mod verify;

@@ -7,6 +7,7 @@ mod adapters;
 
 use super::banner::Banner;
 use super::ledger::{self, Ledger};
+use super::progress::Progress;
 use super::{dtype_named, log, say};
 use crate::access::Access;
 use crate::adapters::BaseText;
@@ -145,7 +146,10 @@ impl Prepared {
         let dtype = weight_dtype(config);
         let least = ledger::weights_at_least(&checkpoint, dtype);
         ledger::check_weights(least, memory_available())?;
-        let weights = Arc::new(load_weights(&checkpoint, dtype)?);
+        let progress = Progress::begin();
+        let told = |done, total| progress.show(done, total);
+        let weights = Arc::new(Weights::load(&checkpoint, dtype, &device, &told)?);
+        progress.end();
 
         let kv_dtype = kv_dtype(config).unwrap_or(weights.dtype.into());
         let page_bytes = Model::page_bytes(&weights.shape, kv_dtype);
@@ -335,21 +339,6 @@ fn dtype_names(weights: &Weights) -> String {
         }
     }
     names.join(" and ")
-}
-
-/// Reads the weights with a progress bar on a terminal.
-fn load_weights(checkpoint: &Checkpoint, dtype: Option<WeightDtype>) -> Result<Weights> {
-    let style = indicatif::ProgressStyle::with_template(
-        "loading {bar:30} {human_pos} of {human_len} weights",
-    )
-    .expect("a fixed template");
-    let bar = indicatif::ProgressBar::new(0).with_style(style);
-    let weights = Weights::load(checkpoint, dtype, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
-    bar.finish_and_clear();
-    weights
 }
 
 /// Most tokens of one sequence: the model's, the operator's, and what all pages together hold.

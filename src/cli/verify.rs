@@ -163,7 +163,8 @@ struct Ours {
 
 impl Ours {
     fn new(c: &Checkpoint, adapter: Option<&Path>, dtype: Dtype) -> Result<Self> {
-        let weights = Arc::new(Weights::load(c, Some(dtype.into()), &mut |_, _| ())?);
+        let device = Device::cpu(std::thread::available_parallelism().map_or(1, usize::from));
+        let weights = Arc::new(Weights::load(c, Some(dtype.into()), &device, &|_, _| ())?);
         let mut bank = Bank::new(1);
         let slot = match adapter {
             None => None,
@@ -176,14 +177,13 @@ impl Ours {
         };
         let context = c.shape.context.min(256);
         let options = ModelOptions {
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            threads: device.threads(),
             rows_max: context,
             logit_rows_max: 1,
             kv_pages: context.div_ceil(KvCache::PAGE),
             kv_dtype: dtype.into(),
             context,
         };
-        let device = Device::cpu(options.threads);
         let model = Model::new(weights, device, &options)?;
         Ok(Self { model, bank, slot })
     }

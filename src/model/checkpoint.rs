@@ -1,46 +1,24 @@
 //! A base model on disk: a Hugging Face directory or one GGUF file, read tensor by tensor under
 //! Hugging Face names.
 //!
-//! Owns the choice between the two and the digest. Never holds weights: `Weights` packs what
-//! `tensor` returns and drops it. The thing to know: whatever the file, tensors come in the layout
-//! that Hugging Face checkpoints have.
+//! Owns the choice between the two and the digest. Never holds weights. The thing to know: whatever
+//! the file, tensors come in the layout that Hugging Face checkpoints have.
 
 use super::config_json::invalid;
 use super::gguf::Gguf;
-pub use super::gguf_blocks::Groups;
 use super::gguf_tokenizer;
 use super::hf::Directory;
+use super::stored::Stored;
+use super::weight_file::WeightFile;
 use crate::adapters::Digest;
 use crate::error::Result;
 use crate::shape::ModelShape;
-use half::bf16;
-use polylora_kernels::WeightDtype;
 use sha2::{Digest as _, Sha256};
-use std::io::Read;
 use std::path::Path;
-
-/// Tensor data as stored, after dequantisation.
-pub enum TensorData {
-    Bf16(Vec<bf16>),
-    /// f32 and f16 sources
-    F32(Vec<f32>),
-}
-
-impl TensorData {
-    /// The values as f32, whatever they were stored in.
-    pub fn into_f32(self) -> Vec<f32> {
-        match self {
-            Self::F32(values) => values,
-            Self::Bf16(values) => values.into_iter().map(bf16::to_f32).collect(),
-        }
-    }
-}
 
 /// An opened model: shape known, tensors readable, text parts at hand.
 pub struct Checkpoint {
     pub shape: ModelShape,
-    /// SHA-256 over config.json and the weight files (of the GGUF file itself).
-    pub digest: Digest,
     /// How the tokenizer and the template are to be made.
     pub text: TextSource,
     /// e.g. "gguf Q4_1"
@@ -72,7 +50,6 @@ impl Checkpoint {
             let (directory, shape, text) = Directory::open(path)?;
             return Ok(Self {
                 shape,
-                digest: directory.digest()?,
                 text,
                 storage: directory.storage(),
                 store: Store::Directory(directory),
@@ -87,33 +64,69 @@ impl Checkpoint {
         let (gguf, shape) = Gguf::open(path)?;
         Ok(Self {
             shape,
-            digest: digest([path])?,
             text: gguf_tokenizer::text_source(gguf.metadata())?,
             storage: gguf.storage(),
             store: Store::Gguf(Box::new(gguf)),
         })
     }
 
-    /// Reads a tensor by its Hugging Face name (`model.layers.0.self_attn.q_proj.weight`),
-    /// row-major `[O, I]`, q/k rows of GGUF llama files un-permuted, Gemma norms without their +1;
-    /// `None` when the file has no such tensor.
-    pub fn tensor(&self, name: &str, dims: &[usize]) -> Result<Option<TensorData>> {
-        match &self.store {
-            Store::Directory(d) => d.tensor(name, dims),
-            Store::Gguf(g) => g.tensor(name, dims),
+    /// All values of a tensor by its Hugging Face name (`model.norm.weight`), row-major `[O, I]`,
+    /// q/k rows of GGUF llama files un-permuted, Gemma norms without their +1; `None` when the file
+    /// has no such tensor.
+    pub fn values(&self, name: &str, dims: &[usize]) -> Result<Option<Vec<f32>>> {
+        match (&self.store, dims) {
+            (Store::Directory(d), &[width]) => d.vector(name, width),
+            (Store::Gguf(g), &[width]) => g.vector(name, width),
+            (_, &[outputs, inputs]) => {
+                let stored = self.stored(name, [outputs, inputs])?;
+                stored.map(|stored| stored.values()).transpose()
+            }
+            _ => Ok(None),
         }
     }
 
-    /// The same of a matrix `[O, I]` that is stored as integers we multiply as they are; `None` for
-    /// any other.
-    pub fn groups(&self, name: &str, dims: [usize; 2]) -> Result<Option<(WeightDtype, Groups)>> {
+    /// The same of a matrix, as it lies in its file.
+    pub(super) fn stored<'a>(
+        &'a self,
+        name: &'a str,
+        dims: [usize; 2],
+    ) -> Result<Option<Stored<'a>>> {
         match &self.store {
-            Store::Directory(_) => Ok(None),
-            Store::Gguf(g) => g.groups(name, dims),
+            Store::Directory(d) => d.stored(name, dims),
+            Store::Gguf(g) => g.stored(name, dims),
         }
     }
 
-    /// Whether some matrix is stored as such integers.
+    fn files(&self) -> Vec<&WeightFile> {
+        match &self.store {
+            Store::Directory(d) => d.files().collect(),
+            Store::Gguf(g) => vec![g.file()],
+        }
+    }
+
+    /// Bytes of the files that the digest is over.
+    pub fn bytes(&self) -> u64 {
+        self.files().into_iter().map(WeightFile::bytes).sum()
+    }
+
+    /// SHA-256 over config.json and the weight files (of the GGUF file itself). Reads them all.
+    pub fn digest(&self) -> Result<Digest> {
+        self.digest_told(&|_| true)
+    }
+
+    /// The same. `told` hears of bytes that are hashed, and says whether to go on.
+    pub(super) fn digest_told(&self, told: &dyn Fn(u64) -> bool) -> Result<Digest> {
+        let mut hash = Sha256::new();
+        self.files().into_iter().try_for_each(|file| file.hash(&mut hash, told))?;
+        Ok(Digest(hash.finalize().into()))
+    }
+
+    /// Errors (`invalid_model`) when a file was written to since it was opened, naming it.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.files().into_iter().try_for_each(WeightFile::check_unchanged)
+    }
+
+    /// Whether some matrix is stored as integers that are multiplied as they are.
     pub fn packed(&self) -> bool {
         match &self.store {
             Store::Directory(_) => false,
@@ -137,22 +150,4 @@ impl Checkpoint {
             Store::Gguf(g) => g.names(),
         }
     }
-}
-
-/// SHA-256 over the files' bytes, one after the other.
-pub(super) fn digest<'a>(files: impl IntoIterator<Item = &'a Path>) -> Result<Digest> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    for path in files {
-        let fail = |e: std::io::Error| invalid(format!("{}: {e}", path.display()));
-        let mut file = std::fs::File::open(path).map_err(fail)?;
-        loop {
-            let n = file.read(&mut buffer).map_err(fail)?;
-            if n == 0 {
-                break;
-            }
-            hash.update(&buffer[..n]);
-        }
-    }
-    Ok(Digest(hash.finalize().into()))
 }

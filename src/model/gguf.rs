@@ -1,35 +1,28 @@
 //! One GGUF file: its metadata as a `ModelShape`, its tensors under Hugging Face names and in
 //! Hugging Face layout.
 //!
-//! Owns the name table, the undoing of what converters do to weights (rotary row order of `llama`,
-//! Gemma's +1 on norms) and dequantisation. Never keeps a tensor. The thing to know: where tensors
-//! of a file with quantised ones are dequantised, all are rounded to bf16, so that the model is the
-//! same whatever is stored in f32 beside them.
+//! Owns the name table and the undoing of what converters do to weights (rotary row order of
+//! `llama`, Gemma's +1 on norms). Never keeps a tensor. The thing to know: where tensors of a file
+//! with quantised ones are dequantised, all are rounded to bf16, so that the model is the same
+//! whatever is stored in f32 beside them.
 
-use super::checkpoint::TensorData;
 use super::config_json::{check, embedding_scale, invalid, unsupported};
-use super::gguf_blocks::{Groups, kept_as, reordered};
+use super::gguf_blocks::kept_as;
 use super::gguf_shape::{Metadata, rope};
-use crate::error::{Error, Result};
+use super::stored::{Form, Stored, interleaved};
+use super::weight_file::WeightFile;
+use crate::error::Result;
 use crate::shape::{Activation, ModelShape};
+use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
-use candle_core::quantized::{GgmlDType, QTensor};
 use half::bf16;
-use polylora_kernels::WeightDtype;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::io::BufReader;
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-
-/// Rows are dequantised in pieces of about this many elements: the f32 form of a large table never
-/// exists whole.
-const PIECE_ELEMENTS: usize = 1 << 20;
+use std::path::Path;
 
 /// An open GGUF file.
 pub(super) struct Gguf {
-    path: PathBuf,
-    file: Mutex<BufReader<File>>,
+    file: WeightFile,
     content: Content,
     /// Whether any tensor is stored in blocks.
     quantised: bool,
@@ -41,23 +34,19 @@ pub(super) struct Gguf {
 impl Gguf {
     /// Opens the file and reads its header. Errors name the metadata key or the tensor.
     pub fn open(path: &Path) -> Result<(Self, ModelShape)> {
-        let name = path.display();
-        let file = File::open(path).map_err(|e| invalid(format!("{name}: {e}")))?;
-        let mut file = BufReader::new(file);
-        let content = Content::read(&mut file).map_err(|e| invalid(format!("{name}: {e}")))?;
+        let file = WeightFile::open(path)?;
+        let content = Content::read(&mut BufReader::new(file.file()));
+        let content = content.map_err(|e| file.wrong(&e))?;
         let quantised = content.tensor_infos.values().any(|t| t.ggml_dtype.block_size() > 1);
-        let mut gguf = Self {
-            path: path.to_owned(),
-            file: Mutex::new(file),
-            content,
-            quantised,
-            gemma: false,
-            interleaved: None,
-        };
+        let mut gguf = Self { file, content, quantised, gemma: false, interleaved: None };
         let shape = gguf.shape()?;
         gguf.gemma = shape.norm_plus_one;
         gguf.interleaved = (shape.family == "llama").then_some((shape.heads, shape.kv_heads));
         Ok((gguf, shape))
+    }
+
+    pub fn file(&self) -> &WeightFile {
+        &self.file
     }
 
     pub fn metadata(&self) -> &HashMap<String, Value> {
@@ -93,27 +82,6 @@ impl Gguf {
             .collect()
     }
 
-    /// See `Checkpoint::groups`.
-    pub fn groups(&self, name: &str, dims: [usize; 2]) -> Result<Option<(WeightDtype, Groups)>> {
-        let Some(info) = self.info(name, &dims)? else {
-            return Ok(None);
-        };
-        let (dtype, [rows, width]) = (info.ggml_dtype, dims);
-        let Some(kept) = kept_as(dtype) else {
-            return Ok(None);
-        };
-        let mut groups = Groups::default();
-        for (start, count) in pieces(rows, width) {
-            let piece = self.read(info, name, start, count, width)?;
-            let bytes = piece.data().map_err(|e| self.failed(name, &e))?;
-            groups.extend(dtype, &bytes);
-        }
-        Ok(Some(match self.row_order(name, rows) {
-            Some(order) => (kept, groups.reordered(&order)),
-            None => (kept, groups),
-        }))
-    }
-
     /// Whether some matrix is kept as the integers it is stored as.
     pub fn packed(&self) -> bool {
         let matrices = self.content.tensor_infos.values().filter(|t| t.shape.rank() > 1);
@@ -127,106 +95,59 @@ impl Gguf {
             return Ok(None);
         };
         if info.shape.dims() != dims {
-            return Err(invalid(format!(
-                "{}: tensor {name} has shape {:?}, expected {dims:?}",
-                self.path.display(),
-                info.shape.dims()
-            )));
+            let dims_there = info.shape.dims();
+            let why = format!("tensor {name} has shape {dims_there:?}, expected {dims:?}");
+            return Err(self.file.wrong(&why));
         }
         Ok(Some(info))
     }
 
-    /// See `Checkpoint::tensor`.
-    pub fn tensor(&self, name: &str, dims: &[usize]) -> Result<Option<TensorData>> {
-        let Some(info) = self.info(name, dims)? else {
+    /// A matrix as it lies in the file; `None` when the file has no such tensor.
+    pub fn stored<'a>(&'a self, name: &'a str, dims: [usize; 2]) -> Result<Option<Stored<'a>>> {
+        let Some(info) = self.info(name, &dims)? else {
             return Ok(None);
         };
-        let round = self.quantised || info.ggml_dtype == GgmlDType::BF16;
-        let (rows, width) = (dims[0], dims[1..].iter().product::<usize>());
-        let order = self.row_order(name, rows);
-        let minus_one = self.gemma && name.ends_with("norm.weight");
-        let mut f32s = Vec::new();
-        let mut bf16s = Vec::new();
-        if round {
-            bf16s.reserve_exact(rows * width);
-        } else {
-            f32s.reserve_exact(rows * width);
+        let mut stored = self.at(info, name, dims)?;
+        stored.head_dim = self.head_dim(name, dims[0]);
+        Ok(Some(stored))
+    }
+
+    fn at<'a>(&'a self, info: &TensorInfo, name: &'a str, dims: [usize; 2]) -> Result<Stored<'a>> {
+        let offset = self.content.tensor_data_offset.saturating_add(info.offset);
+        let form = Form::of(info.ggml_dtype);
+        let mut stored = Stored::new(&self.file, name, offset, form, dims)?;
+        stored.rounded |= self.quantised;
+        Ok(stored)
+    }
+
+    /// All values of a norm or a bias; `None` when the file has no such tensor.
+    pub fn vector(&self, name: &str, width: usize) -> Result<Option<Vec<f32>>> {
+        let Some(info) = self.info(name, &[width])? else {
+            return Ok(None);
+        };
+        let mut stored = self.at(info, name, [1, width])?;
+        let rounded = std::mem::take(&mut stored.rounded);
+        let mut values = stored.values()?;
+        if self.gemma && name.ends_with("norm.weight") {
+            values.iter_mut().for_each(|w| *w -= 1.0);
         }
-        for (start, count) in pieces(rows, width) {
-            let mut piece = self.floats(name, &self.read(info, name, start, count, width)?)?;
-            if minus_one {
-                piece.iter_mut().for_each(|w| *w -= 1.0);
-            }
-            if round {
-                bf16s.extend(piece.into_iter().map(bf16::from_f32));
-            } else {
-                f32s.append(&mut piece);
-            }
+        if rounded {
+            values.iter_mut().for_each(|w| *w = bf16::from_f32(*w).to_f32());
         }
-        Ok(Some(match (round, order) {
-            (true, None) => TensorData::Bf16(bf16s),
-            (true, Some(order)) => TensorData::Bf16(reordered(&bf16s, &order)),
-            (false, None) => TensorData::F32(f32s),
-            (false, Some(order)) => TensorData::F32(reordered(&f32s, &order)),
+        Ok(Some(match self.head_dim(name, width) {
+            None => values,
+            Some(head_dim) => (0..width).map(|i| values[interleaved(i, head_dim)]).collect(),
         }))
     }
 
-    fn failed(&self, name: &str, why: &candle_core::Error) -> Error {
-        invalid(format!("{}: tensor {name}: {why}", self.path.display()))
-    }
-
-    /// What was read of a tensor, dequantised.
-    fn floats(&self, name: &str, piece: &QTensor) -> Result<Vec<f32>> {
-        let floats = piece.dequantize(&candle_core::Device::Cpu).and_then(|t| t.to_vec1());
-        floats.map_err(|e| self.failed(name, &e))
-    }
-
-    /// Rows `start..start + count` of a tensor, as stored.
-    fn read(
-        &self,
-        info: &TensorInfo,
-        name: &str,
-        start: usize,
-        count: usize,
-        width: usize,
-    ) -> Result<QTensor> {
-        let dtype = info.ggml_dtype;
-        let block = dtype.block_size();
-        // One-dimensional tensors come as one piece, so only a matrix's width has to be whole
-        // blocks.
-        if !(count * width).is_multiple_of(block) || !(start * width).is_multiple_of(block) {
-            return Err(invalid(format!(
-                "{}: tensor {name}: rows of {width} are not whole {dtype:?} blocks of {block}",
-                self.path.display()
-            )));
-        }
-        let piece = TensorInfo {
-            ggml_dtype: dtype,
-            shape: (count * width).into(),
-            offset: info.offset + (start * width / block * dtype.type_size()) as u64,
-        };
-        let device = candle_core::Device::Cpu;
-        let mut file = self.file.lock().expect("no panic while reading");
-        let read = piece.read(&mut *file, self.content.tensor_data_offset, &device);
-        read.map_err(|e| self.failed(name, &e))
-    }
-
-    /// For q and k of arch `llama`: the stored row of every Hugging Face row.
-    fn row_order(&self, name: &str, rows: usize) -> Option<Vec<usize>> {
+    /// For q and k of arch `llama`, whose rows are interleaved: the width of a head.
+    fn head_dim(&self, name: &str, rows: usize) -> Option<usize> {
         let (heads, kv_heads) = self.interleaved?;
-        let heads = match name {
-            _ if name.contains("self_attn.q_proj.") => heads,
-            _ if name.contains("self_attn.k_proj.") => kv_heads,
-            _ => return None,
-        };
-        let head_dim = rows / heads;
-        let half = head_dim / 2;
-        // Stored [head, pair, half of pair], wanted [head, half, pair].
-        let stored = |row: usize| {
-            let (head, d) = (row / head_dim, row % head_dim);
-            head * head_dim + (d % half) * 2 + d / half
-        };
-        Some((0..rows).map(stored).collect())
+        match name {
+            _ if name.contains("self_attn.q_proj.") => Some(rows / heads),
+            _ if name.contains("self_attn.k_proj.") => Some(rows / kv_heads),
+            _ => None,
+        }
     }
 
     fn shape(&self) -> Result<ModelShape> {
@@ -298,23 +219,14 @@ impl Gguf {
         let name = "rope_freqs.weight";
         let info = &self.content.tensor_infos[name];
         if info.shape.dims() != [head_dim / 2] {
-            return Err(invalid(format!(
-                "{}: tensor {name} has shape {:?}, expected [{}]",
-                self.path.display(),
-                info.shape.dims(),
-                head_dim / 2
-            )));
+            let (there, half) = (info.shape.dims(), head_dim / 2);
+            let why = format!("tensor {name} has shape {there:?}, expected [{half}]");
+            return Err(self.file.wrong(&why));
         }
-        self.floats(name, &self.read(info, name, 0, 1, head_dim / 2)?)
+        let mut stored = self.at(info, name, [1, head_dim / 2])?;
+        stored.rounded = false;
+        stored.values()
     }
-}
-
-fn pieces(rows: usize, width: usize) -> impl Iterator<Item = (usize, usize)> {
-    let step = match width {
-        1 => rows,
-        _ => (PIECE_ELEMENTS / width).max(1),
-    };
-    (0..rows).step_by(step).map(move |start| (start, step.min(rows - start)))
 }
 
 /// Parts of a layer: (Hugging Face, GGUF). The norms around the blocks differ by family.

@@ -5,25 +5,21 @@
 //! is asked for. The thing to know: names are those of the text model; what multimodal files put in
 //! front of them is cut off here.
 
-use super::checkpoint::{TensorData, TextSource, digest};
+use super::checkpoint::TextSource;
 use super::config_json::{invalid, unsupported};
-use crate::adapters::Digest;
+use super::stored::{Form, Stored};
+use super::weight_file::WeightFile;
 use crate::error::Result;
 use crate::shape::ModelShape;
-use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 /// A header larger than this is no header.
 const HEADER_BYTES_MAX: u64 = 100 << 20;
-/// Tensors are read in pieces of this size, so that their raw form never exists whole.
-const PIECE_BYTES: usize = 4 << 20;
 /// Tensors of multimodal files that the text model never reads.
 const OTHER_TOWERS: [&str; 4] = [
     "vision_tower.",
@@ -33,15 +29,14 @@ const OTHER_TOWERS: [&str; 4] = [
 ];
 
 pub(super) struct Directory {
-    config: PathBuf,
+    config: WeightFile,
     shards: Vec<Shard>,
     /// Text-model name → shard and entry.
     tensors: HashMap<String, (usize, TensorInfo)>,
 }
 
 struct Shard {
-    path: PathBuf,
-    file: Mutex<File>,
+    file: WeightFile,
     /// Where tensor data starts.
     data_start: u64,
 }
@@ -62,14 +57,13 @@ impl Directory {
             }
             shards.push(shard);
         }
-        let directory = Self { config: config_path, shards, tensors };
+        let directory = Self { config: WeightFile::open(&config_path)?, shards, tensors };
         Ok((directory, shape, text))
     }
 
-    /// Over config.json, then the weight files by name.
-    pub fn digest(&self) -> Result<Digest> {
-        let shards = self.shards.iter().map(|s| s.path.as_path());
-        digest(std::iter::once(self.config.as_path()).chain(shards))
+    /// What the digest is over: config.json, then the weight files by name.
+    pub fn files(&self) -> impl Iterator<Item = &WeightFile> {
+        std::iter::once(&self.config).chain(self.shards.iter().map(|shard| &shard.file))
     }
 
     pub fn storage(&self) -> String {
@@ -100,83 +94,68 @@ impl Directory {
         names.filter(|name| !other(name)).cloned().collect()
     }
 
-    /// See `Checkpoint::tensor`.
-    pub fn tensor(&self, name: &str, dims: &[usize]) -> Result<Option<TensorData>> {
+    /// See `Gguf::stored`.
+    pub fn stored<'a>(&'a self, name: &'a str, dims: [usize; 2]) -> Result<Option<Stored<'a>>> {
+        self.at(name, &dims, dims)
+    }
+
+    /// See `Gguf::vector`.
+    pub fn vector(&self, name: &str, width: usize) -> Result<Option<Vec<f32>>> {
+        let stored = self.at(name, &[width], [1, width])?;
+        stored.map(|stored| stored.values()).transpose()
+    }
+
+    fn at<'a>(
+        &'a self,
+        name: &'a str,
+        dims: &[usize],
+        as_rows: [usize; 2],
+    ) -> Result<Option<Stored<'a>>> {
         let Some((shard, info)) = self.tensors.get(name) else {
             return Ok(None);
         };
-        let shard = &self.shards[*shard];
+        let Shard { file, data_start } = &self.shards[*shard];
         if info.shape != dims {
-            return Err(invalid(format!(
-                "{}: tensor {name} has shape {:?}, expected {dims:?}",
-                shard.path.display(),
-                info.shape
-            )));
+            let why = format!("tensor {name} has shape {:?}, expected {dims:?}", info.shape);
+            return Err(file.wrong(&why));
         }
-        let count = dims.iter().product();
-        Ok(Some(match info.dtype {
-            Dtype::BF16 => {
-                TensorData::Bf16(shard.read(info, count, |b: [u8; 2]| bf16::from_le_bytes(b))?)
-            }
-            Dtype::F16 => TensorData::F32(
-                shard.read(info, count, |b: [u8; 2]| f16::from_le_bytes(b).to_f32())?,
-            ),
-            Dtype::F32 => TensorData::F32(shard.read(info, count, f32::from_le_bytes)?),
+        let form = match info.dtype {
+            Dtype::BF16 => Form::Bf16,
+            Dtype::F16 => Form::F16,
+            Dtype::F32 => Form::F32,
             other => {
-                return Err(unsupported(format!(
-                    "{}: tensor {name} is stored as {other:?}; BF16, F16 and F32 are supported",
-                    shard.path.display()
-                )));
+                let why = format!(
+                    "tensor {name} is stored as {other:?}; BF16, F16 and F32 are supported"
+                );
+                return Err(unsupported(file.wrong(&why).message));
             }
-        }))
+        };
+        let offset = data_start + info.data_offsets.0 as u64;
+        Stored::new(file, name, offset, form, as_rows).map(Some)
     }
 }
 
 impl Shard {
     fn open(path: PathBuf) -> Result<(Self, Metadata)> {
-        let fail = |e: &dyn std::fmt::Display| invalid(format!("{}: {e}", path.display()));
-        let mut file = File::open(&path).map_err(|e| fail(&e))?;
-        let size = file.metadata().map_err(|e| fail(&e))?.len();
+        let file = WeightFile::open(&path)?;
+        let mut from = file.file();
         let mut length = [0; 8];
-        file.read_exact(&mut length).map_err(|_| fail(&"too short for a safetensors file"))?;
+        from.read_exact(&mut length)
+            .map_err(|_| file.wrong(&"too short for a safetensors file"))?;
         let header_bytes = u64::from_le_bytes(length);
-        if header_bytes > HEADER_BYTES_MAX || header_bytes + 8 > size {
-            return Err(fail(&"not a safetensors file, or cut off in its header"));
+        if header_bytes > HEADER_BYTES_MAX || header_bytes + 8 > file.bytes() {
+            return Err(file.wrong(&"not a safetensors file, or cut off in its header"));
         }
         let mut header = vec![0; header_bytes as usize];
-        file.read_exact(&mut header).map_err(|e| fail(&e))?;
-        let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| fail(&e))?;
+        from.read_exact(&mut header).map_err(|e| file.wrong(&e))?;
+        let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| file.wrong(&e))?;
         let data_start = header_bytes + 8;
-        let wanted = data_start + metadata.data_len() as u64;
+        let (size, wanted) = (file.bytes(), data_start + metadata.data_len() as u64);
         if size != wanted {
-            return Err(fail(&format!("has {size} bytes, its header speaks of {wanted}")));
+            let why = format!("has {size} bytes, its header speaks of {wanted}");
+            return Err(file.wrong(&why));
         }
-        let file = Mutex::new(file);
-        let shard = Self { path, file, data_start };
-        Ok((shard, metadata))
-    }
-
-    fn read<T, const N: usize>(
-        &self,
-        info: &TensorInfo,
-        count: usize,
-        value: impl Fn([u8; N]) -> T,
-    ) -> Result<Vec<T>> {
-        let (start, end) = info.data_offsets;
-        let fail = |e: std::io::Error| invalid(format!("{}: {e}", self.path.display()));
-        let mut file = self.file.lock().expect("no panic while reading");
-        file.seek(SeekFrom::Start(self.data_start + start as u64)).map_err(fail)?;
-        let mut values = Vec::with_capacity(count);
-        let mut piece = vec![0; PIECE_BYTES.min(end - start)];
-        let mut left = end - start;
-        while left > 0 {
-            let n = piece.len().min(left);
-            file.read_exact(&mut piece[..n]).map_err(fail)?;
-            let (chunks, _) = piece[..n].as_chunks::<N>();
-            values.extend(chunks.iter().map(|chunk| value(*chunk)));
-            left -= n;
-        }
-        Ok(values)
+        Ok((Self { file, data_start }, metadata))
     }
 }
 

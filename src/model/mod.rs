@@ -15,6 +15,8 @@ mod gguf_tokenizer;
 mod hf;
 mod rope;
 pub mod source;
+mod stored;
+mod weight_file;
 pub mod weights;
 
 use crate::adapters::bank::{Bank, Blend};
@@ -101,7 +103,7 @@ impl Model {
             shape.head_dim,
         );
         Ok(Self {
-            kv,
+            kv: kv.touched(&device),
             rope: table(&shape.rope),
             rope_local: shape.rope_local.as_ref().map(table),
             buffers: Buffers::new(&weights, options),

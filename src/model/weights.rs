@@ -1,17 +1,20 @@
 //! The base model's weights, packed for the kernels, read-only after load.
 //!
 //! Owns every matrix, norm and bias by the dense indices of `ModelShape`. Never computes with them.
-//! The thing to know: tensors are read and packed one by one, so a load needs the model plus one
-//! tensor; a tied head is the embedding table itself.
+//! The thing to know: a load needs the model and little more, since threads read, pack and forget
+//! 16 rows at a time while another hashes the files; a tied head is the embedding table itself.
 
-use super::checkpoint::{Checkpoint, TensorData};
+use super::checkpoint::Checkpoint;
 use super::config_json::{invalid, unsupported};
+use super::stored::Scratch;
 use crate::adapters::{BaseBias, BaseRows, Digest};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::shape::{ModelShape, Norm, Projection, Site};
-use polylora_kernels::{Dtype, Matrix, WeightDtype};
+use polylora_kernels::{Device, Dtype, Matrix, WeightDtype};
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
 /// Immutable; shared by the engine thread and by adapter loaders (DoRA norms).
 pub struct Weights {
@@ -29,28 +32,75 @@ pub struct Weights {
     norms: Vec<Box<[f32]>>,
 }
 
+/// Told of bytes that are read and hashed, and of how many there are; from several threads.
+pub type Told<'a> = &'a (dyn Fn(u64, u64) + Sync);
+
+/// Bytes of the files count twice: once when they are hashed, once when they are packed.
+struct Progress<'a> {
+    done: AtomicU64,
+    bytes: u64,
+    told: Told<'a>,
+}
+
+impl Progress<'_> {
+    fn add(&self, bytes: u64) {
+        let done = self.done.fetch_add(bytes, Relaxed) + bytes;
+        (self.told)((done / 2).min(self.bytes), self.bytes);
+    }
+}
+
 /// Reads tensors and remembers which, to find those that nothing asked for.
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
+    device: &'a Device,
     /// What was asked for.
     dtype: Option<WeightDtype>,
     floats: Dtype,
     read: HashSet<String>,
-    done: u64,
-    total: u64,
-    progress: &'a mut dyn FnMut(u64, u64),
+    /// By thread.
+    scratch: Vec<Mutex<Scratch>>,
+    progress: &'a Progress<'a>,
 }
 
 impl Weights {
-    /// Reads and packs every tensor. `dtype` None: integers stay as they are stored; floats become
-    /// bf16 unless the checkpoint stores f32. With 4-bit integers the table and the head have 8, as
-    /// is usual: they are felt most. `progress` is told (done, total) weights. Errors:
-    /// `invalid_model` names a tensor that is missing or of the wrong shape, `unsupported_model`
-    /// one that the decoder would leave unused.
+    /// Reads and packs every tensor, on all threads of the device and one more for the digest.
+    /// `dtype` None: integers stay as they are stored; floats become bf16 unless the checkpoint
+    /// stores f32. With 4-bit integers the table and the head have 8, as is usual: they are felt
+    /// most. Errors: `invalid_model` names a tensor that is missing or of the wrong shape, or a
+    /// file that was changed meanwhile; `unsupported_model` a tensor that the decoder would leave
+    /// unused.
     pub fn load(
         c: &Checkpoint,
         dtype: Option<WeightDtype>,
-        progress: &mut dyn FnMut(u64, u64),
+        device: &Device,
+        told: Told<'_>,
+    ) -> Result<Self> {
+        let progress = &Progress { done: AtomicU64::new(0), bytes: c.bytes(), told };
+        let go_on = &AtomicBool::new(true);
+        let weights = std::thread::scope(|scope| -> Result<Self> {
+            let digest = scope.spawn(move || {
+                c.digest_told(&|bytes| {
+                    progress.add(bytes);
+                    go_on.load(Relaxed)
+                })
+            });
+            let packed = Self::packed(c, dtype, device, progress);
+            go_on.store(packed.is_ok(), Relaxed);
+            let digest = digest.join().unwrap_or_else(|panic| resume_unwind(panic));
+            let mut weights = packed?;
+            weights.digest = digest?;
+            Ok(weights)
+        })?;
+        c.check_unchanged()?;
+        Ok(weights)
+    }
+
+    /// All but the digest.
+    fn packed(
+        c: &Checkpoint,
+        dtype: Option<WeightDtype>,
+        device: &Device,
+        progress: &Progress<'_>,
     ) -> Result<Self> {
         let shape = &c.shape;
         let floats = match dtype {
@@ -60,11 +110,11 @@ impl Weights {
         };
         let mut loader = Loader {
             checkpoint: c,
+            device,
             dtype,
             floats,
             read: HashSet::new(),
-            done: 0,
-            total: matrix_weights(shape),
+            scratch: (0..device.threads()).map(|_| Mutex::default()).collect(),
             progress,
         };
         let embedding = loader.matrix("model.embed_tokens.weight", shape.vocab, shape.hidden)?;
@@ -93,7 +143,7 @@ impl Weights {
             norms[shape.norm_index(norm)] = weight;
         }
         loader.refuse_unused(shape)?;
-        let (shape, digest) = (shape.clone(), c.digest);
+        let (shape, digest) = (shape.clone(), Digest([0; 32]));
         Ok(Self { shape, dtype: floats, digest, embedding, sites, biases, norms })
     }
 
@@ -159,50 +209,30 @@ impl Weights {
 }
 
 impl Loader<'_> {
-    fn tensor(&mut self, name: &str, dims: &[usize]) -> Result<TensorData> {
-        self.read.insert(name.to_owned());
-        self.checkpoint
-            .tensor(name, dims)?
-            .ok_or_else(|| invalid(format!("tensor {name} is missing from the model's files")))
-    }
-
     fn matrix(&mut self, name: &str, outputs: usize, inputs: usize) -> Result<Matrix> {
-        let matrix = match self.dtype {
-            None => match self.checkpoint.groups(name, [outputs, inputs])? {
-                Some((dtype, groups)) => {
-                    self.read.insert(name.to_owned());
-                    Matrix::from_groups(dtype, outputs, inputs, &groups.view())
-                }
-                None => self.rounded(name, outputs, inputs, self.floats.into())?,
+        self.read.insert(name.to_owned());
+        let stored = self.checkpoint.stored(name, [outputs, inputs])?;
+        let stored = stored.ok_or_else(|| missing(name))?;
+        let (dtype, as_stored) = match self.dtype {
+            None => match stored.kept_as() {
+                Some(kept) => (kept, true),
+                None => (self.floats.into(), false),
             },
             Some(dtype) => {
                 let table = matches!(name, "model.embed_tokens.weight" | "lm_head.weight");
                 let four = matches!(dtype, WeightDtype::Int4 | WeightDtype::Int4Least);
-                let dtype = if table && four { WeightDtype::Int8 } else { dtype };
-                self.rounded(name, outputs, inputs, dtype)?
+                (if table && four { WeightDtype::Int8 } else { dtype }, false)
             }
         };
-        self.done += (outputs * inputs) as u64;
-        (self.progress)(self.done, self.total);
-        Ok(matrix)
-    }
-
-    fn rounded(
-        &mut self,
-        name: &str,
-        outputs: usize,
-        inputs: usize,
-        dtype: WeightDtype,
-    ) -> Result<Matrix> {
-        Ok(match self.tensor(name, &[outputs, inputs])? {
-            TensorData::Bf16(rows) => Matrix::from_bf16(dtype, outputs, inputs, &rows),
-            TensorData::F32(rows) => Matrix::from_f32(dtype, outputs, inputs, &rows),
-        })
+        let told = |bytes| self.progress.add(bytes);
+        stored.packed(self.device, (dtype, as_stored), &self.scratch, &told)
     }
 
     /// Norms and biases stay f32: they are small, and their rounding would be felt everywhere.
     fn vector(&mut self, name: &str, width: usize) -> Result<Box<[f32]>> {
-        Ok(self.tensor(name, &[width])?.into_f32().into_boxed_slice())
+        self.read.insert(name.to_owned());
+        let values = self.checkpoint.values(name, &[width])?;
+        Ok(values.ok_or_else(|| missing(name))?.into_boxed_slice())
     }
 
     /// A tensor that nothing asked for would change the model's arithmetic without our doing it.
@@ -222,10 +252,8 @@ impl Loader<'_> {
     }
 }
 
-fn matrix_weights(shape: &ModelShape) -> u64 {
-    let sites = all_sites(shape).filter(|s| *s != Site::Head || !shape.tied_head);
-    let elements = sites.map(|s| shape.site_dims(s)).map(|(i, o)| i * o);
-    (elements.sum::<usize>() + shape.vocab * shape.hidden) as u64
+fn missing(name: &str) -> Error {
+    invalid(format!("tensor {name} is missing from the model's files"))
 }
 
 /// In the order of `ModelShape::site_index`.

@@ -21,8 +21,8 @@ pub struct Part<'a> {
 
 /// A model with room for `tokens` tokens in 32 pages.
 pub fn model(checkpoint: &Checkpoint, dtype: Dtype, tokens: usize) -> Model {
-    let weights =
-        Weights::load(checkpoint, Some(dtype.into()), &mut |_, _| ()).expect("weights load");
+    let weights = Weights::load(checkpoint, Some(dtype.into()), &Device::cpu(2), &|_, _| ())
+        .expect("weights load");
     let options = ModelOptions {
         threads: 2,
         rows_max: tokens,

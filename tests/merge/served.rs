@@ -13,7 +13,7 @@ use polylora::adapters::format::{prepare, write};
 use polylora::merge::Merge;
 use polylora::merge::spec::{Method, Spec};
 use polylora::model::{checkpoint::Checkpoint, source};
-use polylora_kernels::Dtype;
+use polylora_kernels::{Device, Dtype};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
@@ -77,8 +77,8 @@ fn merged_adapters_say_what_pefts_say() {
     let golden: Value = serde_json::from_str(GOLDEN).expect("golden file");
     let located = source::locate(source::DEMO).expect("demo model");
     let checkpoint = Checkpoint::open(&located.path).expect("checkpoint");
-    let weights =
-        Weights::load(&checkpoint, Some(Dtype::F32.into()), &mut |_, _| {}).expect("weights");
+    let weights = Weights::load(&checkpoint, Some(Dtype::F32.into()), &Device::cpu(2), &|_, _| ())
+        .expect("weights");
     let mut runner = Runner::new(Arc::new(weights), Dtype::F32, 4_000);
     let prompts: Vec<Vec<u32>> =
         golden["info"]["prompt_ids"].as_array().expect("prompts").iter().map(ids).collect();

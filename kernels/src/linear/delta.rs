@@ -57,8 +57,8 @@ impl<E: Element + Zeroed> Pair<E> {
         let stride = inputs.next_multiple_of(GROUP);
         let ranks = ranks_b::<E>(rank);
         let mut pair = Pair {
-            a: Buffer::zeroed(rank * stride),
-            b: Buffer::zeroed(block_start(outputs, ranks, outputs.div_ceil(BLOCK))),
+            a: Buffer::untouched(rank * stride),
+            b: Buffer::untouched(block_start(outputs, ranks, outputs.div_ceil(BLOCK))),
         };
         for r in 0..rank {
             for i in 0..inputs {

@@ -31,11 +31,14 @@ pub struct Grouped<'a> {
     pub least: &'a [f16],
 }
 
-/// One group as it is packed.
-struct Group {
-    q: [u8; 32],
-    scale: f16,
-    least: f16,
+/// One group of an output: 32 integers, or 16 and no more.
+#[derive(Clone, Copy)]
+pub struct Group {
+    /// At most 4 or 8 bits as the dtype says.
+    pub q: [u8; 32],
+    pub scale: f16,
+    /// Zero unless the dtype has least values.
+    pub least: f16,
 }
 
 impl Matrix {
@@ -56,44 +59,19 @@ impl Matrix {
         assert_eq!(from.q.len(), outputs * inputs, "q is [{outputs}, {inputs}]");
         assert_eq!(from.scales.len(), outputs * count, "scales are [{outputs}, {count}]");
         assert_eq!(from.least.len(), least, "least values are [{outputs}, {count}] or none");
-        let mut matrix = Self::empty(dtype, outputs, inputs);
-        for output in 0..outputs {
-            for step in 0..matrix.steps() {
+        Self::packed_here(dtype, outputs, inputs, |panel| {
+            let first = panel.outputs().start;
+            panel.pack_groups(|n, step| {
+                if step >= count {
+                    return Group::none(dtype);
+                }
+                let (output, mut q) = (first + n, [0; 32]);
+                q[..size].copy_from_slice(&from.q[output * inputs + step * size..][..size]);
                 let at = output * count + step;
-                // An odd count of groups of 16 is padded to whole pairs.
-                let there = step < count;
-                let mut q = [dtype.zero(); 32];
-                if there {
-                    q[..size].copy_from_slice(&from.q[output * inputs + step * size..][..size]);
-                }
-                let scale = if there { from.scales[at] } else { f16::ZERO };
-                let least = *from.least.get(at).filter(|_| there).unwrap_or(&f16::ZERO);
-                matrix.put(output, step, &Group { q, scale, least });
-            }
-        }
-        matrix
-    }
-
-    /// Rounds `at(o, i)` to groups: symmetric about zero, or from the least value to the largest.
-    pub(super) fn quantise(
-        dtype: WeightDtype,
-        outputs: usize,
-        inputs: usize,
-        at: impl Fn(usize, usize) -> f32,
-    ) -> Matrix {
-        let size = dtype.group().expect("integers have groups");
-        let mut matrix = Self::empty(dtype, outputs, inputs);
-        for output in 0..outputs {
-            for step in 0..matrix.steps() {
-                let mut values = [0.0; 32];
-                let there = inputs.saturating_sub(step * size).min(size);
-                for (i, value) in values[..there].iter_mut().enumerate() {
-                    *value = at(output, step * size + i);
-                }
-                matrix.put(output, step, &Group::of(dtype, &values[..size]));
-            }
-        }
-        matrix
+                let least = from.least.get(at).copied().unwrap_or(f16::ZERO);
+                Group { q, scale: from.scales[at], least }
+            });
+        })
     }
 
     /// See [`Matrix::read_row`].
@@ -114,25 +92,6 @@ impl Matrix {
         let block = output / BLOCK;
         let start = self.block_start(block) + step * self.step_words(block);
         (start, self.panels(block), output % BLOCK)
-    }
-
-    /// Packs a group, once: its place holds zeros.
-    fn put(&mut self, output: usize, step: usize, group: &Group) {
-        let (start, panels, lane) = self.at(output, step);
-        let dtype = self.dtype;
-        let half = |words: &mut [u32], lane: usize, value: f16| {
-            let (word, shift) = (&mut words[lane / 2], 16 * (lane % 2));
-            *word |= u32::from(value.to_bits()) << shift;
-        };
-        half(&mut self.words[start..], lane, group.scale);
-        if dtype.has_least() {
-            half(&mut self.words[start + panels * SCALE_WORDS..], lane, group.least);
-        }
-        let start = start + panels * dtype.head_words() + lane;
-        for (index, q) in group.q.chunks(dtype.word_inputs()).enumerate().take(dtype.group_words())
-        {
-            self.words[start + index * panels * LANES] = word(q);
-        }
     }
 
     fn get(&self, output: usize, step: usize) -> Group {
@@ -159,17 +118,14 @@ impl Matrix {
     }
 }
 
-/// Four bytes, or eight nibbles.
-fn word(q: &[u8]) -> u32 {
-    let bytes = |q: &[u8]| u32::from_le_bytes([q[0], q[1], q[2], q[3]]);
-    match q.len() {
-        4 => bytes(q),
-        _ => bytes(q) | bytes(&q[4..]) << 4,
-    }
-}
-
 impl Group {
-    fn of(dtype: WeightDtype, values: &[f32]) -> Group {
+    /// What stands where a row has no more inputs: weights of 0.
+    pub fn none(dtype: WeightDtype) -> Group {
+        Group { q: [dtype.zero(); 32], scale: f16::ZERO, least: f16::ZERO }
+    }
+
+    /// Rounds values: symmetric about zero, or from the least value to the largest.
+    pub(super) fn of(dtype: WeightDtype, values: &[f32]) -> Group {
         let top = f32::from(dtype.top());
         let least = values.iter().copied().fold(f32::INFINITY, f32::min);
         let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);

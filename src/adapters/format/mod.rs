@@ -13,6 +13,7 @@ pub mod files;
 pub mod generation;
 mod gguf;
 mod json;
+pub mod large;
 mod modules;
 mod parsed;
 mod pattern;
@@ -23,7 +24,7 @@ mod tensors;
 mod vocabulary;
 pub mod write;
 
-use super::{BaseBias, BaseRows, BaseText, bank::Prepared};
+use super::{BaseBias, BaseRows, BaseText, Digest, bank::Prepared};
 use crate::error::Result;
 use crate::shape::ModelShape;
 use config::PeftConfig;
@@ -86,8 +87,22 @@ pub fn prepare(
     bias: &BaseBias,
 ) -> Result<(Summary, Prepared)> {
     let files = AdapterFiles::find(dir)?;
-    let digest = files.digest()?;
-    let parsed = parse(&files, shape)?;
+    let read = || prepare_as(Digest([0; 32]), dir, shape, dtype, rows, bias);
+    let (digest, (summary, mut prepared)) = large::beside(files.bytes()?, || files.digest(), read)?;
+    prepared.digest = digest;
+    Ok((summary, prepared))
+}
+
+/// The same of files that the caller knows by `digest`, and looks at itself.
+pub fn prepare_as(
+    digest: Digest,
+    dir: &Path,
+    shape: &ModelShape,
+    dtype: impl Into<FactorDtype>,
+    rows: &BaseRows,
+    bias: &BaseBias,
+) -> Result<(Summary, Prepared)> {
+    let parsed = parse(&AdapterFiles::find(dir)?, shape)?;
     let target = prepare::Target { shape, dtype: dtype.into(), rows, bias };
     let prepared = prepare::prepare(&parsed, digest, &target)?;
     Ok((parsed.summary, prepared))

@@ -3,6 +3,7 @@
 //! Owns the arithmetic between the file and the kernel. Never decides what is allowed: `Parsed` has
 //! been checked. The thing to know: DoRA's norm needs the base, row by row, and is summed in f64.
 
+use super::large;
 use super::parsed::{BaseCopy, Factors, Layout, Parsed, SiteParts, Table};
 use crate::adapters::bank::Prepared;
 use crate::adapters::{BaseBias, BaseRows, Digest};
@@ -28,8 +29,12 @@ pub struct Target<'a> {
 pub fn prepare(parsed: &Parsed, digest: Digest, to: &Target<'_>) -> Result<Prepared> {
     let shape = to.shape;
     let mut deltas: Vec<Option<Delta>> = (0..shape.sites()).map(|_| None).collect();
-    for (&site, parts) in &parsed.sites {
-        deltas[shape.site_index(site)] = Some(site_delta(parsed, site, parts, to)?);
+    let sites: Vec<_> = parsed.sites.iter().collect();
+    let made = large::each(parsed.file.bytes(), &sites, |(site, parts)| {
+        Ok((shape.site_index(**site), site_delta(parsed, **site, parts, to)?))
+    });
+    for (index, delta) in made? {
+        deltas[index] = Some(delta);
     }
     let mut norms: Vec<Option<Box<[f32]>>> = (0..shape.norms()).map(|_| None).collect();
     for (&norm, &id) in &parsed.norms {

@@ -5,17 +5,21 @@
 //! checked, so no NaN ever reaches a step.
 
 use super::files::unreadable;
+use super::large;
 use crate::error::{Error, Result};
 use half::{bf16, f16};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Most tensors in one adapter file.
 pub const TENSORS_MAX: usize = 65_536;
 /// Values read at a time when a tensor is only looked at. A multiple of `Q8_BLOCK`.
-const BLOCK_VALUES: usize = 1 << 20;
+const BLOCK_VALUES: usize = 1 << 18;
+/// Bytes read at a time: whole values and blocks of every storage, and little enough that the
+/// allocator keeps the memory.
+const PIECE_BYTES: usize = 34 << 10;
 /// Values of a GGUF Q8_0 block: one f16 factor and 32 signed bytes.
 const Q8_BLOCK: usize = 32;
 
@@ -91,6 +95,11 @@ impl TensorFile {
         Self { file, path: path.to_owned(), tensors }
     }
 
+    /// Of all tensors.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.iter().map(|t| t.range.end - t.range.start).sum()
+    }
+
     pub fn tensor(&self, id: TensorId) -> &Tensor {
         &self.tensors[id]
     }
@@ -118,13 +127,18 @@ impl TensorFile {
                 tensor.name
             )));
         };
-        let mut bytes = vec![0; len];
-        let mut file = &self.file;
-        file.seek(SeekFrom::Start(tensor.range.start + skip as u64))
-            .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(|e| unreadable(&self.path, &e))?;
         out.clear();
-        tensor.storage.decode(&bytes, out);
+        out.reserve(values.len());
+        let mut piece = vec![0; len.min(PIECE_BYTES)];
+        let end = tensor.range.start + (skip + len) as u64;
+        let mut offset = tensor.range.start + skip as u64;
+        while offset < end {
+            let n = piece.len().min((end - offset) as usize);
+            let read = self.file.read_exact_at(&mut piece[..n], offset);
+            read.map_err(|e| unreadable(&self.path, &e))?;
+            tensor.storage.decode(&piece[..n], out);
+            offset += n as u64;
+        }
         match out.iter().position(|v| !v.is_finite()) {
             None => Ok(()),
             Some(i) => Err(Error::unprocessable(
@@ -141,15 +155,16 @@ impl TensorFile {
 
     /// Looks at every value of every tensor. Errors: `non_finite_values`.
     pub fn check_finite(&self) -> Result<()> {
-        let mut block = Vec::new();
-        for id in 0..self.tensors.len() {
-            let values = self.tensors[id].values();
+        let ids: Vec<TensorId> = (0..self.tensors.len()).collect();
+        let checked = large::each(self.bytes(), &ids, |&id| {
+            let (values, mut block) = (self.tensors[id].values(), Vec::new());
             for start in (0..values).step_by(BLOCK_VALUES) {
                 let end = values.min(start + BLOCK_VALUES);
                 self.read_values(id, start..end, &mut block)?;
             }
-        }
-        Ok(())
+            Ok(())
+        });
+        checked.map(|_| ())
     }
 }
 

@@ -74,8 +74,9 @@ impl Inner {
                     format!("the adapter has {bytes} bytes; the limit is {max}"),
                 ));
             }
-            let summary = format::check_upload(&dir, &shape, &text)?;
-            Ok(Checked { summary, digest: files.digest()?, bytes })
+            let check = || format::check_upload(&dir, &shape, &text);
+            let (digest, summary) = format::large::beside(bytes, || files.digest(), check)?;
+            Ok(Checked { summary, digest, bytes })
         })
         .await
     }

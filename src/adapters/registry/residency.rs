@@ -9,8 +9,9 @@ use super::holds::Hold;
 use super::room::{Need, Room, Sought};
 use super::turns::Turn;
 use super::{Inner, Tenant, Version, detached};
+use crate::adapters::Digest;
 use crate::adapters::bank::{BankCommand, Prepared, Probe, Slot};
-use crate::adapters::{Digest, format};
+use crate::adapters::format::{self, large};
 use crate::error::{Error, Kind, Result};
 use futures::future::join_all;
 use std::collections::BTreeMap;
@@ -205,8 +206,10 @@ impl Inner {
         let (shape, dtype) = (self.options.shape.clone(), self.options.factors);
         let (rows, bias) = (self.rows.clone(), self.bias.clone());
         blocking(move || {
-            check_stored(&dir, digest)?;
-            let (_, prepared) = format::prepare(&dir, &shape, dtype, &rows, &bias)?;
+            let files = format::files::AdapterFiles::find(&dir);
+            let bytes = files.and_then(|files| files.bytes()).unwrap_or(0);
+            let read = || format::prepare_as(digest, &dir, &shape, dtype, &rows, &bias);
+            let (_, (_, prepared)) = large::beside(bytes, || check_stored(&dir, digest), read)?;
             Ok(Box::new(prepared))
         })
         .await

@@ -7,7 +7,7 @@
 
 use super::no_reference;
 use crate::error::{Error, Result};
-use crate::model::checkpoint::{Checkpoint, TensorData};
+use crate::model::checkpoint::Checkpoint;
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::{Init, var_builder::SimpleBackend};
 use safetensors::SafeTensors;
@@ -50,9 +50,8 @@ impl<'a> Merged<'a> {
         };
         let base = self
             .checkpoint
-            .tensor(stored, dims)?
+            .values(stored, dims)?
             .ok_or_else(|| Error::fault(format!("candle asks for {name}, which is not there")))?;
-        let base = TensorData::into_f32(base);
         match (&self.adapter, name.strip_suffix(".weight")) {
             (Some(adapter), Some(module)) => Ok(adapter.merge(module, base, dims)),
             _ => Ok(base),
