@@ -1,9 +1,8 @@
 //! Threads that give way to all others.
 //!
-//! Owns the one call that says so to the system. Never needs a privilege. The thing to know: a low
-//! nice value alone does not give way at once. Since Linux 6.6 a thread that wakes waits for the end
-//! of a running one's slice, some three milliseconds, whatever the weights of the two; a thread of
-//! the idle class is interrupted.
+//! Owns the one call that says so to the system. Never needs a privilege. The thing to know: since
+//! Linux 6.6 a thread that wakes waits for the end of a running one's slice, some three
+//! milliseconds, whatever the nice values of the two; one of the idle class is interrupted at once.
 
 /// Puts the calling thread into the system's idle class for good; so are the threads that it
 /// starts. Whether it is there now: only Linux has such a class.

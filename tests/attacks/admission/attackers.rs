@@ -77,9 +77,9 @@ async fn stall(stop: &AtomicBool, url: &str, says: &str) -> usize {
             let _ = stream.write_all(says.as_bytes()).await;
             let mut answer = [0; 1024];
             while !stop.load(Relaxed) {
-                match tokio::time::timeout(10 * PAUSE, stream.read(&mut answer)).await {
-                    Ok(Ok(0) | Err(_)) => break,
-                    _ => {}
+                let read = tokio::time::timeout(10 * PAUSE, stream.read(&mut answer)).await;
+                if matches!(read, Ok(Ok(0) | Err(_))) {
+                    break;
                 }
             }
         }
