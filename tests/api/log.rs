@@ -55,6 +55,8 @@ async fn every_line_of_a_request_has_its_id_and_none_has_its_text() {
         let target = line["target"].as_str().unwrap_or_default();
         let of_request = target.starts_with("polylora::") && target != "polylora::api::serve";
         let of_request = of_request && !line.to_string().contains("stopp");
+        // Of the start.
+        let of_request = of_request && !target.starts_with("polylora::cli");
         if of_request {
             ours += 1;
             let id = line["span"]["id"].as_str().unwrap_or_else(|| panic!("no id: {line}"));
