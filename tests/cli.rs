@@ -12,6 +12,7 @@ mod gpu;
 mod run;
 
 use fake::server;
+use polylora::config::{GONE, SETTINGS};
 use run::{out, polylora, polylora_with, refused};
 use serde_json::json;
 
@@ -73,6 +74,10 @@ fn mistakes_in_the_file_name_file_key_and_line() {
     check("host = \"::1\"\nrows_max = 0\n", 2, &["rows_max", "0", "1 to 8192"]);
     check("kv_bytes = \"5 parsecs\"\n", 1, &["kv_bytes", "5 parsecs", "512MiB"]);
     check("adapters = 3\n", 1, &["adapters"]);
+    check("host = \"::1\"\nport = [1, 2]\n", 2, &["port", "one value"]);
+    check("drain_seconds = 1.5\n", 1, &["drain_seconds", "a number with a point"]);
+    check("rows_max = 8\nmax-num-batched-tokens = 9\n", 2, &["rows_max", "once more"]);
+    check("port = \n", 1, &["port"]);
     let said = refused(&polylora(&["serve", "--config", "no-such.toml"]), 2);
     assert!(said.contains("no-such.toml"), "{said}");
 }
@@ -87,7 +92,8 @@ fn settings_that_cannot_be_name_the_key_and_what_was_expected() {
     check(&["--dtype", "int3"], &["dtype", "int3", "auto, f32, bf16"]);
     check(&["--device", "gpu"], &["device", "'gpu'", "auto, cpu or cuda:N"]);
     check(&["--sequences-max", "512"], &["sequences_max", "512", "rows_max = 256"]);
-    check(&["--stream-events-max", "64"], &["stream_events_max", "rows_max = 256"]);
+    check(&["--kv-bytes", "lots"], &["kv_bytes", "--kv-bytes", "'lots'", "512MiB"]);
+    check(&["--usage-sync", "yes"], &["usage_sync", "'yes'", "true or false"]);
     check(&["--host", "0.0.0.0"], &["host", "0.0.0.0", "POLYLORA_API_KEY", "allow_open"]);
     check(&["--api-key", ""], &["api_key", "empty"]);
     check(&["--adapter", "a=x", "--adapter", "a=y"], &["adapters", "'a' twice"]);
@@ -131,17 +137,15 @@ fn flag_wins_over_environment_over_file_over_default() {
 fn the_printed_file_has_every_key_and_is_accepted_with_every_line_uncommented() {
     let page = out(&polylora_with(&["serve", "--print-config"], &[("POLYLORA_API_KEY", "hush")]));
     assert!(!page.contains("hush"), "the key is not printed");
-    for key in polylora::config::keys() {
-        assert!(page.contains(&format!("--{}", key.flag)), "{} in {page}", key.name);
-        assert!(page.contains(&key.env) && !key.help.is_empty(), "{}", key.name);
-    }
-    for range in polylora::config::RANGES {
-        assert!(page.contains(&range.expected()), "{}", range.key);
+    for row in SETTINGS {
+        assert!(page.contains(&format!("--{}", row.flag())), "{} in {page}", row.key);
+        assert!(page.contains(&row.env()) && !row.help().is_empty(), "{}", row.key);
+        assert!(row.expected().is_none_or(|e| page.contains(&e)), "{}", row.key);
     }
     // A setting is `# key = value`; prose has spaces before its first `=`, if any.
     let is_setting = |rest: &str| {
         let key = rest.split_once(" = ").map(|(key, _)| key);
-        key.is_some_and(|k| !k.contains(' ')) || rest.starts_with("[adapters]")
+        key.is_some_and(|k| !k.contains(' '))
     };
     let live = |l: &str| match l.strip_prefix("# ") {
         Some(rest) if is_setting(rest) => rest.to_owned(),
@@ -149,11 +153,67 @@ fn the_printed_file_has_every_key_and_is_accepted_with_every_line_uncommented() 
     };
     let text: Vec<String> = page.lines().map(live).collect();
     let set = text.iter().filter(|l| is_setting(l) && l.contains(" = ")).count();
-    assert_eq!(set, polylora::config::keys().len(), "one line per key, adapters with its example");
+    assert_eq!(set, SETTINGS.len(), "one line per key");
     let file = config_file(&text.join("\n"));
     let name = file.path().to_string_lossy().into_owned();
     let again = polylora(&["serve", "--print-config", "--config", &name]);
     assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+}
+
+#[test]
+fn vllms_names_are_flags_and_keys_too() {
+    let data = tempfile::tempdir().expect("directory");
+    let data = data.path().to_str().expect("UTF-8");
+    let names = [
+        ("served-model-name", "served_name", "\"a\""),
+        ("max-model-len", "context", "4096"),
+        ("max-num-batched-tokens", "rows_max", "99"),
+        ("max-num-seqs", "sequences_max", "9"),
+    ];
+    let print = |args: &[&str]| {
+        let print = ["serve", "--print-config", "--data-dir", data];
+        out(&polylora(&[&print, args].concat()))
+    };
+    let flags = names.map(|(name, _, value)| format!("--{name}={}", value.replace('"', "")));
+    let by_flags = print(&flags.each_ref().map(String::as_str));
+    for dash in ["-", "_"] {
+        let lines =
+            names.map(|(name, _, value)| format!("{} = {value}\n", name.replace('-', dash)));
+        let file = config_file(&(lines.concat() + &format!("api{dash}key = \"hush\"\n")));
+        let by_file = print(&["--config", &file.path().to_string_lossy()]);
+        for (_, key, value) in names {
+            assert_eq!(printed(&by_file, key), format!("{key} = {value}"));
+            assert_eq!(printed(&by_flags, key), format!("{key} = {value}"));
+        }
+        assert!(!by_file.contains("hush"), "{by_file}");
+    }
+    let help = out(&polylora(&["serve", "--help"]));
+    assert!(names.iter().all(|(name, ..)| help.contains(&format!("--{name}"))), "{help}");
+}
+
+/// Whoever still sets it is told so, in one line, wherever it stands.
+#[test]
+fn a_setting_of_an_earlier_version_says_what_became_of_it() {
+    assert!(GONE.iter().all(|gone| SETTINGS.iter().all(|row| row.key != gone.key)));
+    let help = out(&polylora(&["serve", "--help"]));
+    for gone in GONE {
+        let flag = format!("--{}", gone.key.replace('_', "-"));
+        let variable = format!("POLYLORA_{}", gone.key.to_uppercase());
+        let file = config_file(&format!("port = 1\n{} = 5\n", gone.key));
+        let name = file.path().to_string_lossy().into_owned();
+        let place = format!("error: {name}:2: {} is no setting any more: it is ", gone.key);
+        let said = refused(&polylora(&["serve", "--config", &name]), 2);
+        assert!(said.starts_with(&place) && said.contains(&gone.why()), "{said}");
+        let place = format!("error: {} ({flag} or {variable}) is no setting any more", gone.key);
+        for o in [
+            polylora(&["serve", &flag, "5"]),
+            polylora_with(&["serve"], &[(variable.as_str(), "5")]),
+        ] {
+            let said = refused(&o, 2);
+            assert!(said.starts_with(&place) && said.contains(&gone.why()), "{said}");
+        }
+        assert!(!help.contains(&flag), "{flag} is not offered");
+    }
 }
 
 #[test]

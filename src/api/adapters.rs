@@ -98,7 +98,7 @@ pub fn place(api: &Api, caller: &Caller) -> Result<Permit> {
     }
     places.try_take(tenant, 1).ok_or_else(|| {
         let share = if tenant.is_empty() { "" } else { ", or your tenant's share of them," };
-        busy(format!("uploads_max = {} uploads{share}", places.size()))
+        busy(format!("{} uploads{share}", places.size()))
     })
 }
 

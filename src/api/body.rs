@@ -157,14 +157,15 @@ async fn read(request: Request, api: &Api, caller: &Caller) -> Result<(Bytes, He
     let bytes_max = api.intake.bounds.body_bytes;
     let too_large = || {
         let config = &api.app.config;
-        let why = match bytes_max < config.body_bytes_max {
-            true => format!(
-                "{bytes_max}, which request_bytes_max = {} allows",
-                config.request_bytes_max
-            ),
-            false => format!("body_bytes_max = {bytes_max}"),
+        let held_down = (bytes_max as u64) < config.body_bytes_max(api.app.context);
+        let why = match held_down {
+            true => {
+                format!(", which request_bytes_max = {} allows", config.request_bytes_max.0)
+            }
+            false => String::new(),
         };
-        Error::new(Kind::TooLarge, "body_too_large", format!("the body is larger than {why}"))
+        let message = format!("the body is larger than {bytes_max} bytes{why}");
+        Error::new(Kind::TooLarge, "body_too_large", message)
     };
     let declared = declared_length(&request);
     let mut chunks = Paced::new(request.into_body(), api.app.config.body_seconds_max);
@@ -276,12 +277,12 @@ pub fn kind(value: &Value) -> &'static str {
 mod tests {
     use super::super::wire::{ChatFields, SamplingFields};
     use super::*;
-    use crate::config::{Config, RawConfig};
+    use crate::config::{Config, Given};
     use crate::share::Pool;
 
     fn object(json: &[u8]) -> Result<Fields> {
-        let config = Config::load(None, RawConfig::default()).unwrap();
-        let pool = Pool::new(config.request_bytes_max);
+        let config = Config::load(None, Given::default()).unwrap();
+        let pool = Pool::new(config.request_bytes_max.0);
         let held = Held::of(&pool, "", json.len() as u64)?;
         Fields::cut(Bytes::copy_from_slice(json), held, &Bounds::new(&config, 512, 16))
     }

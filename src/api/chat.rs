@@ -102,7 +102,7 @@ fn check(
     }
     checked.sampling.logprobs = wanted.then_some(top.unwrap_or(0));
     let conversation = Conversation {
-        messages: messages::check(own.messages, api.app.config.messages_max)?,
+        messages: messages::check(own.messages)?,
         tools: messages::tools(own.tools, own.tool_choice.as_ref())?,
         add_generation_prompt: own.add_generation_prompt.unwrap_or(true),
     };

@@ -116,7 +116,7 @@ async fn load_checked(
             shown(&name)
         )));
     }
-    let (dirs, most) = (api.app.config.adapter_dirs.clone(), api.app.config.upload_bytes_max);
+    let (dirs, most) = (api.app.config.adapter_dirs.clone(), api.app.config.upload_bytes_max.0);
     let registry = api.app.registry.clone();
     let copied = tokio::task::spawn_blocking(move || {
         let from = allowed(&dirs, Path::new(&path))?;

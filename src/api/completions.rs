@@ -18,6 +18,7 @@ use super::wire::{
 };
 use super::{Api, asked, logprobs, now, random_id, stream};
 use crate::access::Caller;
+use crate::config::limits::CHOICES_MAX;
 use crate::engine::FinishReason;
 use crate::error::Result;
 use crate::text::Text;
@@ -121,13 +122,13 @@ fn inputs(api: &Api, prompt: wire::Prompt, n: usize) -> Result<Vec<(String, Inpu
             lists.map(|(i, input)| (at(i), input)).collect()
         }
     };
-    let most = api.app.config.choices_max;
     if inputs.is_empty() {
         return Err(invalid_value("prompt", "`prompt` must not be empty"));
     }
-    if inputs.len() * n > most {
+    if inputs.len() * n > CHOICES_MAX {
+        let prompts = inputs.len();
         let message =
-            format!("{} prompts with {n} choices each are more than {most} choices", inputs.len());
+            format!("{prompts} prompts with {n} choices each are more than {CHOICES_MAX} choices");
         return Err(invalid_value("prompt", message));
     }
     for (path, input) in &inputs {

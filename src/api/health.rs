@@ -17,7 +17,7 @@ use polylora_kernels::KvCache;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What is asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,7 @@ enum Question {
 /// How many requests there are is for those only who may send some.
 fn state(api: &Api, headers: &HeaderMap, question: Question) -> Response {
     let stalled = api.app.engine.stalled_for();
-    let status = if stalled > Duration::from_secs(api.app.config.stall_seconds_max) {
+    let status = if stalled > api.app.config.stall_time_max() {
         "stalled"
     } else if question != Question::Live && api.draining.load(Ordering::Acquire) {
         "draining"

@@ -6,7 +6,7 @@
 
 use super::Api;
 use crate::access::Caller;
-use crate::config::Config;
+use crate::config::{Config, limits};
 use crate::error::{Error, Kind, Result};
 use crate::share::{Permit, Pool};
 use crate::text::Text;
@@ -62,11 +62,11 @@ pub struct Bounds {
 impl Bounds {
     /// `token_bytes_max`: the longest text that a token can stand for.
     pub fn new(config: &Config, context: usize, token_bytes_max: usize) -> Self {
-        let half = config.request_bytes_max / 2;
+        let half = config.request_bytes_max.0 / 2;
         // 3/8 of the half for a body (itself, a copy of its fields, and their texts), a quarter for
         // its values, an eighth for ids; the parsed texts stay while they are encoded, and what
         // parsing took besides is free again by then.
-        let body_bytes = (config.body_bytes_max as u64).min(half / 8);
+        let body_bytes = config.body_bytes_max(context).min(half / 8);
         let encoding = half - 2 * body_bytes;
         let fixed = TOKEN_BYTES * counted_max(context);
         let affordable = match encoding.checked_sub(fixed) {
@@ -74,7 +74,7 @@ impl Bounds {
             _ => encoding / (TEXT_BYTE_BYTES + TOKEN_BYTES),
         };
         let fitting = (context as u64 + 64).saturating_mul(token_bytes_max as u64);
-        let choices = config.choices_max.max(1) as u64;
+        let choices = limits::CHOICES_MAX as u64;
         Self {
             body_bytes: body_bytes as usize,
             tree_values: TREE_VALUES_MAX.min(half / 4 / TREE_VALUE_BYTES),
@@ -155,13 +155,13 @@ impl Intake {
     pub fn new(config: &Config, context: usize, text: &Text) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from) as u64;
         Self {
-            bytes: Pool::new(config.request_bytes_max),
+            bytes: Pool::new(config.request_bytes_max.0),
             taken: AtomicU64::new(0),
             readers: Pool::new(2),
             encoders: Pool::new((2 * cores).clamp(4, 12)),
             long: Pool::new(cores.clamp(2, 12)),
             renders: Pool::new(RENDERS_MAX),
-            uploads: Pool::new(config.uploads_max.max(1) as u64),
+            uploads: Pool::new(limits::UPLOADS_MAX as u64),
             bounds: Bounds::new(config, context, text.token_bytes_max()),
         }
     }
@@ -294,7 +294,7 @@ impl Api {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{RawConfig, Size};
+    use crate::config::Given;
     use futures::FutureExt;
 
     #[test]
@@ -302,8 +302,7 @@ mod tests {
         for bytes in [16u64 << 20, 64 << 20, 1 << 30] {
             for context in [512, 8192, 32_768, 131_072] {
                 for token_bytes in [1, 16, 256] {
-                    let given =
-                        RawConfig { request_bytes_max: Some(Size(bytes)), ..RawConfig::default() };
+                    let given = Given::of(&[("request_bytes_max", &bytes.to_string())]);
                     let config = Config::load(None, given).expect("good settings");
                     let bounds = Bounds::new(&config, context, token_bytes);
                     let body = bounds.body_bytes as u64;

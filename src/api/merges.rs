@@ -318,7 +318,7 @@ async fn example(
     version: Arc<Version>,
     given: EvaluationExample,
 ) -> Result<Example> {
-    let mut all = messages::check(given.messages, api.app.config.messages_max)?;
+    let mut all = messages::check(given.messages)?;
     if all.last().is_none_or(|m| m["role"] != "assistant") {
         let message = "an example ends with the assistant's right answer";
         return Err(invalid_value("messages", message));

@@ -6,6 +6,7 @@
 
 use super::body::kind;
 use super::errors::invalid_value;
+use crate::config::limits::MESSAGES_MAX;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 
@@ -17,14 +18,14 @@ const FIELDS: &[&str] =
 const ECHOED: &[&str] = &["annotations", "id", "object", "refusal", "status"];
 
 /// Checks the list under `path` and returns it as templates read it.
-pub fn check(messages: Vec<Value>, messages_max: usize) -> Result<Vec<Value>> {
+pub fn check(messages: Vec<Value>) -> Result<Vec<Value>> {
     if messages.is_empty() {
         return Err(invalid_value("messages", "`messages` must not be empty"));
     }
-    if messages.len() > messages_max {
+    if messages.len() > MESSAGES_MAX {
         return Err(invalid_value(
             "messages",
-            format!("`messages` has {} entries; at most {messages_max}", messages.len()),
+            format!("`messages` has {} entries; at most {MESSAGES_MAX}", messages.len()),
         ));
     }
     messages.into_iter().enumerate().map(|(i, m)| message(&format!("messages[{i}]"), m)).collect()
@@ -164,7 +165,7 @@ mod tests {
     use serde_json::json;
 
     fn blame(messages: Value) -> String {
-        let e = check(messages.as_array().unwrap().clone(), 8).unwrap_err();
+        let e = check(messages.as_array().unwrap().clone()).unwrap_err();
         format!("{} {}", e.code, e.param.unwrap())
     }
 
@@ -190,21 +191,18 @@ mod tests {
             blame(json!([{"role": "user", "content": "", "colour": 1}])),
             "unknown_parameter messages[0].colour"
         );
-        assert_eq!(blame(json!(vec![user; 9])), "invalid_value messages");
+        assert_eq!(blame(json!(vec![user; MESSAGES_MAX + 1])), "invalid_value messages");
     }
 
     #[test]
     fn parts_become_one_text_and_an_answer_may_come_back_whole() {
-        let checked = check(
-            vec![
-                json!({"role": "developer", "content": [
+        let checked = check(vec![
+            json!({"role": "developer", "content": [
                     {"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}),
-                json!({"role": "assistant", "content": null, "refusal": null, "audio": null,
+            json!({"role": "assistant", "content": null, "refusal": null, "audio": null,
                     "tool_calls": [{"id": "1", "type": "function",
                         "function": {"name": "f", "arguments": "{\"x\":1}"}}]}),
-            ],
-            8,
-        )
+        ])
         .unwrap();
         assert_eq!(checked[0], json!({"role": "system", "content": "a\nb"}));
         assert_eq!(checked[1]["tool_calls"][0]["function"]["arguments"], json!({"x": 1}));

@@ -7,6 +7,7 @@ use super::Api;
 use super::errors::invalid_value;
 use super::target::Target;
 use super::wire::{SamplingFields, Stop};
+use crate::config::limits::{CHOICES_MAX, LOGIT_BIAS_MAX, STOPS_MAX};
 use crate::engine::Sampling;
 use crate::engine::request::TOP_LOGPROBS_MAX;
 use crate::error::{Error, Result};
@@ -19,7 +20,6 @@ const TEMPERATURE_MIN: f64 = 1e-4;
 pub const REPETITION_PENALTY_MIN: f64 = 0.01;
 /// Longest stop string, and all of a request together: each choice watches for them.
 const STOP_BYTES_MAX: usize = 1024;
-const STOPS_BYTES_MAX: usize = 16 << 10;
 /// Longest name of whose request it is.
 const USER_CHARS_MAX: usize = 1024;
 
@@ -74,7 +74,6 @@ impl Checked {
 
 /// Checks everything but what depends on the prompt.
 pub fn check(fields: &SamplingFields, api: &Api) -> Result<Checked> {
-    let config = &api.app.config;
     let stream = fields.stream.unwrap_or(false);
     let options = fields.stream_options.as_ref();
     if options.is_some() && !stream {
@@ -95,8 +94,8 @@ pub fn check(fields: &SamplingFields, api: &Api) -> Result<Checked> {
     let tokens_min = integer("min_tokens", fields.min_tokens, 0, 0..=i64::from(u32::MAX))? as u32;
     Ok(Checked {
         sampling: sampling(fields, api)?,
-        n: integer("n", fields.n, 1, 1..=config.choices_max.max(1) as i64)? as usize,
-        stops: stops(fields.stop.clone(), config.stops_max)?,
+        n: integer("n", fields.n, 1, 1..=CHOICES_MAX as i64)? as usize,
+        stops: stops(fields.stop.clone())?,
         include_stop: fields.include_stop_str_in_output.unwrap_or(false),
         skip_special: fields.skip_special_tokens.unwrap_or(true),
         stop_tokens: stop_tokens(fields, api)?,
@@ -173,16 +172,16 @@ pub fn alternatives(name: &str, value: Option<i64>) -> Result<Option<u8>> {
     Ok(optional(name, value, 0..=TOP_LOGPROBS_MAX as i64)?.map(|n| n as u8))
 }
 
-fn stops(stop: Option<Stop>, stops_max: usize) -> Result<Vec<String>> {
+fn stops(stop: Option<Stop>) -> Result<Vec<String>> {
     let stops = match stop {
         None => Vec::new(),
         Some(Stop::One(s)) => vec![s],
         Some(Stop::Many(list)) => list,
     };
-    if stops.len() > stops_max {
+    if stops.len() > STOPS_MAX {
         return Err(invalid_value(
             "stop",
-            format!("`stop` has {} strings; at most {stops_max}", stops.len()),
+            format!("`stop` has {} strings; at most {STOPS_MAX}", stops.len()),
         ));
     }
     if let Some(i) = stops.iter().position(String::is_empty) {
@@ -193,21 +192,15 @@ fn stops(stop: Option<Stop>, stops_max: usize) -> Result<Vec<String>> {
             format!("a stop string has {} bytes; at most {STOP_BYTES_MAX}", stops[i].len());
         return Err(invalid_value(&format!("stop[{i}]"), message));
     }
-    let bytes: usize = stops.iter().map(String::len).sum();
-    if bytes > STOPS_BYTES_MAX {
-        let message = format!("`stop` has {bytes} bytes in all; at most {STOPS_BYTES_MAX}");
-        return Err(invalid_value("stop", message));
-    }
     Ok(stops)
 }
 
 fn stop_tokens(fields: &SamplingFields, api: &Api) -> Result<Vec<u32>> {
     let asked = fields.stop_token_ids.as_deref().unwrap_or_default();
-    let most = api.app.config.stops_max;
-    if asked.len() > most {
+    if asked.len() > STOPS_MAX {
         return Err(invalid_value(
             "stop_token_ids",
-            format!("`stop_token_ids` has {} tokens; at most {most}", asked.len()),
+            format!("`stop_token_ids` has {} tokens; at most {STOPS_MAX}", asked.len()),
         ));
     }
     let mut tokens = Vec::new();
@@ -224,11 +217,10 @@ fn logit_bias(map: Option<&Map<String, Value>>, api: &Api) -> Result<Vec<(u32, f
     let Some(map) = map else {
         return Ok(Vec::new());
     };
-    let most = api.app.config.logit_bias_max;
-    if map.len() > most {
+    if map.len() > LOGIT_BIAS_MAX {
         return Err(invalid_value(
             "logit_bias",
-            format!("`logit_bias` has {} entries; at most {most}", map.len()),
+            format!("`logit_bias` has {} entries; at most {LOGIT_BIAS_MAX}", map.len()),
         ));
     }
     map.iter()
@@ -275,8 +267,10 @@ mod tests {
     #[test]
     fn an_empty_stop_string_is_refused_by_its_place() {
         let many = Stop::Many(vec!["a".into(), String::new()]);
-        assert_eq!(stops(Some(many), 4).unwrap_err().param.as_deref(), Some("stop[1]"));
-        let many = Stop::Many(vec!["a".into(); 5]);
-        assert_eq!(stops(Some(many), 4).unwrap_err().param.as_deref(), Some("stop"));
+        assert_eq!(stops(Some(many)).unwrap_err().param.as_deref(), Some("stop[1]"));
+        let many = Stop::Many(vec!["a".into(); STOPS_MAX + 1]);
+        assert_eq!(stops(Some(many)).unwrap_err().param.as_deref(), Some("stop"));
+        let most = Stop::Many(vec!["a".into(); STOPS_MAX]);
+        assert_eq!(stops(Some(most)).map(|all| all.len()).ok(), Some(STOPS_MAX));
     }
 }

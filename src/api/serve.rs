@@ -139,8 +139,8 @@ impl Door {
             reserve: Places::new(RESERVE_PLACES, RESERVE_PLACES),
             connections: JoinSet::new(),
             closing: watch::channel(false).0,
-            head_time_max: Duration::from_secs(config.head_seconds_max),
-            write_time_max: Duration::from_secs(config.write_seconds_max),
+            head_time_max: config.head_time_max(),
+            write_time_max: config.write_time_max(),
         }
     }
 

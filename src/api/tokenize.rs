@@ -48,7 +48,7 @@ pub async fn tokenize(
             api.on_text(&caller, bytes, bytes > SHORT_TEXT_BYTES, work).await?
         }
         (None, Some(list)) => {
-            let list = messages::check(list, api.app.config.messages_max)?;
+            let list = messages::check(list)?;
             let tools = messages::tools(asked.tools, None)?;
             let conversation = Conversation { messages: list, tools, add_generation_prompt: start };
             let versions = entries.into_iter().map(|entry| entry.version).collect();

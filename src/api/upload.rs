@@ -113,7 +113,7 @@ fn too_large(bytes_max: u64) -> Error {
 /// Reads the body into the staging directory. What is missing there is the registry's to say.
 pub(super) async fn receive(request: Request, staging: Staging, api: &Api) -> Result<Files> {
     let config = &api.app.config;
-    let bytes_max = config.upload_bytes_max;
+    let bytes_max = config.upload_bytes_max.0;
     let declared = declared_length(&request);
     let (head, body) = request.into_parts();
     let body = Paced::new(body, config.body_seconds_max);

@@ -6,7 +6,7 @@
 
 use super::{bad_argument, say};
 use crate::access::{Access, Key, Limits, NewKey, Scope, Secret};
-use crate::config::{Config, RawConfig};
+use crate::config::{Config, Given};
 use crate::database;
 use crate::error::Result;
 use clap::{Args, Subcommand};
@@ -37,8 +37,8 @@ pub struct KeyArgs {
     #[arg(long, global = true, env = "POLYLORA_MODEL", value_name = "MODEL")]
     model: Option<String>,
     /// Data directory of the server
-    #[arg(long, global = true, env = "POLYLORA_DATA_DIR", value_name = "DIR")]
-    data_dir: Option<PathBuf>,
+    #[arg(long, global = true, env = "POLYLORA_DATA_DIR", value_name = "PATH")]
+    data_dir: Option<String>,
 }
 
 #[derive(Subcommand)]
@@ -125,14 +125,11 @@ fn scope(text: &str) -> Result<Scope, String> {
 }
 
 pub fn run(args: KeyArgs) -> Result<()> {
-    let settings = RawConfig {
-        model: args.model,
-        data_dir: args.data_dir,
-        // Nothing is listened on here.
-        host: Some("127.0.0.1".to_owned()),
-        ..RawConfig::default()
-    };
-    let dir = Config::load(args.config.as_deref(), settings)?.data_dir;
+    // Nothing is listened on here.
+    let mut settings = vec![("host", "127.0.0.1")];
+    settings.extend(args.model.as_deref().map(|model| ("model", model)));
+    settings.extend(args.data_dir.as_deref().map(|dir| ("data_dir", dir)));
+    let dir = Config::load(args.config.as_deref(), Given::of(&settings))?.data_dir;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     super::block_on(async {
         let _lock = database::lock(&dir)?;

@@ -5,7 +5,7 @@
 //! start, first as a lower bound from the shape (before hours of loading), then exactly.
 
 use crate::api::RENDERS_MAX;
-use crate::config::{Config, human};
+use crate::config::{Config, human, limits};
 use crate::engine::Event;
 use crate::error::{Error, Kind, Result};
 use crate::model::checkpoint::Checkpoint;
@@ -33,16 +33,16 @@ impl Ledger {
     ) -> Self {
         let (count, bytes, tokens) = pages;
         let streams = (config.waiting_max + config.sequences_max) as u64;
-        let ring = (config.stream_events_max * size_of::<Event>()) as u64;
+        let ring = (config.stream_events_max() * size_of::<Event>()) as u64;
         let lines = vec![
             ("weights", weights.0, weights.1),
             ("KV cache", count * bytes, format!("{} tokens in {count} pages", count * tokens)),
             ("step buffers", buffers, format!("{} rows", config.rows_max)),
-            ("adapters", config.adapter_bytes_max, "at most".to_owned()),
-            ("requests", config.request_bytes_max, "at most, before they are queued".to_owned()),
+            ("adapters", config.adapter_bytes_max.0, "at most".to_owned()),
+            ("requests", config.request_bytes_max.0, "at most, before they are queued".to_owned()),
             ("streams", streams * ring, format!("at most, {streams} of them")),
         ];
-        let workers = RENDERS_MAX + config.uploads_max as u64;
+        let workers = RENDERS_MAX + limits::UPLOADS_MAX as u64;
         Self { weights: weights.0, lines, workers }
     }
 
@@ -61,9 +61,9 @@ impl Ledger {
              lower kv_bytes (now {}), adapter_bytes_max (now {}) or request_bytes_max (now {})",
             human(rest),
             human(available),
-            human(config.kv_bytes),
-            human(config.adapter_bytes_max),
-            human(config.request_bytes_max)
+            human(config.kv_bytes.0),
+            human(config.adapter_bytes_max.0),
+            human(config.request_bytes_max.0)
         );
         Err(Error::new(Kind::Capacity, "insufficient_memory", message))
     }
@@ -110,16 +110,12 @@ pub fn check_weights(least: u64, available: u64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::RawConfig;
+    use crate::config::Given;
 
     fn ledger(available: u64) -> (Result<()>, String) {
         let given =
-            RawConfig { kv_bytes: Some(crate::config::Size(1 << 30)), ..RawConfig::default() };
-        let config = Config {
-            adapter_bytes_max: 1 << 30,
-            request_bytes_max: 64 << 20,
-            ..Config::load(None, given).expect("defaults")
-        };
+            [("kv_bytes", "1GiB"), ("adapter_bytes_max", "1GiB"), ("request_bytes_max", "64MiB")];
+        let config = Config::load(None, Given::of(&given)).expect("sizes");
         let ledger = Ledger::new(&config, (3 << 30, "bf16".into()), (1024, 1 << 20, 16), 1 << 20);
         (ledger.check(available, &config), ledger.table(available))
     }

@@ -8,7 +8,7 @@
 #[cfg(feature = "otel")]
 use super::otel::{self, Sending};
 use super::plain::{self, Plain};
-use crate::config::Config;
+use crate::config::{Config, LogFormat};
 use crate::error::{Error, Result};
 use serde_json::Value;
 use std::fmt;
@@ -42,9 +42,9 @@ pub fn start(config: &Config) -> Result<Sending> {
     // Lines go to stderr: stdout has the banner.
     let lines = tracing_subscriber::fmt::layer().with_ansi(std::io::stderr().is_terminal());
     let lines = lines.with_writer(std::io::stderr);
-    let lines = match config.log_format.as_str() {
-        "json" => lines.json().map_event_format(JsonLines).boxed(),
-        _ => lines.fmt_fields(debug_fn(write_field).delimited(" ")).boxed(),
+    let lines = match config.log_format {
+        LogFormat::Json => lines.json().map_event_format(JsonLines).boxed(),
+        LogFormat::Text => lines.fmt_fields(debug_fn(write_field).delimited(" ")).boxed(),
     };
     let subscriber = tracing_subscriber::registry().with(lines).with(filter);
     #[cfg(feature = "otel")]

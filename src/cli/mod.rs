@@ -94,11 +94,11 @@ struct VerifyArgs {
     dtype: String,
 }
 
-/// `auto` (or nothing said) is `None`. The text was checked before.
-fn dtype_named(name: Option<&str>) -> Option<Dtype> {
+/// `auto` is `None`. The text was checked before.
+fn dtype_named(name: &str) -> Option<Dtype> {
     match name {
-        Some("f32") => Some(Dtype::F32),
-        Some("bf16") => Some(Dtype::Bf16),
+        "f32" => Some(Dtype::F32),
+        "bf16" => Some(Dtype::Bf16),
         _ => None,
     }
 }
@@ -116,7 +116,7 @@ pub fn main() -> ExitCode {
         Command::Key(args) => key::run(args),
         Command::Merge(args) => merge::run(*args),
         Command::Verify(a) => {
-            match verify::run(&a.model, a.adapter.as_deref(), dtype_named(Some(&a.dtype))) {
+            match verify::run(&a.model, a.adapter.as_deref(), dtype_named(&a.dtype)) {
                 Ok(true) => Ok(()),
                 Ok(false) => return ExitCode::from(1), // the table said what differs
                 Err(e) => Err(e),

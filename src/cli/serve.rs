@@ -4,16 +4,19 @@
 //! be refused is refused before the port opens: settings, model, memory, adapters, in that order.
 
 mod adapters;
+mod dtypes;
 
+use self::dtypes::{device_name, dtype_names, factor_dtype, kv_dtype, weight_dtype};
 use super::banner::Banner;
 use super::ledger::{self, Ledger};
 use super::progress::Progress;
-use super::{dtype_named, log, say};
+use super::{log, say};
 use crate::access::Access;
 use crate::adapters::BaseText;
 use crate::adapters::registry::{Registry, RegistryOptions};
 use crate::api::{self, App};
-use crate::config::{Config, RawConfig, memory_available};
+use crate::config::limits::{MERGES_KEPT, MERGES_MAX, USAGE_COMMIT_TIME};
+use crate::config::{Config, Given, PrefixShare, memory_available};
 use crate::database::{FULL, Storage};
 use crate::engine::step::EngineOptions;
 use crate::engine::{EngineHandle, probe};
@@ -28,7 +31,7 @@ use crate::text::Text;
 use crate::text::sandbox::{Sandbox, TemplateSource};
 use crate::usage::{UsageLog, UsageOptions};
 use clap::Args;
-use polylora_kernels::{Device, Dtype, FactorDtype, KvCache, KvDtype, Place, WeightDtype, cuda};
+use polylora_kernels::{Device, KvCache, Place, cuda};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -74,7 +77,7 @@ pub struct ServeArgs {
     #[arg(long)]
     print_config: bool,
     #[command(flatten)]
-    settings: RawConfig,
+    settings: Given,
 }
 
 pub fn run(args: ServeArgs) -> Result<()> {
@@ -123,7 +126,8 @@ fn fit_descriptors(config: &mut Config) {
 pub async fn assemble(config: Config) -> Result<(App, String)> {
     let device = device(&config)?;
     let storage = Storage::of(&config.data_dir);
-    let access = Access::open_in(&storage, config.api_key.as_deref()).await?;
+    let access =
+        Access::open_in(&storage, config.api_key.as_ref().map(|key| key.0.as_str())).await?;
     config.guarded(access.required())?;
     Prepared::new(&config, device)?.start(config, access, storage).await
 }
@@ -153,7 +157,7 @@ impl Prepared {
 
         let kv_dtype = kv_dtype(config).unwrap_or(weights.dtype.into());
         let page_bytes = Model::page_bytes(&weights.shape, kv_dtype);
-        let kv_pages = config.kv_bytes as usize / page_bytes;
+        let kv_pages = config.kv_bytes.0 as usize / page_bytes;
         let context = context(config, weights.shape.context, kv_pages)?;
         let (probe_rows, probe_logit_rows) = probe::rows_needed(PROBES.len());
         let options = ModelOptions {
@@ -208,11 +212,11 @@ impl Prepared {
                 shape: shape.clone(),
                 factors: factor_dtype(&config, self.weights.dtype),
                 text: base_text(&self.text, &sandbox, shape.vocab, self.context),
-                resident_bytes_max: config.adapter_bytes_max,
+                resident_bytes_max: config.adapter_bytes_max.0,
                 residents_max: config.resident_max,
-                room_wait_max: Duration::from_secs(config.adapter_wait_seconds),
+                room_wait_max: config.adapter_wait_max(),
                 room_patience: Duration::from_millis(config.adapter_patience_ms),
-                upload_bytes_max: config.upload_bytes_max,
+                upload_bytes_max: config.upload_bytes_max.0,
                 versions_kept: config.versions_kept,
                 adapters_max: config.adapters_max,
                 metrics: metrics.clone(),
@@ -230,7 +234,7 @@ impl Prepared {
                 loaded => drop(loaded?),
             }
         }
-        let limits = JobLimits { unfinished_max: config.merges_max, kept_max: config.merges_kept };
+        let limits = JobLimits { unfinished_max: MERGES_MAX, kept_max: MERGES_KEPT };
         let jobs = Jobs::open(&storage, registry.clone(), engine.clone(), limits).await?;
         match adapters::settle_owners(&registry, &jobs, &access).await {
             // They are settled by the next start that can write.
@@ -265,8 +269,10 @@ async fn listen(app: App, storage: &str) -> Result<()> {
     let address =
         listener.local_addr().map_err(|e| Error::fault(format!("cannot tell the address: {e}")))?;
     // What `auto` passed over; a driver that cannot say is none to use.
-    let gpus =
-        if app.config.device == "auto" { cuda::gpus().unwrap_or_default() } else { Vec::new() };
+    let gpus = match app.config.device {
+        Place::Auto => cuda::gpus().unwrap_or_default(),
+        _ => Vec::new(),
+    };
     let banner = Banner {
         url: &format!("http://{address}"),
         base: &app.base_name,
@@ -286,59 +292,16 @@ async fn listen(app: App, storage: &str) -> Result<()> {
 /// is said first, and then refused.
 fn device(config: &Config) -> Result<Device> {
     let wrong = |why: String| {
-        let message = format!("device is {}, but {why}", config.device);
+        let message = format!("device is {}, but {why}", device_name(config.device));
         Error::invalid("invalid_config", message).param("device")
     };
-    let place: Place = config.device.parse().map_err(|e| wrong(format!("expected is {e}")))?;
-    match Device::open(place, config.threads).map_err(|e| wrong(e.to_string()))? {
+    match Device::open(config.device, config.threads).map_err(|e| wrong(e.to_string()))? {
         cpu @ Device::Cpu(_) => Ok(cpu),
         Device::Cuda(gpu) => Err(wrong(format!(
             "the steps of this version do not run on a GPU yet ({}); expected auto or cpu",
             gpu.name()
         ))),
     }
-}
-
-/// The text was checked before.
-fn factor_dtype(config: &Config, weights: Dtype) -> FactorDtype {
-    match config.adapter_dtype.as_deref() {
-        Some("int8") => FactorDtype::Int8,
-        name => dtype_named(name).unwrap_or(weights).into(),
-    }
-}
-
-/// The text was checked before; `auto` is `None`.
-fn kv_dtype(config: &Config) -> Option<KvDtype> {
-    match config.kv_dtype.as_deref() {
-        Some("int8") => Some(KvDtype::Int8),
-        name => dtype_named(name).map(KvDtype::from),
-    }
-}
-
-/// The text was checked before; `auto` is `None`.
-fn weight_dtype(config: &Config) -> Option<WeightDtype> {
-    match config.dtype.as_deref() {
-        Some("q8") => Some(WeightDtype::Int8),
-        Some("q4") => Some(WeightDtype::Int4Least),
-        name => dtype_named(name).map(WeightDtype::from),
-    }
-}
-
-/// For people: `int4 and int8`.
-fn dtype_names(weights: &Weights) -> String {
-    let mut names: Vec<&str> = Vec::new();
-    for dtype in weights.dtypes() {
-        let name = match dtype {
-            WeightDtype::F32 => "f32",
-            WeightDtype::Bf16 => "bf16",
-            WeightDtype::Int8 | WeightDtype::Int8By16 | WeightDtype::Int8Least => "int8",
-            WeightDtype::Int4 | WeightDtype::Int4Least => "int4",
-        };
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    names.join(" and ")
 }
 
 /// Most tokens of one sequence: the model's, the operator's, and what all pages together hold.
@@ -355,7 +318,7 @@ fn context(config: &Config, of_model: usize, kv_pages: usize) -> Result<usize> {
     if config.context > held || held < KvCache::PAGE {
         let message = format!(
             "kv_bytes is {}, which holds {held} tokens; expected room for at least {} (context)",
-            config.kv_bytes,
+            config.kv_bytes.0,
             config.context.max(KvCache::PAGE)
         );
         return Err(Error::invalid("invalid_config", message).param("kv_bytes"));
@@ -391,15 +354,15 @@ fn engine_options(
         rows_max: config.rows_max,
         logit_rows_max: logit_rows_max(config),
         sequences_max: config.sequences_max,
-        turn_tokens: config.turn_tokens,
+        turn_tokens: config.turn_tokens(),
         waiting_max: config.waiting_max,
-        waiting_tokens_max: config.waiting_tokens_max,
+        waiting_tokens_max: config.waiting_tokens_max(context),
         kv_pages,
         context,
-        stream_events_max: config.stream_events_max,
+        stream_events_max: config.stream_events_max(),
         slots_max: config.resident_max,
         prefix_cache: config.prefix_cache,
-        prefix_share: config.prefix_share == "all",
+        prefix_share: config.prefix_share == PrefixShare::All,
         probe_prompts: PROBES.iter().map(probe).collect::<Result<_>>()?,
     })
 }
@@ -409,7 +372,7 @@ fn usage_options(config: &Config, storage: &Storage) -> UsageOptions {
         storage: storage.clone(),
         // A connection has one request at a time; the rest is for those that ended.
         queue_max: config.connections_max + USAGE_QUEUE_SPARE,
-        commit_time: Duration::from_millis(config.usage_commit_ms),
+        commit_time: USAGE_COMMIT_TIME,
         days_max: config.usage_days_max,
         records_max: config.usage_records_max,
     }

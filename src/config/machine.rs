@@ -1,8 +1,10 @@
 //! What this machine offers, for the defaults that depend on it.
 //!
-//! Owns three look-ups. Never decides a limit. The thing to know: in a container the cgroup's limit
+//! Owns the look-ups. Never decides a limit. The thing to know: in a container the cgroup's limit
 //! counts, not the host's.
 
+use super::size::Size;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use sysinfo::System;
 
@@ -19,11 +21,16 @@ pub fn memory_available() -> u64 {
     }
 }
 
+/// One `part`th of what is available, within bounds.
+pub(super) fn memory_share(part: u64, bounds: RangeInclusive<u64>) -> Size {
+    Size((memory_available() / part).clamp(*bounds.start(), *bounds.end()))
+}
+
 /// Physical cores this process may use: hyper-threads share the units that serving saturates.
-pub(super) fn cores() -> u64 {
+pub(super) fn cores() -> usize {
     let allowed = std::thread::available_parallelism().map_or(1, |n| n.get());
     let physical = System::physical_core_count().unwrap_or(allowed);
-    physical.clamp(1, allowed) as u64
+    physical.clamp(1, allowed)
 }
 
 /// `$XDG_DATA_HOME/polylora/<model>`: adapters belong to one base model, so each has a directory.

@@ -2,13 +2,15 @@
 //!
 //! Owns the units. Never rounds on the way in. The thing to know: `MiB` is 2^20, `MB` is 10^6.
 
-use serde::{Deserialize, Deserializer, Serialize};
-use std::fmt;
 use std::str::FromStr;
 
 /// A number of bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
+
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const GIB: u64 = 1 << 30;
+pub(super) const TIB: u64 = 1 << 40;
 
 const UNITS: [(&str, u64); 9] = [
     ("KiB", 1 << 10),
@@ -26,8 +28,7 @@ impl FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("'{text}' is no size; expected bytes such as 512MiB, 2GB or 1048576");
+        let wrong = || format!("is '{text}'; expected bytes such as 512MiB, 2GB or 1048576");
         let t = text.trim();
         let digits = t.find(|c: char| !c.is_ascii_digit()).unwrap_or(t.len());
         let (number, unit) = (&t[..digits], t[digits..].trim());
@@ -37,30 +38,6 @@ impl FromStr for Size {
         };
         let n: u64 = number.parse().map_err(|_| wrong())?;
         n.checked_mul(factor).map(Size).ok_or_else(wrong)
-    }
-}
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl serde::de::Visitor<'_> for Visitor {
-            type Value = Size;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a size such as 512MiB, 2GB or 1048576")
-            }
-            fn visit_i64<E: serde::de::Error>(self, v: i64) -> Result<Size, E> {
-                u64::try_from(v)
-                    .map(Size)
-                    .map_err(|_| E::invalid_value(serde::de::Unexpected::Signed(v), &self))
-            }
-            fn visit_u64<E: serde::de::Error>(self, v: u64) -> Result<Size, E> {
-                Ok(Size(v))
-            }
-            fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<Size, E> {
-                v.parse().map_err(E::custom)
-            }
-        }
-        d.deserialize_any(Visitor)
     }
 }
 

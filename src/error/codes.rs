@@ -64,7 +64,8 @@ pub const GROUPS: &[Group] = codes! {
             "The body stalled for `body_seconds_max`, or came slower than 4 KiB a second. The \
              connection closes."
         body_too_large [413]
-            "The body is larger than `body_bytes_max`, or holds too many values or fields."
+            "The body is larger than 4 MiB, 16 bytes for each token of the context, or a sixteenth \
+             of `request_bytes_max`; or it holds too many values or fields."
         missing_parameter [400] "A required field is missing; `param` names it."
         unknown_parameter [400] "A field that the server does not know; `param` names it."
         invalid_type [400] "A field has the wrong JSON type; `param` names it."
@@ -111,7 +112,7 @@ pub const GROUPS: &[Group] = codes! {
              share of it."
         engine_busy [429] "The engine has more commands waiting than it takes."
         uploads_busy [429]
-            "As many uploads as `uploads_max` are being received, or as the tenant may send."
+            "Four uploads are being received, or as many as the tenant may send."
         too_many_connections [429]
             "This address has `connections_per_address_max` connections, all at requests."
         connections_exhausted [503] "All `connections_max` connections are at requests."
@@ -124,8 +125,8 @@ pub const GROUPS: &[Group] = codes! {
              need one."
         engine_unavailable [503] "The engine has stopped."
         insufficient_capacity [507]
-            "All resident adapters were in use for `adapter_wait_seconds`, or the adapter can \
-             never fit."
+            "All resident adapters were in use for half of `queue_seconds_max`, or the adapter \
+             can never fit."
     }
     "Adapters, versions and aliases" {
         adapter_not_found [404]
@@ -208,7 +209,7 @@ pub const GROUPS: &[Group] = codes! {
         merge_not_found [404] "No merge of this id, or none that the key may see."
         merge_over [409] "The merge is too far on to be cancelled."
         merge_report_missing [409] "The report is not made yet, or never will be."
-        merge_queue_full [429] "As many merges as `merges_max` wait or run."
+        merge_queue_full [429] "Sixteen merges wait or run, or as many as the tenant may have."
         merges_busy [429] "Too many compatibility reports are being computed."
         merge_source_gone [409] "After a restart, a source of the merge is no longer there."
         merge_abandoned [500] "The server ended under this merge more than ten times."

@@ -373,7 +373,7 @@ impl Inner {
             return Ok(());
         }
         let whose = if free > 0 { " for your tenant" } else { "" };
-        let message = format!("the queue of merges is full{whose} (merges_max = {max}); try again");
+        let message = format!("the queue of merges is full{whose} ({max} merges); try again");
         Err(Error::new(Kind::Busy, "merge_queue_full", message))
     }
 

@@ -214,6 +214,27 @@ mod tests {
         }
     }
 
+    /// The commit time is for those who come; at the end nothing waits for it.
+    #[tokio::test]
+    async fn what_is_gathered_when_the_last_sender_goes_is_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = Storage::of(dir.path());
+        let mut writer = writer(&storage, at(START, 0)).await;
+        writer.options.commit_time = Duration::from_secs(u64::from(u32::MAX));
+        let database = writer.database.clone();
+        let (records, messages) = mpsc::channel(2);
+        let (told, committed) = oneshot::channel();
+        let message = Message::Record(Box::new(record("last", START)), told);
+        assert!(records.send(message).await.is_ok());
+        let running = tokio::spawn(writer.run(messages));
+        tokio::task::yield_now().await;
+        drop(records);
+        running.await.unwrap();
+        assert_eq!(committed.await, Ok(true));
+        let all = read::records(&database, &read::Filter::default(), 0, 10).await.unwrap();
+        assert_eq!(all.len(), 1);
+    }
+
     /// A writer that keeps 90 days, begun at `now` on what is in `storage`.
     async fn writer(storage: &Storage, now: Now) -> Writer {
         let database = Database::open(storage, "usage.db", MIGRATIONS).await.unwrap();

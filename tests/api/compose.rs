@@ -276,9 +276,7 @@ async fn a_part_that_the_caller_may_not_see_is_a_part_that_nobody_has() {
 /// while the other is waited for.
 #[tokio::test]
 async fn two_places_serve_crowds_of_sums_that_want_each_others_parts() {
-    let flags =
-        ["--resident-max", "2", "--adapter-patience-ms", "20", "--adapter-wait-seconds", "20"];
-    let live = Arc::new(Live::start(&flags));
+    let live = Arc::new(Live::start(&["--resident-max", "2", "--adapter-patience-ms", "20"]));
     for (name, seed) in [("a", 1), ("b", 2), ("c", 3), ("d", 4)] {
         assert_eq!(live.upload(name, seed).await.status, 201);
     }

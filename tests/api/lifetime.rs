@@ -131,7 +131,7 @@ async fn fifty_streams_outlive_the_signal_and_each_has_its_record() {
     const STREAMS: usize = 50;
     // So many that the first still runs when the last begins.
     const TOKENS: usize = 1000;
-    let live = Live::start(&["--drain-seconds", "60", "--usage-commit-ms", "5000"]);
+    let live = Live::start(&["--drain-seconds", "60"]);
     let ask = with(hello(BASE, TOKENS), json!({"stream": true}));
     let socket = || live.socket("POST /v1/chat/completions", &ask.to_string());
     let streams: Vec<_> = (0..STREAMS).map(|_| socket()).collect();
@@ -164,7 +164,7 @@ async fn a_second_signal_ends_what_still_runs() {
 
 #[tokio::test]
 async fn a_client_that_reads_nothing_loses_its_connection() {
-    let live = Live::start(&["--write-seconds-max", "1"]);
+    let live = Live::start(&["--body-seconds-max", "1"]);
     let ask = endless(json!({"stream": true, "n": 8, "logprobs": true, "top_logprobs": 20}));
     let socket = live.socket("POST /v1/chat/completions", &ask);
     let failed = "polylora_adapter_requests_total{adapter=\"base\",finished_reason=\"cancelled\"}";
@@ -175,7 +175,7 @@ async fn a_client_that_reads_nothing_loses_its_connection() {
 
 #[tokio::test]
 async fn a_head_that_never_ends_is_not_waited_for() {
-    let live = Live::start(&["--head-seconds-max", "1"]);
+    let live = Live::start(&["--body-seconds-max", "1"]);
     let address = live.server.url.strip_prefix("http://").unwrap();
     let mut socket = std::net::TcpStream::connect(address).unwrap();
     std::io::Write::write_all(&mut socket, b"GET /live HTTP/1.1\r\nhost: localhost\r\n").unwrap();

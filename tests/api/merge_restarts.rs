@@ -6,6 +6,7 @@ use crate::live::{Live, hello, whole, with};
 use crate::merges::{
     SOURCES, done, job, occupied, order, over, report_of, slow, staged, submit, upload_sources,
 };
+use polylora::config::limits::MERGES_KEPT;
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::time::Instant;
@@ -33,10 +34,17 @@ async fn merges_go_on_after_a_restart_and_fail_by_name_when_a_source_is_gone() {
     let done = over(&live, &running).await;
     assert_eq!((&done["state"], &done["restarted"]), (&json!("done"), &json!(1)), "{done}");
     // What is over is kept over a restart, with its report.
-    let live = live.crash_and_restart(&["--merges-kept", "2"]);
+    for n in 2..MERGES_KEPT {
+        let id = submit(&live, order(&format!("more-{n}"), json!({}))).await;
+        // Cancelled, or done already: over either way.
+        live.post(&format!("/v1/merges/{id}/cancel"), json!({})).await;
+        over(&live, &id).await;
+    }
+    let live = live.crash_and_restart(&[]);
     let list = live.get("/v1/merges").await.json();
     let ids: Vec<&Value> = list["data"].as_array().unwrap().iter().map(|j| &j["id"]).collect();
-    assert_eq!(ids, [&json!(lonely), &json!(queued)]);
+    assert_eq!(ids.len(), MERGES_KEPT);
+    assert_eq!(ids[MERGES_KEPT - 2..], [&json!(lonely), &json!(queued)]);
     assert_eq!(live.get(&report_of(&done)).await.error(), "404 merge_not_found id");
     assert_eq!(live.get(&format!("/v1/merges/{queued}/report")).await.status, 200);
 }

@@ -5,6 +5,7 @@ mod run;
 
 use crate::keys::{ask, make, upload_as};
 use crate::live::{Answer, BASE, Live, form, hello, rest, whole, with};
+use polylora::config::limits::MERGES_MAX;
 use reqwest::Method;
 use reqwest::multipart::Part;
 use run::{out, polylora, refused};
@@ -189,19 +190,21 @@ async fn events_tell_the_way_of_a_merge_in_order_and_end_with_it() {
 
 #[tokio::test]
 async fn what_waits_or_runs_can_be_cancelled_and_leaves_nothing() {
-    let live = Live::start(&["--merges-max", "3"]);
+    let live = Live::start(&[]);
     upload_sources(&live).await;
     let busy = occupied(&live);
+    let names: Vec<String> = (1..=MERGES_MAX).map(|n| format!("sum-{n}")).collect();
     let mut ids = Vec::new();
-    for name in ["one", "two", "three"] {
+    for name in &names {
         ids.push(submit(&live, slow(name)).await);
     }
-    let full = live.post("/v1/merges", order("four", json!({}))).await;
+    let full = live.post("/v1/merges", order("more", json!({}))).await;
     assert_eq!(full.error(), "429 merge_queue_full -");
     assert!(!full.header("retry-after").is_empty());
     live.until("the first runs", async || job(&live, &ids[0]).await["state"] == "running").await;
     assert_eq!(job(&live, &ids[1]).await["state"], "queued");
-    for id in [&ids[1], &ids[0], &ids[2]] {
+    ids.swap(0, 1);
+    for id in &ids {
         let early = live.get(&format!("/v1/merges/{id}/report")).await;
         assert_eq!(early.error(), "409 merge_report_missing id");
         let path = format!("/v1/merges/{id}/cancel");
@@ -211,10 +214,10 @@ async fn what_waits_or_runs_can_be_cancelled_and_leaves_nothing() {
     }
     drop(busy);
     // The place is free again, and the name was never made.
-    let next = done(&live, order("four", json!({}))).await;
+    let next = done(&live, order("more", json!({}))).await;
     let path = format!("/v1/merges/{}/cancel", next["id"].as_str().unwrap());
     assert_eq!(live.post(&path, json!({})).await.error(), "409 merge_over id");
-    for name in ["one", "two", "three"] {
+    for name in names {
         assert_eq!(live.get(&format!("/v1/adapters/{name}")).await.status, 404);
     }
     live.until("staging is empty", async || staged(&live) == 0).await;

@@ -135,8 +135,8 @@ async fn the_page_equals_a_scripted_workload() {
 
 #[tokio::test]
 async fn a_gateway_sees_which_adapters_run_and_which_wait() {
-    // By default the two would take turns, and then both have begun.
-    let live = Live::start(&["--sequences-max", "1", "--turn-tokens", "1048576"]);
+    // Long turns: when the two have taken one each, both have begun.
+    let live = Live::start(&["--sequences-max", "1", "--rows-max", "8192"]);
     for (seed, name) in ["one", "two"].iter().enumerate() {
         live.upload(name, seed as u64 + 1).await;
     }

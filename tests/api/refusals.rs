@@ -166,7 +166,8 @@ async fn no_attack_on_a_name_reaches_a_model() {
 
 #[tokio::test]
 async fn bodies_that_are_not_json_are_refused_in_the_same_shape() {
-    let live = Live::start(&["--body-bytes-max", "64KiB"]);
+    // A sixteenth of it is the longest body.
+    let live = Live::start(&["--request-bytes-max", "16MiB"]);
     let path = "/v1/chat/completions";
     let post = |kind: &'static str, body: String| {
         let request = live.request(Method::POST, path);
@@ -181,10 +182,10 @@ async fn bodies_that_are_not_json_are_refused_in_the_same_shape() {
     assert_eq!(post("text/plain", "{}".into()).await.error(), "415 unsupported_media_type -");
     let form = post("application/x-www-form-urlencoded", "a=b".into()).await;
     assert_eq!(form.error(), "415 unsupported_media_type -");
-    let large = format!("{{\"model\": \"{}\"}}", "a".repeat(100_000));
+    let large = format!("{{\"model\": \"{}\"}}", "a".repeat(1 << 20));
     assert_eq!(post(json, large).await.error(), "413 body_too_large -");
     // Without a declared length, counted while reading.
-    let chunks = futures::stream::iter((0..64).map(|_| Ok::<_, std::io::Error>("a".repeat(4096))));
+    let chunks = futures::stream::iter((0..300).map(|_| Ok::<_, std::io::Error>("a".repeat(4096))));
     let request = live.request(Method::POST, path).header("content-type", json);
     let streamed = whole(request.body(reqwest::Body::wrap_stream(chunks))).await;
     assert_eq!(streamed.error(), "413 body_too_large -");

@@ -112,7 +112,7 @@ fn endless(model: &str) -> String {
 
 #[tokio::test]
 async fn nothing_that_was_answered_is_missing_or_counted_twice_after_a_crash() {
-    let flags = ["--usage-sync", "--usage-commit-ms", "5"];
+    let flags = ["--usage-sync"];
     let mut live = Live::start(&flags);
     let answered: Arc<Mutex<BTreeMap<String, u64>>> = Arc::default();
     for round in 0..rounds() {

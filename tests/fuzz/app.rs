@@ -6,7 +6,7 @@
 use crate::tiny;
 use polylora::api::router;
 use polylora::cli::serve::assemble;
-use polylora::config::{Config, RawConfig, Size};
+use polylora::config::{Config, Given};
 use serde_json::json;
 use std::path::Path;
 use std::time::Duration;
@@ -20,19 +20,18 @@ pub async fn in_process(dir: &Path) -> axum::Router {
     std::fs::create_dir(&model).expect("a directory");
     let case = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama"});
     tiny::write(&model, &case, tiny::Storage::F32, 1);
-    let given = RawConfig {
-        model: Some(model.display().to_string()),
-        served_name: Some(BASE.to_owned()),
-        data_dir: Some(dir.join("data")),
-        threads: Some(1),
-        context: Some(128),
-        kv_bytes: Some(Size(1 << 20)),
-        adapter_bytes_max: Some(Size(16 << 20)),
-        upload_bytes_max: Some(Size(1 << 20)),
-        body_bytes_max: Some(Size(1 << 20)),
-        versions_kept: Some(1),
-        ..RawConfig::default()
-    };
+    let given = Given::of(&[
+        ("model", &model.display().to_string()),
+        ("served_name", BASE),
+        ("data_dir", &dir.join("data").display().to_string()),
+        ("threads", "1"),
+        ("context", "128"),
+        ("kv_bytes", "1MiB"),
+        ("adapter_bytes_max", "16MiB"),
+        ("upload_bytes_max", "1MiB"),
+        ("request_bytes_max", "16MiB"),
+        ("versions_kept", "1"),
+    ]);
     let config = Config::load(None, given).expect("a configuration");
     let (app, _) = assemble(config).await.expect("a server");
     app.engine.drain(Duration::ZERO).await;

@@ -65,7 +65,7 @@ impl Hostile {
         std::fs::create_dir(&model).expect("a directory");
         tiny::write(&model, &case(), tiny::Storage::F32, 1);
         let mut all = vec!["--served-name", BASE, "--threads", "1", "--context", "256"];
-        all.extend(["--upload-bytes-max", "1MiB", "--body-bytes-max", "1MiB"]);
+        all.extend(["--upload-bytes-max", "1MiB", "--request-bytes-max", "16MiB"]);
         all.extend(["--adapter-bytes-max", "16MiB", "--log-filter", "off"]);
         all.extend(flags);
         let server = Server::start(&model, &dir.path().join("data"), &all);

@@ -5,7 +5,7 @@
 //! everything else of the page is written by hand.
 
 use polylora::api::{ROUTES, Scope, document};
-use polylora::config::{Config, RANGES, RawConfig, human, keys};
+use polylora::config::{Config, Given, SETTINGS};
 use polylora::error::codes::GROUPS;
 use serde_json::Value;
 
@@ -85,30 +85,20 @@ fn codes() -> String {
 }
 
 fn settings() -> String {
-    let defaults = Config::load(None, RawConfig::default()).expect("the defaults are right");
-    let defaults = serde_json::to_value(defaults).expect("settings are plain values");
+    let defaults = Config::load(None, Given::default()).expect("the defaults are right");
     let mut page = String::new();
-    for key in keys() {
-        let range = RANGES.iter().find(|r| r.key == key.name);
-        let default = match (range, &defaults[&key.name]) {
-            _ if key.help.contains("default:") => None,
-            (Some(r), _) if r.expected().ends_with('B') => Some(human((r.default)())),
-            (Some(r), _) => Some((r.default)().to_string()),
-            (None, Value::Bool(b)) => Some(b.to_string()),
-            (None, Value::String(s)) => Some(s.clone()),
-            (None, Value::Null) if key.name.ends_with("dtype") => Some("auto".to_owned()),
-            _ => None,
+    for row in SETTINGS {
+        let default = match row.told(&defaults) {
+            _ if row.help().contains("default:") => String::new(),
+            Some(told) if !matches!(told.as_str(), "[]" | "{}") => format!(" Default: `{told}`."),
+            _ => " Default: none.".to_owned(),
         };
-        let default = match (default, key.help.contains("default:")) {
-            (Some(d), _) => format!(" Default: `{d}`."),
-            (None, true) => String::new(),
-            (None, false) => " Default: none.".to_owned(),
-        };
-        let range = range.map_or(String::new(), |r| format!(" Range: {}.", r.expected()));
-        let help = sentence(&key.help);
-        let whole = format!("**`{}`**: {help}{default}{range}", key.name);
+        let expected = row.expected().map_or(String::new(), |e| format!(" Expected: {e}."));
+        let whole = format!("**`{}`**: {}{default}{expected}", row.key, sentence(row.help()));
         page += &item(&whole.replace(".0 ", " "));
-        page += &wrapped("  ", "  ", &format!("`--{}`, `{}`", key.flag, key.env));
+        let flags = [row.flag()].into_iter().chain(row.aliases.iter().map(|a| (*a).to_owned()));
+        let flags: Vec<String> = flags.map(|flag| format!("`--{flag}`")).collect();
+        page += &wrapped("  ", "  ", &format!("{}, `{}`", flags.join(", "), row.env()));
     }
     page
 }

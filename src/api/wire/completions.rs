@@ -29,7 +29,7 @@ pub enum Prompt {
 
 const PROMPT_EXPECTED: &str =
     "expected a string, a list of strings, a list of token ids or a list of such lists";
-/// Prompts of one request, whatever `choices_max` says.
+/// Prompts of one request.
 const PROMPTS_MAX: usize = 128;
 
 /// By hand, so that a list of a million ids is read into four bytes each and nothing else.

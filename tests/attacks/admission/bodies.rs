@@ -79,7 +79,7 @@ async fn bodies_that_stall_hold_their_tenants_share_and_are_given_up() {
 
 #[tokio::test]
 async fn stops_names_and_users_have_sane_lengths() {
-    let two = Two::start(&["--stops-max", "64"]).await;
+    let two = Two::start(&[]).await;
     let many: Vec<String> = (0..20).map(|i| format!("{i}{}", "b".repeat(1000))).collect();
     let parts = (0..8).map(|i| format!("mallory-{i}:0.{}", "5".repeat(400))).collect::<Vec<_>>();
     for (change, expected) in [

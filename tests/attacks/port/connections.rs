@@ -56,7 +56,7 @@ async fn answered(live: &Live, key: &str) -> (usize, usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_say_nothing_keep_nobody_out() {
     // A head may take so long that no place comes free by itself.
-    let flags = ["--api-key", "secret", "--connections-max", "24", "--head-seconds-max", "3600"];
+    let flags = ["--api-key", "secret", "--connections-max", "24", "--body-seconds-max", "3600"];
     let live = Live::start(&flags);
     for (shape, says) in SHAPES {
         for addresses in [1, 200] {
@@ -86,7 +86,7 @@ async fn connections_that_say_nothing_keep_nobody_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_under_way_is_not_cut_for_newcomers() {
-    let flags = ["--connections-max", "8", "--head-seconds-max", "3600"];
+    let flags = ["--connections-max", "8", "--body-seconds-max", "3600"];
     let live = Live::start(&flags);
     let whole = live.socket("POST /v1/chat/completions", &hello(BASE, 2000).to_string());
     let ask = with(hello(BASE, 2000), json!({"stream": true}));
@@ -108,7 +108,7 @@ async fn a_request_under_way_is_not_cut_for_newcomers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn health_is_answered_while_every_place_is_at_a_request() {
     let share = ["--connections-per-address-max", "100"];
-    let flags = ["--connections-max", "3", "--head-seconds-max", "3600"];
+    let flags = ["--connections-max", "3", "--body-seconds-max", "3600"];
     let live = Live::start(&[&flags[..], &share].concat());
     let endless = with(hello(BASE, ENDLESS), json!({"stream": true})).to_string();
     let ask = || live.socket("POST /v1/chat/completions", &endless);
@@ -170,7 +170,7 @@ async fn a_long_flood_of_silent_connections_is_not_felt() {
     if !soak() {
         return;
     }
-    let live = Live::start(&["--api-key", "secret", "--head-seconds-max", "3600"]);
+    let live = Live::start(&["--api-key", "secret", "--body-seconds-max", "3600"]);
     let probes = Canary::start(&live.server.url, None, Song::Live);
     let chats = Canary::start(&live.server.url, Some("secret"), Song::Chat(BASE.to_owned()));
     let (mut held, begun) = (Vec::new(), std::time::Instant::now());

@@ -41,7 +41,7 @@ fn early() -> Vec<(&'static str, String, &'static str)> {
 
 #[tokio::test]
 async fn a_client_that_sends_all_before_it_reads_sees_why_it_was_refused() {
-    let live = Live::start(&["--api-key", "secret", "--body-bytes-max", "64KiB"]);
+    let live = Live::start(&["--api-key", "secret"]);
     let large = "x".repeat(24 << 20);
     let json = format!("Authorization: Bearer secret\r\n{JSON}");
     let beyond = ("POST /v1/completions", json, "413 body_too_large");
@@ -59,7 +59,7 @@ async fn a_client_that_sends_all_before_it_reads_sees_why_it_was_refused() {
 
 #[tokio::test]
 async fn a_connection_is_reused_after_a_refusal_or_says_that_it_is_not() {
-    let live = Live::start(&["--api-key", "secret", "--body-bytes-max", "64KiB"]);
+    let live = Live::start(&["--api-key", "secret"]);
     let good = json!({"model": BASE, "prompt": "hi", "max_tokens": 1}).to_string();
     let key = format!("Authorization: Bearer secret\r\n{JSON}");
     let open = |line: &str, headers: &str, body: &str| {

@@ -105,7 +105,7 @@ async fn residency_shows_ones_own_use_only() {
 #[tokio::test]
 async fn one_tenants_requests_that_wait_for_memory_come_through() {
     let flags = ["--api-key", OPERATOR, "--resident-max", "1", "--adapter-patience-ms", "50"];
-    let live = Live::start(&[&flags[..], &["--adapter-wait-seconds", "20"]].concat());
+    let live = Live::start(&flags);
     let acme = key(&live, "acme", &["acme-*"], json!({})).await;
     for n in 0..3 {
         assert_eq!(upload(&live, &acme, &format!("acme-{n}"), 4, n).await.status, 201);

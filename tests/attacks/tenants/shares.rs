@@ -70,8 +70,7 @@ async fn a_keys_own_bounds_are_for_all_that_its_tenant_holds() {
 
 #[tokio::test]
 async fn pins_are_shared_by_tenants() {
-    let flags = ["--api-key", OPERATOR, "--adapter-bytes-max", "1MiB"];
-    let live = Live::start(&[&flags[..], &["--adapter-wait-seconds", "1"]].concat());
+    let live = Live::start(&["--api-key", OPERATOR, "--adapter-bytes-max", "1MiB"]);
     let mallory = key(&live, "mallory", &["mallory-*"], json!({})).await;
     let canary = key(&live, "canary", &["canary-*"], json!({})).await;
     let mut bytes = 0;
