@@ -21,7 +21,7 @@ pub use ticket::Ticket;
 
 use crate::clock::Now;
 use crate::database::Storage;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, brief};
 use audit::{Archived, Cut, Query, Record, Refusals};
 use meters::Meters;
 use std::collections::BTreeMap;
@@ -340,6 +340,6 @@ impl Access {
 }
 
 fn not_found(id: &str) -> Error {
-    let shown: String = id.chars().take(64).collect();
+    let shown = brief(id);
     Error::not_found("key_not_found", format!("there is no key `{shown}`")).param("id")
 }

@@ -10,7 +10,7 @@ use super::bank::{Bank, Blend, PARTS_MAX};
 use super::format::{Summary, config::RANK_MAX};
 use super::registry::Lease;
 use super::version::Version;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 
@@ -159,7 +159,7 @@ pub fn weight(part: &str, asked: f64) -> Result<f32> {
         // -0 and 0 weigh the same.
         return Ok(weight + 0.0);
     }
-    let shown: String = part.chars().take(160).collect();
+    let shown = brief(part);
     let message = format!("the weight of `{shown}` is {asked}, not a finite number");
     Err(Error::invalid("invalid_weight", message))
 }

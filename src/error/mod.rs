@@ -106,3 +106,11 @@ mod tests {
         assert_eq!(Error::fault("short").message, "short");
     }
 }
+
+/// Characters of a client's text that a message repeats.
+const SHOWN_CHARS: usize = 160;
+
+/// A client's text as a message repeats it: its beginning, if it is long.
+pub fn brief(text: &str) -> String {
+    text.chars().take(SHOWN_CHARS).collect()
+}

@@ -18,7 +18,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("jobs", &["merge", "engine", "adapters", "clock", "database", "share"]),
     ("model", &["adapters", "checkpoint", "shape"]),
     ("checkpoint", &["adapters", "shape"]),
-    ("text", &["checkpoint"]),
+    ("text", &["checkpoint", "clock"]),
     ("engine", &["model", "adapters", "metrics"]),
     ("usage", &["clock", "database", "metrics"]),
     (

@@ -10,7 +10,7 @@ use super::places::Full;
 use super::scope::{Matched, Scope};
 use super::sites::{self, Names};
 use crate::api::Api;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, brief};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -132,7 +132,7 @@ fn known(api: &Api, request: &Request) -> Result<()> {
 }
 
 fn host_not_allowed(host: &str) -> Error {
-    let shown: String = host.chars().take(SHOWN_CHARS_MAX).collect();
+    let shown = brief(host);
     let message = format!(
         "a server without keys answers to localhost, to its own address and to `host`, not to \
          '{shown}': add that name to allow_hosts (--allow-hosts or POLYLORA_ALLOW_HOSTS), or set \
@@ -142,7 +142,7 @@ fn host_not_allowed(host: &str) -> Error {
 }
 
 fn origin_not_allowed(origin: &str) -> Error {
-    let shown: String = origin.chars().take(SHOWN_CHARS_MAX).collect();
+    let shown = brief(origin);
     let message = format!(
         "web pages of other origins ('{shown}') may not call a server without keys: add the \
          origin to allow_origins (--allow-origins or POLYLORA_ALLOW_ORIGINS)"

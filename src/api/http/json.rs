@@ -5,7 +5,7 @@
 //! and only then read, field by field, into the type that wants it.
 
 use super::intake::Bounds;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use serde::de::IgnoredAny;
 use std::ops::Range;
 
@@ -81,7 +81,7 @@ fn within(field: &Field, bounds: &Bounds) -> Result<()> {
     if field.values <= most {
         return Ok(());
     }
-    let shown: String = field.name.chars().take(64).collect();
+    let shown = brief(&field.name);
     Err(too_many(&format!("`{shown}`"), most).param(shown))
 }
 

@@ -9,7 +9,7 @@ use crate::adapters::bank::PARTS_MAX;
 use crate::adapters::composition::weight;
 use crate::api::http::errors::invalid_value;
 use crate::api::wire::{MergedAdapters, SamplingFields};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 
 /// Longest part of a sum, its weight included: answers repeat it with each of their events.
 const PART_BYTES_MAX: usize = 160;
@@ -167,7 +167,7 @@ fn merged_parts(merged: &MergedAdapters) -> Result<Named> {
         ),
         "ties" | "dare_linear" | "dare_ties" => Some("it prunes and adds A and B each for itself"),
         other => {
-            let shown: String = other.chars().take(40).collect();
+            let shown = brief(other);
             let message = format!("`{shown}` is no merge strategy; only `cat` is served here");
             return Err(invalid_value("merged_adapters.merge_strategy", message));
         }

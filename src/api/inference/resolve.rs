@@ -9,7 +9,7 @@ use crate::access::Caller;
 use crate::adapters::composition::{Composition, Part};
 use crate::adapters::format::generation::Generation;
 pub use crate::adapters::version::model_not_found as not_found;
-use crate::adapters::version::{Entry, Version};
+use crate::adapters::version::{Entry, Version, VersionRef};
 use crate::api::Api;
 use crate::api::http::auth;
 use crate::error::Result;
@@ -83,20 +83,15 @@ impl Api {
 
     /// The version that `name` or `name@version` means.
     fn entry(&self, name: &str, shown: &str) -> Result<Entry> {
-        let (name, number) = match name.split_once('@') {
+        let asked = VersionRef::parse(name).ok_or_else(|| not_found(shown))?;
+        let (name, number) = match (asked.number, self.registry.alias(asked.name)) {
             // An alias is shown as the version that most of its requests get.
-            None => match self.registry.alias(name) {
-                Ok(alias) => {
-                    let most = alias.targets.into_iter().max_by_key(|t| t.weight);
-                    let most = most.ok_or_else(|| not_found(shown))?;
-                    (most.name, Some(most.number))
-                }
-                Err(_) => (name.to_owned(), None),
-            },
-            Some((name, number)) => {
-                let number = number.parse::<u64>().map_err(|_| not_found(shown))?;
-                (name.to_owned(), Some(number))
+            (None, Ok(alias)) => {
+                let most = alias.targets.into_iter().max_by_key(|t| t.weight);
+                let most = most.ok_or_else(|| not_found(shown))?;
+                (most.name, Some(most.number))
             }
+            (number, _) => (asked.name.to_owned(), number),
         };
         let found =
             self.registry.versions(&name).into_iter().find(|entry| {

@@ -10,7 +10,7 @@ use crate::api::wire::{SamplingFields, Stop};
 use crate::config::limits::{CHOICES_MAX, LOGIT_BIAS_MAX, STOPS_MAX};
 use crate::engine::Sampling;
 use crate::engine::request::TOP_LOGPROBS_MAX;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
 
@@ -225,7 +225,7 @@ fn logit_bias(map: Option<&Map<String, Value>>, api: &Api) -> Result<Vec<(u32, f
     }
     map.iter()
         .map(|(key, bias)| {
-            let shown: String = key.chars().take(32).collect();
+            let shown = brief(key);
             let path = format!("logit_bias.{shown}");
             let token = key
                 .parse()
