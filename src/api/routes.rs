@@ -150,7 +150,7 @@ async fn matched(mut request: Request, next: Next) -> Response {
 }
 
 async fn unknown(method: Method, uri: Uri) -> Error {
-    let path = brief(&uri.path());
+    let path = brief(uri.path());
     Error::not_found("unknown_route", format!("there is no {method} {path}; see /docs"))
 }
 

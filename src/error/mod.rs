@@ -94,6 +94,14 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// Characters of a client's text that a message repeats.
+const SHOWN_CHARS: usize = 160;
+
+/// A client's text as a message repeats it: its beginning, if it is long.
+pub fn brief(text: &str) -> String {
+    text.chars().take(SHOWN_CHARS).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,12 +113,4 @@ mod tests {
         assert!(error.message.capacity() < 2 * MESSAGE_BYTES_MAX);
         assert_eq!(Error::fault("short").message, "short");
     }
-}
-
-/// Characters of a client's text that a message repeats.
-const SHOWN_CHARS: usize = 160;
-
-/// A client's text as a message repeats it: its beginning, if it is long.
-pub fn brief(text: &str) -> String {
-    text.chars().take(SHOWN_CHARS).collect()
 }

@@ -39,8 +39,6 @@ const PREFLIGHT_SECONDS: u64 = 7200;
 const ASKED_BYTES_MAX: usize = 4096;
 /// Nothing that we send runs, loads or is framed, but for the page at `/docs`.
 const POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
-/// Of a host or origin in a message.
-const SHOWN_CHARS_MAX: usize = 100;
 
 /// Holds a request against the place its connection has, and against the names of this server.
 pub async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
