@@ -94,6 +94,13 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+impl From<polylora_kernels::Error> for Error {
+    /// What a device refuses or fails at is nothing that a request could mend.
+    fn from(error: polylora_kernels::Error) -> Self {
+        Self::fault(error.to_string())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

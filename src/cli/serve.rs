@@ -31,7 +31,7 @@ use crate::text::Text;
 use crate::text::sandbox::{Sandbox, TemplateSource};
 use crate::usage::{UsageLog, UsageOptions};
 use clap::Args;
-use polylora_kernels::{Device, KvCache, Place, cuda};
+use polylora_kernels::{Device, KvCache, Place, gpus};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -270,7 +270,7 @@ async fn listen(app: App, storage: &str) -> Result<()> {
         listener.local_addr().map_err(|e| Error::fault(format!("cannot tell the address: {e}")))?;
     // What `auto` passed over; a driver that cannot say is none to use.
     let gpus = match app.config.device {
-        Place::Auto => cuda::gpus().unwrap_or_default(),
+        Place::Auto => gpus().unwrap_or_default(),
         _ => Vec::new(),
     };
     let banner = Banner {
@@ -295,13 +295,14 @@ fn device(config: &Config) -> Result<Device> {
         let message = format!("device is {}, but {why}", device_name(config.device));
         Error::invalid("invalid_config", message).param("device")
     };
-    match Device::open(config.device, config.threads).map_err(|e| wrong(e.to_string()))? {
-        cpu @ Device::Cpu(_) => Ok(cpu),
-        Device::Cuda(gpu) => Err(wrong(format!(
+    let device = Device::open(config.device, config.threads).map_err(|e| wrong(e.to_string()))?;
+    if !device.is_cpu() {
+        return Err(wrong(format!(
             "the steps of this version do not run on a GPU yet ({}); expected auto or cpu",
-            gpu.name()
-        ))),
+            device.name()
+        )));
     }
+    Ok(device)
 }
 
 /// Most tokens of one sequence: the model's, the operator's, and what all pages together hold.
