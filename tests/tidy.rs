@@ -81,6 +81,18 @@ const CRATES: &[(&str, &[&str])] = &[
     ("rustix", &["src/api/", "src/jobs/", "src/text/", "src/adapters/store/"]),
 ];
 
+/// Beside `kernels/src/cuda`, the only files that may name it: where an operand is made for a device,
+/// and where an op ends in an arm for each.
+const TWIN_PATHS: &[&str] = &[
+    "kernels/src/lib.rs",
+    "kernels/src/device.rs",
+    "kernels/src/act.rs",
+    "kernels/src/delta.rs",
+    "kernels/src/matrix.rs",
+    "kernels/src/plane.rs",
+    "kernels/src/linear/mod.rs",
+];
+
 /// Pure modules: state and integers in, integers out.
 const PURE: &[&str] = &[
     "src/engine/scheduler.rs",
@@ -158,6 +170,26 @@ fn imports_go_one_way() {
         }
     }
     none(wrong);
+}
+
+#[test]
+fn the_paths_of_cpu_and_gpu_part_in_few_places() {
+    let mut wrong = Vec::new();
+    for (path, text) in rust_files() {
+        let may = TWIN_PATHS.contains(&path.as_str());
+        match names_cuda(&code_of(&text)) {
+            true if !may && !path.starts_with("kernels/src/cuda/") => {
+                wrong.push(format!("{path}: only {TWIN_PATHS:?} may name cuda::"));
+            }
+            false if may => wrong.push(format!("{path} may name cuda:: and does not")),
+            _ => {}
+        }
+    }
+    none(wrong);
+}
+
+fn names_cuda(code: &str) -> bool {
+    Regex::new(r"\bcuda::").expect("a pattern").is_match(code).expect("no backtrack limit")
 }
 
 #[test]
@@ -305,4 +337,6 @@ fn the_rules_find_what_they_forbid() {
     assert_eq!(functions(&code), [("long".to_owned(), 3, 5)]);
     assert_eq!(banned_names(&code, BANNED_NOUNS), ["RequestHandler", "HandlerKind"]);
     assert!(!code.contains("unsafe") && code.contains("'static"), "{code}");
+    assert!(names_cuda("use crate::cuda::Gpu;") && names_cuda("cuda::linear(gpu)"));
+    assert!(!names_cuda("On::Cuda(act) => act.cuda(), barracuda::x"));
 }
