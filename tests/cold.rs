@@ -10,13 +10,14 @@ mod common;
 
 use common::adapters::Noise;
 use common::tiny;
-use polylora::adapters::registry::{Publish, Registry, RegistryOptions};
+use polylora::adapters::registry::{Registry, RegistryOptions};
+use polylora::adapters::version::Publish;
 use polylora::adapters::{BaseRows, BaseText};
+use polylora::checkpoint::Checkpoint;
 use polylora::database::Storage;
-use polylora::engine::step::EngineOptions;
+use polylora::engine::EngineOptions;
 use polylora::engine::{EngineHandle, Event, Request, Sampling, probe};
 use polylora::metrics::Metrics;
-use polylora::model::checkpoint::Checkpoint;
 use polylora::model::weights::Weights;
 use polylora::model::{Model, ModelOptions};
 use polylora::shape::{ModelShape, Projection, Site};
@@ -132,8 +133,8 @@ impl House {
             factors: weights.dtype.into(),
             resident_bytes_max: one * room.unwrap_or(ADAPTERS as u64),
             residents_max: ADAPTERS,
-            room_wait_max: Duration::from_secs(10),
-            room_patience: Duration::from_millis(500),
+            load_wait_max: Duration::from_secs(10),
+            load_patience: Duration::from_millis(500),
             upload_bytes_max: 1 << 20,
             versions_kept: 3,
             adapters_max: 1000,

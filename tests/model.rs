@@ -7,8 +7,8 @@ mod run;
 #[path = "common/tiny.rs"]
 mod tiny;
 
-use polylora::model::checkpoint::Checkpoint;
-use polylora::model::source;
+use polylora::checkpoint::Checkpoint;
+use polylora::checkpoint::source;
 use polylora::shape::ModelShape;
 use polylora_kernels::{Dtype, KvCache};
 use run::{Part, difference_max, golden, ids, model, prefill, step, tiny_checkpoint};

@@ -11,7 +11,7 @@ use common::runner::{Runner, Weights};
 use common::server::Server;
 use common::tiny;
 use polylora::adapters::format;
-use polylora::model::checkpoint::Checkpoint;
+use polylora::checkpoint::Checkpoint;
 use polylora::shape::{ModelShape, Projection};
 use polylora::text::Text;
 use polylora_kernels::{Device, Dtype};

@@ -6,8 +6,8 @@
 #[path = "common/tiny.rs"]
 mod tiny;
 
+use polylora::checkpoint::Checkpoint;
 use polylora::cli::verify;
-use polylora::model::checkpoint::Checkpoint;
 use polylora_kernels::Dtype;
 use safetensors::Dtype::F32;
 use safetensors::tensor::TensorView;

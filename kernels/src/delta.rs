@@ -13,6 +13,9 @@ pub struct Delta {
     on: On<cpu::Delta, cuda::Delta>,
 }
 
+// The second form costs the first no cache line.
+const _: () = assert!(size_of::<Option<Delta>>() == size_of::<cpu::Delta>());
+
 impl Delta {
     /// `a` `[R, I]` and `b` `[O, R]`, row-major as in PEFT files. The scale multiplies B. `gain`
     /// `[O]` multiplies the sum of base and delta (DoRA); `bias` `[O]` is added after it, already

@@ -61,7 +61,8 @@ pub enum Memory {
     Cuda(cuda::Memory),
 }
 
-/// What an operand is, by the memory it lies in. (The CPU's, at least, is as small as it can be.)
+/// An operand, in the form of the memory it lies in. A GPU's is boxed, so that the CPU's is no
+/// larger than alone: a step looks at hundreds of deltas that have left the caches.
 pub(crate) enum On<C, G> {
     Cpu(C),
     Cuda(Box<G>),

@@ -115,11 +115,15 @@ impl Residents {
         self.slots[slot.0 as usize].take()
     }
 
+    /// What is in a slot.
+    pub fn get(&self, slot: Slot) -> Option<&Resident> {
+        self.slots.get(slot.0 as usize)?.as_ref()
+    }
+
     /// # Panics
     /// On an empty slot.
     fn of(&self, slot: Slot) -> &Resident {
-        let resident = self.slots.get(slot.0 as usize).and_then(Option::as_ref);
-        resident.expect("a slot stays resident while a batch names it")
+        self.get(slot).expect("a slot stays resident while a batch names it")
     }
 
     /// What a resident changes at a site.

@@ -41,7 +41,7 @@ pub enum BankCommand {
 /// How the registry reaches the engine thread. Fails when the engine is gone.
 pub type BankSender = std::sync::Arc<dyn Fn(BankCommand) -> Result<()> + Send + Sync>;
 
-/// Slots of resident adapters: what they change lies in the kernels' `Residents`, who they are here.
+/// Slots of resident adapters: what they change is in the kernels' `Residents`, who they are here.
 #[derive(Default)]
 pub struct Bank {
     residents: Residents,

@@ -5,7 +5,8 @@
 //! evaluation.
 
 use super::evaluate::EvaluationSet;
-use crate::adapters::registry::{Actor, Bounds, Parent, Right, Tenant};
+use crate::adapters::actor::{Actor, Bounds, Right, Tenant};
+use crate::adapters::version::Parent;
 use crate::error::{Error, Kind};
 use crate::merge::Progress;
 use crate::merge::spec::Spec;

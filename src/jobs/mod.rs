@@ -16,7 +16,8 @@ mod turns;
 mod work;
 
 use crate::adapters::Digest;
-use crate::adapters::registry::{Kept, Parent, Registry};
+use crate::adapters::registry::{PinnedSource, Registry};
+use crate::adapters::version::Parent;
 use crate::database::{FULL, Storage};
 use crate::engine::{EngineHandle, shutting_down};
 use crate::error::{Error, Kind, Result};
@@ -86,7 +87,7 @@ struct Posted {
     /// The job itself: whoever changes it tells those who watch.
     job: Arc<watch::Sender<Job>>,
     /// Its sources; none once it is over.
-    kept: Arc<Vec<Kept>>,
+    kept: Arc<Vec<PinnedSource>>,
     /// Milliseconds that it works before it is set aside for others.
     turn: Arc<AtomicU64>,
     /// How often it has waited for room on the disk.
@@ -185,7 +186,12 @@ impl Jobs {
 
     /// Checks an order as far as it can be without merging: sources, options, sizes. Errors: those
     /// of the merge, `model_not_found`, `corrupt_adapter`.
-    pub async fn check(&self, order: &Order, kept: Arc<Vec<Kept>>, tenant: &str) -> Result<()> {
+    pub async fn check(
+        &self,
+        order: &Order,
+        kept: Arc<Vec<PinnedSource>>,
+        tenant: &str,
+    ) -> Result<()> {
         let _place = self.inner.checks.take(tenant).await;
         let (order, registry) = (order.clone(), self.inner.registry.clone());
         let checked =
@@ -198,7 +204,7 @@ impl Jobs {
     pub async fn survey(
         &self,
         order: &Order,
-        kept: Arc<Vec<Kept>>,
+        kept: Arc<Vec<PinnedSource>>,
         tenant: &str,
     ) -> Result<Outlook> {
         let _place = self.inner.surveys.try_take(tenant, 1).ok_or_else(|| {
@@ -234,7 +240,7 @@ impl Jobs {
     pub async fn submit(
         &self,
         submission: Submission,
-        kept: Arc<Vec<Kept>>,
+        kept: Arc<Vec<PinnedSource>>,
         most: Option<u64>,
     ) -> Result<Job> {
         let inner = &self.inner;
@@ -320,7 +326,7 @@ impl Jobs {
 }
 
 impl Posted {
-    fn new(job: Job, kept: Arc<Vec<Kept>>) -> Self {
+    fn new(job: Job, kept: Arc<Vec<PinnedSource>>) -> Self {
         let turn = Arc::new(AtomicU64::new(TURN_MS));
         Self { job: Arc::new(watch::Sender::new(job)), kept, turn, waits: Arc::default() }
     }
@@ -394,7 +400,7 @@ impl Inner {
         Ok(())
     }
 
-    fn found_again(&self, job: &Job) -> Result<Vec<Kept>> {
+    fn found_again(&self, job: &Job) -> Result<Vec<PinnedSource>> {
         if job.restarts > RESTARTS_MAX {
             let message = format!("the server ended {} times while it ran", job.restarts);
             return Err(Error::new(Kind::Fault, "merge_abandoned", message));

@@ -7,7 +7,7 @@
 use super::job::Order;
 use crate::adapters::format::factors::OpenAdapter;
 use crate::adapters::format::write;
-use crate::adapters::registry::{Kept, Registry};
+use crate::adapters::registry::{PinnedSource, Registry};
 use crate::error::{Error, Kind, Result};
 use crate::merge::outlook::Outlook;
 use crate::merge::{Merge, Progress, check_sources, picture};
@@ -36,8 +36,8 @@ impl Plan {
     /// Opens the sources and plans. Blocking. Errors: `corrupt_adapter`, `upload_too_large`,
     /// `invalid_merge` (too many restarts), and
     /// those of [`check_sources`] and [`Merge::new`].
-    pub fn new(order: &Order, registry: &Registry, kept: &[Kept]) -> Result<Self> {
-        let open = |k: &Kept| registry.open_factors(k);
+    pub fn new(order: &Order, registry: &Registry, kept: &[PinnedSource]) -> Result<Self> {
+        let open = |k: &PinnedSource| registry.open_factors(k);
         let adapters = kept.iter().map(open).collect::<Result<Vec<_>>>()?;
         let base_model = check_sources(&order.spec, &adapters, order.any_base)?;
         let modules: Vec<_> = adapters.iter().map(OpenAdapter::modules).collect();

@@ -2,7 +2,8 @@
 
 use super::adapter_files::Files;
 use super::{House, code_of, plain_bytes, publish, until};
-use polylora::adapters::registry::{Lease, Publish, Removal};
+use polylora::adapters::registry::Lease;
+use polylora::adapters::version::{Publish, Removal};
 use polylora::error::Kind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

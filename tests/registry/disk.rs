@@ -2,7 +2,7 @@
 
 use super::adapter_files::Files;
 use super::{House, code_of, open, options, publish, until};
-use polylora::adapters::registry::{Publish, Removal};
+use polylora::adapters::version::{Publish, Removal};
 use polylora::error::Kind;
 use std::path::Path;
 use std::sync::atomic::Ordering;

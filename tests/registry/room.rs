@@ -3,7 +3,8 @@
 
 use super::adapter_files::Files;
 use super::{House, code_of, options, until};
-use polylora::adapters::registry::{Actor, Publish, Removal};
+use polylora::adapters::actor::Actor;
+use polylora::adapters::version::{Publish, Removal};
 use polylora::error::Kind;
 use polylora::metrics::Metrics;
 use std::sync::Arc;
@@ -13,8 +14,8 @@ use std::time::{Duration, Instant};
 /// A house with this many places, where requests wait.
 async fn house(places: usize, patience: Duration) -> House {
     let house = House::with(places, |o| {
-        o.room_wait_max = Duration::from_secs(30);
-        o.room_patience = patience;
+        o.load_wait_max = Duration::from_secs(30);
+        o.load_patience = patience;
     });
     house.await
 }
@@ -29,11 +30,11 @@ async fn a_request_waits_until_a_lease_ends() {
     let a = house.registry.acquire("a").await.unwrap();
     let registry = house.registry.clone();
     let b = tokio::spawn(async move { registry.acquire("b").await });
-    until("it waits", || house.registry.stats().room_waiting == 1).await;
+    until("it waits", || house.registry.stats().loads_waiting == 1).await;
     assert!(!b.is_finished());
     drop(a);
     assert_eq!(b.await.unwrap().unwrap().version().name, "b");
-    assert_eq!(house.registry.stats().room_waiting, 0);
+    assert_eq!(house.registry.stats().loads_waiting, 0);
     assert_eq!(house.counts().2, 1);
 }
 
@@ -45,7 +46,7 @@ async fn a_request_that_gives_up_waiting_leaves_the_line() {
     let a = house.registry.acquire("a").await.unwrap();
     let b = tokio::time::timeout(Duration::from_millis(200), house.registry.acquire("b")).await;
     assert!(b.is_err(), "there is no room");
-    assert_eq!(house.registry.stats().room_waiting, 0);
+    assert_eq!(house.registry.stats().loads_waiting, 0);
     // It had closed `a` to others, and gave that up too.
     let again = tokio::time::timeout(Duration::from_secs(5), house.registry.acquire("a")).await;
     drop((a, again.expect("at once").unwrap()));
@@ -94,7 +95,7 @@ async fn an_unpopular_adapter_is_served_between_the_popular_ones() {
 
 #[tokio::test]
 async fn without_room_for_long_the_answer_says_so() {
-    let house = House::with(1, |o| o.room_wait_max = Duration::from_millis(100)).await;
+    let house = House::with(1, |o| o.load_wait_max = Duration::from_millis(100)).await;
     house.put("b", 2).await;
     house.put("a", 1).await;
     let _a = house.registry.acquire("a").await.unwrap();
@@ -112,7 +113,7 @@ async fn a_deleted_adapter_is_not_waited_for() {
     let _a = house.registry.acquire("a").await.unwrap();
     let registry = house.registry.clone();
     let b = tokio::spawn(async move { registry.acquire("b").await.map(drop) });
-    until("it waits", || house.registry.stats().room_waiting == 1).await;
+    until("it waits", || house.registry.stats().loads_waiting == 1).await;
     let removed = house.registry.delete("b", Removal::default()).await.unwrap();
     assert!(removed.gone && removed.file_bytes_freed > 0);
     assert_eq!(b.await.unwrap().unwrap_err().code, "model_not_found");

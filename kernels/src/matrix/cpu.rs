@@ -3,9 +3,9 @@
 //! Outputs are cut into panels of 16 and four panels make a block. A block is a list of steps, and
 //! a step is some inputs of every panel, in words of 32 bits: with floats `[panels][16]` words, an
 //! f32 each or two bf16 of consecutive inputs (the lower input in the low half); with integers a
-//! group of inputs and its scales ([`super::ints`]). So a register is a panel's 16 outputs, and a block is
-//! read as one sequential stream whatever `T` is. Outputs are padded with zeros to 16, and `I` to
-//! whole steps; the last block has as many panels as are left.
+//! group of inputs and its scales ([`super::ints`]). So a register is a panel's 16 outputs, and a
+//! block is read as one sequential stream whatever `T` is. Outputs are padded with zeros to 16, and
+//! `I` to whole steps; the last block has as many panels as are left.
 
 use crate::WeightDtype;
 use crate::buffer::Buffer;
