@@ -39,11 +39,14 @@ struct Setup {
     adapters: usize,
     kv_pages: usize,
     prefix_cache: bool,
+    /// What the model's device failed at before the first step.
+    failure: Option<polylora_kernels::Error>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { dtype: Dtype::F32, adapters: 8, kv_pages: 1024, prefix_cache: true }
+        let (dtype, prefix_cache) = (Dtype::F32, true);
+        Self { dtype, adapters: 8, kv_pages: 1024, prefix_cache, failure: None }
     }
 }
 
@@ -79,6 +82,7 @@ impl Bench {
             context: CONTEXT,
         };
         let model = Model::new(weights.clone(), Device::cpu(2), &options).expect("model");
+        setup.failure.into_iter().for_each(|failure| model.device().remember(failure));
         let metrics = Arc::new(Metrics::new());
         let options = EngineOptions {
             rows_max: 96,
@@ -357,6 +361,23 @@ async fn a_step_that_fails_fails_its_own_requests_and_the_next_ones_run() {
         let after = collect(good()).await;
         assert_eq!((after.tokens, after.bits), (expected.tokens.clone(), expected.bits.clone()));
     }
+    while bench.metrics.requests_running.get() + bench.metrics.kv_pages_used.get() > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_device_that_fails_fails_the_step_that_asks_it_and_the_next_ones_run() {
+    let failure = Some(polylora_kernels::Error::OnCpuOnly("what was planted"));
+    let bench = Bench::new(Setup { adapters: 0, failure, ..Setup::default() }).await;
+    let submit = || bench.engine.submit(bench.request(&prompt(1, 20), None, 12)).expect("room");
+    let mut stream = submit();
+    let Some(Event::Failed(error)) = stream.next().await else { panic!("it must fail") };
+    assert_eq!(error.code, "step_failed");
+    assert!(!error.message.contains("planted"), "a client is not told what: {error}");
+    assert_eq!(bench.metrics.step_failures.get(), 1);
+    let after = collect(submit()).await;
+    assert_eq!((after.tokens.len(), bench.metrics.step_failures.get()), (12, 1));
     while bench.metrics.requests_running.get() + bench.metrics.kv_pages_used.get() > 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

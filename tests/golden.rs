@@ -152,9 +152,9 @@ fn check_text(runner: &mut Runner, golden: &Value, cases: &[Case], out: &mut [Di
 
 /// Whether all that an adapter does is adding products and biases.
 fn is_a_sum(runner: &Runner, slot: Slot) -> bool {
-    let prepared = runner.bank.get(slot).expect("installed");
-    let gained = prepared.deltas.iter().flatten().any(|delta| delta.has_gain());
-    !gained && prepared.norms.iter().all(Option::is_none)
+    let resident = runner.bank.residents().get(slot).expect("installed");
+    let gained = resident.deltas.iter().flatten().any(|delta| delta.has_gain());
+    !gained && resident.norms.iter().all(Option::is_none)
 }
 
 /// Installs every adapter of a golden file and compares them all in shared steps.

@@ -8,9 +8,11 @@
 use std::time::Instant;
 
 use polylora_kernels::{
-    Act, Delta, Device, Dtype, FactorDtype, Isa, Linear, LoraScratch, Machine, Matrix, Segments,
-    WeightDtype, linear,
+    Act, Blend, Delta, Device, Dtype, FactorDtype, Isa, Linear, LoraScratch, Machine, Matrix,
+    Memory, Plane, Resident, Residents, Segments, WeightDtype, linear,
 };
+
+const CPU: &Memory = &Memory::Cpu;
 
 const LAYERS: usize = 30;
 const RANK: usize = 16;
@@ -31,10 +33,13 @@ struct Step {
     rows: usize,
     /// By layer, op and site.
     weights: Vec<Vec<Vec<Matrix>>>,
-    /// By adapter, layer, op and site.
-    deltas: Vec<Vec<Vec<Vec<Delta>>>>,
+    /// Of deltas by layer, op and site; what each adapter is computed with.
+    residents: Residents,
+    blends: Vec<Blend>,
+    delta_bytes: usize,
     x: [Act; 4],
-    y: Vec<Vec<f32>>,
+    /// By op and site.
+    y: Vec<Vec<Plane>>,
     scratch: LoraScratch,
 }
 
@@ -53,44 +58,59 @@ impl Step {
     fn new(dev: Device, rows: usize, dtype: WeightDtype, factors: FactorDtype, all: usize) -> Step {
         let floats = if dtype == WeightDtype::Bf16 { Dtype::Bf16 } else { Dtype::F32 };
         let weights = by_shape(|inputs, outputs| {
-            Matrix::from_f32(dtype, outputs, inputs, &values(outputs * inputs, 37))
+            let rows = values(outputs * inputs, 37);
+            Matrix::from_f32(CPU, dtype, outputs, inputs, &rows).expect("memory")
         });
         let delta = |inputs: usize, outputs: usize| {
             let (a, b) = (values(RANK * inputs, 31), values(RANK * outputs, 29));
-            Delta::new(factors, RANK, inputs, outputs, &a, &b, 1.0, None, None)
+            let made = Delta::new(CPU, factors, RANK, inputs, outputs, &a, &b, 1.0, None, None);
+            made.expect("memory")
         };
+        let (mut residents, mut delta_bytes) = (Residents::new(all), 0);
+        let blends = (0..all).map(|_| {
+            let deltas = by_shape(delta).into_iter().flatten().flatten().map(Some).collect();
+            let resident = Resident { deltas, ..Resident::default() };
+            delta_bytes += resident.bytes();
+            residents.install(resident).map_err(|_| "full").expect("a slot").into()
+        });
+        let blends = blends.collect();
         let x = OPS.map(|(_, inputs, _)| {
-            let mut x = Act::new(floats, rows, inputs).with_bytes();
-            (0..rows).for_each(|t| x.set_row(t, &values(inputs, 23 + t)));
+            let mut x = Act::with_bytes(CPU, floats, rows, inputs).expect("memory");
+            (0..rows).for_each(|t| x.write(t, &values(inputs, 23 + t)).expect("a copy"));
             x
         });
+        let plane = |&outputs: &usize| Plane::new(CPU, rows, outputs).expect("memory");
         Step {
             dev,
             rows,
             weights,
-            deltas: (0..all).map(|_| by_shape(delta)).collect(),
+            residents,
+            blends,
+            delta_bytes,
             x,
-            y: (0..3).map(|_| vec![0.0; rows * FFN]).collect(),
-            scratch: LoraScratch::new(rows, RANK),
+            y: OPS.map(|(_, _, sites)| sites.iter().map(plane).collect()).into(),
+            scratch: LoraScratch::new(CPU, rows, RANK).expect("memory"),
         }
     }
 
     /// Seconds of each op, over all layers.
     fn run(&mut self, indptr: &[u32]) -> [f64; 4] {
-        let mut seconds = [0.0; 4];
+        let (mut seconds, mut site) = ([0.0; 4], 0);
+        let blends = &self.blends[..indptr.len() - 1];
+        let segments = Segments { indptr, blends, residents: &self.residents };
         for layer in 0..LAYERS {
             for (op, total) in seconds.iter_mut().enumerate() {
                 let start = Instant::now();
                 let weights = &self.weights[layer][op];
                 let mut outs: Vec<Linear<'_>> = weights
                     .iter()
-                    .zip(&mut self.y)
-                    .map(|(weight, y)| Linear { weight, bias: None, y })
+                    .zip(&mut self.y[op])
+                    .enumerate()
+                    .map(|(i, (weight, y))| Linear { weight, bias: None, site: site + i, y })
                     .collect();
-                let delta = |i: usize, g: usize| Some(&self.deltas[g][layer][op][i]);
-                let segments = Segments { indptr };
+                site += outs.len();
                 let (dev, x) = (&self.dev, &self.x[op]);
-                linear(dev, x, self.rows, &mut outs, segments, &delta, &mut self.scratch);
+                linear(dev, x, self.rows, &mut outs, segments, &mut self.scratch);
                 *total += start.elapsed().as_secs_f64();
             }
         }
@@ -124,8 +144,7 @@ fn main() {
     let mut step = Step::new(dev, rows, dtype, factors, all);
     let bytes = |step: &Step| {
         let base: usize = step.weights.iter().flatten().flatten().map(Matrix::bytes).sum();
-        let deltas = step.deltas.iter().flatten().flatten().flatten();
-        (base, base + deltas.map(Delta::bytes).sum::<usize>())
+        (base, base + step.delta_bytes)
     };
     let (base_bytes, mixed_bytes) = bytes(&step);
     let each = (rows / all) as u32;

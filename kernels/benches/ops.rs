@@ -14,9 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use polylora_kernels::{
-    Act, AttentionScratch, Delta, Device, Dtype, Isa, KvCache, Linear, LoraScratch, Matrix, Rows,
-    Segments, WeightDtype, attention, linear,
+    Act, AttentionScratch, Blend, Delta, Device, Dtype, Isa, KvCache, Linear, LoraScratch, Matrix,
+    Memory, Plane, Resident, Residents, Rows, Segments, WeightDtype, attention, linear,
 };
+
+const CPU: &Memory = &Memory::Cpu;
 
 /// Bytes a round reads before it comes back to the same weights.
 const CYCLE_BYTES: usize = 256 << 20;
@@ -124,31 +126,37 @@ fn weights(dtype: WeightDtype, outputs: usize, inputs: usize) -> Vec<Matrix> {
     let bytes = (outputs * inputs) as f64 * dtype.bits() / 8.0;
     let bytes = bytes as usize;
     (0..CYCLE_BYTES.div_ceil(bytes))
-        .map(|_| Matrix::from_f32(dtype, outputs, inputs, &rows))
+        .map(|_| Matrix::from_f32(CPU, dtype, outputs, inputs, &rows).expect("memory"))
         .collect()
 }
 
 fn activation(dtype: Dtype, rows: usize, width: usize) -> Act {
-    let mut x = Act::new(dtype, rows, width).with_bytes();
+    let mut x = Act::with_bytes(CPU, dtype, rows, width).expect("memory");
     for t in 0..rows {
         let row: Vec<f32> = (0..width).map(|i| ((t + i) % 23) as f32 / 23.0 - 0.5).collect();
-        x.set_row(t, &row);
+        x.write(t, &row).expect("a copy");
     }
     x
+}
+
+fn plane(rows: usize, width: usize) -> Plane {
+    Plane::new(CPU, rows, width).expect("memory")
+}
+
+fn scratch(rows: usize, rank: usize) -> LoraScratch {
+    LoraScratch::new(CPU, rows, rank).expect("memory")
 }
 
 fn matmul(dev: &Device, weights: &[Matrix], rows: usize, peak: f64, read: f64) {
     let (outputs, inputs) = (weights[0].outputs(), weights[0].inputs());
     let floats = if weights[0].dtype() == WeightDtype::Bf16 { Dtype::Bf16 } else { Dtype::F32 };
     let x = activation(floats, rows, inputs);
-    let mut y = vec![0.0; rows * outputs];
-    let mut scratch = LoraScratch::new(rows, 1);
-    let none = Segments { indptr: &[0] };
+    let (mut y, mut scratch) = (plane(rows, outputs), scratch(rows, 1));
     let calls = weights.len().min(if rows > 64 { 8 } else { usize::MAX });
     let seconds = best(calls, |call| {
         let weight = &weights[call];
-        let outs = &mut [Linear { weight, bias: None, y: &mut y }];
-        linear(dev, &x, rows, outs, none, &|_, _| None, &mut scratch);
+        let outs = &mut [Linear { weight, bias: None, site: 0, y: &mut y }];
+        linear(dev, &x, rows, outs, Segments::none(), &mut scratch);
     });
     let bytes = weights[0].bytes() as f64 / seconds / 1e9;
     let operations = 2.0 * (rows * outputs * inputs) as f64 / seconds / 1e9;
@@ -162,14 +170,13 @@ fn matmul(dev: &Device, weights: &[Matrix], rows: usize, peak: f64, read: f64) {
 
 /// A product so small that its time is that of sharing it out.
 fn fork(dev: &Device) {
-    let weights =
-        [Matrix::from_f32(Dtype::F32, 64 * dev.threads(), 1, &vec![0.5; 64 * dev.threads()])];
-    let x = activation(Dtype::F32, 1, 1);
-    let mut y = vec![0.0; 64 * dev.threads()];
-    let mut scratch = LoraScratch::new(1, 1);
+    let outputs = 64 * dev.threads();
+    let weight = Matrix::from_f32(CPU, Dtype::F32, outputs, 1, &vec![0.5; outputs]);
+    let (weight, x) = (weight.expect("memory"), activation(Dtype::F32, 1, 1));
+    let (mut y, mut scratch) = (plane(1, outputs), scratch(1, 1));
     let seconds = best(1000, |_| {
-        let outs = &mut [Linear { weight: &weights[0], bias: None, y: &mut y }];
-        linear(dev, &x, 1, outs, Segments { indptr: &[0] }, &|_, _| None, &mut scratch);
+        let outs = &mut [Linear { weight: &weight, bias: None, site: 0, y: &mut y }];
+        linear(dev, &x, 1, outs, Segments::none(), &mut scratch);
     });
     println!("\nfork: {:.2} us", 1e6 * seconds);
 }
@@ -181,24 +188,35 @@ fn adapters(dev: &Device, outputs: usize, inputs: usize, rows: usize) {
     weights.truncate(16);
     let a: Vec<f32> = (0..RANK * inputs).map(|i| (i % 31) as f32 / 31.0).collect();
     let b: Vec<f32> = (0..RANK * outputs).map(|i| (i % 29) as f32 / 29.0).collect();
-    let one = || Delta::new(Dtype::Bf16, RANK, inputs, outputs, &a, &b, 1.0, None, None);
-    let deltas: Vec<Delta> = (0..weights.len() * rows).map(|_| one()).collect();
+    let one = || {
+        let made = Delta::new(CPU, Dtype::Bf16, RANK, inputs, outputs, &a, &b, 1.0, None, None);
+        made.expect("memory")
+    };
+    // A site for each of the weights.
+    let mut residents = Residents::new(rows);
+    let blends: Vec<Blend> = (0..rows)
+        .map(|_| {
+            let deltas = weights.iter().map(|_| Some(one())).collect();
+            let slot = residents.install(Resident { deltas, ..Resident::default() });
+            slot.map_err(|_| "full").expect("a slot").into()
+        })
+        .collect();
     let x = activation(Dtype::Bf16, rows, inputs);
-    let mut y = vec![0.0; rows * outputs];
-    let mut scratch = LoraScratch::new(rows, RANK);
+    let (mut y, mut scratch) = (plane(rows, outputs), scratch(rows, RANK));
     let indptr: Vec<u32> = (0..=rows as u32).collect();
-    let mut time = |indptr: &[u32], same: bool| {
+    let mut time = |indptr: &[u32]| {
+        let segments =
+            Segments { indptr, blends: &blends[..indptr.len() - 1], residents: &residents };
         best(weights.len(), |call| {
             let weight = &weights[call];
-            let outs = &mut [Linear { weight, bias: None, y: &mut y }];
-            let delta = |_: usize, g: usize| deltas.get(call * rows + if same { 0 } else { g });
-            linear(dev, &x, rows, outs, Segments { indptr }, &delta, &mut scratch);
+            let outs = &mut [Linear { weight, bias: None, site: call, y: &mut y }];
+            linear(dev, &x, rows, outs, segments, &mut scratch);
         })
     };
-    let base = time(&[0], true);
-    let same = time(&[0, rows as u32], true);
-    let distinct = time(&indptr, false);
-    let extra = (deltas[0].bytes() * rows) as f64;
+    let base = time(&[0]);
+    let same = time(&[0, rows as u32]);
+    let distinct = time(&indptr);
+    let extra = (one().bytes() * rows) as f64;
     println!(
         "linear bf16 [{outputs}, {inputs}] T {rows:2}: base {:.1} us, \
          one rank-16 adapter {:.1} us, {rows} distinct {:.1} us \
@@ -219,7 +237,7 @@ fn pages(dev: &Device, rows: usize, history: usize) {
     let each = length.div_ceil(KvCache::PAGE);
     let layers =
         (CYCLE_BYTES / KvCache::page_bytes(Dtype::Bf16, 1, 3, 64) / each / sequences).clamp(1, 30);
-    let kv = KvCache::new(Dtype::Bf16, layers, sequences * each, 3, 64);
+    let kv = KvCache::new(CPU, Dtype::Bf16, layers, sequences * each, 3, 64).expect("memory");
     let of = |s: usize| s * each;
     let (pages, page_indptr): (Vec<u32>, Vec<u32>) =
         ((0..(sequences * each) as u32).collect(), (0..=sequences).map(|s| of(s) as u32).collect());
@@ -232,9 +250,11 @@ fn pages(dev: &Device, rows: usize, history: usize) {
         pages: &pages,
         page_indptr: &page_indptr,
     };
-    let q = vec![0.1; rows * 9 * 64];
-    let mut scratch = AttentionScratch::new(dev.threads(), 9, 3, 64, length);
-    let mut out = Act::new(Dtype::Bf16, rows, 9 * 64);
+    let mut q = plane(rows, 9 * 64);
+    q.write(0, &vec![0.1; rows * 9 * 64]).expect("a copy");
+    let scratch = AttentionScratch::new(CPU, dev.threads(), 9, 3, 64, length);
+    let mut scratch = scratch.expect("memory");
+    let mut out = Act::new(CPU, Dtype::Bf16, rows, 9 * 64).expect("memory");
     let seconds = best(layers, |layer| {
         attention(dev, &q, 9, &kv, layer, rows_of, 0.125, None, &mut out, &mut scratch);
     });

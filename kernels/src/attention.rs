@@ -18,10 +18,12 @@ mod turn;
 use std::mem::MaybeUninit;
 use std::ops::{Range, RangeInclusive};
 
-use crate::act::{Act, ActWriter};
-use crate::device::Device;
+use crate::act::Act;
+use crate::act::cpu::ActWriter;
+use crate::device::{Cpu, Device, Kind};
 use crate::kv::{KvCache, Layout, Rows, Values};
 use crate::simd::{GROUP, Isa, Kernel, LANES, Simd, Stored};
+use crate::{Error, Plane};
 pub use split::AttentionScratch;
 use split::{Join, Partial, Slots};
 use turn::Turn;
@@ -45,7 +47,7 @@ const PART: usize = 16 * TOKENS;
 #[expect(clippy::too_many_arguments, reason = "operands of one formula")]
 pub fn attention(
     dev: &Device,
-    q: &[f32],
+    q: &Plane,
     heads: usize,
     kv: &KvCache,
     layer: usize,
@@ -55,27 +57,30 @@ pub fn attention(
     out: &mut Act,
     scratch: &mut AttentionScratch,
 ) {
-    dev.count_op();
     let (count, layout) = (rows.count(), kv.layout());
     let dim = layout.head_dim;
     rows.check(layout);
     assert!(heads.is_multiple_of(layout.kv_heads), "{heads} heads in {} groups", layout.kv_heads);
-    assert!(q.len() >= count * heads * dim, "q holds {count} rows of {heads} x {dim}");
+    assert!(q.holds(count, heads * dim), "q holds {count} rows of {heads} x {dim}");
     assert!(out.width() == heads * dim && out.rows_max() >= count, "out is [T, N·D]");
     assert!(layer < layout.layers, "layer {layer} of {}", layout.layers);
     assert!(dim <= HEAD_DIM_MAX && dim.is_multiple_of(2), "head dim {dim}");
     assert!(window != Some(0), "a window of at least one position");
 
-    let (isa, values, writer) = (dev.isa(), kv.reader(), out.writer());
-    let q = q.as_ptr();
-    let job = Job { isa, values, q, heads, layout, layer, rows, scale, window, out: writer };
-    let parts = (0..count).map(|row| job.parts(row).len()).max().unwrap_or(0);
-    match scratch.slots(count, parts, layout) {
-        Some(slots) => job.by_parts(dev, slots),
-        None => job.whole(dev),
-    }
-    if !dim.is_multiple_of(GROUP) {
-        out.round(dev, count);
+    match &dev.kind {
+        Kind::Cpu(cpu) => {
+            cpu.count_op();
+            let (isa, values, q) = (cpu.isa(), kv.reader(), q.on().cpu().as_ptr());
+            let out = out.on_mut().cpu_mut();
+            let writer = out.writer();
+            let job =
+                Job { isa, values, q, heads, layout, layer, rows, scale, window, out: writer };
+            job.run_all(cpu, scratch);
+            if !dim.is_multiple_of(GROUP) {
+                out.round(cpu, count);
+            }
+        }
+        Kind::Cuda(_) => dev.remember(Error::OnCpuOnly("attention")),
     }
 }
 
@@ -97,15 +102,24 @@ struct Job<'a> {
 unsafe impl Sync for Job<'_> {}
 
 impl Job<'_> {
+    fn run_all(&self, cpu: &Cpu, scratch: &mut AttentionScratch) {
+        let count = self.rows.count();
+        let parts = (0..count).map(|row| self.parts(row).len()).max().unwrap_or(0);
+        match scratch.slots(count, parts, self.layout) {
+            Some(slots) => self.by_parts(cpu, slots),
+            None => self.whole(cpu),
+        }
+    }
+
     /// Tasks of some rows and a kv head each.
-    fn whole(&self, dev: &Device) {
+    fn whole(&self, cpu: &Cpu) {
         let (count, kv_heads) = (self.rows.count(), self.layout.kv_heads);
         // Rows share pages only if they are of one sequence; few rows are better spread over the
         // threads.
         let sharing = (BATCH / self.group()).max(1);
-        let batch_rows = sharing.min(count * kv_heads / (8 * dev.threads())).max(1);
-        let (tasks, threads) = (count.div_ceil(batch_rows) * kv_heads, dev.threads());
-        dev.fork(tasks, &|task| {
+        let batch_rows = sharing.min(count * kv_heads / (8 * cpu.threads())).max(1);
+        let (tasks, threads) = (count.div_ceil(batch_rows) * kv_heads, cpu.threads());
+        cpu.fork(tasks, &|task| {
             let place = |task: usize| (task / kv_heads * batch_rows, task % kv_heads);
             let (mut start, kv_head) = place(task);
             // Every thread claims tasks in turn, so it can guess its next one.
@@ -125,11 +139,11 @@ impl Job<'_> {
     }
 
     /// Tasks of a part of a row's context and a kv head each; then the parts are joined.
-    fn by_parts(&self, dev: &Device, slots: Slots) {
+    fn by_parts(&self, cpu: &Cpu, slots: Slots) {
         let (count, kv_heads) = (self.rows.count(), self.layout.kv_heads);
-        let (tasks, threads) = (count * kv_heads * slots.parts, dev.threads());
+        let (tasks, threads) = (count * kv_heads * slots.parts, cpu.threads());
         let place = |task: usize| (task / slots.parts / kv_heads, task / slots.parts % kv_heads);
-        dev.fork(tasks, &|task| {
+        cpu.fork(tasks, &|task| {
             let ((row, kv_head), index) = (place(task), task % slots.parts);
             let Some(part) = self.parts(row).nth(index) else { return };
             let next = task + threads;
@@ -141,7 +155,7 @@ impl Job<'_> {
             // SAFETY: as in `whole`; a (row, part, kv head) belongs to one task.
             unsafe { self.run(row..row + 1, kv_head, then, Some((part, index, slots))) };
         });
-        dev.fork(count * kv_heads, &|task| {
+        cpu.fork(count * kv_heads, &|task| {
             let (row, kv_head) = (task / kv_heads, task % kv_heads);
             let heads = kv_head * self.group()..(kv_head + 1) * self.group();
             // SAFETY: the fork above made all parts; a (row, kv head) belongs to one task.

@@ -8,7 +8,8 @@ use std::sync::Mutex;
 
 use half::bf16;
 
-use crate::{Device, arena};
+use crate::arena;
+use crate::device::Cpu;
 
 /// Types for which all-zero bytes are a value.
 pub(crate) trait Zeroed: Copy {}
@@ -50,15 +51,15 @@ impl<T: Zeroed> Buffer<T> {
         Buffer { start: take(bytes).cast(), len }
     }
 
-    /// Writes its zeros, so that its memory is there, on all threads of the device.
-    pub(crate) fn touched(mut self, device: &Device) -> Buffer<T>
+    /// Writes its zeros, so that its memory is there, on all threads.
+    pub(crate) fn touched(mut self, cpu: &Cpu) -> Buffer<T>
     where
         T: Send,
     {
         const PIECE_BYTES: usize = 4 << 20;
         let pieces: Vec<_> =
             self.chunks_mut(PIECE_BYTES / size_of::<T>()).map(Mutex::new).collect();
-        device.fork_tasks(pieces.len(), &|piece, _| {
+        cpu.fork_tasks(pieces.len(), &|piece, _| {
             let mut piece = pieces[piece].lock().expect("no code panics under this lock");
             // SAFETY: zeros are values of `T`, and this is within the borrowed slice.
             unsafe { piece.as_mut_ptr().write_bytes(0, piece.len()) };

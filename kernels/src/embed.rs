@@ -5,12 +5,12 @@
 
 use half::bf16;
 
-use crate::FactorDtype;
 use crate::buffer::{Buffer, Shared, Zeroed};
-use crate::device::{Device, part};
-use crate::matrix::Matrix;
+use crate::device::{Cpu, Device, Kind, Memory, part};
+use crate::matrix::{Matrix, cpu};
 use crate::segments::Segments;
 use crate::simd::{GROUP, Isa, Kernel, LANES, Simd, Stored};
+use crate::{Error, FactorDtype, Plane};
 
 /// An adapter's change of the embedding table: `h += At[token]·Bᵀ`, scale folded in.
 pub struct EmbedDelta {
@@ -53,9 +53,17 @@ impl EmbedDelta {
     /// `a` `[R, V]` and `b` `[H, R]`, row-major as in PEFT files. The scale multiplies B. A token
     /// reads so little of it that int8 would save nothing: it is kept as bf16 then.
     ///
+    /// # Errors
+    /// On a GPU.
+    ///
     /// # Panics
     /// On lengths that do not fit the shape.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one delta, named as in its formula"
+    )]
     pub fn new(
+        memory: &Memory,
         dtype: impl Into<FactorDtype>,
         rank: usize,
         vocab: usize,
@@ -63,7 +71,8 @@ impl EmbedDelta {
         a: &[f32],
         b: &[f32],
         scale: f32,
-    ) -> EmbedDelta {
+    ) -> Result<EmbedDelta, Error> {
+        memory.only_cpu("an adapter's change of the embedding table")?;
         assert_eq!(a.len(), rank * vocab, "A is [{rank}, {vocab}]");
         assert_eq!(b.len(), hidden * rank, "B is [{hidden}, {rank}]");
         let factors = match dtype.into() {
@@ -72,7 +81,7 @@ impl EmbedDelta {
                 Factors::Bf16(Pair::pack(rank, vocab, hidden, a, b, scale))
             }
         };
-        EmbedDelta { factors, rank, vocab, hidden }
+        Ok(EmbedDelta { factors, rank, vocab, hidden })
     }
 
     /// Bytes held.
@@ -84,45 +93,57 @@ impl EmbedDelta {
     }
 }
 
-/// Takes a delta of the table and its weight.
-pub type AddEmbed<'c, 'd> = &'c mut dyn FnMut(&'d EmbedDelta, f32);
-
-/// See the module page. `deltas(g, add)` adds segment `g`'s changes of the table, in the order in
-/// which they are summed.
+/// See the module page. A segment's changes of the table are added in the order of its blend.
 ///
 /// # Panics
 /// On shapes that do not fit, or a token outside the table.
-pub fn embed<'d>(
+pub fn embed(
     dev: &Device,
     table: &Matrix,
     tokens: &[u32],
     scale: f32,
     segments: Segments<'_>,
-    deltas: &(dyn Fn(usize, AddEmbed<'_, 'd>) + Sync),
-    h: &mut [f32],
+    h: &mut Plane,
 ) {
-    dev.count_op();
     let (rows, hidden) = (tokens.len(), table.inputs());
     segments.check(rows);
-    assert!(h.len() >= rows * hidden, "h holds {rows} rows of {hidden}");
-    let (out, isa) = (Shared::of(h), dev.isa());
-    let pieces = dev.pieces(rows, 4 * hidden);
-    dev.fork(pieces, &|piece| {
+    assert!(h.holds(rows, hidden), "h holds {rows} rows of {hidden}");
+    match &dev.kind {
+        Kind::Cpu(cpu) => {
+            let h = Shared::of(h.on_mut().cpu_mut());
+            on_cpu(cpu, table.on().cpu(), tokens, scale, segments, h);
+        }
+        Kind::Cuda(_) => dev.remember(Error::OnCpuOnly("embed")),
+    }
+}
+
+fn on_cpu(
+    cpu: &Cpu,
+    table: &cpu::Matrix,
+    tokens: &[u32],
+    scale: f32,
+    segments: Segments<'_>,
+    h: Shared<f32>,
+) {
+    cpu.count_op();
+    let (rows, hidden, isa) = (tokens.len(), table.inputs(), cpu.isa());
+    let pieces = cpu.pieces(rows, 4 * hidden);
+    cpu.fork(pieces, &|piece| {
         for t in part(rows, pieces, piece) {
             // SAFETY: in bounds as asserted; a row belongs to one piece.
-            let row = unsafe { std::slice::from_raw_parts_mut(out.get().add(t * hidden), hidden) };
+            let row = unsafe { std::slice::from_raw_parts_mut(h.get().add(t * hidden), hidden) };
             table.read_row(tokens[t] as usize, row);
             for x in row.iter_mut() {
                 *x *= scale;
             }
             let Some(segment) = segments.of_row(t) else { continue };
-            deltas(segment, &mut |delta, weight| {
+            for (delta, weight) in segments.embeddings(segment) {
                 let token = tokens[t] as usize;
                 assert_eq!(delta.hidden, hidden, "an embedding delta of the same width");
                 assert!(token < delta.vocab, "token {token} of {}", delta.vocab);
                 // SAFETY: factor rows lie within the pair by the two asserts.
                 unsafe { delta.add(isa, token, weight, row) };
-            });
+            }
         }
     });
 }

@@ -5,9 +5,11 @@
 
 use std::ops::Range;
 
-use crate::act::{Act, ActWriter};
-use crate::device::{Device, part};
+use crate::act::Act;
+use crate::act::cpu::{self, ActWriter};
+use crate::device::{Cpu, Device, Kind, part};
 use crate::simd::{GROUP, Kernel, LANES, Simd};
+use crate::{Error, Plane};
 
 /// The activation of the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,19 +22,26 @@ pub enum Gate {
 ///
 /// # Panics
 /// On shapes that do not fit.
-pub fn glu(dev: &Device, gate: Gate, g: &[f32], u: &[f32], rows: usize, out: &mut Act) {
-    dev.count_op();
+pub fn glu(dev: &Device, gate: Gate, g: &Plane, u: &Plane, rows: usize, out: &mut Act) {
     let width = out.width();
-    assert!(
-        g.len() >= rows * width && u.len() >= rows * width,
-        "g and u hold {rows} rows of {width}"
-    );
+    assert!(g.holds(rows, width) && u.holds(rows, width), "g and u hold {rows} rows of {width}");
     assert!(rows <= out.rows_max(), "{rows} rows into an Act of {}", out.rows_max());
-    let (out, isa) = (out.writer(), dev.isa());
+    match &dev.kind {
+        Kind::Cpu(cpu) => {
+            on_cpu(cpu, gate, g.on().cpu(), u.on().cpu(), rows, out.on_mut().cpu_mut());
+        }
+        Kind::Cuda(_) => dev.remember(Error::OnCpuOnly("glu")),
+    }
+}
+
+fn on_cpu(cpu: &Cpu, gate: Gate, g: &[f32], u: &[f32], rows: usize, out: &mut cpu::Act) {
+    cpu.count_op();
+    let width = out.width();
+    let (out, isa) = (out.writer(), cpu.isa());
     // Pieces over (row, group) pairs, so that one wide row is shared too.
     let groups = width.div_ceil(GROUP);
-    let pieces = dev.pieces(rows * groups, 2 * GROUP);
-    dev.fork(pieces, &|piece| {
+    let pieces = cpu.pieces(rows * groups, 2 * GROUP);
+    cpu.fork(pieces, &|piece| {
         let span = part(rows * groups, pieces, piece);
         // SAFETY: in bounds as asserted; a group belongs to one piece.
         unsafe {

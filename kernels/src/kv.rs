@@ -10,8 +10,9 @@
 use half::bf16;
 
 use crate::buffer::{Buffer, Shared};
+use crate::device::{Device, Kind, Memory};
 use crate::simd::LANES;
-use crate::{Device, KvDtype};
+use crate::{Error, KvDtype};
 
 /// See the module page.
 pub struct KvCache {
@@ -101,13 +102,18 @@ impl KvCache {
 
     /// Memory of `pages` pages for `layers` layers. The system finds it when it is written:
     /// [`KvCache::touched`].
+    ///
+    /// # Errors
+    /// On a GPU.
     pub fn new(
+        memory: &Memory,
         dtype: impl Into<KvDtype>,
         layers: usize,
         pages: usize,
         kv_heads: usize,
         head_dim: usize,
-    ) -> KvCache {
+    ) -> Result<KvCache, Error> {
+        memory.only_cpu("a KV cache")?;
         let dtype = dtype.into();
         let layout = Layout::new(dtype, layers, pages, kv_heads, head_dim);
         let values = layers * pages * kv_heads * layout.head();
@@ -116,16 +122,17 @@ impl KvCache {
             KvDtype::Bf16 => Store::Bf16(Buffer::untouched(values)),
             KvDtype::Int8 => Store::Int8(Buffer::untouched(values)),
         };
-        KvCache { store, layout }
+        Ok(KvCache { store, layout })
     }
 
     /// The same with its memory taken, on all threads of the device: most of the time of a start
     /// that is not the model's goes into clearing it.
-    pub fn touched(self, device: &Device) -> KvCache {
+    pub fn touched(self, dev: &Device) -> KvCache {
+        let Kind::Cpu(cpu) = &dev.kind else { return self };
         let store = match self.store {
-            Store::F32(values) => Store::F32(values.touched(device)),
-            Store::Bf16(values) => Store::Bf16(values.touched(device)),
-            Store::Int8(values) => Store::Int8(values.touched(device)),
+            Store::F32(values) => Store::F32(values.touched(cpu)),
+            Store::Bf16(values) => Store::Bf16(values.touched(cpu)),
+            Store::Int8(values) => Store::Int8(values.touched(cpu)),
         };
         KvCache { store, layout: self.layout }
     }

@@ -1,8 +1,15 @@
 //! The arithmetic of serving, and the one page that fixes its layouts and letters.
 //!
 //! This crate owns buffers, threads and every op a step calls; it is the only place with `unsafe`.
-//! It knows no model, no adapter names, no serving words and no tensor crate. The ops of [`cuda`]
-//! run on a GPU, where one is found at run time; all others run on the CPU.
+//! It knows no model, no adapter names, no serving words and no tensor crate.
+//!
+//! # Devices
+//!
+//! An operand lies in the [`Memory`] of the device that made it: on the CPU, or on a GPU that is
+//! found at run time. Each op checks shapes, then does what its [`Device`] does. A GPU has
+//! [`linear`] so far, in bf16. Whatever else an op reads or writes cannot be made there: its
+//! constructor says so. Ops never fail where they are called. A device remembers the first error,
+//! and whoever reads results ([`Plane::read`]) gets it.
 //!
 //! # Letters
 //!
@@ -19,8 +26,9 @@
 //! # Segments
 //!
 //! Rows are ordered so that rows of one adapter are neighbours and base rows come last. Segment `g`
-//! is the rows `indptr[g]..indptr[g + 1]`, with `indptr[0] = 0`, strictly increasing. Rows from
-//! `indptr[G]` on belong to no adapter and cost nothing beyond the base model.
+//! is the rows `indptr[g]..indptr[g + 1]`, with `indptr[0] = 0`, strictly increasing. Its [`Blend`]
+//! names slots of [`Residents`] and their weights. Rows from `indptr[G]` on belong to no adapter
+//! and cost nothing beyond the base model.
 //!
 //! # Numerics
 //!
@@ -39,7 +47,8 @@ mod arena;
 mod argmax;
 mod attention;
 mod buffer;
-pub mod cuda;
+mod cuda;
+mod delta;
 mod device;
 mod embed;
 mod glu;
@@ -49,29 +58,37 @@ mod machine;
 mod matrix;
 mod memory;
 mod norm;
+mod plane;
 mod priority;
 pub mod reference;
+mod residents;
 mod rope;
 mod segments;
 mod simd;
 mod team;
+mod vector;
 
 pub use act::Act;
 pub use argmax::argmax;
 pub use attention::{AttentionScratch, HEAD_DIM_MAX, attention};
-pub use device::{Cpu, Device, Place};
-pub use embed::{AddEmbed, EmbedDelta, embed};
+pub use cuda::{Error, gpus};
+pub use delta::Delta;
+pub use device::{Device, Memory, Place};
+pub use embed::{EmbedDelta, embed};
 pub use glu::{Gate, glu};
 pub use kv::{KvCache, Rows};
-pub use linear::{Add, Delta, Linear, LoraScratch, PARTS_MAX, SITES_MAX, linear, linear_sum};
+pub use linear::{Linear, LoraScratch, PARTS_MAX, SITES_MAX, linear};
 pub use machine::{Machine, State};
 pub use matrix::{Block, Group, Grouped, Matrix, Panel};
 pub use memory::{return_free_pages, return_large_blocks};
 pub use norm::{NormWeight, Residual, add_norm, add_norm_rows};
+pub use plane::Plane;
 pub use priority::give_way;
+pub use residents::{Blend, Resident, Residents, Slot};
 pub use rope::{RopeStore, RopeTable, rope_store};
 pub use segments::Segments;
 pub use simd::Isa;
+pub use vector::Vector;
 
 /// The floats that weights, factors and KV pages may be stored as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,20 +1,18 @@
-//! A weight `[O, I]`, packed once at load for lanes over outputs. Never changes afterwards.
+//! A weight `[O, I]`, made once at load. Never changes afterwards.
 //!
-//! Outputs are cut into panels of 16 and four panels make a block. A block is a list of steps, and
-//! a step is some inputs of every panel, in words of 32 bits: with floats `[panels][16]` words, an
-//! f32 each or two bf16 of consecutive inputs (the lower input in the low half); with integers a
-//! group of inputs and its scales ([`ints`]). So a register is a panel's 16 outputs, and a block is
-//! read as one sequential stream whatever `T` is. Outputs are padded with zeros to 16, and `I` to
-//! whole steps; the last block has as many panels as are left.
+//! Owns the choice of the form: packed on the CPU ([`cpu`]), rows of bf16 on a GPU. The thing to
+//! know: a file's weights are packed block by block, by the threads that read them ([`pack`]).
 
+pub(crate) mod cpu;
 pub(crate) mod ints;
 mod pack;
 
 use half::bf16;
 
-use crate::WeightDtype;
-use crate::buffer::Buffer;
+use crate::cuda;
+use crate::device::{Device, Kind, Memory, On};
 use crate::simd::LANES;
+use crate::{Error, WeightDtype};
 pub use ints::{Group, Grouped};
 pub use pack::{Block, Panel};
 
@@ -25,131 +23,140 @@ pub(crate) const BLOCK: usize = BLOCK_PANELS * LANES;
 
 /// See the module page.
 pub struct Matrix {
-    words: Buffer<u32>,
-    dtype: WeightDtype,
-    outputs: usize,
-    inputs: usize,
+    on: On<cpu::Matrix, cuda::Matrix>,
 }
 
-/// The same bits of the same type and shape.
+/// The same bits of the same type and shape, both on the CPU.
 impl PartialEq for Matrix {
     fn eq(&self, other: &Matrix) -> bool {
-        let shape = |m: &Matrix| (m.dtype, m.outputs, m.inputs);
-        shape(self) == shape(other) && self.words[..] == other.words[..]
+        matches!((&self.on, &other.on), (On::Cpu(one), On::Cpu(two)) if one == two)
     }
 }
 
 impl Matrix {
     /// Packs row-major `rows` `[O, I]`, rounding to `dtype`.
+    ///
+    /// # Errors
+    /// A GPU without room, or asked for anything but bf16.
+    ///
+    /// # Panics
+    /// If there are not so many values.
     pub fn from_f32(
+        memory: &Memory,
         dtype: impl Into<WeightDtype>,
         outputs: usize,
         inputs: usize,
         rows: &[f32],
-    ) -> Matrix {
-        assert_eq!(rows.len(), outputs * inputs, "rows of a [{outputs}, {inputs}] matrix");
-        Self::packed_here(dtype.into(), outputs, inputs, |panel| {
-            let first = panel.outputs().start;
-            panel.pack_f32(|n| &rows[(first + n) * inputs..][..inputs]);
-        })
+    ) -> Result<Matrix, Error> {
+        let on = match (memory, dtype.into()) {
+            (Memory::Cpu, dtype) => On::Cpu(cpu::Matrix::from_f32(dtype, outputs, inputs, rows)),
+            (Memory::Cuda(memory), WeightDtype::Bf16) => {
+                On::Cuda(Box::new(cuda::Matrix::from_f32(memory, outputs, inputs, rows)?))
+            }
+            (Memory::Cuda(_), WeightDtype::F32) => {
+                return Err(Error::OnCpuOnly("a matrix in f32"));
+            }
+            (Memory::Cuda(_), _) => return Err(Error::OnCpuOnly("a matrix of integers")),
+        };
+        Ok(Matrix { on })
     }
 
     /// Packs row-major `rows` `[O, I]`; exact in both floats.
+    ///
+    /// # Errors
+    /// As [`Matrix::from_f32`].
     pub fn from_bf16(
+        memory: &Memory,
         dtype: impl Into<WeightDtype>,
         outputs: usize,
         inputs: usize,
         rows: &[bf16],
-    ) -> Matrix {
+    ) -> Result<Matrix, Error> {
         let wide: Vec<f32> = rows.iter().map(|x| x.to_f32()).collect();
-        Self::from_f32(dtype, outputs, inputs, &wide)
+        Self::from_f32(memory, dtype, outputs, inputs, &wide)
     }
 
-    /// Zeros, in pages that are not there yet.
-    fn empty(dtype: WeightDtype, outputs: usize, inputs: usize) -> Matrix {
-        assert!(outputs > 0 && inputs > 0, "a matrix has outputs and inputs");
-        let panels = outputs.div_ceil(LANES);
-        let words = Buffer::untouched(panels * dtype.steps(inputs) * dtype.step_words());
-        Matrix { words, dtype, outputs, inputs }
+    /// Packs integers as they are.
+    ///
+    /// # Errors
+    /// On a GPU, which has no integer weights.
+    ///
+    /// # Panics
+    /// On a dtype of floats, and on lengths that do not fit.
+    pub fn from_groups(
+        memory: &Memory,
+        dtype: WeightDtype,
+        outputs: usize,
+        inputs: usize,
+        from: &Grouped<'_>,
+    ) -> Result<Matrix, Error> {
+        memory.only_cpu("a matrix of integers")?;
+        Ok(Matrix { on: On::Cpu(cpu::Matrix::from_groups(dtype, outputs, inputs, from)) })
+    }
+
+    /// A matrix whose blocks are packed by `pack` (which is told the thread's number), on all
+    /// threads of the device. Every panel of every block is to be packed. After an error no
+    /// further block is begun.
+    ///
+    /// # Errors
+    /// The first of `pack`; that of a GPU, for which no weights are read from a file yet.
+    pub fn packed<E: Send + From<Error>>(
+        dev: &Device,
+        dtype: impl Into<WeightDtype>,
+        outputs: usize,
+        inputs: usize,
+        pack: impl Fn(usize, Block<'_>) -> Result<(), E> + Sync,
+    ) -> Result<Matrix, E> {
+        match &dev.kind {
+            Kind::Cpu(cpu) => {
+                let matrix = cpu::Matrix::packed(cpu, dtype.into(), outputs, inputs, pack)?;
+                Ok(Matrix { on: On::Cpu(matrix) })
+            }
+            Kind::Cuda(_) => Err(Error::OnCpuOnly("a matrix read from a file").into()),
+        }
     }
 
     /// O.
     pub fn outputs(&self) -> usize {
-        self.outputs
+        match &self.on {
+            On::Cpu(matrix) => matrix.outputs(),
+            On::Cuda(matrix) => matrix.outputs(),
+        }
     }
 
     /// I.
     pub fn inputs(&self) -> usize {
-        self.inputs
+        match &self.on {
+            On::Cpu(matrix) => matrix.inputs(),
+            On::Cuda(matrix) => matrix.inputs(),
+        }
     }
 
     /// What the values are stored as.
     pub fn dtype(&self) -> WeightDtype {
-        self.dtype
+        match &self.on {
+            On::Cpu(matrix) => matrix.dtype(),
+            On::Cuda(_) => WeightDtype::Bf16,
+        }
     }
 
     /// Bytes held, padding included.
     pub fn bytes(&self) -> usize {
-        self.words.bytes()
-    }
-
-    /// The weights of one output, unpacked: `out` `[I]`. For embedding look-up, DoRA norms and
-    /// verification.
-    pub fn read_row(&self, output: usize, out: &mut [f32]) {
-        assert!(output < self.outputs, "output {output} of {}", self.outputs);
-        assert_eq!(out.len(), self.inputs, "a row has {} values", self.inputs);
-        let (start, stride) = self.column(output);
-        let words = self.words[start..].iter().step_by(stride);
-        match self.dtype {
-            WeightDtype::F32 => {
-                for (x, &word) in out.iter_mut().zip(words) {
-                    *x = f32::from_bits(word);
-                }
-            }
-            WeightDtype::Bf16 => {
-                for (pair, &word) in out.chunks_mut(2).zip(words) {
-                    pair[0] = f32::from_bits(word << 16);
-                    if let Some(second) = pair.get_mut(1) {
-                        *second = f32::from_bits(word & 0xffff_0000);
-                    }
-                }
-            }
-            _ => self.read_ints(output, out),
+        match &self.on {
+            On::Cpu(matrix) => matrix.bytes(),
+            On::Cuda(matrix) => matrix.bytes(),
         }
     }
 
-    /// Steps of a block.
-    pub(crate) fn steps(&self) -> usize {
-        self.dtype.steps(self.inputs)
+    /// The weights of one output, unpacked: `out` `[I]`. For DoRA norms and verification.
+    ///
+    /// # Panics
+    /// On an output beyond the last, an `out` of another length, and a matrix on a GPU.
+    pub fn read_row(&self, output: usize, out: &mut [f32]) {
+        self.on.cpu().read_row(output, out);
     }
 
-    pub(crate) fn blocks(&self) -> usize {
-        self.outputs.div_ceil(BLOCK)
-    }
-
-    /// Panels of `block`: 4, or fewer in the last.
-    pub(crate) fn panels(&self, block: usize) -> usize {
-        (self.outputs - block * BLOCK).div_ceil(LANES).min(BLOCK_PANELS)
-    }
-
-    /// Words of a step of `block`.
-    pub(crate) fn step_words(&self, block: usize) -> usize {
-        self.panels(block) * self.dtype.step_words()
-    }
-
-    /// First word of a step of `block`.
-    pub(crate) fn place(&self, block: usize, step: usize) -> *const u32 {
-        let start = self.block_start(block) + step * self.step_words(block);
-        self.words.as_ptr().wrapping_add(start)
-    }
-
-    fn block_start(&self, block: usize) -> usize {
-        block * BLOCK_PANELS * self.steps() * self.dtype.step_words()
-    }
-
-    /// Where the words of one output of a float matrix start, and their stride.
-    fn column(&self, output: usize) -> (usize, usize) {
-        let (block, within) = (output / BLOCK, output % BLOCK);
-        (self.block_start(block) + within, self.step_words(block))
+    pub(crate) fn on(&self) -> &On<cpu::Matrix, cuda::Matrix> {
+        &self.on
     }
 }

@@ -5,23 +5,33 @@
 //! adapter replaced the norm brings its own w. Numerics: the sum of squares is 16 chains (columns
 //! c, c+16, …) joined in one order, in f32; the root in f64.
 
-use crate::act::{Act, ActWriter};
+use crate::act::Act;
+use crate::act::cpu::{self, ActWriter};
 use crate::buffer::Shared;
-use crate::device::{Device, part};
+use crate::device::{Cpu, Device, Kind, part};
 use crate::segments::Segments;
 use crate::simd::{GROUP, Isa, Kernel, LANES, Simd};
+use crate::{Error, Plane, Vector};
 
-/// RMS norm weights: the base's, and the replaced one of segments whose adapter brings its own.
+/// RMS norm weights: the base's, and in its place those of segments whose adapter alone brings its
+/// own.
 #[derive(Clone, Copy)]
 pub struct NormWeight<'a> {
-    pub base: &'a [f32],
-    pub replaced: &'a (dyn Fn(usize) -> Option<&'a [f32]> + Sync),
+    pub base: &'a Vector,
+    /// Its index among a resident's norms.
+    pub norm: usize,
 }
 
 impl<'a> NormWeight<'a> {
     /// The weight of a row of `segment`, of `width` values.
-    pub(crate) fn of(&self, segment: Option<usize>, width: usize) -> &'a [f32] {
-        let weight = segment.and_then(self.replaced).unwrap_or(self.base);
+    pub(crate) fn of(
+        &self,
+        segments: Segments<'a>,
+        segment: Option<usize>,
+        width: usize,
+    ) -> &'a [f32] {
+        let own = segment.and_then(|g| segments.norm(g, self.norm));
+        let weight = own.unwrap_or(self.base).values();
         assert_eq!(weight.len(), width, "a norm weight has {width} values");
         weight
     }
@@ -30,7 +40,7 @@ impl<'a> NormWeight<'a> {
 /// What a block adds to the residual stream: y, or its norm.
 #[derive(Clone, Copy)]
 pub struct Residual<'a> {
-    pub y: &'a [f32],
+    pub y: &'a Plane,
     pub post: Option<NormWeight<'a>>,
 }
 
@@ -41,7 +51,7 @@ pub struct Residual<'a> {
 #[expect(clippy::too_many_arguments, reason = "operands of one formula")]
 pub fn add_norm(
     dev: &Device,
-    h: &mut [f32],
+    h: &mut Plane,
     rows: usize,
     residual: Option<Residual<'_>>,
     weight: NormWeight<'_>,
@@ -49,23 +59,16 @@ pub fn add_norm(
     segments: Segments<'_>,
     out: &mut Act,
 ) {
-    dev.count_op();
-    let width = out.width();
     segments.check(rows);
-    assert!(h.len() >= rows * width, "h holds {rows} rows of {width}");
-    check(rows, rows, residual, out);
-    let (h, out, isa) = (Shared::of(h), out.writer(), dev.isa());
-    let pieces = dev.pieces(rows, width / 2);
-    dev.fork(pieces, &|piece| {
-        for t in part(rows, pieces, piece) {
-            // SAFETY: rows are in bounds as asserted and belong to one piece.
-            unsafe {
-                let h = h.get().add(t * width);
-                let row = Row { h, sum: h, out, row: t, width, eps };
-                row.run(isa, t, residual, weight, segments);
-            }
+    check(h, rows, rows, residual, out);
+    match &dev.kind {
+        Kind::Cpu(cpu) => {
+            let h = Shared::of(h.on_mut().cpu_mut());
+            let norm = Norm::new(residual, weight, eps, segments);
+            norm.all(cpu, h, rows, out.on_mut().cpu_mut());
         }
-    });
+        Kind::Cuda(_) => dev.remember(Error::OnCpuOnly("add_norm")),
+    }
 }
 
 /// The same for the rows that are sampled only: `out[i] = norm(h[rows[i]] + residual[rows[i]])`; h
@@ -76,7 +79,7 @@ pub fn add_norm(
 #[expect(clippy::too_many_arguments, reason = "operands of one formula")]
 pub fn add_norm_rows(
     dev: &Device,
-    h: &[f32],
+    h: &Plane,
     rows: &[u32],
     residual: Option<Residual<'_>>,
     weight: NormWeight<'_>,
@@ -84,31 +87,90 @@ pub fn add_norm_rows(
     segments: Segments<'_>,
     out: &mut Act,
 ) {
-    dev.count_op();
-    let width = out.width();
     let end = rows.iter().map(|&t| t as usize + 1).max().unwrap_or(0);
-    assert!(h.len() >= end * width, "h holds row {} of {width}", end.saturating_sub(1));
-    check(rows.len(), end, residual, out);
-    let (out, isa) = (out.writer(), dev.isa());
-    let pieces = dev.pieces(rows.len(), width / 2);
-    dev.fork(pieces, &|piece| {
-        for i in part(rows.len(), pieces, piece) {
-            let t = rows[i] as usize;
-            // SAFETY: rows are in bounds as asserted; output row `i` belongs to one piece.
-            unsafe {
-                let h = h.as_ptr().add(t * width);
-                let row = Row { h, sum: out.row(i).cast_mut(), out, row: i, width, eps };
-                row.run(isa, t, residual, weight, segments);
-            }
+    check(h, rows.len(), end, residual, out);
+    match &dev.kind {
+        Kind::Cpu(cpu) => {
+            let norm = Norm::new(residual, weight, eps, segments);
+            norm.some(cpu, h.on().cpu(), rows, out.on_mut().cpu_mut());
         }
-    });
+        Kind::Cuda(_) => dev.remember(Error::OnCpuOnly("add_norm_rows")),
+    }
 }
 
-fn check(rows: usize, end: usize, residual: Option<Residual<'_>>, out: &Act) {
+fn check(h: &Plane, rows: usize, end: usize, residual: Option<Residual<'_>>, out: &Act) {
+    let width = out.width();
+    assert!(h.holds(end, width), "h holds {end} rows of {width}");
     assert!(rows <= out.rows_max(), "{rows} rows into an Act of {}", out.rows_max());
     if let Some(residual) = residual {
-        let width = out.width();
-        assert!(residual.y.len() >= end * width, "the residual holds {end} rows of {width}");
+        assert!(residual.y.holds(end, width), "the residual holds {end} rows of {width}");
+    }
+}
+
+/// What is done to every row.
+#[derive(Clone, Copy)]
+struct Norm<'a> {
+    y: Option<&'a [f32]>,
+    post: Option<NormWeight<'a>>,
+    weight: NormWeight<'a>,
+    eps: f32,
+    segments: Segments<'a>,
+}
+
+impl<'a> Norm<'a> {
+    /// Of operands on the CPU, whose shapes are checked.
+    fn new(
+        residual: Option<Residual<'a>>,
+        weight: NormWeight<'a>,
+        eps: f32,
+        segments: Segments<'a>,
+    ) -> Norm<'a> {
+        let y = residual.map(|r| &r.y.on().cpu()[..]);
+        Norm { y, post: residual.and_then(|r| r.post), weight, eps, segments }
+    }
+
+    fn all(&self, cpu: &Cpu, h: Shared<f32>, rows: usize, out: &mut cpu::Act) {
+        cpu.count_op();
+        let (width, out, isa) = (out.width(), out.writer(), cpu.isa());
+        let pieces = cpu.pieces(rows, width / 2);
+        cpu.fork(pieces, &|piece| {
+            for t in part(rows, pieces, piece) {
+                // SAFETY: rows are in bounds as asserted and belong to one piece.
+                unsafe {
+                    let h = h.get().add(t * width);
+                    self.row(isa, t, Row { h, sum: h, out, row: t, width, eps: self.eps });
+                }
+            }
+        });
+    }
+
+    fn some(&self, cpu: &Cpu, h: &[f32], rows: &[u32], out: &mut cpu::Act) {
+        cpu.count_op();
+        let (width, out, isa) = (out.width(), out.writer(), cpu.isa());
+        let pieces = cpu.pieces(rows.len(), width / 2);
+        cpu.fork(pieces, &|piece| {
+            for i in part(rows.len(), pieces, piece) {
+                let t = rows[i] as usize;
+                // SAFETY: rows are in bounds as asserted; output row `i` belongs to one piece.
+                unsafe {
+                    let h = h.as_ptr().add(t * width);
+                    let sum = out.row(i).cast_mut();
+                    self.row(isa, t, Row { h, sum, out, row: i, width, eps: self.eps });
+                }
+            }
+        });
+    }
+
+    /// Row `t` of the batch.
+    unsafe fn row(&self, isa: Isa, t: usize, row: Row) {
+        let (segment, width) = (self.segments.of_row(t), row.width);
+        let of = |weight: NormWeight<'a>| weight.of(self.segments, segment, width).as_ptr();
+        isa.run(NormRow {
+            row,
+            y: self.y.map(|y| y[t * width..][..width].as_ptr()),
+            post: self.post.map(of),
+            weight: of(self.weight),
+        });
     }
 }
 
@@ -121,26 +183,6 @@ struct Row {
     row: usize,
     width: usize,
     eps: f32,
-}
-
-impl Row {
-    unsafe fn run(
-        self,
-        isa: Isa,
-        t: usize,
-        residual: Option<Residual<'_>>,
-        weight: NormWeight<'_>,
-        segments: Segments<'_>,
-    ) {
-        let segment = segments.of_row(t);
-        let width = self.width;
-        isa.run(NormRow {
-            row: self,
-            y: residual.map(|r| r.y[t * width..][..width].as_ptr()),
-            post: residual.and_then(|r| r.post).map(|post| post.of(segment, width).as_ptr()),
-            weight: weight.of(segment, width).as_ptr(),
-        });
-    }
 }
 
 struct NormRow {

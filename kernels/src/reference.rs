@@ -1,7 +1,7 @@
 //! The ops as plain loops in f64: what the fast paths are tested against. Slow, allocating, with no
 //! layout of its own.
 
-use crate::{Gate, Segments};
+use crate::Gate;
 
 /// One adapter's change of one site as in a PEFT file: `a` `[R, I]`, `b` `[O, R]`.
 #[derive(Clone, Copy)]
@@ -88,7 +88,7 @@ pub fn glu(gate: Gate, g: f64, u: f64) -> f64 {
     gated * u
 }
 
-/// The segment of row `t` by looking at each.
-pub fn segment_of(segments: Segments<'_>, t: usize) -> Option<usize> {
-    (0..segments.count()).find(|&g| segments.rows(g).contains(&t))
+/// The segment of row `t` by looking at each border.
+pub fn segment_of(indptr: &[u32], t: usize) -> Option<usize> {
+    indptr.windows(2).position(|rows| (rows[0] as usize..rows[1] as usize).contains(&t))
 }

@@ -10,11 +10,12 @@
 //! spoils what it would spoil unrounded.
 
 use crate::buffer::{Buffer, Shared};
-use crate::device::{Device, part};
+use crate::device::{Cpu, Device, Kind, Memory, part};
 use crate::kv::{KvCache, Layout, Rows, Values};
 use crate::norm::{NormWeight, inverse_rms};
 use crate::segments::Segments;
 use crate::simd::{Isa, Kernel, LANES, Simd, Stored};
+use crate::{Error, Plane};
 
 /// cos and sin of every position, times the attention scale (1 but for yarn).
 pub struct RopeTable {
@@ -27,14 +28,19 @@ pub struct RopeTable {
 impl RopeTable {
     /// `inv_freq` [D/2], already scaled as the model's `rope_scaling` says.
     ///
+    /// # Errors
+    /// On a GPU.
+    ///
     /// # Panics
     /// Unless `inv_freq` has `head_dim / 2` values.
     pub fn new(
+        memory: &Memory,
         positions_max: usize,
         head_dim: usize,
         inv_freq: &[f32],
         attention_scale: f32,
-    ) -> RopeTable {
+    ) -> Result<RopeTable, Error> {
+        memory.only_cpu("a rope table")?;
         let half = head_dim / 2;
         assert!(head_dim.is_multiple_of(2), "an even head dim, not {head_dim}");
         assert_eq!(inv_freq.len(), half, "inv_freq has D/2 values");
@@ -47,7 +53,7 @@ impl RopeTable {
                 sin[position * half + d] = angle.sin() as f32 * attention_scale;
             }
         }
-        RopeTable { values, positions_max, half }
+        Ok(RopeTable { values, positions_max, half })
     }
 
     /// Positions there are angles for.
@@ -68,9 +74,9 @@ impl RopeTable {
 
 /// Operands of [`rope_store`]: q `[T, N, D]`, k and v `[T, K, D]`.
 pub struct RopeStore<'a> {
-    pub q: &'a mut [f32],
-    pub k: &'a mut [f32],
-    pub v: &'a [f32],
+    pub q: &'a mut Plane,
+    pub k: &'a mut Plane,
+    pub v: &'a Plane,
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
@@ -92,31 +98,46 @@ pub fn rope_store(
     segments: Segments<'_>,
     kv: &mut KvCache,
 ) {
-    dev.count_op();
     let (count, dim, layout) = (rows.count(), args.head_dim, kv.layout());
     let (q_width, kv_width) = (args.heads * dim, args.kv_heads * dim);
     rows.check(layout);
     segments.check(count);
-    assert!(args.q.len() >= count * q_width, "q holds {count} rows of {q_width}");
-    assert!(args.k.len() >= count * kv_width, "k holds {count} rows of {kv_width}");
-    assert!(args.v.len() >= count * kv_width, "v holds {count} rows of {kv_width}");
+    assert!(args.q.holds(count, q_width), "q holds {count} rows of {q_width}");
+    assert!(args.k.holds(count, kv_width), "k holds {count} rows of {kv_width}");
+    assert!(args.v.holds(count, kv_width), "v holds {count} rows of {kv_width}");
     assert_eq!(args.rope.half * 2, dim, "a rope table of the head dim");
     assert!(layout.kv_heads == args.kv_heads && layout.head_dim == dim, "the cache's heads");
     assert!(args.layer < layout.layers, "layer {} of {}", args.layer, layout.layers);
-    let (q, k, values) = (Shared::of(args.q), Shared::of(args.k), kv.writer());
-    let (v, rope, eps, isa) = (args.v, args.rope, args.eps, dev.isa());
+    match &dev.kind {
+        Kind::Cpu(cpu) => on_cpu(cpu, args, rows, segments, kv),
+        Kind::Cuda(_) => dev.remember(Error::OnCpuOnly("rope_store")),
+    }
+}
 
-    let pieces = dev.pieces(count, (q_width + 4 * kv_width) / 2);
-    dev.fork(pieces, &|piece| {
+fn on_cpu(
+    cpu: &Cpu,
+    args: RopeStore<'_>,
+    rows: Rows<'_>,
+    segments: Segments<'_>,
+    kv: &mut KvCache,
+) {
+    cpu.count_op();
+    let (count, dim, layout) = (rows.count(), args.head_dim, kv.layout());
+    let (q_width, kv_width) = (args.heads * dim, args.kv_heads * dim);
+    let [q, k] = [args.q, args.k].map(|plane| Shared::of(plane.on_mut().cpu_mut()));
+    let (v, values) = (args.v.on().cpu(), kv.writer());
+    let (rope, eps, isa) = (args.rope, args.eps, cpu.isa());
+    let pieces = cpu.pieces(count, (q_width + 4 * kv_width) / 2);
+    cpu.fork(pieces, &|piece| {
         for t in part(count, pieces, piece) {
             let position = rows.positions[t] as usize;
             assert!(position < rope.positions_max, "position {position} beyond the rope table");
             let segment = segments.of_row(t);
             let norm = |weight: Option<NormWeight<'_>>| {
-                weight.map_or(std::ptr::null(), |w| w.of(segment, dim).as_ptr())
+                weight.map_or(std::ptr::null(), |w| w.of(segments, segment, dim).as_ptr())
             };
             let page = rows.pages_of(t)[position / KvCache::PAGE] as usize;
-            // SAFETY: bounds are asserted above; a row, and its slot of the page, belong to one
+            // SAFETY: bounds are asserted by the op; a row, and its slot of the page, belong to one
             // piece.
             unsafe {
                 let (cos, sin) = rope.at(position);

@@ -176,13 +176,14 @@ fn device(config: &Config) -> Result<Device> {
         let message = format!("device is {}, but {why}", device_name(config.device));
         Error::invalid("invalid_config", message).param("device")
     };
-    match Device::open(config.device, config.threads).map_err(|e| wrong(e.to_string()))? {
-        cpu @ Device::Cpu(_) => Ok(cpu),
-        Device::Cuda(gpu) => Err(wrong(format!(
+    let device = Device::open(config.device, config.threads).map_err(|e| wrong(e.to_string()))?;
+    if !device.is_cpu() {
+        return Err(wrong(format!(
             "the steps of this version do not run on a GPU yet ({}); expected auto or cpu",
-            gpu.name()
-        ))),
+            device.name()
+        )));
     }
+    Ok(device)
 }
 
 /// Most tokens of one sequence: the model's, the operator's, and what all pages together hold.

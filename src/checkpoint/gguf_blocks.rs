@@ -168,7 +168,7 @@ mod tests {
         let kept = kept_as(dtype).unwrap();
         let matrix = Matrix::packed(&device, kept, 3, 512, |_, mut block: Block<'_>| {
             pack_blocks(block.panel(0), dtype, rows);
-            Ok::<_, ()>(())
+            Ok::<_, polylora_kernels::Error>(())
         });
         let mut values = vec![0.0; 3 * 512];
         for (row, out) in values.chunks_mut(512).enumerate() {

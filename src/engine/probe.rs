@@ -22,7 +22,8 @@ pub fn rows_needed(prompts: usize) -> (usize, usize) {
 }
 
 /// Runs the probe in the pages from `first_page` on.
-/// Errors: `non_finite_logits` when the adapter makes infinities or NaN of the fixed prompts.
+/// Errors: `non_finite_logits` when the adapter makes infinities or NaN of the fixed prompts;
+/// `internal_error` when the device failed.
 pub fn run(
     model: &mut Model,
     bank: &Bank,
@@ -32,7 +33,7 @@ pub fn run(
 ) -> Result<Probe> {
     let batch = batch(prompts, slot, first_page);
     let vocab = model.shape().vocab;
-    let logits = model.forward(&batch, bank);
+    let logits = model.forward(&batch, bank)?;
     let (with, without) = logits.split_at(prompts.len() * vocab);
     let mut largest = 0.0f32;
     for (a, b) in with.iter().zip(without) {

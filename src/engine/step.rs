@@ -131,18 +131,20 @@ impl Engine {
         }
         let ops = self.model.device().op_calls();
         match catch_unwind(AssertUnwindSafe(|| self.compute())) {
-            Ok(()) => self.commit(now, self.model.device().op_calls() - ops),
-            Err(panic) => self.fail(&*panic),
+            Ok(Ok(())) => self.commit(now, self.model.device().op_calls() - ops),
+            Ok(Err(error)) => self.fail(&error.message),
+            Err(panic) => self.fail(said(&*panic)),
         }
         self.shared.beat(false);
         self.report();
     }
 
-    /// Runs the model on the plan's rows and samples; fills `sampled`.
-    fn compute(&mut self) {
+    /// Runs the model on the plan's rows and samples; fills `sampled`. Errors: what the device
+    /// failed at.
+    fn compute(&mut self) -> Result<()> {
         self.builder.build(&self.plan, self.scheduler.running(), &self.bank);
         let vocab = self.model.shape().vocab;
-        let logits = self.model.forward(&self.builder.batch, &self.bank);
+        let logits = self.model.forward(&self.builder.batch, &self.bank)?;
         self.sampled.clear();
         self.sampled.resize_with(self.plan.entries().len(), || None);
         for (row, at) in logits.chunks_exact_mut(vocab).zip(&self.builder.logit_rows) {
@@ -165,6 +167,7 @@ impl Engine {
                 self.scheduler.prompt_scored(&planned, at.position as usize, event);
             }
         }
+        Ok(())
     }
 
     fn commit(&mut self, begun: Instant, ops: u64) {
@@ -176,14 +179,10 @@ impl Engine {
         self.scheduler.commit(&self.plan, &mut self.sampled, &mut self.pages, now);
     }
 
-    /// A panic in a step is a bug: it is loud, its sequences fail, everybody else goes on.
-    fn fail(&mut self, panic: &(dyn std::any::Any + Send)) {
-        let text = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("no message");
-        tracing::error!(panic = text, rows = self.plan.rows(), "a step failed");
+    /// A panic in a step is a bug, and a device that fails is no better: it is loud, the step's
+    /// sequences fail, everybody else goes on.
+    fn fail(&mut self, reason: &str) {
+        tracing::error!(reason, rows = self.plan.rows(), "a step failed");
         self.metrics.step_failures.inc();
         let error = Error::new(Kind::Fault, "step_failed", "the step that ran this request failed");
         self.scheduler.abort_planned(&self.plan, &mut self.pages, &error);
@@ -279,4 +278,10 @@ impl Engine {
         m.requests_running.set(self.scheduler.running().len() as i64);
         m.kv_pages_used.set(self.pages.used() as i64);
     }
+}
+
+/// The message of a panic.
+fn said(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }

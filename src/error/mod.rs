@@ -102,6 +102,13 @@ pub fn brief(text: &str) -> String {
     text.chars().take(SHOWN_CHARS).collect()
 }
 
+impl From<polylora_kernels::Error> for Error {
+    /// What a device refuses or fails at is nothing that a request could mend.
+    fn from(error: polylora_kernels::Error) -> Self {
+        Self::fault(error.to_string())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

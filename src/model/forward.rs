@@ -6,39 +6,38 @@
 
 use super::batch::{Batch, ModelOptions};
 use super::weights::Weights;
-use crate::adapters::bank::{Bank, Blend, Prepared, Slot};
 use crate::adapters::format::config::RANK_MAX;
 use crate::shape::{Activation, ModelShape, Norm, Projection, Site};
 use polylora_kernels::{
-    Act, Add, AddEmbed, AttentionScratch, Device, Dtype, Gate, KvCache, Linear, LoraScratch,
-    NormWeight, Residual, RopeStore, RopeTable, Rows, Segments, WeightDtype, add_norm,
-    add_norm_rows, attention, embed, glu, linear_sum, rope_store,
+    Act, AttentionScratch, Device, Dtype, Error, Gate, KvCache, Linear, LoraScratch, Memory,
+    NormWeight, Plane, Residents, Residual, RopeStore, RopeTable, Rows, Segments, WeightDtype,
+    add_norm, add_norm_rows, attention, embed, glu, linear, rope_store,
 };
 
 /// Memory of one step, taken at start. T = rows_max, S' = logit_rows_max.
 pub(super) struct Buffers {
     /// The residual stream. `[T, H]`
-    h: Vec<f32>,
+    h: Plane,
     /// What a block reads: `h`, normed. `[T, H]`
     x: Act,
-    q: Vec<f32>, // [T, N, D]
-    k: Vec<f32>, // [T, K, D]
-    v: Vec<f32>, // [T, K, D]
+    q: Plane, // [T, N·D]
+    k: Plane, // [T, K·D]
+    v: Plane, // [T, K·D]
     /// What attention found. `[T, N·D]`
     found: Act,
     /// What a block made, not yet added to `h`. `[T, H]`
-    y: Vec<f32>,
-    gate: Vec<f32>,   // [T, F]
-    up: Vec<f32>,     // [T, F]
-    gated: Act,       // [T, F]
-    last: Act,        // [S', H]
-    logits: Vec<f32>, // [S', V]
+    y: Plane,
+    gate: Plane,   // [T, F]
+    up: Plane,     // [T, F]
+    gated: Act,    // [T, F]
+    last: Act,     // [S', H]
+    logits: Plane, // [S', V]
     scratch: LoraScratch,
     parts: AttentionScratch,
 }
 
 impl Buffers {
-    pub fn new(weights: &Weights, o: &ModelOptions) -> Self {
+    pub fn new(memory: &Memory, weights: &Weights, o: &ModelOptions) -> Result<Self, Error> {
         let shape = &weights.shape;
         let dtypes = weights.dtypes();
         let dtype = match dtypes.contains(&WeightDtype::Bf16) {
@@ -46,40 +45,41 @@ impl Buffers {
             false => Dtype::F32,
         };
         let integers = dtypes.iter().any(|d| d.group().is_some());
-        let act = |rows: usize, width: usize| match Act::new(dtype, rows, width) {
-            act if integers => act.with_bytes(),
-            act => act,
+        let act = |rows: usize, width: usize| match integers {
+            true => Act::with_bytes(memory, dtype, rows, width),
+            false => Act::new(memory, dtype, rows, width),
         };
-        let (rows, q, kv) = (o.rows_max, shape.heads * shape.head_dim, kv_width(shape));
-        let zeros = |width: usize| vec![0.0; rows * width];
-        Self {
-            h: zeros(shape.hidden),
-            x: act(rows, shape.hidden),
-            q: zeros(q),
-            k: zeros(kv),
-            v: zeros(kv),
-            found: act(rows, q),
-            y: zeros(shape.hidden),
-            gate: zeros(shape.ffn),
-            up: zeros(shape.ffn),
-            gated: act(rows, shape.ffn),
-            last: act(o.logit_rows_max, shape.hidden),
-            logits: vec![0.0; o.logit_rows_max * shape.vocab],
-            scratch: LoraScratch::new(rows.max(o.logit_rows_max), RANK_MAX),
+        let (rows, q, kv) = (o.rows_max, q_width(shape), kv_width(shape));
+        let plane = |width: usize| Plane::new(memory, rows, width);
+        Ok(Self {
+            h: plane(shape.hidden)?,
+            x: act(rows, shape.hidden)?,
+            q: plane(q)?,
+            k: plane(kv)?,
+            v: plane(kv)?,
+            found: act(rows, q)?,
+            y: plane(shape.hidden)?,
+            gate: plane(shape.ffn)?,
+            up: plane(shape.ffn)?,
+            gated: act(rows, shape.ffn)?,
+            last: act(o.logit_rows_max, shape.hidden)?,
+            logits: Plane::new(memory, o.logit_rows_max, shape.vocab)?,
+            scratch: LoraScratch::new(memory, rows.max(o.logit_rows_max), RANK_MAX)?,
             parts: AttentionScratch::new(
+                memory,
                 o.threads,
                 shape.heads,
                 shape.kv_heads,
                 shape.head_dim,
                 o.context,
-            ),
-        }
+            )?,
+        })
     }
 
     /// Upper bound of what `new` takes: activations as f32 with a bf16 copy, and bytes for integer
     /// weights.
     pub fn bytes(shape: &ModelShape, o: &ModelOptions) -> usize {
-        let q = shape.heads * shape.head_dim;
+        let q = q_width(shape);
         let plain = 2 * shape.hidden + q + 2 * kv_width(shape) + 2 * shape.ffn;
         let acts: usize = [shape.hidden, q, shape.ffn].map(Act::row_bytes).iter().sum();
         let row = LoraScratch::row_bytes(RANK_MAX);
@@ -92,61 +92,18 @@ impl Buffers {
     }
 }
 
+fn q_width(shape: &ModelShape) -> usize {
+    shape.heads * shape.head_dim
+}
+
 fn kv_width(shape: &ModelShape) -> usize {
     shape.kv_heads * shape.head_dim
-}
-
-/// What the adapters of a step change, by segment. (Apart from `Step`, since worker threads ask
-/// it.)
-#[derive(Clone, Copy)]
-struct Adapters<'a> {
-    batch: &'a Batch,
-    bank: &'a Bank,
-    shape: &'a ModelShape,
-}
-
-impl<'a> Adapters<'a> {
-    fn of_slot(&self, slot: Slot) -> &'a Prepared {
-        let adapter = self.bank.get(slot);
-        adapter.expect("a slot stays resident while a batch names it")
-    }
-
-    fn add(&self, blend: &Blend, site: Site, add: Add<'_, 'a>) {
-        for (slot, weight) in blend.parts() {
-            if let Some(delta) = &self.of_slot(slot).deltas[self.shape.site_index(site)] {
-                add(delta, weight);
-            }
-        }
-    }
-
-    fn deltas(&self, segment: usize, site: Site, add: Add<'_, 'a>) {
-        self.add(&self.batch.segment_blends[segment], site, add);
-    }
-
-    /// Of the head, by segment of `logit_rows`.
-    fn head(&self, segment: usize, add: Add<'_, 'a>) {
-        self.add(&self.batch.logit_blends[segment], Site::Head, add);
-    }
-
-    fn embedding(&self, segment: usize, add: AddEmbed<'_, 'a>) {
-        for (slot, weight) in self.batch.segment_blends[segment].parts() {
-            if let Some(delta) = &self.of_slot(slot).embedding {
-                add(delta, weight);
-            }
-        }
-    }
-
-    /// Only an adapter alone may replace norms.
-    fn norm(&self, segment: usize, norm: Norm) -> Option<&'a [f32]> {
-        let slot = self.batch.segment_blends[segment].alone()?;
-        self.of_slot(slot).norms[self.shape.norm_index(norm)].as_deref()
-    }
 }
 
 /// Everything a step reads.
 pub(super) struct Step<'a> {
     pub batch: &'a Batch,
-    pub bank: &'a Bank,
+    pub residents: &'a Residents,
     pub weights: &'a Weights,
     pub device: &'a Device,
     pub rope: &'a RopeTable,
@@ -154,20 +111,11 @@ pub(super) struct Step<'a> {
 }
 
 impl<'a> Step<'a> {
-    pub fn run<'b>(&self, b: &'b mut Buffers, kv: &mut KvCache) -> &'b mut [f32] {
+    /// The logits of the rows that are sampled, or what the device failed at first.
+    pub fn run<'b>(&self, b: &'b mut Buffers, kv: &mut KvCache) -> Result<&'b mut [f32], Error> {
         let shape = self.shape();
-        let adapters = self.adapters();
-        let embedding = |g: usize, add: AddEmbed<'_, 'a>| adapters.embedding(g, add);
-        let h = &mut b.h[..self.rows() * shape.hidden];
-        embed(
-            self.device,
-            self.weights.embedding(),
-            &self.batch.tokens,
-            shape.embedding_scale,
-            self.segments(),
-            &embedding,
-            h,
-        );
+        let (table, scale) = (self.weights.embedding(), shape.embedding_scale);
+        embed(self.device, table, &self.batch.tokens, scale, self.segments(), &mut b.h);
         for layer in 0..shape.layers {
             let before = layer.checked_sub(1);
             self.add_norm(b, before.map(|l| self.after_mlp(l)), Norm::Input(layer));
@@ -179,7 +127,8 @@ impl<'a> Step<'a> {
             self.add_norm(b, Some(post), next);
             self.mlp(b, layer);
         }
-        self.logits(b)
+        self.logits(b);
+        b.logits.read(self.device, self.batch.logit_rows.len())
     }
 
     fn shape(&self) -> &'a ModelShape {
@@ -190,13 +139,15 @@ impl<'a> Step<'a> {
         self.batch.tokens.len()
     }
 
-    fn adapters(&self) -> Adapters<'a> {
-        Adapters { batch: self.batch, bank: self.bank, shape: self.shape() }
+    fn segments(&self) -> Segments<'a> {
+        let Batch { segment_indptr: indptr, segment_blends: blends, .. } = self.batch;
+        Segments { indptr, blends, residents: self.residents }
     }
 
-    fn segments(&self) -> Segments<'a> {
-        let indptr = &self.batch.segment_indptr;
-        Segments { indptr }
+    /// Over `logit_rows`.
+    fn logit_segments(&self) -> Segments<'a> {
+        let Batch { logit_indptr: indptr, logit_blends: blends, .. } = self.batch;
+        Segments { indptr, blends, residents: self.residents }
     }
 
     fn page_rows(&self) -> Rows<'a> {
@@ -208,6 +159,18 @@ impl<'a> Step<'a> {
         }
     }
 
+    fn norm(&self, norm: Norm) -> NormWeight<'a> {
+        NormWeight { base: self.weights.norm(norm), norm: self.shape().norm_index(norm) }
+    }
+
+    fn site<'y>(&self, site: Site, y: &'y mut Plane) -> Linear<'y>
+    where
+        'a: 'y,
+    {
+        let (weight, bias) = (self.weights.site(site), self.weights.bias(site));
+        Linear { weight, bias, site: self.shape().site_index(site), y }
+    }
+
     /// The norm on the MLP's output of a layer, where the family has one.
     fn after_mlp(&self, layer: usize) -> Option<Norm> {
         let post = self.shape().post_norms;
@@ -217,22 +180,13 @@ impl<'a> Step<'a> {
     /// h += y (normed by the inner norm, where there is one), then x = norm(h). `made` None: there
     /// is no y yet.
     fn add_norm(&self, b: &mut Buffers, made: Option<Option<Norm>>, norm: Norm) {
-        let (hidden, adapters) = (self.shape().hidden, self.adapters());
-        let post = made.flatten().unwrap_or(norm);
-        let post_replaced = |g: usize| adapters.norm(g, post);
-        let replaced = |g: usize| adapters.norm(g, norm);
-        let residual = made.map(|inner| Residual {
-            y: &b.y[..self.rows() * hidden],
-            post: inner
-                .map(|n| NormWeight { base: self.weights.norm(n), replaced: &post_replaced }),
-        });
-        let weight = NormWeight { base: self.weights.norm(norm), replaced: &replaced };
+        let residual = made.map(|post| Residual { y: &b.y, post: post.map(|n| self.norm(n)) });
         add_norm(
             self.device,
-            &mut b.h[..self.rows() * hidden],
+            &mut b.h,
             self.rows(),
             residual,
-            weight,
+            self.norm(norm),
             self.shape().norm_eps,
             self.segments(),
             &mut b.x,
@@ -241,44 +195,35 @@ impl<'a> Step<'a> {
 
     /// y = attention(x)
     fn attend(&self, b: &mut Buffers, kv: &mut KvCache, layer: usize) {
-        let (shape, rows, adapters) = (self.shape(), self.rows(), self.adapters());
+        let (dev, shape, rows, segments) =
+            (self.device, self.shape(), self.rows(), self.segments());
         let site = |p| Site::Layer(layer, p);
-        let (q_width, kv_width) = (shape.heads * shape.head_dim, kv_width(shape));
-        let q = &mut b.q[..rows * q_width];
-        let k = &mut b.k[..rows * kv_width];
-        let v = &mut b.v[..rows * kv_width];
         let mut outs = [
-            self.linear(site(Projection::Q), q),
-            self.linear(site(Projection::K), k),
-            self.linear(site(Projection::V), v),
+            self.site(site(Projection::Q), &mut b.q),
+            self.site(site(Projection::K), &mut b.k),
+            self.site(site(Projection::V), &mut b.v),
         ];
-        let read = [Projection::Q, Projection::K, Projection::V].map(site);
-        let deltas = |i: usize, g: usize, add: Add<'_, 'a>| adapters.deltas(g, read[i], add);
-        let segments = self.segments();
-        linear_sum(self.device, &b.x, rows, &mut outs, segments, &deltas, &mut b.scratch);
+        linear(dev, &b.x, rows, &mut outs, segments, &mut b.scratch);
 
         let window = shape.windows[layer];
         let local = self.rope_local.filter(|_| window.is_some());
-        let q_replaced = |g: usize| adapters.norm(g, Norm::Query(layer));
-        let k_replaced = |g: usize| adapters.norm(g, Norm::Key(layer));
-        let head_norm = |norm, replaced| NormWeight { base: self.weights.norm(norm), replaced };
         let store = RopeStore {
-            q,
-            k,
-            v,
+            q: &mut b.q,
+            k: &mut b.k,
+            v: &b.v,
             heads: shape.heads,
             kv_heads: shape.kv_heads,
             head_dim: shape.head_dim,
-            q_norm: shape.qk_norm.then(|| head_norm(Norm::Query(layer), &q_replaced)),
-            k_norm: shape.qk_norm.then(|| head_norm(Norm::Key(layer), &k_replaced)),
+            q_norm: shape.qk_norm.then(|| self.norm(Norm::Query(layer))),
+            k_norm: shape.qk_norm.then(|| self.norm(Norm::Key(layer))),
             eps: shape.norm_eps,
             rope: local.unwrap_or(self.rope),
             layer,
         };
-        rope_store(self.device, store, self.page_rows(), segments, kv);
+        rope_store(dev, store, self.page_rows(), segments, kv);
         attention(
-            self.device,
-            &b.q[..rows * q_width],
+            dev,
+            &b.q,
             shape.heads,
             kv,
             layer,
@@ -288,84 +233,48 @@ impl<'a> Step<'a> {
             &mut b.found,
             &mut b.parts,
         );
-        let y = &mut b.y[..rows * shape.hidden];
-        self.one_linear(&b.found, rows, site(Projection::O), y, &mut b.scratch);
+        let mut outs = [self.site(site(Projection::O), &mut b.y)];
+        linear(dev, &b.found, rows, &mut outs, segments, &mut b.scratch);
     }
 
     /// y = down(act(gate(x)) ∘ up(x))
     fn mlp(&self, b: &mut Buffers, layer: usize) {
-        let (shape, rows, adapters) = (self.shape(), self.rows(), self.adapters());
+        let (dev, rows, segments) = (self.device, self.rows(), self.segments());
         let site = |p| Site::Layer(layer, p);
-        let gate = &mut b.gate[..rows * shape.ffn];
-        let up = &mut b.up[..rows * shape.ffn];
-        let mut outs =
-            [self.linear(site(Projection::Gate), gate), self.linear(site(Projection::Up), up)];
-        let read = [Projection::Gate, Projection::Up].map(site);
-        let deltas = |i: usize, g: usize, add: Add<'_, 'a>| adapters.deltas(g, read[i], add);
-        let segments = self.segments();
-        linear_sum(self.device, &b.x, rows, &mut outs, segments, &deltas, &mut b.scratch);
-        let kind = match shape.activation {
+        let mut outs = [
+            self.site(site(Projection::Gate), &mut b.gate),
+            self.site(site(Projection::Up), &mut b.up),
+        ];
+        linear(dev, &b.x, rows, &mut outs, segments, &mut b.scratch);
+        let kind = match self.shape().activation {
             Activation::Silu => Gate::Silu,
             Activation::GeluTanh => Gate::GeluTanh,
         };
-        glu(self.device, kind, gate, up, rows, &mut b.gated);
-        let y = &mut b.y[..rows * shape.hidden];
-        self.one_linear(&b.gated, rows, site(Projection::Down), y, &mut b.scratch);
-    }
-
-    fn linear<'y>(&self, site: Site, y: &'y mut [f32]) -> Linear<'y>
-    where
-        'a: 'y,
-    {
-        Linear { weight: self.weights.site(site), bias: self.weights.bias(site), y }
-    }
-
-    fn one_linear(
-        &self,
-        x: &Act,
-        rows: usize,
-        site: Site,
-        y: &mut [f32],
-        scratch: &mut LoraScratch,
-    ) {
-        let adapters = self.adapters();
-        let deltas = |_: usize, g: usize, add: Add<'_, 'a>| adapters.deltas(g, site, add);
-        let mut outs = [self.linear(site, y)];
-        linear_sum(self.device, x, rows, &mut outs, self.segments(), &deltas, scratch);
+        glu(dev, kind, &b.gate, &b.up, rows, &mut b.gated);
+        let mut outs = [self.site(site(Projection::Down), &mut b.y)];
+        linear(dev, &b.gated, rows, &mut outs, segments, &mut b.scratch);
     }
 
     /// The head on the rows that are sampled. `[S', V]`
-    fn logits<'b>(&self, b: &'b mut Buffers) -> &'b mut [f32] {
-        let shape = self.shape();
-        let rows = self.batch.logit_rows.len();
-        let logits = &mut b.logits[..rows * shape.vocab];
-        if rows == 0 {
-            return logits;
+    fn logits(&self, b: &mut Buffers) {
+        let rows = &self.batch.logit_rows;
+        if rows.is_empty() {
+            return;
         }
-        let adapters = self.adapters();
-        let inner = self.after_mlp(shape.layers - 1);
-        let post_replaced = |g: usize| inner.and_then(|n| adapters.norm(g, n));
-        let replaced = |g: usize| adapters.norm(g, Norm::Final);
-        let residual = Residual {
-            y: &b.y[..self.rows() * shape.hidden],
-            post: inner
-                .map(|n| NormWeight { base: self.weights.norm(n), replaced: &post_replaced }),
-        };
-        let weight = NormWeight { base: self.weights.norm(Norm::Final), replaced: &replaced };
+        let inner = self.after_mlp(self.shape().layers - 1);
+        let residual = Residual { y: &b.y, post: inner.map(|n| self.norm(n)) };
         add_norm_rows(
             self.device,
-            &b.h[..self.rows() * shape.hidden],
-            &self.batch.logit_rows,
+            &b.h,
+            rows,
             Some(residual),
-            weight,
-            shape.norm_eps,
+            self.norm(Norm::Final),
+            self.shape().norm_eps,
             self.segments(),
             &mut b.last,
         );
-        let deltas = |_: usize, g: usize, add: Add<'_, 'a>| adapters.head(g, add);
-        let segments = Segments { indptr: &self.batch.logit_indptr };
-        let mut outs = [self.linear(Site::Head, logits)];
-        linear_sum(self.device, &b.last, rows, &mut outs, segments, &deltas, &mut b.scratch);
-        logits
+        let mut outs = [self.site(Site::Head, &mut b.logits)];
+        let (segments, scratch) = (self.logit_segments(), &mut b.scratch);
+        linear(self.device, &b.last, rows.len(), &mut outs, segments, scratch);
     }
 }

@@ -32,8 +32,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Takes every buffer a step needs. Errors (`context_too_long`) when `options.context` is
-    /// beyond what the model was made for.
+    /// Takes every buffer a step needs. Errors: `context_too_long` when `options.context` is beyond
+    /// what the model was made for; `internal_error` on a device that lacks an operation.
     pub fn new(weights: Arc<Weights>, device: Device, options: &ModelOptions) -> Result<Self> {
         let shape = &weights.shape;
         if options.context > shape.context {
@@ -43,22 +43,24 @@ impl Model {
             );
             return Err(Error::new(Kind::Invalid, "context_too_long", message));
         }
+        let memory = device.memory();
         let table = |rope: &Rope| {
             let (inv_freq, scale) = rope.frequencies(shape.head_dim);
-            RopeTable::new(options.context, shape.head_dim, &inv_freq, scale)
+            RopeTable::new(memory, options.context, shape.head_dim, &inv_freq, scale)
         };
         let kv = KvCache::new(
+            memory,
             options.kv_dtype,
             shape.layers,
             options.kv_pages,
             shape.kv_heads,
             shape.head_dim,
-        );
+        )?;
         Ok(Self {
             kv: kv.touched(&device),
-            rope: table(&shape.rope),
-            rope_local: shape.rope_local.as_ref().map(table),
-            buffers: Buffers::new(&weights, options),
+            rope: table(&shape.rope)?,
+            rope_local: shape.rope_local.as_ref().map(table).transpose()?,
+            buffers: Buffers::new(memory, &weights, options)?,
             rows_max: options.rows_max,
             logit_rows_max: options.logit_rows_max,
             device,
@@ -82,20 +84,21 @@ impl Model {
     }
 
     /// One step: writes K and V of every row to its page, returns logits `[S', V]` f32 of
-    /// `batch.logit_rows`. Allocates nothing. A batch that breaks its own rules (too many rows, an
-    /// empty slot) is our bug and panics.
-    pub fn forward(&mut self, batch: &Batch, bank: &Bank) -> &mut [f32] {
+    /// `batch.logit_rows`. Allocates nothing. Errors: `internal_error` when the device failed in an
+    /// operation. A batch that breaks its own rules (too many rows, an empty slot) is our bug and
+    /// panics.
+    pub fn forward(&mut self, batch: &Batch, bank: &Bank) -> Result<&mut [f32]> {
         assert!(batch.tokens.len() <= self.rows_max, "too many rows");
         assert!(batch.logit_rows.len() <= self.logit_rows_max, "too many logit rows");
         let step = Step {
             batch,
-            bank,
+            residents: bank.residents(),
             weights: &self.weights,
             device: &self.device,
             rope: &self.rope,
             rope_local: self.rope_local.as_ref(),
         };
-        step.run(&mut self.buffers, &mut self.kv)
+        Ok(step.run(&mut self.buffers, &mut self.kv)?)
     }
 
     pub fn device(&self) -> &Device {

@@ -10,7 +10,7 @@ use crate::checkpoint::Scratch;
 use crate::checkpoint::{invalid, unsupported};
 use crate::error::{Error, Result};
 use crate::shape::{ModelShape, Norm, Projection, Site};
-use polylora_kernels::{Device, Dtype, Matrix, WeightDtype};
+use polylora_kernels::{Device, Dtype, Matrix, Vector, WeightDtype};
 use std::collections::HashSet;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -27,9 +27,9 @@ pub struct Weights {
     /// By site index; the head is `None` where it is tied.
     sites: Vec<Option<Matrix>>,
     /// By site index. `[O]`
-    biases: Vec<Option<Box<[f32]>>>,
+    biases: Vec<Option<Vector>>,
     /// By norm index, +1 folded in; empty where the family has no such norm.
-    norms: Vec<Box<[f32]>>,
+    norms: Vec<Vector>,
 }
 
 /// Told of bytes that are read and hashed, and of how many there are; from several threads.
@@ -129,18 +129,15 @@ impl Weights {
                 false => Some(loader.matrix(&format!("{module}.weight"), outputs, inputs)?),
             });
             biases.push(match has_bias(shape, site) {
-                true => Some(loader.vector(&format!("{module}.bias"), outputs)?),
+                true => Some(loader.vector(&format!("{module}.bias"), outputs, 0.0)?),
                 false => None,
             });
         }
-        let mut norms = vec![Box::default(); shape.norms()];
+        let mut norms: Vec<Vector> = (0..shape.norms()).map(|_| Vector::default()).collect();
+        let more = if shape.norm_plus_one { 1.0 } else { 0.0 };
         for norm in all_norms(shape) {
             let (name, width) = norm_tensor(shape, norm);
-            let mut weight = loader.vector(&name, width)?;
-            if shape.norm_plus_one {
-                weight.iter_mut().for_each(|w| *w += 1.0);
-            }
-            norms[shape.norm_index(norm)] = weight;
+            norms[shape.norm_index(norm)] = loader.vector(&name, width, more)?;
         }
         loader.refuse_unused(shape)?;
         let (shape, digest) = (shape.clone(), Digest([0; 32]));
@@ -168,7 +165,7 @@ impl Weights {
     pub fn bytes(&self) -> usize {
         let vectors = self.norms.iter().chain(self.biases.iter().flatten());
         self.matrices().map(Matrix::bytes).sum::<usize>()
-            + vectors.map(|v| size_of_val::<[f32]>(v)).sum::<usize>()
+            + vectors.map(Vector::bytes).sum::<usize>()
     }
 
     /// The embedding table `[V, H]`.
@@ -183,7 +180,7 @@ impl Weights {
     }
 
     /// The weight of a norm, +1 folded in; empty where the family has no such norm.
-    pub fn norm(&self, norm: Norm) -> &[f32] {
+    pub fn norm(&self, norm: Norm) -> &Vector {
         &self.norms[self.shape.norm_index(norm)]
     }
 
@@ -193,8 +190,8 @@ impl Weights {
     }
 
     /// The bias of a site, where it has one. `[O]`
-    pub fn bias(&self, site: Site) -> Option<&[f32]> {
-        self.biases[self.shape.site_index(site)].as_deref()
+    pub fn bias(&self, site: Site) -> Option<&Vector> {
+        self.biases[self.shape.site_index(site)].as_ref()
     }
 
     pub fn base_rows(self: &Arc<Self>) -> BaseRows {
@@ -204,7 +201,7 @@ impl Weights {
 
     pub fn base_bias(self: &Arc<Self>) -> BaseBias {
         let w = self.clone();
-        Arc::new(move |site| w.bias(site).map(<[f32]>::to_vec))
+        Arc::new(move |site| w.bias(site).map(|bias| bias.values().to_vec()))
     }
 }
 
@@ -229,10 +226,15 @@ impl Loader<'_> {
     }
 
     /// Norms and biases stay f32: they are small, and their rounding would be felt everywhere.
-    fn vector(&mut self, name: &str, width: usize) -> Result<Box<[f32]>> {
+    /// `more` is added to each value, unless it is nothing: -0 stays as it is.
+    fn vector(&mut self, name: &str, width: usize, more: f32) -> Result<Vector> {
         self.read.insert(name.to_owned());
         let values = self.checkpoint.values(name, &[width])?;
-        Ok(values.ok_or_else(|| missing(name))?.into_boxed_slice())
+        let mut values = values.ok_or_else(|| missing(name))?;
+        if more != 0.0 {
+            values.iter_mut().for_each(|value| *value += more);
+        }
+        Ok(Vector::new(self.device.memory(), values)?)
     }
 
     /// A tensor that nothing asked for would change the model's arithmetic without our doing it.

@@ -16,7 +16,8 @@ use polylora::adapters::format::{Summary, check, prepare};
 use polylora::error::{Error, Kind};
 use polylora::shape::{ModelShape, Norm, Projection, Rope, RopeScaling, Site};
 use polylora_kernels::{
-    Act, AddEmbed, Delta, Device, Dtype, Linear, LoraScratch, Matrix, Segments, embed, linear,
+    Act, Delta, Device, Dtype, Linear, LoraScratch, Matrix, Memory, Plane, Resident, Residents,
+    Segments, Vector, embed, linear,
 };
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -88,22 +89,29 @@ fn refusal(files: &Files, needle: &str) -> &'static str {
 
 fn site(prepared: &Prepared, shape: &ModelShape, l: usize, p: Projection) -> Option<usize> {
     let index = shape.site_index(Site::Layer(l, p));
-    prepared.deltas[index].as_ref().map(Delta::rank)
+    prepared.resident.deltas[index].as_ref().map(Delta::rank)
 }
 
 /// What the delta makes of x over a base weight `[O, I]`.
-fn applied(delta: &Delta, weight: &[f32], x: &[f32]) -> Vec<f32> {
+fn applied(delta: Delta, weight: &[f32], x: &[f32]) -> Vec<f32> {
     let (inputs, outputs) = (delta.inputs(), delta.outputs());
-    let device = Device::cpu(1);
-    let matrix = Matrix::from_f32(Dtype::F32, outputs, inputs, weight);
-    let mut act = Act::new(Dtype::F32, 1, inputs);
-    act.set_row(0, x);
-    let mut y = vec![0.0; outputs];
-    let mut outs = [Linear { weight: &matrix, bias: None, y: &mut y }];
-    let segments = Segments { indptr: &[0, 1] };
-    let mut scratch = LoraScratch::new(1, 512);
-    linear(&device, &act, 1, &mut outs, segments, &|_, _| Some(delta), &mut scratch);
-    y
+    let (device, memory) = (Device::cpu(1), &Memory::Cpu);
+    let matrix = Matrix::from_f32(memory, Dtype::F32, outputs, inputs, weight).unwrap();
+    let mut act = Act::new(memory, Dtype::F32, 1, inputs).unwrap();
+    act.write(0, x).unwrap();
+    let mut y = Plane::new(memory, 1, outputs).unwrap();
+    let mut outs = [Linear { weight: &matrix, bias: None, site: 0, y: &mut y }];
+    let mut scratch = LoraScratch::new(memory, 1, 512).unwrap();
+    let resident = Resident { deltas: vec![Some(delta)], ..Resident::default() };
+    on_a_row(resident, |segments| linear(&device, &act, 1, &mut outs, segments, &mut scratch));
+    y.read(&device, 1).unwrap().to_vec()
+}
+
+/// Calls `op` with a row that the resident alone changes.
+fn on_a_row(resident: Resident, op: impl FnOnce(Segments<'_>)) {
+    let mut residents = Residents::new(1);
+    let slot = residents.install(resident).map_err(|_| "full").unwrap();
+    op(Segments { indptr: &[0, 1], blends: &[slot.into()], residents: &residents });
 }
 
 /// gain ∘ (W x + scale · B A x) + bias in f64, with the sum W + scale·B·A written out.
@@ -147,8 +155,9 @@ fn assert_near(got: &[f32], wanted: &[f64], tolerance: f64) {
     }
 }
 
-fn delta_of<'a>(prepared: &'a Prepared, shape: &ModelShape, at: Site) -> &'a Delta {
-    prepared.deltas[shape.site_index(at)].as_ref().unwrap()
+/// Takes a site's delta out.
+fn delta_of(prepared: &mut Prepared, shape: &ModelShape, at: Site) -> Delta {
+    prepared.resident.deltas[shape.site_index(at)].take().unwrap()
 }
 
 const Q0: Site = Site::Layer(0, Projection::Q);
@@ -186,13 +195,13 @@ fn a_gguf_adapter_means_the_same_as_the_peft_adapter_it_was_made_from() {
     let dir = tempfile::tempdir().unwrap();
     let file = golden("pirate-2-layers.gguf");
     std::fs::copy(file, dir.path().join("anything.gguf")).unwrap();
-    let (summary, from_gguf) = prepared(dir.path(), &shape).unwrap();
+    let (summary, mut from_gguf) = prepared(dir.path(), &shape).unwrap();
     assert_eq!((summary.method.as_str(), summary.sites, summary.rank_max), ("gguf-lora", 8, 8));
-    let (_, from_peft) = prepared(&root().join("adapters/pirate"), &shape).unwrap();
+    let (_, mut from_peft) = prepared(&root().join("adapters/pirate"), &shape).unwrap();
     for l in [0, 29] {
         for p in [Projection::Q, Projection::K, Projection::V, Projection::O] {
             let at = Site::Layer(l, p);
-            let (a, b) = (delta_of(&from_gguf, &shape, at), delta_of(&from_peft, &shape, at));
+            let [a, b] = [&mut from_gguf, &mut from_peft].map(|from| delta_of(from, &shape, at));
             let x = values(7, a.inputs());
             let zero = vec![0.0; a.inputs() * a.outputs()];
             let y = applied(a, &zero, &x);
@@ -208,10 +217,10 @@ fn a_gguf_adapter_means_the_same_as_the_peft_adapter_it_was_made_from() {
 fn a_delta_is_scale_times_b_times_a() {
     let shape = tiny();
     let mut files = Files::plain(3);
-    let (_, prepared) = load(&files, &shape).unwrap();
+    let (_, mut prepared) = load(&files, &shape).unwrap();
     assert!(site(&prepared, &shape, 0, Projection::K).is_none());
     assert_eq!(site(&prepared, &shape, 1, Projection::V), Some(2));
-    let delta = delta_of(&prepared, &shape, Q0);
+    let delta = delta_of(&mut prepared, &shape, Q0);
     let weight = values(site_seed(Q0), 64);
     let dense = Dense {
         weight: &weight,
@@ -229,7 +238,7 @@ fn dora_gains_are_the_magnitude_over_the_norm_of_the_whole_row() {
     let shape = tiny();
     let mut files = Files::dora(3);
     files.set("use_rslora", json!(true));
-    let (summary, prepared) = load(&files, &shape).unwrap();
+    let (summary, mut prepared) = load(&files, &shape).unwrap();
     assert_eq!(summary.method, "dora");
     for at in [Q0, Site::Layer(1, Projection::V)] {
         let Site::Layer(l, p) = at else { unreachable!() };
@@ -244,7 +253,7 @@ fn dora_gains_are_the_magnitude_over_the_norm_of_the_whole_row() {
             magnitude: Some(&files.get(&format!("{module}.lora_magnitude")).2.clone()),
         };
         let x = values(5, 8);
-        let delta = delta_of(&prepared, &shape, at);
+        let delta = delta_of(&mut prepared, &shape, at);
         assert_near(&applied(delta, &weight, &x), &dense.apply(&x), 1e-5);
     }
 }
@@ -262,10 +271,12 @@ fn biases_of_the_factors_are_scaled_and_trained_ones_replace_the_bases() {
     }
     files.push("model.layers.0.self_attn.q_proj.base_layer.bias", &[8], vec![3.0; 8]);
     files.push("model.layers.1.self_attn.k_proj.bias", &[4], vec![5.0; 4]);
-    let (_, prepared) = load(&files, &shape).unwrap();
-    let at_zero = |at: Site| {
-        let delta = delta_of(&prepared, &shape, at);
-        applied(delta, &vec![0.0; delta.inputs() * delta.outputs()], &[0.0; 8])
+    let (_, mut prepared) = load(&files, &shape).unwrap();
+    assert_eq!(site(&prepared, &shape, 1, Projection::K), Some(0));
+    let mut at_zero = |at: Site| {
+        let delta = delta_of(&mut prepared, &shape, at);
+        let zeros = vec![0.0; delta.inputs() * delta.outputs()];
+        applied(delta, &zeros, &[0.0; 8])
     };
     let base = base_bias(&shape);
     let wanted = |at, new: f64, scaled: f64| -> Vec<f64> {
@@ -275,7 +286,6 @@ fn biases_of_the_factors_are_scaled_and_trained_ones_replace_the_bases() {
     // 2 · 0.25 from lora_B.bias; the kernel adds the base's own bias on top.
     assert_near(&at_zero(Q0), &wanted(Q0, 3.0, 0.5), 1e-6);
     let k1 = Site::Layer(1, Projection::K);
-    assert_eq!(site(&prepared, &shape, 1, Projection::K), Some(0));
     assert_near(&at_zero(k1), &wanted(k1, 5.0, 0.0), 1e-6);
     assert_near(&at_zero(Site::Layer(0, Projection::V)), &[0.5; 4], 1e-6);
 }
@@ -290,23 +300,23 @@ fn norms_in_modules_to_save_replace_and_fold_gemmas_one() {
         files.push("model.layers.0.input_layernorm.weight", &[8], vec![0.5; 8]);
         let (summary, prepared) = load(&files, &shape).unwrap();
         assert_eq!(summary.targets, ["q_proj", "v_proj", "input_layernorm", "norm"]);
-        let norm = |n| prepared.norms[shape.norm_index(n)].as_deref();
+        let norms = &prepared.resident.norms;
+        let norm = |n| norms[shape.norm_index(n)].as_ref().map(Vector::values);
         assert_eq!(norm(Norm::Final), Some([wanted; 8].as_slice()));
         assert_eq!(norm(Norm::Input(0)), Some([wanted - 0.25; 8].as_slice()));
         assert_eq!(norm(Norm::Input(1)), None);
     }
 }
 
-fn embedded<'p>(prepared: &'p Prepared, shape: &ModelShape, token: u32) -> Vec<f32> {
+fn embedded(prepared: Prepared, shape: &ModelShape, token: u32) -> Vec<f32> {
     let zero = vec![0.0; shape.vocab * shape.hidden];
-    let table = Matrix::from_f32(Dtype::F32, shape.vocab, shape.hidden, &zero);
-    let mut h = vec![0.0; shape.hidden];
-    let segments = Segments { indptr: &[0, 1] };
-    let own = |_: usize, add: AddEmbed<'_, 'p>| {
-        prepared.embedding.iter().for_each(|delta| add(delta, 1.0));
-    };
-    embed(&Device::cpu(1), &table, &[token], 1.0, segments, &own, &mut h);
-    h
+    let (device, memory) = (Device::cpu(1), &Memory::Cpu);
+    let table = Matrix::from_f32(memory, Dtype::F32, shape.vocab, shape.hidden, &zero).unwrap();
+    let mut h = Plane::new(memory, 1, shape.hidden).unwrap();
+    on_a_row(prepared.resident, |segments| {
+        embed(&device, &table, &[token], 1.0, segments, &mut h);
+    });
+    h.read(&device, 1).unwrap().to_vec()
 }
 
 #[test]
@@ -326,7 +336,7 @@ fn embedding_factors_pick_a_column_and_take_the_embedding_scale() {
         .collect();
     let (summary, prepared) = load(&files, &shape).unwrap();
     assert_eq!(summary.sites, 5);
-    assert_near(&embedded(&prepared, &shape, 7), &wanted, 1e-5);
+    assert_near(&embedded(prepared, &shape, 7), &wanted, 1e-5);
 
     // The same factors as GGUF, where the token table's A lies transposed.
     let turned: Vec<f32> = (0..20).map(|i| a[i % 2 * 10 + i / 2]).collect();
@@ -340,7 +350,7 @@ fn embedding_factors_pick_a_column_and_take_the_embedding_scale() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("adapter.gguf"), file).unwrap();
     let (_, prepared) = self::prepared(dir.path(), &shape).unwrap();
-    assert_near(&embedded(&prepared, &shape, 7), &wanted, 1e-5);
+    assert_near(&embedded(prepared, &shape, 7), &wanted, 1e-5);
 }
 
 #[test]
@@ -351,10 +361,10 @@ fn a_head_adapter_may_bring_the_bases_own_table_but_no_other() {
     files.set("target_modules", json!(["q_proj", "v_proj", "lm_head"]));
     files.factors("lm_head", 2, 8, 10, 90);
     files.push("lm_head.base_layer.weight", &[10, 8], head.clone());
-    let (summary, prepared) = load(&files, &shape).unwrap();
+    let (summary, mut prepared) = load(&files, &shape).unwrap();
     assert_eq!(summary.targets, ["q_proj", "v_proj", "lm_head"]);
-    assert!(prepared.embedding.is_none(), "a tied head's factors act on the head only");
-    assert_eq!(delta_of(&prepared, &shape, Site::Head).rank(), 2);
+    assert!(prepared.resident.embedding.is_none(), "a tied head's factors act on the head only");
+    assert_eq!(delta_of(&mut prepared, &shape, Site::Head).rank(), 2);
 
     // One changed value in the last row.
     files.get("lm_head.base_layer").2[79] += 0.5;

@@ -54,7 +54,7 @@ pub fn step(model: &mut Model, parts: &[Part]) -> Vec<Vec<f32>> {
         batch.page_indptr.push(batch.pages.len() as u32);
     }
     let vocab = model.shape().vocab;
-    let logits = model.forward(&batch, &Bank::new(1));
+    let logits = model.forward(&batch, &Bank::new(1)).expect("a step");
     logits.chunks(vocab).map(<[f32]>::to_vec).collect()
 }
 

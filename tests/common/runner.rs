@@ -81,7 +81,7 @@ impl Runner {
             parts.sort_by_key(|&(i, _, _)| (streams[i].blend.is_none(), streams[i].blend));
             let batch = batch_of(&parts, streams);
             let vocab = self.model.shape().vocab;
-            let logits = self.model.forward(&batch, &self.bank);
+            let logits = self.model.forward(&batch, &self.bank).expect("a step");
             let mut row = 0;
             for &(i, start, len) in &parts {
                 for position in start..start + len {

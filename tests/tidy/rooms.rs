@@ -82,6 +82,18 @@ const CRATES: &[(&str, &[&str])] = &[
     ("rustix", &["src/api/", "src/jobs/", "src/text/", "src/adapters/store/"]),
 ];
 
+/// Beside `kernels/src/cuda` itself the only files that may name it: where an operand is made for a
+/// device, and where an op ends in an arm for each.
+const TWIN_PATHS: &[&str] = &[
+    "kernels/src/lib.rs",
+    "kernels/src/device.rs",
+    "kernels/src/act.rs",
+    "kernels/src/delta.rs",
+    "kernels/src/matrix.rs",
+    "kernels/src/plane.rs",
+    "kernels/src/linear/mod.rs",
+];
+
 /// (what, directories and files, most lines of Rust in all): growth beyond is argued here.
 const BUDGETS: &[(&str, &[&str], usize)] = &[
     ("hot path", &["engine/", "model/", "adapters/bank.rs", "adapters/composition.rs"], 5000),
@@ -176,6 +188,35 @@ fn crates_are_named_where_they_belong() {
         }
     }
     none(wrong);
+}
+
+/// What breaks [`TWIN_PATHS`].
+fn strays(files: &[(String, String)]) -> Vec<String> {
+    let pattern = Regex::new(r"\bcuda::").expect("a pattern");
+    let mut wrong = Vec::new();
+    for (path, text) in files.iter().filter(|(p, _)| !p.starts_with("kernels/src/cuda/")) {
+        let may = TWIN_PATHS.contains(&path.as_str());
+        match pattern.is_match(&code_of(text)).expect("no backtrack limit") {
+            true if !may => wrong.push(format!("{path} must not name cuda::")),
+            false if may => wrong.push(format!("{path} may name cuda::, and does not")),
+            _ => {}
+        }
+    }
+    wrong
+}
+
+#[test]
+fn the_paths_of_cpu_and_gpu_part_in_few_places() {
+    none(strays(&rust_files()));
+    let file = |path: &str, text: &str| (path.to_owned(), text.to_owned());
+    let wrong = strays(&[
+        file("kernels/src/glu.rs", "fn op() { crate::cuda::linear(gpu); }"),
+        file("kernels/src/norm.rs", "fn op() { On::Cuda(x.cuda()) } // cuda::linear"),
+        file("kernels/src/act.rs", "use crate::cuda::{self, Gpu};"),
+        file("kernels/src/plane.rs", "struct Plane;"),
+    ]);
+    let plane = "kernels/src/plane.rs may name cuda::, and does not";
+    assert_eq!(wrong, ["kernels/src/glu.rs must not name cuda::", plane]);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::buffer::{Buffer, Shared};
 use crate::simd::{GROUP, LANES, Simd};
 
-/// Memory of the rounded rows of one [`super::Act`].
+/// Memory of the rounded rows of one [`super::cpu::Act`].
 pub(super) struct Bytes {
     /// `[T, I padded to 32]`
     q: Buffer<i8>,

@@ -8,8 +8,10 @@
 
 use std::ops::Range;
 
+use crate::Error;
 use crate::attention::{Job, PART};
 use crate::buffer::Buffer;
+use crate::device::Memory;
 use crate::kv::Layout;
 use crate::simd::{GROUP, Kernel, LANES, Simd};
 
@@ -27,16 +29,21 @@ pub struct AttentionScratch {
 
 impl AttentionScratch {
     /// For contexts of at most `positions_max` tokens on a device of `threads`.
+    ///
+    /// # Errors
+    /// On a GPU.
     pub fn new(
+        memory: &Memory,
         threads: usize,
         heads: usize,
         kv_heads: usize,
         head_dim: usize,
         positions_max: usize,
-    ) -> AttentionScratch {
+    ) -> Result<AttentionScratch, Error> {
+        memory.only_cpu("the memory of attention")?;
         let (rows_max, parts_max) = sizes(threads, kv_heads, positions_max);
         let values = Buffer::zeroed(rows_max * parts_max * heads * slot_len(head_dim));
-        AttentionScratch { values, rows_max, parts_max }
+        Ok(AttentionScratch { values, rows_max, parts_max })
     }
 
     /// Bytes that [`AttentionScratch::new`] takes.

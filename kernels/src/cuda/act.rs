@@ -4,10 +4,10 @@
 
 use half::bf16;
 
-use crate::cuda::{Buffer, Error, Gpu, STEP};
+use crate::cuda::{Buffer, Error, Memory, STEP};
 
 /// See the module page.
-pub struct Act {
+pub(crate) struct Act {
     pub(super) values: Buffer<bf16>,
     rows_max: usize,
     width: usize,
@@ -15,9 +15,9 @@ pub struct Act {
 
 impl Act {
     /// `rows_max` rows of zeros.
-    pub fn new(gpu: &Gpu, rows_max: usize, width: usize) -> Result<Act, Error> {
+    pub(crate) fn new(memory: &Memory, rows_max: usize, width: usize) -> Result<Act, Error> {
         assert!(width > 0, "an activation has a width");
-        let values = Buffer::zeroed(gpu, rows_max * width.next_multiple_of(STEP))?;
+        let values = Buffer::zeroed(memory, rows_max * width.next_multiple_of(STEP))?;
         Ok(Act { values, rows_max, width })
     }
 
@@ -25,19 +25,24 @@ impl Act {
     ///
     /// # Panics
     /// If they are not whole rows, or do not fit.
-    pub fn write(&mut self, first: usize, rows: &[f32]) -> Result<(), Error> {
+    pub(crate) fn write(&mut self, first: usize, rows: &[f32]) -> Result<(), Error> {
         let stride = self.stride();
         self.values.write(first * stride, &padded(rows, self.width, stride))
     }
 
     /// Rows it has room for.
-    pub fn rows_max(&self) -> usize {
+    pub(crate) fn rows_max(&self) -> usize {
         self.rows_max
     }
 
     /// I.
-    pub fn width(&self) -> usize {
+    pub(crate) fn width(&self) -> usize {
         self.width
+    }
+
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        self.values.bytes()
     }
 
     /// Values from row to row.

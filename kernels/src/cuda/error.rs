@@ -1,4 +1,5 @@
-//! Why there is no GPU, or why it refused: one line each, for the operator.
+//! Why there is no GPU, why it refused, or what it has no operation for: one line each, for the
+//! operator.
 //!
 //! Owns the words. Never says what to serve on instead.
 
@@ -25,6 +26,8 @@ pub enum Error {
     NoSuchGpu { index: usize, found: usize },
     /// Its name and compute capability.
     OldGpu { name: String, capability: (i32, i32) },
+    /// This operand or operation.
+    OnCpuOnly(&'static str),
     /// The driver said no.
     Failed { doing: &'static str, said: String },
 }
@@ -70,6 +73,12 @@ impl fmt::Display for Error {
                      needed is {least}.{least_minor} or newer"
                 )
             }
+            Error::OnCpuOnly(what) => {
+                write!(
+                    f,
+                    "{what} is for the CPU only: this version has no operation for it on a GPU"
+                )
+            }
             Error::Failed { doing, said } => write!(f, "{doing} failed: {said}"),
         }
     }
@@ -94,6 +103,7 @@ mod tests {
         check(Error::NoSuchGpu { index: 7, found: 4 }, &["no GPU 7", "finds 4, 0 to 3"]);
         let old = Error::OldGpu { name: "Tesla T4".to_owned(), capability: (7, 5) };
         check(old, &["Tesla T4", "7.5", "8.0"]);
+        check(Error::OnCpuOnly("a KV cache"), &["a KV cache", "CPU only", "GPU"]);
         let failed = Error::Failed { doing: "taking memory", said: "none left".to_owned() };
         check(failed, &["taking memory failed: none left"]);
     }

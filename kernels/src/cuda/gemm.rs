@@ -11,19 +11,18 @@ use crate::cuda::{
 /// Up to so many rows the weights come straight from memory. A guess until it is measured.
 const FEW_ROWS_MAX: usize = 32;
 
-/// `y` `[T, O]` becomes x·Wᵀ of the first `rows` rows of `x`.
+/// `y` `[T, O]` becomes x·Wᵀ of the first `rows` rows of `x`. The caller has checked the shapes.
 ///
 /// # Panics
-/// On shapes that do not fit (x and W, y and W, more rows than x has), and on memory of another
-/// GPU.
-pub fn gemm(gpu: &Gpu, x: &Act, rows: usize, w: &Matrix, y: &mut Buffer<f32>) -> Result<(), Error> {
-    let (outputs, inputs) = (w.outputs(), w.inputs());
-    assert_eq!(inputs, x.width(), "W is [{outputs}, {inputs}]");
-    assert!(rows <= x.rows_max(), "{rows} rows of x's {}", x.rows_max());
-    assert!(y.len() >= rows * outputs, "y holds {rows} rows of {outputs}");
-    if rows == 0 {
-        return Ok(());
-    }
+/// On memory of another GPU.
+pub(super) fn gemm(
+    gpu: &Gpu,
+    x: &Act,
+    rows: usize,
+    w: &Matrix,
+    y: &mut Buffer<f32>,
+) -> Result<(), Error> {
+    let outputs = w.outputs();
     let (entry, rows_each, outputs_each) = if rows <= FEW_ROWS_MAX {
         (Entry::GemmFew, FEW_ROWS, FEW_OUTPUTS)
     } else {
@@ -37,7 +36,7 @@ pub fn gemm(gpu: &Gpu, x: &Act, rows: usize, w: &Matrix, y: &mut Buffer<f32>) ->
         Arg::count(outputs),
         Arg::count(x.stride()),
     ];
-    // SAFETY: shapes are checked above, rows of x and W have the same stride, and blocks are
+    // SAFETY: shapes are checked by the op, rows of x and W have the same stride, and blocks are
     // disjoint tiles of y.
     unsafe { gpu.launch(entry, [rows.div_ceil(rows_each), outputs.div_ceil(outputs_each)], &args) }
 }

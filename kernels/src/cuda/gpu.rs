@@ -11,8 +11,8 @@ use std::sync::Arc;
 use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 
-use crate::cuda::THREADS;
 use crate::cuda::error::{CAPABILITY_MIN, CUDA_MIN, Error};
+use crate::cuda::{Memory, THREADS};
 
 /// The kernels, by file. `build.py` makes the text; a test holds the names equal.
 const MODULES: [&str; 2] =
@@ -59,10 +59,10 @@ impl Arg {
 }
 
 /// See the module page. Belongs to one engine thread.
-pub struct Gpu {
+pub(crate) struct Gpu {
     index: usize,
     name: String,
-    stream: Arc<CudaStream>,
+    memory: Memory,
     modules: Vec<sys::CUmodule>,
     /// In the order of [`Entry`].
     entries: Vec<sys::CUfunction>,
@@ -106,7 +106,7 @@ impl Gpu {
     ///
     /// # Errors
     /// Every [`Error`].
-    pub fn open(index: usize) -> Result<Gpu, Error> {
+    pub(crate) fn open(index: usize) -> Result<Gpu, Error> {
         let names = gpus()?;
         let found = names.len();
         let name = names.into_iter().nth(index).ok_or(Error::NoSuchGpu { index, found })?;
@@ -125,7 +125,7 @@ impl Gpu {
         let mut gpu = Gpu {
             index,
             name,
-            stream,
+            memory: Memory::of(stream),
             modules: Vec::new(),
             entries: Vec::new(),
             launches: Cell::new(0),
@@ -150,23 +150,23 @@ impl Gpu {
         Ok(())
     }
 
-    /// Its number.
-    pub fn index(&self) -> usize {
-        self.index
-    }
-
     /// For people: `cuda:0: NVIDIA H100 80GB HBM3`.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         format!("cuda:{}: {}", self.index, self.name)
     }
 
     /// Kernels launched since it was opened: a step's count must not depend on its adapters.
-    pub fn launches(&self) -> u64 {
+    pub(crate) fn launches(&self) -> u64 {
         self.launches.get()
     }
 
+    /// Where its operands lie.
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
     pub(super) fn stream(&self) -> &Arc<CudaStream> {
-        &self.stream
+        self.memory.stream()
     }
 
     /// Lines up one kernel.
@@ -190,13 +190,13 @@ impl Gpu {
             };
         }
         self.launches.set(self.launches.get() + 1);
-        self.stream.context().bind_to_thread().map_err(Error::doing("taking up the GPU"))?;
+        self.stream().context().bind_to_thread().map_err(Error::doing("taking up the GPU"))?;
         result::launch_kernel(
             self.entries[entry as usize],
             (blocks[0], blocks[1], 1),
             (THREADS, 1, 1),
             0,
-            self.stream.cu_stream(),
+            self.stream().cu_stream(),
             &mut places[..args.len()],
         )
         .map_err(Error::doing("launching a kernel"))
@@ -206,7 +206,7 @@ impl Gpu {
 impl Drop for Gpu {
     fn drop(&mut self) {
         // A GPU that cannot be reached any more has nothing left to unload.
-        if self.stream.context().bind_to_thread().is_ok() {
+        if self.stream().context().bind_to_thread().is_ok() {
             for module in self.modules.drain(..) {
                 // SAFETY: loaded in `load`; nothing is launched any more.
                 let _ = unsafe { result::module::unload(module) };

@@ -10,14 +10,15 @@ use half::bf16;
 use crate::cuda::act::padded;
 use crate::cuda::gpu::{Arg, Entry};
 use crate::cuda::table::{Part, Table};
-use crate::cuda::{Act, Buffer, EXPAND_OUTPUTS, Error, FEW_OUTPUTS, Gpu, STEP};
+use crate::cuda::{Act, Buffer, EXPAND_OUTPUTS, Error, FEW_OUTPUTS, Gpu, Memory, STEP};
+use crate::linear::{check_delta, check_ranks};
 use crate::segments::Segments;
 
 /// Rows of B start at so many values.
 const B_STEP: usize = 8;
 
 /// What an adapter changes at one site, on a GPU. Immutable; the rank is exact.
-pub struct Delta {
+pub(crate) struct Delta {
     /// `[R, I]`, rows padded to whole steps.
     a: Buffer<bf16>,
     /// `[R, O]`, rows padded to 16 bytes.
@@ -29,12 +30,12 @@ pub struct Delta {
 
 impl Delta {
     /// `a` `[R, I]` and `b` `[O, R]`, row-major as in PEFT files, rounded to bf16. The scale
-    /// multiplies B.
+    /// multiplies B. The caller has checked the lengths.
     ///
     /// # Panics
-    /// On lengths that do not fit the shape, and on rank 0, which has no factors.
-    pub fn new(
-        gpu: &Gpu,
+    /// On rank 0, which has no factors.
+    pub(crate) fn new(
+        memory: &Memory,
         rank: usize,
         inputs: usize,
         outputs: usize,
@@ -43,26 +44,31 @@ impl Delta {
         scale: f32,
     ) -> Result<Delta, Error> {
         assert!(rank > 0 && inputs > 0 && outputs > 0, "a delta of [{outputs}, {rank}, {inputs}]");
-        assert_eq!(a.len(), rank * inputs, "A is [{rank}, {inputs}]");
-        assert_eq!(b.len(), outputs * rank, "B is [{outputs}, {rank}]");
         let columns = (0..rank).flat_map(|r| b[r..].iter().step_by(rank));
         let transposed: Vec<f32> = columns.map(|b| scale * b).collect();
         Ok(Delta {
-            a: Buffer::from(gpu, &padded(a, inputs, inputs.next_multiple_of(STEP)))?,
-            b: Buffer::from(gpu, &padded(&transposed, outputs, b_stride(outputs)))?,
+            a: Buffer::from(memory, &padded(a, inputs, inputs.next_multiple_of(STEP)))?,
+            b: Buffer::from(memory, &padded(&transposed, outputs, b_stride(outputs)))?,
             rank,
             inputs,
             outputs,
         })
     }
 
-    /// R.
-    pub fn rank(&self) -> usize {
+    pub(crate) fn rank(&self) -> usize {
         self.rank
     }
 
+    pub(crate) fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    pub(crate) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
     /// Bytes held.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.a.bytes() + self.b.bytes()
     }
 }
@@ -71,70 +77,72 @@ fn b_stride(outputs: usize) -> usize {
     outputs.next_multiple_of(B_STEP)
 }
 
-/// Takes a delta and its weight.
-pub type Add<'c, 'd> = &'c mut dyn FnMut(&'d Delta, f32);
-
 /// Memory of [`lora`], taken once.
-pub struct LoraScratch {
+pub(crate) struct LoraScratch {
     /// `[rows_max, rank_max]`
     u: Buffer<f32>,
     /// Its copy on the GPU, and as it is made here.
     words: Buffer<u32>,
     table: Table,
-    rows_max: usize,
     rank_max: usize,
+}
+
+/// One site of a call and the segments of its rows.
+pub(super) struct Segmented<'a> {
+    /// Its place in the call.
+    pub(super) i: usize,
+    /// Its index among a resident's deltas.
+    pub(super) site: usize,
+    pub(super) weight: &'a crate::Matrix,
+    pub(super) segments: Segments<'a>,
 }
 
 impl LoraScratch {
     /// For steps of at most `rows_max` rows, and ranks of a row's deltas of at most `rank_max` in
     /// sum.
-    pub fn new(gpu: &Gpu, rows_max: usize, rank_max: usize) -> Result<LoraScratch, Error> {
+    pub(crate) fn new(
+        memory: &Memory,
+        rows_max: usize,
+        rank_max: usize,
+    ) -> Result<LoraScratch, Error> {
         Ok(LoraScratch {
-            u: Buffer::zeroed(gpu, rows_max * rank_max)?,
-            words: Buffer::zeroed(gpu, Table::words_max(rows_max))?,
+            u: Buffer::zeroed(memory, rows_max * rank_max)?,
+            words: Buffer::zeroed(memory, Table::words_max(rows_max))?,
             table: Table::new(rows_max, FEW_OUTPUTS),
-            rows_max,
             rank_max,
         })
     }
+
+    /// Lists the deltas of a site.
+    ///
+    /// # Panics
+    /// On a delta that does not fit the site, on more ranks than there is room for, and on memory
+    /// of another GPU.
+    pub(super) fn plan(&mut self, gpu: &Gpu, at: Segmented<'_>) {
+        self.table.fill(at.segments, &mut |g, add| {
+            for (delta, weight) in at.segments.deltas(g, at.site) {
+                check_delta(delta, at.weight, at.i, g);
+                let delta = delta.on().cuda();
+                let (a, b) = (delta.a.address(gpu), delta.b.address(gpu));
+                add(Part { a, b, rank: delta.rank as u32, weight });
+            }
+        });
+        check_ranks(self.table.rank_max, self.rank_max);
+    }
 }
 
-/// Adds to `y` `[T, O]` the deltas of the first `rows` rows of `x`: `deltas(g, add)` adds those of
-/// segment `g` with their weights, in the order in which they are summed.
+/// Adds to `y` `[T, O]` the deltas that the scratch's plan lists of the rows of `x`.
 ///
 /// # Panics
-/// On shapes that do not fit (x, y and a delta, more rows or ranks than the scratch has), on more
-/// than [`crate::PARTS_MAX`] deltas of a segment, and on memory of another GPU.
-#[expect(clippy::too_many_arguments, reason = "the parts of one op, named as in its formula")]
-pub fn lora<'d>(
+/// On memory of another GPU.
+pub(super) fn lora(
     gpu: &Gpu,
     x: &Act,
-    rows: usize,
-    segments: Segments<'_>,
-    deltas: &dyn Fn(usize, Add<'_, 'd>),
     y: &mut Buffer<f32>,
     outputs: usize,
     scratch: &mut LoraScratch,
 ) -> Result<(), Error> {
-    segments.check(rows);
-    assert!(rows <= x.rows_max(), "{rows} rows of x's {}", x.rows_max());
-    assert!(rows <= scratch.rows_max, "{rows} rows, scratch for {}", scratch.rows_max);
-    assert!(y.len() >= rows * outputs, "y holds {rows} rows of {outputs}");
-    let inputs = x.width();
-    scratch.table.fill(segments, &mut |g, add| {
-        deltas(g, &mut |delta, weight| {
-            assert!(
-                delta.outputs == outputs && delta.inputs == inputs,
-                "segment {g}: a delta of [{}, {}] on W [{outputs}, {inputs}]",
-                delta.outputs,
-                delta.inputs,
-            );
-            let (a, b) = (delta.a.address(gpu), delta.b.address(gpu));
-            add(Part { a, b, rank: delta.rank as u32, weight });
-        });
-    });
-    let LoraScratch { u, words, table, rank_max, .. } = scratch;
-    assert!(table.rank_max <= *rank_max, "rank {}, scratch for {rank_max}", table.rank_max);
+    let LoraScratch { u, words, table, rank_max } = scratch;
     if table.chunks() == 0 {
         return Ok(());
     }
@@ -149,7 +157,7 @@ pub fn lora<'d>(
     let (outputs_at, b_stride) = (Arg::count(outputs), Arg::count(b_stride(outputs)));
     let expand = [parts, firsts, chunks, u_at, y_at, outputs_at, b_stride, u_stride];
     let blocks = outputs.div_ceil(EXPAND_OUTPUTS);
-    // SAFETY: the table names rows below `rows` and live deltas of x's width and y's outputs, whose
+    // SAFETY: the table names rows of the call and live deltas of x's width and y's outputs, whose
     // ranks fit u; chunks are disjoint in rows, tiles in ranks and outputs.
     unsafe {
         gpu.launch(Entry::LoraShrink, [table.chunks(), table.tiles_max], &shrink)?;

@@ -4,10 +4,10 @@
 use half::bf16;
 
 use crate::cuda::act::padded;
-use crate::cuda::{Buffer, Error, Gpu, STEP};
+use crate::cuda::{Buffer, Error, Memory, STEP};
 
 /// See the module page.
-pub struct Matrix {
+pub(crate) struct Matrix {
     pub(super) values: Buffer<bf16>,
     outputs: usize,
     inputs: usize,
@@ -18,30 +18,30 @@ impl Matrix {
     ///
     /// # Panics
     /// If there are not so many values.
-    pub fn from_f32(
-        gpu: &Gpu,
+    pub(crate) fn from_f32(
+        memory: &Memory,
         outputs: usize,
         inputs: usize,
         rows: &[f32],
     ) -> Result<Matrix, Error> {
         assert!(outputs > 0 && inputs > 0, "a matrix has outputs and inputs");
         assert_eq!(rows.len(), outputs * inputs, "rows of a [{outputs}, {inputs}] matrix");
-        let values = Buffer::from(gpu, &padded(rows, inputs, inputs.next_multiple_of(STEP)))?;
+        let values = Buffer::from(memory, &padded(rows, inputs, inputs.next_multiple_of(STEP)))?;
         Ok(Matrix { values, outputs, inputs })
     }
 
     /// O.
-    pub fn outputs(&self) -> usize {
+    pub(crate) fn outputs(&self) -> usize {
         self.outputs
     }
 
     /// I.
-    pub fn inputs(&self) -> usize {
+    pub(crate) fn inputs(&self) -> usize {
         self.inputs
     }
 
     /// Bytes held, padding included.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.values.bytes()
     }
 }

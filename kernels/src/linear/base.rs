@@ -11,17 +11,20 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::act::{Act, Outlier};
+use crate::act::Outlier;
+use crate::act::cpu::Act;
 use crate::buffer::Shared;
-use crate::device::{Device, part};
+use crate::device::{Cpu, part};
+use crate::linear::cpu::{Change, FEW_ROWS, Sites};
 use crate::linear::floats::Floats;
 use crate::linear::ints::Ints;
 use crate::linear::lines::{LINE, Lines};
 use crate::linear::tile::{Block, Product, Tile, X, rows_max, ticks};
-use crate::linear::{Change, FEW_ROWS, Linear, SITES_MAX};
-use crate::matrix::{BLOCK, Matrix};
+use crate::linear::{Linear, SITES_MAX};
+use crate::matrix::BLOCK;
+use crate::matrix::cpu::Matrix;
 use crate::simd::{Isa, Kernel, LANES, Simd};
-use crate::{Dtype, WeightDtype};
+use crate::{Dtype, Vector, WeightDtype};
 
 /// Bytes of a block that rows are taken through at a time. Two tiles leave little time to fetch
 /// what comes next and do best with what the first-level cache holds; more tiles stream the weights
@@ -50,26 +53,27 @@ pub(super) struct Cut {
 }
 
 impl Cut {
-    pub(super) fn new(dev: &Device, rows: usize, outs: &[Linear<'_>]) -> Cut {
-        let blocks = std::array::from_fn(|i| outs.get(i).map_or(0, |out| out.weight.blocks()));
+    pub(super) fn new(cpu: &Cpu, rows: usize, sites: &Sites<'_>) -> Cut {
+        let blocks =
+            sites.each_ref().map(|site| site.as_ref().map_or(0, |site| site.weight.blocks()));
         let total: usize = blocks.iter().sum();
         let per_thread = if rows <= FEW_ROWS { STREAMS_PER_THREAD } else { TASKS_PER_THREAD };
-        let target = per_thread * dev.threads();
+        let target = per_thread * cpu.threads();
         let run = total.div_ceil(target);
         let row_parts = target.div_ceil(total).min(rows / SPLIT_ROWS).max(1);
         let runs = blocks.map(|count| count.div_ceil(run));
         // Were all tasks alike, some threads would have one more than the others.
         let all: usize = runs.iter().sum();
-        let rest = if row_parts == 1 { all % dev.threads() } else { 0 };
-        let last_parts = dev.threads().checked_div(rest).unwrap_or(1);
+        let rest = if row_parts == 1 { all % cpu.threads() } else { 0 };
+        let last_parts = cpu.threads().checked_div(rest).unwrap_or(1);
         let last_parts = last_parts.min(rows / FEW_ROWS).max(1);
         Cut { rows, row_parts, blocks, runs, last: all - rest, last_parts }
     }
 
     /// Tasks of any call: `TASKS_PER_THREAD` a thread and one more a site, or, where rows are cut
     /// too, fewer than twice that.
-    pub(super) fn tasks_max(dev: &Device) -> usize {
-        2 * TASKS_PER_THREAD * dev.threads() + SITES_MAX
+    pub(super) fn tasks_max(cpu: &Cpu) -> usize {
+        2 * TASKS_PER_THREAD * cpu.threads() + SITES_MAX
     }
 
     pub(super) fn tasks(&self) -> usize {
@@ -116,7 +120,8 @@ impl<'a> Site<'a> {
             WeightDtype::F32 | WeightDtype::Bf16 => X::of_floats(x.words(Dtype::F32)),
             _ => X::of_bytes(x.rounded()),
         };
-        Site { weight: out.weight, bias: out.bias, y: Shared::of(out.y), x, changed }
+        let (weight, bias) = (out.weight.on().cpu(), out.bias.map(Vector::values));
+        Site { weight, bias, y: Shared::of(out.y.on_mut().cpu_mut()), x, changed }
     }
 
     /// The bias, where it needs not wait for deltas.

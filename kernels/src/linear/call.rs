@@ -1,4 +1,4 @@
-//! The order of one [`super::linear`]: who makes u, who multiplies, who adds the deltas.
+//! The order of one [`super::linear`] on the CPU: who makes u, who multiplies, who adds the deltas.
 //!
 //! Owns the sharing out of one call's work. Never decides a value: every order gives the same bits.
 //! The thing to know: shrinks wait for memory and products (of several rows) for arithmetic, so
@@ -11,13 +11,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use half::bf16;
 
-use crate::act::{Act, Outlier};
+use crate::act::Outlier;
+use crate::act::cpu::Act;
 use crate::buffer::Shared;
-use crate::device::Device;
+use crate::device::Cpu;
+use crate::linear::SITES_MAX;
 use crate::linear::base::{Cut, Site};
+use crate::linear::cpu::{Change, Piece, STRETCH, Scratch, Sites, TURNS_PER_THREAD};
 use crate::linear::expand::Expand;
 use crate::linear::shrink::Shrink;
-use crate::linear::{Change, LoraScratch, Piece, SITES_MAX, STRETCH, TURNS_PER_THREAD};
 use crate::simd::Isa;
 use crate::team::Apart;
 
@@ -33,7 +35,7 @@ pub(super) struct Call<'c> {
     x: &'c Act,
     /// Those of x that integer weights multiply, by row.
     outliers: &'c [Outlier],
-    sites: [Option<Site<'c>>; SITES_MAX],
+    sites: Sites<'c>,
     cut: &'c Cut,
     changes: &'c [Change],
     /// Where the changes of each site start.
@@ -56,19 +58,19 @@ pub(super) struct Call<'c> {
 impl<'c> Call<'c> {
     /// `scratch` holds the plan of these sites and segments; shapes are checked.
     pub(super) fn new(
-        dev: &'c Device,
+        cpu: &'c Cpu,
         x: &'c Act,
         outliers: &'c [Outlier],
-        sites: [Option<Site<'c>>; SITES_MAX],
+        sites: Sites<'c>,
         cut: &'c Cut,
-        scratch: &'c mut LoraScratch,
+        scratch: &'c mut Scratch,
     ) -> Call<'c> {
         let left_by = &scratch.left_by[..cut.tasks()];
         left_by.iter().for_each(|task| task.store(NOBODY, Ordering::Relaxed));
         Call {
-            isa: dev.isa(),
-            threads: dev.threads(),
-            failed: dev.failed(),
+            isa: cpu.isa(),
+            threads: cpu.threads(),
+            failed: cpu.failed(),
             x,
             outliers,
             sites,
@@ -76,7 +78,7 @@ impl<'c> Call<'c> {
             changes: &scratch.changes,
             firsts: scratch.firsts,
             pieces: &scratch.pieces,
-            share: scratch.pieces.len().div_ceil(TURNS_PER_THREAD * dev.threads()).max(1),
+            share: scratch.pieces.len().div_ceil(TURNS_PER_THREAD * cpu.threads()).max(1),
             u: Shared::of(&mut scratch.u),
             rows_max: scratch.rows_max,
             u_stride: scratch.u_stride,
@@ -87,13 +89,13 @@ impl<'c> Call<'c> {
         }
     }
 
-    pub(super) fn run(&self, dev: &Device) {
+    pub(super) fn run(&self, cpu: &Cpu) {
         if self.changes.is_empty() {
             // SAFETY: shapes are checked; tasks are disjoint in y.
-            return dev.fork(self.cut.tasks(), &|task| unsafe { self.multiply(task) });
+            return cpu.fork(self.cut.tasks(), &|task| unsafe { self.multiply(task) });
         }
         // SAFETY: the plan bounds rows and ranks; pieces are disjoint in u, products in y.
-        dev.fork_calls(self.threads, &|worker| unsafe { self.work(worker) });
+        cpu.fork_calls(self.threads, &|worker| unsafe { self.work(worker) });
     }
 
     /// Makes pieces of u and products while there are any, and adds the deltas to its products.

@@ -1,4 +1,4 @@
-//! One adapter's change of one site, as it is kept. Immutable; its two products are in
+//! One adapter's change of one site, as it is kept on the CPU. Immutable; its two products are in
 //! [`super::shrink`] and [`super::expand`].
 //!
 //! A is `[R, I]`, lanes over inputs, rows padded with zeros to 32 inputs; of each four ranks 32
@@ -20,7 +20,7 @@ use crate::matrix::BLOCK;
 use crate::simd::{Element, GROUP, Isa};
 
 /// What an adapter changes at one site: factors, gain, bias.
-pub struct Delta {
+pub(crate) struct Delta {
     factors: Factors,
     rank: usize,
     inputs: usize,
@@ -41,14 +41,15 @@ struct Pair<E: Zeroed> {
     b: Buffer<E>,
 }
 
-/// Shape and numbers of a delta to pack: `a` `[R, I]`, `b` `[O, R]`.
-struct Source<'a> {
-    rank: usize,
-    inputs: usize,
-    outputs: usize,
-    a: &'a [f32],
-    b: &'a [f32],
-    scale: f32,
+/// Shape and numbers of a delta to pack: `a` `[R, I]`, `b` `[O, R]`, row-major as in PEFT files.
+/// The scale multiplies B.
+pub(crate) struct Source<'a> {
+    pub(crate) rank: usize,
+    pub(crate) inputs: usize,
+    pub(crate) outputs: usize,
+    pub(crate) a: &'a [f32],
+    pub(crate) b: &'a [f32],
+    pub(crate) scale: f32,
 }
 
 impl<E: Element + Zeroed> Pair<E> {
@@ -141,34 +142,15 @@ pub(super) fn block_width(outputs: usize, block: usize) -> usize {
 }
 
 impl Delta {
-    /// `a` `[R, I]` and `b` `[O, R]`, row-major as in PEFT files. The scale multiplies B. `gain`
-    /// `[O]` multiplies the sum of base and delta (DoRA); `bias` `[O]` is added after it, already
-    /// scaled. Rank 0 is a gain or a bias alone.
-    ///
-    /// # Panics
-    /// On lengths that do not fit the shape.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of one delta, named as in its formula"
-    )]
-    pub fn new(
-        dtype: impl Into<FactorDtype>,
-        rank: usize,
-        inputs: usize,
-        outputs: usize,
-        a: &[f32],
-        b: &[f32],
-        scale: f32,
+    /// Packs the factors; lengths are checked.
+    pub(crate) fn new(
+        dtype: FactorDtype,
+        source: Source<'_>,
         gain: Option<Vec<f32>>,
         bias: Option<Vec<f32>>,
     ) -> Delta {
-        assert_eq!(a.len(), rank * inputs, "A is [{rank}, {inputs}]");
-        assert_eq!(b.len(), outputs * rank, "B is [{outputs}, {rank}]");
-        for values in [&gain, &bias].into_iter().flatten() {
-            assert_eq!(values.len(), outputs, "gain and bias have {outputs} values");
-        }
-        let source = Source { rank, inputs, outputs, a, b, scale };
-        let factors = match dtype.into() {
+        let Source { rank, inputs, outputs, .. } = source;
+        let factors = match dtype {
             FactorDtype::F32 => Factors::F32(Pair::pack(&source)),
             FactorDtype::Bf16 => Factors::Bf16(Pair::pack(&source)),
             FactorDtype::Int8 => source.quantised(),
@@ -177,27 +159,27 @@ impl Delta {
     }
 
     /// Whether it multiplies what it is added to.
-    pub fn has_gain(&self) -> bool {
+    pub(crate) fn has_gain(&self) -> bool {
         self.gain.is_some()
     }
 
     /// R.
-    pub fn rank(&self) -> usize {
+    pub(crate) fn rank(&self) -> usize {
         self.rank
     }
 
     /// I.
-    pub fn inputs(&self) -> usize {
+    pub(crate) fn inputs(&self) -> usize {
         self.inputs
     }
 
     /// O.
-    pub fn outputs(&self) -> usize {
+    pub(crate) fn outputs(&self) -> usize {
         self.outputs
     }
 
     /// Bytes held.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         let factors = match &self.factors {
             Factors::F32(pair) => pair.a.bytes() + pair.b.bytes(),
             Factors::Bf16(pair) => pair.a.bytes() + pair.b.bytes(),

@@ -7,7 +7,7 @@
 
 use std::mem::MaybeUninit;
 
-use crate::linear::Change;
+use crate::linear::cpu::Change;
 
 /// Lines of B to bring near beside the products of a block, in the order in which they are read.
 pub(super) struct Lines {

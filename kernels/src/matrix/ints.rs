@@ -14,7 +14,8 @@
 
 use half::f16;
 
-use super::{BLOCK, Matrix};
+use super::BLOCK;
+use super::cpu::Matrix;
 use crate::WeightDtype;
 use crate::simd::LANES;
 
@@ -46,7 +47,7 @@ impl Matrix {
     ///
     /// # Panics
     /// On a dtype of floats, and on lengths that do not fit.
-    pub fn from_groups(
+    pub(super) fn from_groups(
         dtype: WeightDtype,
         outputs: usize,
         inputs: usize,

@@ -9,10 +9,12 @@ use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
 
+use super::BLOCK;
+use super::cpu::Matrix;
 use super::ints::{Group, SCALE_WORDS};
-use super::{BLOCK, Matrix};
+use crate::WeightDtype;
+use crate::device::Cpu;
 use crate::simd::LANES;
-use crate::{Device, WeightDtype};
 
 /// Steps of floats that are turned at a time: a cache line of every output.
 const TILE: usize = 16;
@@ -40,22 +42,22 @@ pub struct Panel<'a> {
 
 impl Matrix {
     /// A matrix whose blocks are packed by `pack` (which is told the thread's number), on all
-    /// threads of the device. Every panel of every block is to be packed. After an error no
+    /// threads. Every panel of every block is to be packed. After an error no
     /// further block is begun.
     ///
     /// # Errors
     /// The first of `pack`.
-    pub fn packed<E: Send>(
-        device: &Device,
-        dtype: impl Into<WeightDtype>,
+    pub(super) fn packed<E: Send>(
+        cpu: &Cpu,
+        dtype: WeightDtype,
         outputs: usize,
         inputs: usize,
         pack: impl Fn(usize, Block<'_>) -> Result<(), E> + Sync,
     ) -> Result<Matrix, E> {
-        let mut matrix = Self::empty(dtype.into(), outputs, inputs);
+        let mut matrix = Self::empty(dtype, outputs, inputs);
         let blocks: Vec<_> = matrix.blocks_mut().map(|block| Mutex::new(Some(block))).collect();
         let failure: Mutex<Option<E>> = Mutex::new(None);
-        device.fork_tasks(blocks.len(), &|task, worker| {
+        cpu.fork_tasks(blocks.len(), &|task, worker| {
             let failed = || failure.lock().unwrap_or_else(PoisonError::into_inner);
             let block = blocks[task].lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(block) = block.filter(|_| failed().is_none())
@@ -262,6 +264,7 @@ fn word<const N: usize>(q: &[u8; N]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::Isa;
 
     /// Dtype, inputs of a step, integers in a word, whether it has least values, as the module
     /// pages say.
@@ -370,11 +373,11 @@ mod tests {
         (dtype, outputs, inputs): (WeightDtype, usize, usize),
         pack: impl Fn(Panel<'_>) + Sync,
     ) -> Vec<u32> {
-        let device = Device::cpu(threads);
+        let cpu = Cpu::new(threads, Isa::Portable);
         let mut before = Matrix::empty(dtype, outputs, inputs);
         before.words.fill(u32::MAX);
         drop(before);
-        let matrix = Matrix::packed(&device, dtype, outputs, inputs, |worker, mut block| {
+        let matrix = Matrix::packed(&cpu, dtype, outputs, inputs, |worker, mut block| {
             assert!(worker < threads && !block.outputs().is_empty());
             (0..block.panels()).for_each(|panel| pack(block.panel(panel)));
             Ok::<(), ()>(())
@@ -407,7 +410,8 @@ mod tests {
                 });
                 let want = slow_floats(dtype, outputs, inputs, &rows);
                 assert!(got == want, "bytes [{outputs}, {inputs}], {threads} threads");
-                assert!(Matrix::from_bf16(dtype, outputs, inputs, &halves).words[..] == want);
+                let wide: Vec<f32> = halves.iter().map(|x| x.to_f32()).collect();
+                assert!(Matrix::from_f32(dtype, outputs, inputs, &wide).words[..] == want);
             }
         }
     }
@@ -452,9 +456,9 @@ mod tests {
 
     #[test]
     fn the_first_error_ends_the_packing() {
-        let device = Device::cpu(2);
+        let cpu = Cpu::new(2, Isa::Portable);
         let begun = Mutex::new(0);
-        let made = Matrix::packed(&device, WeightDtype::F32, 64 * 1000, 1, |_, block| {
+        let made = Matrix::packed(&cpu, WeightDtype::F32, 64 * 1000, 1, |_, block| {
             *begun.lock().expect("no panic") += 1;
             if block.outputs().start >= 64 * 10 { Err("planted") } else { Ok(()) }
         });

@@ -1,12 +1,13 @@
 //! `rope_store` and `attention` through the pages, against f64 loops; and the bits of a row.
 
 use crate::common::{
-    KV_DTYPES, Rng, assert_bytes_in_step, assert_close, devices, in_127_steps, rounded,
+    CPU, KV_DTYPES, Rng, assert_bytes_in_step, assert_close, devices, in_127_steps, plane,
+    read_all, rounded, vector,
 };
 use polylora_kernels::reference::{attend, rms_norm, rotate};
 use polylora_kernels::{
-    Act, AttentionScratch, Device, Dtype, Isa, KvCache, KvDtype, NormWeight, RopeStore, RopeTable,
-    Rows, Segments, attention, rope_store,
+    Act, AttentionScratch, Blend, Device, Dtype, Isa, KvCache, KvDtype, NormWeight, Resident,
+    Residents, RopeStore, RopeTable, Rows, Segments, Slot, attention, rope_store,
 };
 
 const EPS: f32 = 1e-6;
@@ -99,7 +100,8 @@ impl World {
     }
 
     fn cache(&self) -> KvCache {
-        KvCache::new(self.dtype, LAYERS, self.pages_total, self.kv_heads, self.dim)
+        KvCache::new(CPU, self.dtype, LAYERS, self.pages_total, self.kv_heads, self.dim)
+            .expect("memory")
     }
 
     /// Runs the parts as one step; segment 0 is the first `replaced_rows` rows. Returns rotated q
@@ -130,8 +132,16 @@ impl World {
             page_indptr: &self.page_indptr,
         };
         let indptr: &[u32] = if replaced_rows > 0 { &[0, replaced_rows] } else { &[0] };
-        let replaced = |_| Some(self.replaced.as_slice());
-        let norm = NormWeight { base: &self.norm, replaced: &replaced };
+        // It replaces the second of two norms.
+        let norms = vec![None, Some(vector(&self.replaced))];
+        let mut residents = Residents::new(1);
+        let taken = residents.install(Resident { norms, ..Resident::default() });
+        assert!(taken.is_ok_and(|slot| slot == Slot(0)));
+        let blends = &[Blend::from(Slot(0))][..indptr.len() - 1];
+        let segments = Segments { indptr, blends, residents: &residents };
+        let base = vector(&self.norm);
+        let [mut q, mut k, v] = [(q, self.heads), (k, self.kv_heads), (v, self.kv_heads)]
+            .map(|(x, heads)| plane(&x, heads * self.dim));
         let args = RopeStore {
             q: &mut q,
             k: &mut k,
@@ -139,19 +149,21 @@ impl World {
             heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.dim,
-            q_norm: Some(norm),
+            q_norm: Some(NormWeight { base: &base, norm: 1 }),
             k_norm: None,
             eps: EPS,
-            rope: &RopeTable::new(4096, self.dim, &self.inv_freq, 1.25),
+            rope: &RopeTable::new(CPU, 4096, self.dim, &self.inv_freq, 1.25).expect("memory"),
             layer: LAYER,
         };
-        rope_store(dev, args, rows, Segments { indptr }, kv);
-        let mut out = Act::new(Dtype::F32, rows.count(), self.heads * self.dim).with_bytes();
-        let mut scratch =
-            AttentionScratch::new(dev.threads(), self.heads, self.kv_heads, self.dim, 4096);
-        attention(dev, &q, self.heads, kv, LAYER, rows, 0.2, window, &mut out, &mut scratch);
+        rope_store(dev, args, rows, segments, kv);
+        let width = self.heads * self.dim;
+        let mut out = Act::with_bytes(CPU, Dtype::F32, rows.count(), width).expect("memory");
+        let (heads, threads) = (self.heads, dev.threads());
+        let mut scratch = AttentionScratch::new(CPU, threads, heads, self.kv_heads, self.dim, 4096)
+            .expect("memory");
+        attention(dev, &q, heads, kv, LAYER, rows, 0.2, window, &mut out, &mut scratch);
         assert_bytes_in_step(dev, &out, rows.count(), &dev.name());
-        (q, out)
+        (read_all(dev, &mut q), out)
     }
 
     /// Rotated q of a row, by the reference.
@@ -375,7 +387,7 @@ fn bits(x: &[f32]) -> Vec<u32> {
 fn page_bytes_times_pages_is_what_a_cache_holds() {
     for dtype in KV_DTYPES {
         for (heads, dim) in [(3, 64), (1, 8), (2, 80)] {
-            let kv = KvCache::new(dtype, 5, 7, heads, dim);
+            let kv = KvCache::new(CPU, dtype, 5, 7, heads, dim).expect("memory");
             assert_eq!(kv.bytes(), 7 * KvCache::page_bytes(dtype, 5, heads, dim));
         }
     }
@@ -384,10 +396,11 @@ fn page_bytes_times_pages_is_what_a_cache_holds() {
 #[test]
 #[should_panic(expected = "row 0: position 16 beyond its 1 pages")]
 fn a_position_beyond_its_pages_is_refused() {
-    let kv = KvCache::new(Dtype::F32, 1, 1, 1, 16);
+    let kv = KvCache::new(CPU, Dtype::F32, 1, 1, 1, 16).expect("memory");
     let rows = Rows { positions: &[16], sequences: &[0], pages: &[0], page_indptr: &[0, 1] };
-    let mut out = Act::new(Dtype::F32, 1, 16);
+    let mut out = Act::new(CPU, Dtype::F32, 1, 16).expect("memory");
     let dev = Device::cpu(1);
-    let mut scratch = AttentionScratch::new(dev.threads(), 1, 1, 16, 16);
-    attention(&dev, &[0.0; 16], 1, &kv, 0, rows, 1.0, None, &mut out, &mut scratch);
+    let mut scratch = AttentionScratch::new(CPU, dev.threads(), 1, 1, 16, 16).expect("memory");
+    let q = plane(&[0.0; 16], 16);
+    attention(&dev, &q, 1, &kv, 0, rows, 1.0, None, &mut out, &mut scratch);
 }

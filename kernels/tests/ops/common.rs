@@ -4,9 +4,11 @@
 use half::bf16;
 use polylora_kernels::reference::Factors;
 use polylora_kernels::{
-    Act, Delta, Device, Dtype, FactorDtype, Isa, KvDtype, Linear, LoraScratch, Matrix, Segments,
-    WeightDtype, linear,
+    Act, Blend, Delta, Device, Dtype, FactorDtype, Isa, KvDtype, Linear, LoraScratch, Matrix,
+    Memory, Plane, Resident, Residents, Segments, Slot, Vector, WeightDtype, linear,
 };
+
+pub const CPU: &Memory = &Memory::Cpu;
 
 /// splitmix64.
 pub struct Rng(pub u64);
@@ -49,7 +51,7 @@ pub fn rounded(dtype: Dtype, x: &[f32]) -> Vec<f32> {
 /// An activation as weights of `dtype` multiply it.
 pub fn seen(dev: &Device, dtype: WeightDtype, x: &[f32]) -> Vec<f32> {
     match dtype {
-        WeightDtype::Bf16 if dev.isa() == Isa::Avx512Bf16 => rounded(Dtype::Bf16, x),
+        WeightDtype::Bf16 if dev.isa() == Some(Isa::Avx512Bf16) => rounded(Dtype::Bf16, x),
         WeightDtype::F32 | WeightDtype::Bf16 => x.to_vec(),
         _ => x.chunks(32).flat_map(but_an_outlier_in_127_steps).collect(),
     }
@@ -127,25 +129,68 @@ pub fn floats(dtype: WeightDtype) -> Dtype {
 
 /// Zeros for weights of a dtype.
 pub fn act(dtype: WeightDtype, rows: usize, width: usize) -> Act {
-    let act = Act::new(floats(dtype), rows, width);
-    if dtype.group().is_some() { act.with_bytes() } else { act }
+    let act = match dtype.group() {
+        Some(_) => Act::with_bytes(CPU, floats(dtype), rows, width),
+        None => Act::new(CPU, floats(dtype), rows, width),
+    };
+    act.expect("memory")
+}
+
+/// A plane of rows of `width` values.
+pub fn plane(values: &[f32], width: usize) -> Plane {
+    let mut plane = Plane::new(CPU, values.len() / width, width).expect("memory");
+    plane.write(0, values).expect("a copy");
+    plane
+}
+
+/// All rows of a plane.
+pub fn read_all(dev: &Device, plane: &mut Plane) -> Vec<f32> {
+    plane.read(dev, plane.rows_max()).expect("no op failed").to_vec()
+}
+
+pub fn vector(values: &[f32]) -> Vector {
+    Vector::new(CPU, values).expect("memory")
+}
+
+/// Residents that change one site each.
+pub fn residents(deltas: impl IntoIterator<Item = Delta>) -> Residents {
+    let mut residents = Residents::new(64);
+    for delta in deltas {
+        install(&mut residents, vec![Some(delta)]);
+    }
+    residents
+}
+
+/// Puts a resident of these deltas into the next slot.
+pub fn install(residents: &mut Residents, deltas: Vec<Option<Delta>>) -> Slot {
+    let resident = Resident { deltas, ..Resident::default() };
+    residents.install(resident).map_err(|_| "no slot is free").expect("a slot")
+}
+
+/// The resident as it is, or nothing.
+pub fn alone(slot: Option<usize>) -> Blend {
+    Blend::new(slot.map(|slot| (Slot(slot as u32), 1.0)))
 }
 
 /// That integer weights see in the rows an op wrote what they see in the same rows set by hand.
 #[track_caller]
 pub fn assert_bytes_in_step(dev: &Device, written: &Act, rows: usize, what: &str) {
     let width = written.width();
-    let mut by_hand = Act::new(Dtype::F32, rows, width).with_bytes();
-    (0..rows).for_each(|t| by_hand.set_row(t, written.row(t)));
-    let weight = Matrix::from_f32(WeightDtype::Int8, 16, width, &Rng(99).values(16 * width));
+    let mut by_hand = Act::with_bytes(CPU, Dtype::F32, rows, width).expect("memory");
+    (0..rows).for_each(|t| by_hand.write(t, written.row(t)).expect("a copy"));
+    let weight = Matrix::from_f32(CPU, WeightDtype::Int8, 16, width, &Rng(99).values(16 * width));
+    let weight = weight.expect("memory");
     let [got, want] = [written, &by_hand].map(|x| {
-        let mut y = vec![f32::NAN; rows * 16];
-        let outs = &mut [Linear { weight: &weight, bias: None, y: &mut y }];
-        let none = Segments { indptr: &[0] };
-        linear(dev, x, rows, outs, none, &|_, _| None, &mut LoraScratch::new(rows, 1));
-        y.iter().map(|y| y.to_bits()).collect::<Vec<u32>>()
+        let mut y = plane(&vec![f32::NAN; rows * 16], 16);
+        let outs = &mut [Linear { weight: &weight, bias: None, site: 0, y: &mut y }];
+        linear(dev, x, rows, outs, Segments::none(), &mut scratch(rows, 1));
+        read_all(dev, &mut y).iter().map(|y| y.to_bits()).collect::<Vec<u32>>()
     });
     assert_eq!(got, want, "{what}");
+}
+
+pub fn scratch(rows: usize, rank_max: usize) -> LoraScratch {
+    LoraScratch::new(CPU, rows, rank_max).expect("memory")
 }
 
 #[track_caller]
@@ -157,16 +202,17 @@ pub fn assert_close(got: &[f32], want: &[f64], tolerance: f64, what: &str) {
     }
 }
 
-/// One adapter at one site: the op's form and the reference's.
+/// One adapter at one site: the op's form is made of it, and the reference's.
 pub struct Adapter {
     pub rank: usize,
+    inputs: usize,
+    outputs: usize,
     dtype: FactorDtype,
     a: Vec<f32>,
     b: Vec<f32>,
     scale: f32,
     gain: Option<Vec<f32>>,
     bias: Option<Vec<f32>>,
-    pub delta: Delta,
 }
 
 impl Adapter {
@@ -209,16 +255,21 @@ impl Adapter {
         let scale = 0.25;
         let gain = gained.then(|| rng.values(outputs));
         let bias = biased.then(|| rng.values(outputs));
-        let (g, c) = (gain.clone(), bias.clone());
-        let delta = Delta::new(dtype, rank, inputs, outputs, &a, &b, scale, g, c);
-        Adapter { rank, dtype, a, b, scale, gain, bias, delta }
+        Adapter { rank, inputs, outputs, dtype, a, b, scale, gain, bias }
+    }
+
+    /// The op's form.
+    pub fn delta(&self) -> Delta {
+        let Adapter { rank, inputs, outputs, dtype, a, b, scale, .. } = self;
+        let (gain, bias) = (self.gain.clone(), self.bias.clone());
+        Delta::new(CPU, *dtype, *rank, *inputs, *outputs, a, b, *scale, gain, bias).expect("memory")
     }
 
     /// x as A multiplies it beside weights of `weights`, and how far y may then be off because u is
     /// rounded: both only where pairs of bf16 are multiplied.
     pub fn seen(&self, dev: &Device, weights: WeightDtype, x: &[f32]) -> (Vec<f32>, f64) {
         let all_bf16 = self.dtype == FactorDtype::Bf16 && weights == WeightDtype::Bf16;
-        if !all_bf16 || dev.isa() != Isa::Avx512Bf16 {
+        if !all_bf16 || dev.isa() != Some(Isa::Avx512Bf16) {
             return (x.to_vec(), 0.0);
         }
         let x = rounded(Dtype::Bf16, x);

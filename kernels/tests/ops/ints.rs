@@ -1,11 +1,13 @@
 //! Integer weights: what a file's groups become, what rounding to groups costs, and what happens to
-//! values that no integer stands for.
+//! read_all that no integer stands for.
 
-use crate::common::{INTS, Rng, assert_close, devices, seen};
+use crate::common::{
+    CPU, INTS, Rng, assert_close, devices, plane, read_all, scratch, seen, vector,
+};
 use half::f16;
 use polylora_kernels::reference::linear_row;
 use polylora_kernels::{
-    Act, Device, Dtype, Grouped, Linear, LoraScratch, Matrix, Segments, WeightDtype, linear,
+    Act, Device, Dtype, Grouped, Linear, Matrix, Segments, WeightDtype, linear,
 };
 
 /// What a dtype's page says of it: bits, group, zero, whether there are least values.
@@ -50,19 +52,19 @@ impl File {
 
     fn matrix(&self, dtype: WeightDtype, outputs: usize, inputs: usize) -> Matrix {
         let from = Grouped { q: &self.q, scales: &self.scales, least: &self.least };
-        Matrix::from_groups(dtype, outputs, inputs, &from)
+        Matrix::from_groups(CPU, dtype, outputs, inputs, &from).expect("memory")
     }
 }
 
 fn product(dev: &Device, weight: &Matrix, bias: Option<&[f32]>, x: &[Vec<f32>]) -> Vec<f32> {
     let (rows, inputs) = (x.len(), weight.inputs());
-    let mut act = Act::new(Dtype::F32, rows, inputs).with_bytes();
-    x.iter().enumerate().for_each(|(t, x)| act.set_row(t, x));
-    let mut y = vec![f32::NAN; rows * weight.outputs()];
-    let mut outs = [Linear { weight, bias, y: &mut y }];
-    let mut scratch = LoraScratch::new(rows, 1);
-    linear(dev, &act, rows, &mut outs, Segments { indptr: &[0] }, &|_, _| None, &mut scratch);
-    y
+    let mut act = Act::with_bytes(CPU, Dtype::F32, rows, inputs).expect("memory");
+    act.write(0, &x.concat()).expect("a copy");
+    let mut y = plane(&vec![f32::NAN; rows * weight.outputs()], weight.outputs());
+    let bias = bias.map(vector);
+    let mut outs = [Linear { weight, bias: bias.as_ref(), site: 0, y: &mut y }];
+    linear(dev, &act, rows, &mut outs, Segments::none(), &mut scratch(rows, 1));
+    read_all(dev, &mut y)
 }
 
 #[test]
@@ -168,7 +170,7 @@ fn rounding_to_groups_is_off_by_half_a_step_at_most() {
             let (outputs, inputs) = (40, 100);
             let values: Vec<f32> =
                 rng.values(outputs * inputs).iter().map(|v| size * v + shift).collect();
-            let matrix = Matrix::from_f32(dtype, outputs, inputs, &values);
+            let matrix = Matrix::from_f32(CPU, dtype, outputs, inputs, &values).expect("memory");
             let mut row = vec![0.0; inputs];
             for (output, values) in values.chunks(inputs).enumerate() {
                 matrix.read_row(output, &mut row);
@@ -191,7 +193,7 @@ fn rounding_to_groups_is_off_by_half_a_step_at_most() {
                 }
             }
         }
-        let zeros = Matrix::from_f32(dtype, 3, 64, &[0.0; 192]);
+        let zeros = Matrix::from_f32(CPU, dtype, 3, 64, &[0.0; 192]).expect("memory");
         let mut row = vec![1.0; 64];
         zeros.read_row(2, &mut row);
         assert_eq!(row, [0.0; 64], "{dtype:?}");
@@ -202,7 +204,7 @@ fn rounding_to_groups_is_off_by_half_a_step_at_most() {
 fn a_value_that_is_not_finite_spoils_its_row_and_no_other() {
     let mut rng = Rng(3);
     for dtype in INTS {
-        let weight = Matrix::from_f32(dtype, 20, 96, &rng.values(20 * 96));
+        let weight = Matrix::from_f32(CPU, dtype, 20, 96, &rng.values(20 * 96)).expect("memory");
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for at in [0, 40, 95] {
                 let mut x: Vec<Vec<f32>> = (0..5).map(|_| rng.values(96)).collect();
@@ -223,11 +225,10 @@ fn a_value_that_is_not_finite_spoils_its_row_and_no_other() {
 #[test]
 #[should_panic(expected = "integer weights read an Act made with bytes")]
 fn an_act_without_bytes_is_refused() {
-    let weight = Matrix::from_f32(WeightDtype::Int8, 16, 96, &[0.0; 16 * 96]);
-    let act = Act::new(Dtype::F32, 2, 96);
-    let mut y = vec![0.0; 32];
-    let mut outs = [Linear { weight: &weight, bias: None, y: &mut y }];
-    let mut scratch = LoraScratch::new(2, 1);
-    let none = Segments { indptr: &[0] };
-    linear(&Device::cpu(1), &act, 2, &mut outs, none, &|_, _| None, &mut scratch);
+    let weight = Matrix::from_f32(CPU, WeightDtype::Int8, 16, 96, &[0.0; 16 * 96]);
+    let act = Act::new(CPU, Dtype::F32, 2, 96).expect("memory");
+    let mut y = plane(&[0.0; 32], 16);
+    let weight = &weight.expect("memory");
+    let mut outs = [Linear { weight, bias: None, site: 0, y: &mut y }];
+    linear(&Device::cpu(1), &act, 2, &mut outs, Segments::none(), &mut scratch(2, 1));
 }

@@ -2,12 +2,13 @@
 //! adapters; and its bits.
 
 use crate::common::{
-    Adapter, DTYPES, INTS, Rng, act, assert_close, devices, floats, rounded, seen, weight_dtypes,
+    Adapter, CPU, DTYPES, INTS, Rng, act, alone, assert_close, devices, floats, install, plane,
+    read_all, residents, rounded, scratch, seen, vector, weight_dtypes,
 };
 use polylora_kernels::reference::{linear_row, segment_of};
 use polylora_kernels::{
-    Act, Delta, Device, Dtype, FactorDtype, Isa, Linear, LoraScratch, Matrix, Segments,
-    WeightDtype, linear,
+    Act, Blend, Delta, Device, Dtype, FactorDtype, Isa, Linear, Matrix, Residents, Segments, Slot,
+    Vector, WeightDtype, linear,
 };
 
 /// A site, its adapters and some rows.
@@ -19,10 +20,13 @@ struct Case {
     bias: Option<Vec<f32>>,
     weight: Matrix,
     x: Vec<Vec<f32>>,
+    /// Each in the slot of its index.
     adapters: Vec<Adapter>,
+    residents: Residents,
     indptr: Vec<u32>,
     /// Adapter of each segment; `None` leaves that segment at the base.
     segments: Vec<Option<usize>>,
+    blends: Vec<Blend>,
 }
 
 impl Case {
@@ -35,7 +39,7 @@ impl Case {
     ) -> Case {
         let dtype = dtype.into();
         let mut w = rng.values(outputs * inputs);
-        let weight = Matrix::from_f32(dtype, outputs, inputs, &w);
+        let weight = Matrix::from_f32(CPU, dtype, outputs, inputs, &w).expect("memory");
         w.chunks_mut(inputs).enumerate().for_each(|(o, row)| weight.read_row(o, row));
         Case {
             dtype,
@@ -46,8 +50,10 @@ impl Case {
             bias: rng.below(2).eq(&0).then(|| rng.values(outputs)),
             x: (0..rows).map(|_| rng.values(inputs)).collect(),
             adapters: Vec::new(),
+            residents: Residents::new(16),
             indptr: vec![0],
             segments: Vec::new(),
+            blends: Vec::new(),
         }
     }
 
@@ -55,31 +61,39 @@ impl Case {
         let start = self.indptr[self.indptr.len() - 1];
         self.indptr.push(start + rows as u32);
         self.segments.push(adapter);
+        self.blends.push(alone(adapter));
+    }
+
+    fn adapter(&mut self, adapter: Adapter) {
+        install(&mut self.residents, vec![Some(adapter.delta())]);
+        self.adapters.push(adapter);
+    }
+
+    fn bias(&self) -> Option<Vector> {
+        self.bias.as_deref().map(vector)
     }
 
     fn act(&self) -> Act {
         let mut act = act(self.dtype, self.x.len(), self.inputs);
-        self.x.iter().enumerate().for_each(|(t, x)| act.set_row(t, x));
+        self.x.iter().enumerate().for_each(|(t, x)| act.write(t, x).expect("a copy"));
         act
     }
 
     fn run(&self, dev: &Device) -> Vec<f32> {
         let rows = self.x.len();
-        let mut y = vec![f32::NAN; rows * self.outputs];
-        let mut scratch = LoraScratch::new(rows, 512);
-        let bias = self.bias.as_deref();
-        let mut outs = [Linear { weight: &self.weight, bias, y: &mut y }];
-        let delta = |_, g: usize| self.segments[g].map(|a| &self.adapters[a].delta);
-        let segments = Segments { indptr: &self.indptr };
-        linear(dev, &self.act(), rows, &mut outs, segments, &delta, &mut scratch);
-        y
+        let mut y = plane(&vec![f32::NAN; rows * self.outputs], self.outputs);
+        let bias = self.bias();
+        let mut outs = [Linear { weight: &self.weight, bias: bias.as_ref(), site: 0, y: &mut y }];
+        let Case { indptr, blends, residents, .. } = self;
+        let segments = Segments { indptr, blends, residents };
+        linear(dev, &self.act(), rows, &mut outs, segments, &mut scratch(rows, 512));
+        read_all(dev, &mut y)
     }
 
     fn check(&self, dev: &Device) {
         let y = self.run(dev);
-        let segments = Segments { indptr: &self.indptr };
         for (t, x) in self.x.iter().enumerate() {
-            let adapter = segment_of(segments, t).and_then(|g| self.segments[g]);
+            let adapter = segment_of(&self.indptr, t).and_then(|g| self.segments[g]);
             let delta = adapter.map(|a| self.adapters[a].factors());
             let x_base = seen(dev, self.dtype, x);
             let (x, off) =
@@ -148,7 +162,7 @@ fn mixed(rng: &mut Rng, dtype: impl Into<WeightDtype>, name: &str, rows: usize) 
         if i < ranks.len() {
             let factors = [floats(dtype).into(), FactorDtype::F32, FactorDtype::Int8][i % 3];
             let adapter = Adapter::new(rng, factors, ranks[i], inputs, outputs, i % 4 >= 2);
-            case.adapters.push(adapter);
+            case.adapter(adapter);
         }
         // Every ninth segment's adapter does not touch this site.
         let adapter = (i % 9 != 8).then(|| i % case.adapters.len());
@@ -177,30 +191,38 @@ fn three_sites_of_one_call_each_get_their_own_product() {
     let (rows, inputs) = (9, 48);
     for dev in devices() {
         let x: Vec<Vec<f32>> = (0..rows).map(|_| rng.values(inputs)).collect();
-        let mut act = Act::new(Dtype::F32, rows, inputs);
-        x.iter().enumerate().for_each(|(t, x)| act.set_row(t, x));
+        let mut act = Act::new(CPU, Dtype::F32, rows, inputs).expect("memory");
+        act.write(0, &x.concat()).expect("a copy");
         let outputs = [80, 16, 33];
         let w = outputs.map(|o| rng.values(o * inputs));
         let bias = outputs.map(|o| rng.values(o));
         let adapters = outputs.map(|o| Adapter::new(&mut rng, Dtype::F32, 5, inputs, o, o == 33));
-        let weight: Vec<Matrix> =
-            (0..3).map(|i| Matrix::from_f32(Dtype::F32, outputs[i], inputs, &w[i])).collect();
-        let mut y = outputs.map(|o| vec![0.0; rows * o]);
-        let mut scratch = LoraScratch::new(rows, 8);
+        let weight: Vec<Matrix> = (0..3).map(|i| matrix(outputs[i], inputs, &w[i])).collect();
+        let biases = bias.each_ref().map(|bias| vector(bias));
+        let mut y = outputs.map(|o| plane(&vec![0.0; rows * o], o));
+        // A resident may number its sites as it likes.
+        let site = |i: usize| 2 * i + 1;
         let mut outs: Vec<Linear<'_>> = y
             .iter_mut()
             .enumerate()
-            .map(|(i, y)| Linear { weight: &weight[i], bias: Some(&bias[i]), y })
+            .map(|(i, y)| Linear { weight: &weight[i], bias: Some(&biases[i]), site: site(i), y })
             .collect();
         // Segment 0 changes the first and last site, segment 1 only the last.
         let has = |i: usize, g: usize| i == 2 || (i == 0 && g == 0);
-        let delta = |i: usize, g: usize| has(i, g).then(|| &adapters[i].delta);
-        let segments = Segments { indptr: &[0, 4, 7] };
-        linear(&dev, &act, rows, &mut outs, segments, &delta, &mut scratch);
+        let mut residents = Residents::new(2);
+        let blends = [0, 1].map(|g| {
+            let mut deltas: Vec<Option<Delta>> = (0..6).map(|_| None).collect();
+            (0..3).filter(|&i| has(i, g)).for_each(|i| deltas[site(i)] = Some(adapters[i].delta()));
+            Blend::from(install(&mut residents, deltas))
+        });
+        let indptr = &[0, 4, 7];
+        let segments = Segments { indptr, blends: &blends, residents: &residents };
+        linear(&dev, &act, rows, &mut outs, segments, &mut scratch(rows, 8));
         drop(outs);
+        let y = y.map(|mut y| read_all(&dev, &mut y));
         for i in 0..3 {
             for t in 0..rows {
-                let factors = segment_of(segments, t).filter(|&g| has(i, g));
+                let factors = segment_of(indptr, t).filter(|&g| has(i, g));
                 let factors = factors.map(|_| adapters[i].factors());
                 let want = linear_row(&x[t], &x[t], &w[i], Some(&bias[i]), factors);
                 let what = format!("{}: site {i}, row {t}", dev.name());
@@ -223,10 +245,9 @@ fn a_rows_bits_do_not_depend_on_its_neighbours_or_the_threads() {
                     let team = Device::cpu_with(threads, isa).expect("available");
                     assert_eq!(bits(&case.run(&team)), bits(&among), "{} {name}", team.name());
                 }
-                let segments = Segments { indptr: &case.indptr };
                 for t in [0, 1, 5, 17, 40, 62, 63] {
-                    let adapter = segment_of(segments, t).and_then(|g| case.segments[g]);
-                    let alone = alone(&case, &solo, t, adapter);
+                    let adapter = segment_of(&case.indptr, t).and_then(|g| case.segments[g]);
+                    let alone = of_one(&case, &solo, t, adapter);
                     let row = &among[t * case.outputs..][..case.outputs];
                     assert_eq!(bits(&alone), bits(row), "{} {dtype:?} {name} row {t}", solo.name());
                 }
@@ -236,16 +257,22 @@ fn a_rows_bits_do_not_depend_on_its_neighbours_or_the_threads() {
 }
 
 /// Row `t` in a step of its own.
-fn alone(case: &Case, dev: &Device, t: usize, adapter: Option<usize>) -> Vec<f32> {
+fn of_one(case: &Case, dev: &Device, t: usize, adapter: Option<usize>) -> Vec<f32> {
     let mut x = act(case.dtype, 1, case.inputs);
-    x.set_row(0, &case.x[t]);
-    let mut y = vec![0.0; case.outputs];
-    let mut outs = [Linear { weight: &case.weight, bias: case.bias.as_deref(), y: &mut y }];
+    x.write(0, &case.x[t]).expect("a copy");
+    let mut y = plane(&vec![0.0; case.outputs], case.outputs);
+    let bias = case.bias();
+    let mut outs = [Linear { weight: &case.weight, bias: bias.as_ref(), site: 0, y: &mut y }];
     let indptr: &[u32] = if adapter.is_some() { &[0, 1] } else { &[0] };
-    let delta = |_, _| adapter.map(|a| &case.adapters[a].delta);
-    let mut scratch = LoraScratch::new(1, 512);
-    linear(dev, &x, 1, &mut outs, Segments { indptr }, &delta, &mut scratch);
-    y
+    let blends: Vec<Blend> = adapter.map(|a| Slot(a as u32).into()).into_iter().collect();
+    let segments = Segments { indptr, blends: &blends, residents: &case.residents };
+    linear(dev, &x, 1, &mut outs, segments, &mut scratch(1, 512));
+    read_all(dev, &mut y)
+}
+
+/// A matrix of f32.
+fn matrix(outputs: usize, inputs: usize, rows: &[f32]) -> Matrix {
+    Matrix::from_f32(CPU, Dtype::F32, outputs, inputs, rows).expect("memory")
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -272,9 +299,10 @@ fn a_packed_matrix_reads_back_its_rows() {
     for dtype in DTYPES {
         for (outputs, inputs) in [(1, 1), (17, 33), (64, 8), (130, 5)] {
             let rows = rng.stored(dtype, outputs * inputs);
-            let matrix = Matrix::from_f32(dtype, outputs, inputs, &rows);
+            let matrix = Matrix::from_f32(CPU, dtype, outputs, inputs, &rows).expect("memory");
             let halves: Vec<half::bf16> = rows.iter().map(|&x| half::bf16::from_f32(x)).collect();
-            let from_halves = Matrix::from_bf16(Dtype::Bf16, outputs, inputs, &halves);
+            let from_halves = Matrix::from_bf16(CPU, Dtype::Bf16, outputs, inputs, &halves);
+            let from_halves = from_halves.expect("memory");
             let mut row = vec![0.0; inputs];
             for output in 0..outputs {
                 let want = &rows[output * inputs..][..inputs];
@@ -292,13 +320,13 @@ fn a_packed_matrix_reads_back_its_rows() {
 fn a_rank_beyond_the_scratch_is_refused() {
     let mut rng = Rng(7);
     let adapter = Adapter::new(&mut rng, Dtype::F32, 9, 16, 16, false);
-    let weight = Matrix::from_f32(Dtype::F32, 16, 16, &rng.values(256));
-    let mut y = vec![0.0; 16];
-    let mut outs = [Linear { weight: &weight, bias: None, y: &mut y }];
-    let (dev, x) = (Device::cpu(1), Act::new(Dtype::F32, 1, 16));
-    let segments = Segments { indptr: &[0, 1] };
-    let mut scratch = LoraScratch::new(1, 8);
-    linear(&dev, &x, 1, &mut outs, segments, &|_, _| Some(&adapter.delta), &mut scratch);
+    let weight = matrix(16, 16, &rng.values(256));
+    let mut y = plane(&[0.0; 16], 16);
+    let mut outs = [Linear { weight: &weight, bias: None, site: 0, y: &mut y }];
+    let x = Act::new(CPU, Dtype::F32, 1, 16).expect("memory");
+    let residents = residents([adapter.delta()]);
+    let segments = Segments { indptr: &[0, 1], blends: &[Slot(0).into()], residents: &residents };
+    linear(&Device::cpu(1), &x, 1, &mut outs, segments, &mut scratch(1, 8));
 }
 
 /// A factor of A, or of B, as it comes out of the op: the other one is a single one.
@@ -306,20 +334,22 @@ fn int8_holds(values: &[f32], as_a: bool) -> Vec<f32> {
     let n = values.len();
     let (inputs, outputs) = if as_a { (n, 1) } else { (1, n) };
     let (a, b) = if as_a { (values, &[1.0][..]) } else { (&[1.0][..], values) };
-    let delta = Delta::new(FactorDtype::Int8, 1, inputs, outputs, a, b, 1.0, None, None);
-    let weight = Matrix::from_f32(Dtype::F32, outputs, inputs, &vec![0.0; n]);
+    let delta = Delta::new(CPU, FactorDtype::Int8, 1, inputs, outputs, a, b, 1.0, None, None);
+    let residents = residents(delta);
+    let weight = matrix(outputs, inputs, &vec![0.0; n]);
     // Row t asks for input t.
-    let mut x = Act::new(Dtype::F32, inputs, inputs);
+    let mut x = Act::new(CPU, Dtype::F32, inputs, inputs).expect("memory");
     for t in 0..inputs {
         let row: Vec<f32> = (0..inputs).map(|i| f32::from(u8::from(i == t))).collect();
-        x.set_row(t, &row);
+        x.write(t, &row).expect("a copy");
     }
-    let mut y = vec![f32::NAN; n];
-    let mut outs = [Linear { weight: &weight, bias: None, y: &mut y }];
-    let segments = Segments { indptr: &[0, inputs as u32] };
-    let mut scratch = LoraScratch::new(inputs, 1);
-    linear(&Device::cpu(1), &x, inputs, &mut outs, segments, &|_, _| Some(&delta), &mut scratch);
-    y
+    let mut y = plane(&vec![f32::NAN; n], outputs);
+    let mut outs = [Linear { weight: &weight, bias: None, site: 0, y: &mut y }];
+    let indptr = &[0, inputs as u32];
+    let segments = Segments { indptr, blends: &[Slot(0).into()], residents: &residents };
+    let dev = Device::cpu(1);
+    linear(&dev, &x, inputs, &mut outs, segments, &mut scratch(inputs, 1));
+    read_all(&dev, &mut y)
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! Norms, gates, embeddings and argmax against f64 loops.
 
-use crate::common::{DTYPES, Rng, assert_bytes_in_step, assert_close, devices, seen};
+use crate::common::{
+    CPU, DTYPES, Rng, assert_bytes_in_step, assert_close, devices, plane, read_all, scratch, seen,
+    vector,
+};
 use polylora_kernels::reference::{self, rms_norm, segment_of};
 use polylora_kernels::{
-    Act, AddEmbed, Device, Dtype, EmbedDelta, Gate, Matrix, NormWeight, Residual, Segments,
-    WeightDtype, add_norm, add_norm_rows, argmax, embed, glu,
+    Act, Blend, Device, Dtype, EmbedDelta, Gate, Linear, Matrix, NormWeight, Resident, Residents,
+    Residual, Segments, WeightDtype, add_norm, add_norm_rows, argmax, embed, glu, linear,
 };
 
 fn wide(x: &[f32]) -> Vec<f64> {
@@ -28,28 +31,34 @@ fn add_norm_equals_the_f64_loop_with_and_without_residual_and_post_norm() {
             w.iter_mut().step_by(40).for_each(|w| *w *= 10.0);
             let (h0, y) = (rng.values(rows * width), rng.values(rows * width));
             let end = rows.div_ceil(2) as u32;
-            let segments = Segments { indptr: &[0, end] };
-            let replaced = |_| Some(own.as_slice());
-            let weight = NormWeight { base: &w, replaced: &replaced };
-            let keep = |_| None;
-            let post_weight = NormWeight { base: &post, replaced: &keep };
+            // It replaces the first norm and not the second.
+            let mut residents = Residents::new(1);
+            let norms = vec![Some(vector(&own))];
+            let taken = residents.install(Resident { norms, ..Resident::default() });
+            let blends = &[Blend::from(taken.map_err(|_| "full").expect("a slot"))];
+            let segments = Segments { indptr: &[0, end], blends, residents: &residents };
+            let (base, base_post) = (vector(&w), vector(&post));
+            let weight = NormWeight { base: &base, norm: 0 };
+            let post_weight = NormWeight { base: &base_post, norm: 1 };
+            let y_plane = plane(&y, width);
             for case in 0..3 {
                 let residual = (case > 0)
-                    .then_some(Residual { y: &y, post: (case == 2).then_some(post_weight) });
+                    .then_some(Residual { y: &y_plane, post: (case == 2).then_some(post_weight) });
                 let sampled: Vec<u32> = (0..rows as u32).rev().step_by(2).collect();
-                let mut out = Act::new(Dtype::Bf16, rows, width).with_bytes();
-                add_norm_rows(&dev, &h0, &sampled, residual, weight, 1e-5, segments, &mut out);
+                let mut out = Act::with_bytes(CPU, Dtype::Bf16, rows, width).expect("memory");
+                let mut h = plane(&h0, width);
+                add_norm_rows(&dev, &h, &sampled, residual, weight, 1e-5, segments, &mut out);
                 let what = format!("{} case {case} of [{rows}, {width}]", dev.name());
                 assert_bytes_in_step(&dev, &out, sampled.len(), &what);
                 let picked: Vec<Vec<f32>> =
                     (0..sampled.len()).map(|i| out.row(i).to_vec()).collect();
-                let mut h = h0.clone();
                 add_norm(&dev, &mut h, rows, residual, weight, 1e-5, segments, &mut out);
                 assert_bytes_in_step(&dev, &out, rows, &what);
+                let h = read_all(&dev, &mut h);
                 for t in 0..rows {
                     let what = format!("{} case {case} row {t} of [{rows}, {width}]", dev.name());
                     let at = t * width..(t + 1) * width;
-                    let y = residual.map(|r| &r.y[at.clone()]);
+                    let y = residual.map(|_| &y[at.clone()]);
                     let sum =
                         with_residual(&h0[at.clone()], y, (case == 2).then_some(post.as_slice()));
                     assert_close(&h[at], &sum, 1e-5, &what);
@@ -74,8 +83,8 @@ fn gates_equal_the_f64_formulas_from_minus_100_to_100() {
                     .map(|i| rng.value() * if i % 3 == 0 { 100.0 } else { 6.0 })
                     .collect();
                 let u = rng.values(rows * width);
-                let mut out = Act::new(Dtype::F32, rows, width).with_bytes();
-                glu(&dev, gate, &g, &u, rows, &mut out);
+                let mut out = Act::with_bytes(CPU, Dtype::F32, rows, width).expect("memory");
+                glu(&dev, gate, &plane(&g, width), &plane(&u, width), rows, &mut out);
                 assert_bytes_in_step(&dev, &out, rows, &dev.name());
                 for (i, (&g, &u)) in g.iter().zip(&u).enumerate() {
                     let want = reference::glu(gate, f64::from(g), f64::from(u));
@@ -88,20 +97,6 @@ fn gates_equal_the_f64_formulas_from_minus_100_to_100() {
     }
 }
 
-fn add_embed<'d>(
-    dev: &Device,
-    table: &Matrix,
-    tokens: &[u32],
-    segments: Segments<'_>,
-    deltas: &[&[(&'d EmbedDelta, f32)]],
-    h: &mut [f32],
-) {
-    let each = |g: usize, add: AddEmbed<'_, 'd>| {
-        deltas[g].iter().for_each(|&(delta, weight)| add(delta, weight));
-    };
-    embed(dev, table, tokens, 3.0, segments, &each, h);
-}
-
 #[test]
 fn embed_looks_up_scales_and_adds_the_segments_delta() {
     let mut rng = Rng(23);
@@ -110,17 +105,28 @@ fn embed_looks_up_scales_and_adds_the_segments_delta() {
             let (vocab, hidden, rank, rows) = (37, 45, 3, 20);
             let table = rng.stored(dtype, vocab * hidden);
             let (a, b) = (rng.stored(dtype, rank * vocab), rng.stored(dtype, hidden * rank));
-            let delta = EmbedDelta::new(dtype, rank, vocab, hidden, &a, &b, 0.5);
+            let delta = EmbedDelta::new(CPU, dtype, rank, vocab, hidden, &a, &b, 0.5);
             let (c, d) = (rng.stored(dtype, 2 * vocab), rng.stored(dtype, hidden * 2));
-            let other = EmbedDelta::new(dtype, 2, vocab, hidden, &c, &d, 1.0);
-            let matrix = Matrix::from_f32(dtype, vocab, hidden, &table);
+            let other = EmbedDelta::new(CPU, dtype, 2, vocab, hidden, &c, &d, 1.0);
+            let matrix = Matrix::from_f32(CPU, dtype, vocab, hidden, &table).expect("memory");
+            let mut residents = Residents::new(3);
+            let slots = [delta, other].map(|delta| {
+                let embedding = Some(delta.expect("memory"));
+                let taken = residents.install(Resident { embedding, ..Resident::default() });
+                taken.map_err(|_| "full").expect("a slot")
+            });
+            let neither = residents.install(Resident::default()).map_err(|_| "full");
             let tokens: Vec<u32> = (0..rows).map(|_| rng.below(vocab) as u32).collect();
             // The first has one, the second none, the third the weighted sum of two.
-            let segments = Segments { indptr: &[0, 6, 11, 17] };
-            let mut h = vec![0.0; rows * hidden];
-            let deltas: &[&[(&EmbedDelta, f32)]] =
-                &[&[(&delta, 1.0)], &[], &[(&delta, -1.5), (&other, 0.7)]];
-            add_embed(&dev, &matrix, &tokens, segments, deltas, &mut h);
+            let blends = &[
+                Blend::from(slots[0]),
+                Blend::from(neither.expect("a slot")),
+                Blend::new(slots.into_iter().zip([-1.5, 0.7])),
+            ];
+            let segments = Segments { indptr: &[0, 6, 11, 17], blends, residents: &residents };
+            let mut h = plane(&vec![0.0; rows * hidden], hidden);
+            embed(&dev, &matrix, &tokens, 3.0, segments, &mut h);
+            let h = read_all(&dev, &mut h);
             for t in 0..rows {
                 let token = tokens[t] as usize;
                 let product = |a: &[f32], b: &[f32], i: usize, rank: usize| -> f64 {
@@ -128,7 +134,7 @@ fn embed_looks_up_scales_and_adds_the_segments_delta() {
                     (0..rank).map(term).sum()
                 };
                 let value = |i: usize| {
-                    let own = match segment_of(segments, t) {
+                    let own = match segment_of(segments.indptr, t) {
                         Some(0) => 0.5 * product(&a, &b, i, rank),
                         Some(2) => {
                             -1.5 * 0.5 * product(&a, &b, i, rank) + 0.7 * product(&c, &d, i, 2)
@@ -150,17 +156,16 @@ fn an_act_keeps_its_bf16_copy_in_step() {
     let (rows, width) = (4, 30);
     let mut eye = vec![0.0; width * width];
     (0..width).for_each(|i| eye[i * width + i] = 1.0);
-    let weight = Matrix::from_f32(Dtype::Bf16, width, width, &eye);
+    let weight = Matrix::from_f32(CPU, Dtype::Bf16, width, width, &eye).expect("memory");
     let mut rng = Rng(24);
     let (g, u) = (rng.values(rows * width), rng.values(rows * width));
     for dev in devices() {
-        let mut out = Act::new(Dtype::Bf16, rows, width);
-        glu(&dev, Gate::Silu, &g, &u, rows, &mut out);
-        let mut y = vec![0.0; rows * width];
-        let outs = &mut [polylora_kernels::Linear { weight: &weight, bias: None, y: &mut y }];
-        let mut scratch = polylora_kernels::LoraScratch::new(rows, 1);
-        let none = Segments { indptr: &[0] };
-        polylora_kernels::linear(&dev, &out, rows, outs, none, &|_, _| None, &mut scratch);
+        let mut out = Act::new(CPU, Dtype::Bf16, rows, width).expect("memory");
+        glu(&dev, Gate::Silu, &plane(&g, width), &plane(&u, width), rows, &mut out);
+        let mut y = plane(&vec![0.0; rows * width], width);
+        let outs = &mut [Linear { weight: &weight, bias: None, site: 0, y: &mut y }];
+        linear(&dev, &out, rows, outs, Segments::none(), &mut scratch(rows, 1));
+        let y = read_all(&dev, &mut y);
         for t in 0..rows {
             let want = seen(&dev, WeightDtype::Bf16, out.row(t));
             assert_eq!(y[t * width..][..width], want, "{}", dev.name());

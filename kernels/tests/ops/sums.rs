@@ -1,10 +1,13 @@
-//! `linear_sum`: several weighted deltas on the same rows, against the f64 loop; and their bits.
+//! `linear` with several weighted deltas on the same rows, against the f64 loop; and their bits.
 
-use crate::common::{Adapter, DTYPES, Rng, assert_close, devices, seen};
+use crate::common::{
+    Adapter, CPU, DTYPES, Rng, assert_close, devices, plane, read_all, residents, scratch, seen,
+    vector,
+};
 use polylora_kernels::reference::{linear_row, segment_of};
 use polylora_kernels::{
-    Act, Add, Delta, Device, Dtype, Isa, Linear, LoraScratch, Matrix, PARTS_MAX, Segments, linear,
-    linear_sum,
+    Act, Blend, Delta, Device, Dtype, Isa, Linear, Matrix, PARTS_MAX, Residents, Segments, Slot,
+    linear,
 };
 
 /// A site, adapters, and segments that each have some of them, weighted.
@@ -16,7 +19,9 @@ struct Case {
     bias: Option<Vec<f32>>,
     weight: Matrix,
     x: Vec<Vec<f32>>,
+    /// Each in the slot of its index.
     adapters: Vec<Adapter>,
+    residents: Residents,
     indptr: Vec<u32>,
     /// (adapter, weight) of each segment, in order.
     segments: Vec<Vec<(usize, f32)>>,
@@ -37,15 +42,16 @@ impl Case {
                 _ => Adapter::biased(rng, factors, rank, inputs, outputs, i % 2 == 0),
             }
         };
-        let adapters = RANKS.iter().enumerate().map(adapter).collect();
+        let adapters: Vec<Adapter> = RANKS.iter().enumerate().map(adapter).collect();
         let mut case = Case {
             dtype,
             inputs,
             outputs,
-            weight: Matrix::from_f32(dtype, outputs, inputs, &w),
+            weight: Matrix::from_f32(CPU, dtype, outputs, inputs, &w).expect("memory"),
             w,
             bias: rng.below(2).eq(&0).then(|| rng.values(outputs)),
             x: (0..rows).map(|_| rng.values(inputs)).collect(),
+            residents: residents(adapters.iter().map(Adapter::delta)),
             adapters,
             indptr: vec![0],
             segments: Vec::new(),
@@ -65,22 +71,24 @@ impl Case {
     /// The rows that are named, in a step of their own.
     fn run(&self, dev: &Device, only: Option<usize>) -> Vec<f32> {
         let rows: Vec<usize> = only.map_or((0..self.x.len()).collect(), |t| vec![t]);
-        let mut act = Act::new(self.dtype, rows.len(), self.inputs);
-        rows.iter().enumerate().for_each(|(to, &t)| act.set_row(to, &self.x[t]));
-        let all = Segments { indptr: &self.indptr };
-        let of_row = only.and_then(|t| segment_of(all, t));
-        let segments = match (only, of_row) {
-            (None, _) => all,
-            (Some(_), Some(_)) => Segments { indptr: &[0, 1] },
-            (Some(_), None) => Segments { indptr: &[0] },
+        let mut act = Act::new(CPU, self.dtype, rows.len(), self.inputs).expect("memory");
+        for (to, &t) in rows.iter().enumerate() {
+            act.write(to, &self.x[t]).expect("a copy");
+        }
+        let of_row = only.and_then(|t| segment_of(&self.indptr, t));
+        let indptr = match (only, of_row) {
+            (None, _) => &self.indptr[..],
+            (Some(_), Some(_)) => &[0, 1],
+            (Some(_), None) => &[0],
         };
-        let mut y = vec![f32::NAN; rows.len() * self.outputs];
-        let mut outs = [Linear { weight: &self.weight, bias: self.bias.as_deref(), y: &mut y }];
-        let mut scratch = LoraScratch::new(rows.len(), 512);
-        let parts = |g: usize| &self.segments[of_row.unwrap_or(g)];
-        let own = |part: &(usize, f32)| (&self.adapters[part.0].delta, part.1);
-        sum(dev, &act, &mut outs, segments, &|g| parts(g).iter().map(own).collect(), &mut scratch);
-        y
+        let mut y = plane(&vec![f32::NAN; rows.len() * self.outputs], self.outputs);
+        let bias = self.bias.as_deref().map(vector);
+        let mut outs = [Linear { weight: &self.weight, bias: bias.as_ref(), site: 0, y: &mut y }];
+        let blends: Vec<Blend> =
+            (0..indptr.len() - 1).map(|g| of(&self.segments[of_row.unwrap_or(g)])).collect();
+        let segments = Segments { indptr, blends: &blends, residents: &self.residents };
+        linear(dev, &act, rows.len(), &mut outs, segments, &mut scratch(rows.len(), 512));
+        read_all(dev, &mut y)
     }
 
     /// Row `t` in f64, and how far it may be off: the base, and each delta as what it makes of a
@@ -89,7 +97,7 @@ impl Case {
         let x = &self.x[t];
         let x_base = seen(dev, self.dtype.into(), x);
         let bias = self.bias.as_deref();
-        let segment = segment_of(Segments { indptr: &self.indptr }, t);
+        let segment = segment_of(&self.indptr, t);
         let parts = segment.map_or(&[][..], |g| &self.segments[g]);
         if let [(adapter, 1.0)] = *parts {
             let delta = self.adapters[adapter].factors();
@@ -108,19 +116,9 @@ impl Case {
     }
 }
 
-/// One linear over all rows of `x`; `deltas(g)` are those of segment `g`.
-fn sum<'d>(
-    dev: &Device,
-    x: &Act,
-    outs: &mut [Linear<'_>],
-    segments: Segments<'_>,
-    deltas: &dyn Fn(usize) -> Vec<(&'d Delta, f32)>,
-    scratch: &mut LoraScratch,
-) {
-    let each = |_: usize, g: usize, add: Add<'_, 'd>| {
-        deltas(g).into_iter().for_each(|(delta, weight)| add(delta, weight));
-    };
-    linear_sum(dev, x, x.rows_max(), outs, segments, &each, scratch);
+/// The blend of weighted slots.
+fn of(parts: &[(usize, f32)]) -> Blend {
+    Blend::new(parts.iter().map(|&(slot, weight)| (Slot(slot as u32), weight)))
 }
 
 /// Two to eight of the adapters without gains, with weights from -2 to 2; some twice.
@@ -181,50 +179,55 @@ fn a_weight_is_a_scale() {
     let (mut rng, dev) = (Rng(33), Device::cpu(2));
     let (inputs, outputs, rank) = (96, 130, 9);
     let (a, b) = (rng.values(rank * inputs), rng.values(outputs * rank));
-    let delta = |scale| Delta::new(Dtype::F32, rank, inputs, outputs, &a, &b, scale, None, None);
-    let (whole, half) = (delta(1.0), delta(-0.5));
-    let matrix = Matrix::from_f32(Dtype::F32, outputs, inputs, &rng.values(outputs * inputs));
-    let mut x = Act::new(Dtype::F32, 3, inputs);
-    (0..3).for_each(|t| x.set_row(t, &rng.values(inputs)));
-    let mut scratch = LoraScratch::new(3, rank);
-    let segments = Segments { indptr: &[0, 3] };
-    let (mut weighted, mut scaled) = (vec![0.0; 3 * outputs], vec![0.0; 3 * outputs]);
-    let mut outs = [Linear { weight: &matrix, bias: None, y: &mut weighted }];
-    sum(&dev, &x, &mut outs, segments, &|_| vec![(&whole, -0.5)], &mut scratch);
-    let mut outs = [Linear { weight: &matrix, bias: None, y: &mut scaled }];
-    linear(&dev, &x, 3, &mut outs, segments, &|_, _| Some(&half), &mut scratch);
+    let delta = |scale| {
+        let made = Delta::new(CPU, Dtype::F32, rank, inputs, outputs, &a, &b, scale, None, None);
+        made.expect("memory")
+    };
+    let residents = residents([delta(1.0), delta(-0.5)]);
+    let w = rng.values(outputs * inputs);
+    let matrix = Matrix::from_f32(CPU, Dtype::F32, outputs, inputs, &w).expect("memory");
+    let mut x = Act::new(CPU, Dtype::F32, 3, inputs).expect("memory");
+    x.write(0, &rng.values(3 * inputs)).expect("a copy");
+    let [weighted, scaled] = [(0, -0.5), (1, 1.0)].map(|part| {
+        let mut y = plane(&vec![0.0; 3 * outputs], outputs);
+        let mut outs = [Linear { weight: &matrix, bias: None, site: 0, y: &mut y }];
+        let blends = &[of(&[part])];
+        let segments = Segments { indptr: &[0, 3], blends, residents: &residents };
+        linear(&dev, &x, 3, &mut outs, segments, &mut scratch(3, rank));
+        read_all(&dev, &mut y)
+    });
     assert_eq!(bits(&weighted), bits(&scaled));
 }
 
-/// One row with these deltas, each of weight 0.5.
-fn sum_of<'d>(deltas: &[&'d Delta], rank_max: usize) {
-    let (dev, x) = (Device::cpu(1), Act::new(Dtype::F32, 1, 16));
-    let weight = Matrix::from_f32(Dtype::F32, 16, 16, &[0.0; 256]);
-    let mut y = vec![0.0; 16];
-    let mut outs = [Linear { weight: &weight, bias: None, y: &mut y }];
-    let mut scratch = LoraScratch::new(1, rank_max);
-    let segments = Segments { indptr: &[0, 1] };
-    let half = |delta: &&'d Delta| (*delta, 0.5);
-    sum(&dev, &x, &mut outs, segments, &|_| deltas.iter().map(half).collect(), &mut scratch);
+/// One row with so many of an adapter, each of weight 0.5.
+fn sum_of(adapter: &Adapter, count: usize, rank_max: usize) {
+    let (dev, x) = (Device::cpu(1), Act::new(CPU, Dtype::F32, 1, 16).expect("memory"));
+    let weight = Matrix::from_f32(CPU, Dtype::F32, 16, 16, &[0.0; 256]).expect("memory");
+    let mut y = plane(&[0.0; 16], 16);
+    let mut outs = [Linear { weight: &weight, bias: None, site: 0, y: &mut y }];
+    let residents = residents([adapter.delta()]);
+    let blends = &[of(&vec![(0, 0.5); count])];
+    let segments = Segments { indptr: &[0, 1], blends, residents: &residents };
+    linear(&dev, &x, 1, &mut outs, segments, &mut scratch(1, rank_max));
 }
 
 #[test]
 #[should_panic(expected = "rank 10, scratch for 8")]
 fn ranks_that_add_up_beyond_the_scratch_are_refused() {
     let adapter = Adapter::new(&mut Rng(34), Dtype::F32, 5, 16, 16, false);
-    sum_of(&[&adapter.delta, &adapter.delta], 8);
+    sum_of(&adapter, 2, 8);
 }
 
 #[test]
 #[should_panic(expected = "a gain is of a delta alone")]
 fn a_gain_in_a_sum_is_refused() {
     let adapter = Adapter::new(&mut Rng(35), Dtype::F32, 5, 16, 16, true);
-    sum_of(&[&adapter.delta], 8);
+    sum_of(&adapter, 1, 8);
 }
 
 #[test]
 #[should_panic(expected = "9 deltas, at most 8")]
 fn more_deltas_than_there_is_room_for_are_refused() {
     let adapter = Adapter::new(&mut Rng(36), Dtype::F32, 1, 16, 16, false);
-    sum_of(&[&adapter.delta; 9], 16);
+    sum_of(&adapter, 9, 16);
 }

@@ -33,7 +33,7 @@ use crate::shape::ModelShape;
 use config::PeftConfig;
 use files::{AdapterFiles, FactorFiles};
 use parsed::Parsed;
-use polylora_kernels::FactorDtype;
+use polylora_kernels::{FactorDtype, Memory};
 use std::path::Path;
 pub use summary::Summary;
 
@@ -85,7 +85,9 @@ pub fn prepare_as(
     bias: &BaseBias,
 ) -> Result<(Summary, Prepared)> {
     let parsed = parse(&AdapterFiles::find(dir)?, shape)?;
-    let target = prepare::Target { shape, dtype: dtype.into(), rows, bias };
+    // Every model runs on the CPU so far: the registry, which calls this, knows no other memory.
+    let memory = &Memory::Cpu;
+    let target = prepare::Target { shape, dtype: dtype.into(), memory, rows, bias };
     let prepared = prepare::prepare(&parsed, digest, &target)?;
     Ok((parsed.summary, prepared))
 }

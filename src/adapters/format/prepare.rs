@@ -9,7 +9,7 @@ use crate::adapters::bank::Prepared;
 use crate::adapters::{BaseBias, BaseRows, Digest};
 use crate::error::{Error, Result};
 use crate::shape::{ModelShape, Site};
-use polylora_kernels::{Delta, EmbedDelta, FactorDtype};
+use polylora_kernels::{Delta, EmbedDelta, FactorDtype, Memory, Resident, Vector};
 
 /// A copy beside factors may differ from the served table by this much of a row's norm: the
 /// rounding of 8-bit storage.
@@ -21,6 +21,8 @@ const PLAIN_COPY_TOLERANCE: f64 = 1.0 / 256.0;
 pub struct Target<'a> {
     pub shape: &'a ModelShape,
     pub dtype: FactorDtype,
+    /// The memory of the device that multiplies with them.
+    pub memory: &'a Memory,
     pub rows: &'a BaseRows,
     pub bias: &'a BaseBias,
 }
@@ -36,13 +38,13 @@ pub fn prepare(parsed: &Parsed, digest: Digest, to: &Target<'_>) -> Result<Prepa
     for (index, delta) in made? {
         deltas[index] = Some(delta);
     }
-    let mut norms: Vec<Option<Box<[f32]>>> = (0..shape.norms()).map(|_| None).collect();
+    let mut norms: Vec<Option<Vector>> = (0..shape.norms()).map(|_| None).collect();
     for (&norm, &id) in &parsed.norms {
         let mut weight = parsed.file.read(id)?;
         if shape.norm_plus_one {
             weight.iter_mut().for_each(|w| *w += 1.0);
         }
-        norms[shape.norm_index(norm)] = Some(weight.into());
+        norms[shape.norm_index(norm)] = Some(Vector::new(to.memory, weight)?);
     }
     let embedding = match &parsed.embedding {
         None => None,
@@ -51,16 +53,15 @@ pub fn prepare(parsed: &Parsed, digest: Digest, to: &Target<'_>) -> Result<Prepa
             // PEFT multiplies the embedding's delta with the model's embedding scale too.
             let scale = f.scale * shape.embedding_scale;
             let (vocab, hidden) = (shape.vocab, shape.hidden);
-            Some(EmbedDelta::new(to.dtype, f.rank, vocab, hidden, &a, &b, scale))
+            let rank = f.rank;
+            Some(EmbedDelta::new(to.memory, to.dtype, rank, vocab, hidden, &a, &b, scale)?)
         }
     };
     for copy in &parsed.copies {
         check_copy(parsed, copy, to)?;
     }
-    let bytes = deltas.iter().flatten().map(Delta::bytes).sum::<usize>()
-        + norms.iter().flatten().map(|n| n.len() * 4).sum::<usize>()
-        + embedding.as_ref().map_or(0, EmbedDelta::bytes);
-    Ok(Prepared { digest, deltas, norms, embedding, bytes })
+    let resident = Resident { deltas, norms, embedding };
+    Ok(Prepared { digest, bytes: resident.bytes(), resident })
 }
 
 fn site_delta(parsed: &Parsed, site: Site, parts: &SiteParts, to: &Target<'_>) -> Result<Delta> {
@@ -86,7 +87,8 @@ fn site_delta(parsed: &Parsed, site: Site, parts: &SiteParts, to: &Target<'_>) -
         }
     };
     let bias = site_bias(parsed, site, parts, scale, to)?;
-    Ok(Delta::new(to.dtype, rank, inputs, outputs, &a, &b, scale, gain, bias))
+    let (memory, dtype) = (to.memory, to.dtype);
+    Ok(Delta::new(memory, dtype, rank, inputs, outputs, &a, &b, scale, gain, bias)?)
 }
 
 /// scale · lora_B.bias + (trained bias − base bias)

@@ -127,7 +127,7 @@ fn compare_prompt(
     reference.reset()?;
     let mut position = 0;
     for _ in 0..STEPS {
-        let ours = log_softmax(ours.logits(&fed, position));
+        let ours = log_softmax(ours.logits(&fed, position)?);
         let theirs = log_softmax(&reference.logits(&fed, position)?);
         let likely = ours.iter().zip(&theirs).filter(|(_, t)| **t > LOGPROB_MIN);
         let difference = likely.map(|(o, t)| (o - t).abs());
@@ -190,7 +190,7 @@ impl Ours {
     }
 
     /// Logits `[V]` of the last of `tokens`, which start at `position`.
-    fn logits(&mut self, tokens: &[u32], position: usize) -> &[f32] {
+    fn logits(&mut self, tokens: &[u32], position: usize) -> Result<&[f32]> {
         let (rows, end) = (tokens.len() as u32, position + tokens.len());
         let pages = end.div_ceil(KvCache::PAGE) as u32;
         let (segment_indptr, logit_indptr) = match self.slot {
@@ -210,6 +210,7 @@ impl Ours {
             logit_indptr,
             logit_blends: blends,
         };
-        self.model.forward(&batch, &self.bank)
+        let logits = self.model.forward(&batch, &self.bank)?;
+        Ok(logits)
     }
 }
