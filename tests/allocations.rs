@@ -53,7 +53,7 @@ fn start(weights: &Arc<Weights>, metrics: &Arc<Metrics>) -> EngineHandle {
         rows_max: 64,
         logit_rows_max: 64,
         sequences_max: 32,
-        turn_tokens: 512,
+        quantum_tokens: 512,
         waiting_max: 64,
         waiting_tokens_max: 4096,
         kv_pages,

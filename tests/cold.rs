@@ -92,7 +92,7 @@ impl House {
             rows_max: 64,
             logit_rows_max: 64,
             sequences_max: 32,
-            turn_tokens: 512,
+            quantum_tokens: 512,
             waiting_max: 256,
             waiting_tokens_max: 1 << 16,
             kv_pages,

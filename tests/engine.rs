@@ -88,7 +88,7 @@ impl Bench {
             rows_max: 96,
             logit_rows_max: 96,
             sequences_max: 64,
-            turn_tokens: 512,
+            quantum_tokens: 512,
             waiting_max: 256,
             waiting_tokens_max: 1 << 16,
             kv_pages: setup.kv_pages,

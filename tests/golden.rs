@@ -10,7 +10,7 @@ mod common;
 
 use common::golden_adapter;
 use common::runner::{Runner, Stream, Weights, best, logprobs_at};
-use polylora::adapters::bank::{Blend, Slot};
+use polylora::adapters::bank::{AdapterMix, Slot};
 use polylora::adapters::format;
 use polylora::checkpoint::Checkpoint;
 use polylora::checkpoint::source;
@@ -54,7 +54,7 @@ fn floats(v: &Value) -> Vec<f64> {
 /// One adapter's (or the base's) part of a golden file.
 struct Case<'a> {
     name: String,
-    blend: Option<Blend>,
+    mix: Option<AdapterMix>,
     expected: &'a Value,
 }
 
@@ -85,7 +85,7 @@ fn measure(runner: &mut Runner, golden: &Value, cases: &[Case]) -> Vec<Distance>
     for (c, case) in cases.iter().enumerate() {
         for (key, _) in case.expected["prompts"].as_object().expect("prompts") {
             let p: usize = key.parse().expect("prompt number");
-            streams.push(runner.blended(&prompts[p], case.blend, prompts[p].len() + 40));
+            streams.push(runner.blended(&prompts[p], case.mix, prompts[p].len() + 40));
             owner.push((c, p));
         }
     }
@@ -137,7 +137,7 @@ fn check_greedy(
 fn check_text(runner: &mut Runner, golden: &Value, cases: &[Case], out: &mut [Distance]) {
     let text = ids(&golden["info"]["text_ids"]);
     let mut streams: Vec<Stream> =
-        cases.iter().map(|c| runner.blended(&text, c.blend, text.len())).collect();
+        cases.iter().map(|c| runner.blended(&text, c.mix, text.len())).collect();
     let mut sums = vec![0.0; cases.len()];
     runner.advance(&mut streams, |i, position, logits| {
         if let Some(&next) = text.get(position + 1) {
@@ -166,10 +166,10 @@ fn check_file(golden: &str) {
     for (name, expected) in results {
         let slot =
             (name != "base").then(|| install(&mut runner, &golden_adapter(name), Dtype::F32));
-        cases.push(Case { name: name.clone(), blend: slot.map(Blend::from), expected });
+        cases.push(Case { name: name.clone(), mix: slot.map(AdapterMix::from), expected });
         if let Some(slot) = slot.filter(|slot| is_a_sum(&runner, *slot)) {
-            let blend = Some(Blend::new([(slot, 0.25), (slot, 0.75)]));
-            cases.push(Case { name: format!("{name} in parts"), blend, expected });
+            let mix = Some(AdapterMix::new([(slot, 0.25), (slot, 0.75)]));
+            cases.push(Case { name: format!("{name} in parts"), mix, expected });
         }
     }
     assert!(cases.iter().any(|case| case.name.ends_with("in parts")));
@@ -221,8 +221,8 @@ fn distance_when_spoiled(
 
     let mut runner = Runner::new(F32.clone(), Dtype::F32, 4_000);
     let slot = install(&mut runner, dir.path(), Dtype::F32);
-    let (blend, expected) = (Some(slot.into()), &golden["results"][name]);
-    let case = Case { name: name.to_owned(), blend, expected };
+    let (mix, expected) = (Some(slot.into()), &golden["results"][name]);
+    let case = Case { name: name.to_owned(), mix, expected };
     measure(&mut runner, &golden, &[case]).remove(0)
 }
 

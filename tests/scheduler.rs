@@ -32,7 +32,7 @@ fn budgets() -> Budgets {
         rows_max: 64,
         logit_rows_max: 16,
         sequences_max: 8,
-        turn_tokens: 512,
+        quantum_tokens: 512,
         waiting_max: 16,
         waiting_tokens_max: 4000,
         pages: 40,

@@ -53,7 +53,7 @@ fn with_one_place_the_unpopular_adapter_is_served_after_one_request_of_the_popul
 #[test]
 fn with_one_place_a_long_answer_gives_way_after_a_turn() {
     for tenants in [["", ""], ["a", "b"]] {
-        let mut rig = Rig::new(Budgets { sequences_max: 1, turn_tokens: 30, ..budgets() });
+        let mut rig = Rig::new(Budgets { sequences_max: 1, quantum_tokens: 30, ..budgets() });
         let long = rig.submit(ask(tenants[0], 1, 10, 150));
         (0..5).for_each(|_| rig.step());
         let other = rig.submit(ask(tenants[1], 2, 10, 4));

@@ -93,7 +93,7 @@ impl EmbedDelta {
     }
 }
 
-/// See the module page. A segment's changes of the table are added in the order of its blend.
+/// See the module page. A segment's changes of the table are added in the order of its mix.
 ///
 /// # Panics
 /// On shapes that do not fit, or a token outside the table.

@@ -236,7 +236,7 @@ fn engine_options(
         rows_max: config.rows_max,
         logit_rows_max: logit_rows_max(config),
         sequences_max: config.sequences_max,
-        turn_tokens: config.turn_tokens(),
+        quantum_tokens: config.quantum_tokens(),
         waiting_max: config.waiting_max,
         waiting_tokens_max: config.waiting_tokens_max(context),
         kv_pages,

@@ -111,7 +111,7 @@ fn applied(delta: Delta, weight: &[f32], x: &[f32]) -> Vec<f32> {
 fn on_a_row(resident: Resident, op: impl FnOnce(Segments<'_>)) {
     let mut residents = Residents::new(1);
     let slot = residents.install(resident).map_err(|_| "full").unwrap();
-    op(Segments { indptr: &[0, 1], blends: &[slot.into()], residents: &residents });
+    op(Segments { indptr: &[0, 1], mixes: &[slot.into()], residents: &residents });
 }
 
 /// gain ∘ (W x + scale · B A x) + bias in f64, with the sum W + scale·B·A written out.

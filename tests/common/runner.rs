@@ -2,7 +2,7 @@
 //!
 //! Tests compare the engine, and the model itself, against what this computes.
 
-use polylora::adapters::bank::{Bank, Blend, Slot};
+use polylora::adapters::bank::{AdapterMix, Bank, Slot};
 use polylora::model::{Batch, Model, ModelOptions};
 use polylora_kernels::{Device, KvCache, KvDtype};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ pub use polylora::model::weights::Weights;
 pub struct Stream {
     pub tokens: Vec<u32>,
     pub computed: usize,
-    pub blend: Option<Blend>,
+    pub mix: Option<AdapterMix>,
     pages: Vec<u32>,
 }
 
@@ -43,17 +43,22 @@ impl Runner {
 
     /// A new sequence with room for `tokens_max` tokens.
     pub fn stream(&mut self, tokens: &[u32], slot: Option<Slot>, tokens_max: usize) -> Stream {
-        self.blended(tokens, slot.map(Blend::from), tokens_max)
+        self.blended(tokens, slot.map(AdapterMix::from), tokens_max)
     }
 
     /// The same with several adapters.
-    pub fn blended(&mut self, tokens: &[u32], blend: Option<Blend>, tokens_max: usize) -> Stream {
+    pub fn blended(
+        &mut self,
+        tokens: &[u32],
+        mix: Option<AdapterMix>,
+        tokens_max: usize,
+    ) -> Stream {
         let count = tokens_max.div_ceil(KvCache::PAGE) as u32;
         assert!(self.pages_next + count <= self.pages_total, "runner is out of pages");
         // Highest first: pages of one sequence are never in ascending order.
         let pages = (self.pages_next..self.pages_next + count).rev().collect();
         self.pages_next += count;
-        Stream { tokens: tokens.to_vec(), computed: 0, blend, pages }
+        Stream { tokens: tokens.to_vec(), computed: 0, mix, pages }
     }
 
     /// Forgets every sequence's pages.
@@ -78,7 +83,7 @@ impl Runner {
             if parts.is_empty() {
                 return;
             }
-            parts.sort_by_key(|&(i, _, _)| (streams[i].blend.is_none(), streams[i].blend));
+            parts.sort_by_key(|&(i, _, _)| (streams[i].mix.is_none(), streams[i].mix));
             let batch = batch_of(&parts, streams);
             let vocab = self.model.shape().vocab;
             let logits = self.model.forward(&batch, &self.bank).expect("a step");
@@ -156,15 +161,15 @@ fn batch_of(parts: &[(usize, usize, usize)], streams: &[Stream]) -> Batch {
         }
         b.pages.extend_from_slice(&s.pages);
         b.page_indptr.push(b.pages.len() as u32);
-        let Some(blend) = s.blend else { continue };
-        if b.segment_blends.last() == Some(&blend) {
+        let Some(mix) = s.mix else { continue };
+        if b.segment_mixes.last() == Some(&mix) {
             *b.segment_indptr.last_mut().expect("starts at 0") = b.tokens.len() as u32;
         } else {
-            b.segment_blends.push(blend);
+            b.segment_mixes.push(mix);
             b.segment_indptr.push(b.tokens.len() as u32);
         }
     }
     b.logit_indptr = b.segment_indptr.clone();
-    b.logit_blends = b.segment_blends.clone();
+    b.logit_mixes = b.segment_mixes.clone();
     b
 }

@@ -2,7 +2,9 @@
 
 use crate::common::golden_adapter;
 use crate::sources::{Adapter, apart, merged, product};
-use polylora::adapters::format::factors::{FactorDims, ModuleFactors, Place, infer_shape, open};
+use polylora::adapters::format::factors::{
+    FactorDims, FactorSite, ModuleFactors, infer_shape, open,
+};
 use polylora::merge::spec::{Election, Method, Options, Source, Spec};
 use polylora::shape::{Projection, Site};
 use serde_json::Value;
@@ -51,7 +53,7 @@ fn layer0(name: &str) -> Adapter {
     let dir = golden_adapter(name);
     let shape = infer_shape(&[&dir]).expect("a shape");
     let adapter = open(&dir, &shape).expect("an adapter");
-    let places = MODULES.map(|(_, p)| Place::Site(Site::Layer(0, p)));
+    let places = MODULES.map(|(_, p)| FactorSite::Site(Site::Layer(0, p)));
     places.map(|p| (p, adapter.read(p).expect("values").expect("factors"))).into_iter().collect()
 }
 
@@ -68,7 +70,7 @@ fn every_deterministic_method_makes_what_peft_makes() {
         let merged = merged(&spec, &adapters);
         for (module, p) in MODULES {
             let Some(expected) = golden_factors(case, module) else { continue };
-            let ours = &merged.modules[&Place::Site(Site::Layer(0, p))];
+            let ours = &merged.modules[&FactorSite::Site(Site::Layer(0, p))];
             assert_eq!(ours.dims, expected.dims, "{case}");
             let error = apart(&product(ours), &product(&expected));
             eprintln!("{case:20} {module} {error:.2e}");
@@ -83,7 +85,7 @@ fn every_deterministic_method_makes_what_peft_makes() {
 #[test]
 fn mixed_ranks_are_concatenated_and_truncated_as_peft_does() {
     let pirate = layer0("pirate");
-    let place = Place::Site(Site::Layer(0, Projection::V));
+    let place = FactorSite::Site(Site::Layer(0, Projection::V));
     let cat = golden_factors("cat_mixed_rank", "v_proj").expect("golden");
     let d = cat.dims;
     let second = ModuleFactors {

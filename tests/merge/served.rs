@@ -7,7 +7,7 @@
 use crate::common::golden_adapter;
 use crate::common::runner::{Runner, Stream, Weights, logprobs_at};
 use crate::oracle::{GOLDEN, spec};
-use polylora::adapters::bank::{Blend, Slot};
+use polylora::adapters::bank::{AdapterMix, Slot};
 use polylora::adapters::format::factors::{OpenAdapter, open};
 use polylora::adapters::format::{prepare, write};
 use polylora::checkpoint::Checkpoint;
@@ -95,12 +95,15 @@ fn merged_adapters_say_what_pefts_say() {
         let mut ways = Vec::new();
         if spec.method == Method::Cat {
             let weights = spec.sources.iter().map(|source| source.weight as f32);
-            ways.push((format!("{case} composed"), Blend::new(alone.into_iter().zip(weights))));
+            ways.push((
+                format!("{case} composed"),
+                AdapterMix::new(alone.into_iter().zip(weights)),
+            ));
         }
         ways.push((case.clone(), install(&mut runner, spec).into()));
-        for (way, blend) in ways {
+        for (way, mix) in ways {
             for (p, tokens) in prompts.iter().enumerate() {
-                streams.push(runner.blended(tokens, Some(blend), tokens.len() + 20));
+                streams.push(runner.blended(tokens, Some(mix), tokens.len() + 20));
                 owners.push((way.clone(), &result["prompts"][p.to_string()]));
             }
         }

@@ -2,14 +2,14 @@
 
 use crate::common::adapters::Noise;
 use faer::Mat;
-use polylora::adapters::format::factors::{FactorDims, ModuleFactors, Place};
+use polylora::adapters::format::factors::{FactorDims, FactorSite, ModuleFactors};
 use polylora::error::Result;
 use polylora::merge::spec::{Method, Options, Source, Spec};
 use polylora::merge::{Merge, Merged};
 use polylora::shape::{Projection, Site};
 use std::collections::BTreeMap;
 
-pub type Adapter = BTreeMap<Place, ModuleFactors>;
+pub type Adapter = BTreeMap<FactorSite, ModuleFactors>;
 
 /// Layer 0 and 1: q is 40 → 40, v 40 → 24, down 72 → 40.
 pub fn sizes(p: Projection) -> (usize, usize) {
@@ -20,8 +20,8 @@ pub fn sizes(p: Projection) -> (usize, usize) {
     }
 }
 
-pub fn place(layer: usize, p: Projection) -> Place {
-    Place::Site(Site::Layer(layer, p))
+pub fn place(layer: usize, p: Projection) -> FactorSite {
+    FactorSite::Site(Site::Layer(layer, p))
 }
 
 pub fn factors(rank: usize, inputs: usize, outputs: usize, noise: &mut Noise) -> ModuleFactors {
@@ -60,9 +60,9 @@ pub fn spec(method: Method, weights: &[f64]) -> Spec {
 
 /// Runs the merge `sites` sites a step.
 pub fn merged_in_steps(spec: &Spec, adapters: &[Adapter], sites: usize) -> Result<Merged> {
-    let modules: Vec<Vec<(Place, FactorDims)>> =
+    let modules: Vec<Vec<(FactorSite, FactorDims)>> =
         adapters.iter().map(|a| a.iter().map(|(p, f)| (*p, f.dims)).collect()).collect();
-    let modules: Vec<&[(Place, FactorDims)]> = modules.iter().map(Vec::as_slice).collect();
+    let modules: Vec<&[(FactorSite, FactorDims)]> = modules.iter().map(Vec::as_slice).collect();
     let mut merge = Merge::new(spec.clone(), &modules)?;
     loop {
         let read = &mut |source: usize, place| Ok(adapters[source].get(&place).cloned());
@@ -88,7 +88,7 @@ pub fn product(f: &ModuleFactors) -> Mat<f64> {
 }
 
 /// Σ w · s · B · A at a place.
-pub fn exact(place: Place, adapters: &[Adapter], weights: &[f64]) -> Mat<f64> {
+pub fn exact(place: FactorSite, adapters: &[Adapter], weights: &[f64]) -> Mat<f64> {
     let mut sum: Option<Mat<f64>> = None;
     for (adapter, weight) in adapters.iter().zip(weights) {
         let Some(factors) = adapter.get(&place) else { continue };

@@ -68,7 +68,7 @@ impl World {
                 rows_max.min(40)
             },
             sequences_max: dice.between(1, 10),
-            turn_tokens: dice.between(1, 60),
+            quantum_tokens: dice.between(1, 60),
             waiting_max: dice.between(1, 12),
             waiting_tokens_max: dice.between(context, 12 * context),
             pages,
@@ -191,7 +191,7 @@ impl World {
     /// hold, when it begins to wait and again when it ends, and a turn.
     pub fn overtaking_max(&self) -> u64 {
         let places = self.budgets.sequences_max.min(self.budgets.rows_max);
-        TOKEN * (self.budgets.turn_tokens + 2 * places * self.context) as u64
+        TOKEN * (self.budgets.quantum_tokens + 2 * places * self.context) as u64
     }
 
     fn any_client(&mut self) -> Option<u64> {

@@ -18,7 +18,7 @@ pub fn budgets() -> Budgets {
         rows_max: 64,
         logit_rows_max: 64,
         sequences_max: 8,
-        turn_tokens: 512,
+        quantum_tokens: 512,
         waiting_max: 64,
         waiting_tokens_max: 1 << 20,
         pages: 120,

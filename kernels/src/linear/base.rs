@@ -149,9 +149,9 @@ impl<'a> Site<'a> {
             WeightDtype::Bf16 => task.run::<Floats<true>>(),
             WeightDtype::Int8 => task.run::<Ints<8, 32, false>>(),
             WeightDtype::Int8By16 => task.run::<Ints<8, 16, false>>(),
-            WeightDtype::Int8Least => task.run::<Ints<8, 32, true>>(),
+            WeightDtype::Int8Min => task.run::<Ints<8, 32, true>>(),
             WeightDtype::Int4 => task.run::<Ints<4, 32, false>>(),
-            WeightDtype::Int4Least => task.run::<Ints<4, 32, true>>(),
+            WeightDtype::Int4Min => task.run::<Ints<4, 32, true>>(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! y = gain ∘ (x·Wᵀ + Σ w·(x·Aᵀ)·Bᵀ) + Σ w·delta.bias + bias,   one to three sites that read the
 //! same x.
 //!
-//! x `[T, I]`   W `[O, I]`   y `[T, O]`   and for every segment its blend of residents, each with
+//! x `[T, I]`   W `[O, I]`   y `[T, O]`   and for every segment its mix of residents, each with
 //! its own A `[R, I]`, B `[O, R]` (scale folded in), gain `[O]`, bias `[O]` and weight w. Rows
 //! without a delta are x·Wᵀ + bias and cost nothing beyond it. A gain is of a delta alone, of
 //! weight 1. Several deltas are each a change of the same rows by the same code; their u = x·Aᵀ lie

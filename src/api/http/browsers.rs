@@ -4,9 +4,9 @@
 //! the headers of every answer. Never looks at a key. The thing to know: without keys whoever
 //! reaches the port is the operator, and every page in the operator's browser reaches it.
 
+use super::connection::Connection;
 use super::errors::UNSUPPORTED_MEDIA_TYPE;
-use super::line::Line;
-use super::places::Full;
+use super::permits::Full;
 use super::scope::{Matched, Scope};
 use super::sites::{self, Names};
 use crate::api::Api;
@@ -44,7 +44,7 @@ const POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
 pub async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let Matched { scope, methods, .. } = Matched::of(&request);
     let public = scope == Some(Scope::Public);
-    let line = request.extensions().get::<Arc<Line>>();
+    let line = request.extensions().get::<Arc<Connection>>();
     if let Some(full) = line.and_then(|line| line.reserved)
         && !public
     {
@@ -92,7 +92,7 @@ fn exhausted(api: &Api, full: Full) -> Error {
 /// `missing_host`, `host_not_allowed`, `origin_not_allowed`.
 fn known(api: &Api, request: &Request) -> Result<()> {
     let config = &api.config;
-    let line = request.extensions().get::<Arc<Line>>();
+    let line = request.extensions().get::<Arc<Connection>>();
     let names = Names {
         own: &config.host,
         allowed: &config.allow_hosts,

@@ -129,7 +129,7 @@ fn after_string(body: &[u8], open: usize) -> usize {
     body.len()
 }
 
-/// Line and column of what follows `before`, as serde_json counts them.
+/// Connection and column of what follows `before`, as serde_json counts them.
 fn place(before: &[u8]) -> (usize, usize) {
     let line = before.iter().filter(|&&b| b == b'\n').count() + 1;
     let begun = before.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);

@@ -3,7 +3,7 @@
 //! Owns every range. Never clamps: a value out of range is refused, naming the parameter. The thing
 //! to know: all floats that leave here are finite and all token ids are below the vocabulary.
 
-use super::resolve::Target;
+use super::resolve::ResolvedModel;
 use crate::api::Api;
 use crate::api::http::errors::invalid_value;
 use crate::api::wire::{SamplingFields, Stop};
@@ -43,7 +43,12 @@ pub struct Checked {
 impl Checked {
     /// Fills in what the client left open from the adapter's own defaults. Returns its
     /// `max_new_tokens`, which the context may cut.
-    pub fn fill(&mut self, asked: &SamplingFields, target: &Target, api: &Api) -> Option<u32> {
+    pub fn fill(
+        &mut self,
+        asked: &SamplingFields,
+        target: &ResolvedModel,
+        api: &Api,
+    ) -> Option<u32> {
         let own = target.generation()?;
         let sampling = &mut self.sampling;
         let or = |asked: Option<f64>, own: Option<f32>, now: f32| match asked {

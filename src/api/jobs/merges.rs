@@ -101,7 +101,7 @@ pub async fn create(
     let (spec, kept) = ordered(&api, &caller, &fields, name)?;
     let kept = Arc::new(kept);
     if dry {
-        return Ok(Json(api.jobs.survey_merge(&spec, kept, tenant).await?).into_response());
+        return Ok(Json(api.jobs.merge_compatibility(&spec, kept, tenant).await?).into_response());
     }
     let owner = Owner { key: caller.id().to_owned(), tenant: caller.tenant().map(str::to_owned) };
     let most = caller.limits().merges_max.filter(|_| owner.tenant.is_some());

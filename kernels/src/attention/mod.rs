@@ -3,7 +3,7 @@
 //!
 //! q `[T, N, D]`   pages as in [`KvCache`]   out `[T, N·D]`. Query head n reads kv head n / (N/K).
 //!
-//! In order of position, four pages at a time (aligned in the sequence, see [`turn`]), with a
+//! In order of position, four pages at a time (aligned in the sequence, see [`tile`]), with a
 //! running maximum and sum per (row, head) ("online softmax"). Several rows of one sequence and all
 //! heads of a group take the pages together while they are in the first-level cache; each (row,
 //! head) has its own running state, so its bits do not depend on who else is there. Every 1,024
@@ -13,7 +13,7 @@
 //! rounded to it; a score is one chain over d, a sum over v one chain over the positions of a part.
 
 mod split;
-mod turn;
+mod tile;
 
 use std::mem::MaybeUninit;
 use std::ops::{Range, RangeInclusive};
@@ -26,7 +26,7 @@ use crate::simd::{GROUP, Isa, Kernel, LANES, Simd, Stored};
 use crate::{Error, Plane};
 pub use split::AttentionScratch;
 use split::{Join, Partial, Slots};
-use turn::Turn;
+use tile::Tile;
 
 /// D at most: the running sums lie on the stack.
 pub const HEAD_DIM_MAX: usize = 512;
@@ -34,10 +34,10 @@ pub const HEAD_DIM_MAX: usize = 512;
 const BATCH: usize = 16;
 /// Pairs in registers at a time.
 const TILE: usize = 4;
-/// Pages of one turn, and their tokens.
-const TURN: usize = 4;
-const TOKENS: usize = TURN * KvCache::PAGE;
-/// Positions of a part, whole turns.
+/// Pages of one tile, and their tokens.
+const TILE_PAGES: usize = 4;
+const TOKENS: usize = TILE_PAGES * KvCache::PAGE;
+/// Positions of a part, whole tiles.
 const PART: usize = 16 * TOKENS;
 
 /// See the module page.
@@ -320,20 +320,20 @@ impl<E: Stored> Pages<'_, E> {
         }
         let of_row = (rows.start, *kv_head);
         let last = *span.end();
-        for turn in span.start() / TOKENS..=last / TOKENS {
-            let pages = self.pages(of_row, turn, last, [std::ptr::null(); TURN]);
+        for tile in span.start() / TOKENS..=last / TOKENS {
+            let pages = self.pages(of_row, tile, last, [std::ptr::null(); TILE_PAGES]);
             let next = match *then {
-                Some((row, kv_head, position)) if turn == last / TOKENS => {
+                Some((row, kv_head, position)) if tile == last / TOKENS => {
                     self.pages((row, kv_head), position / TOKENS, job.span(row).1, pages)
                 }
-                _ => self.pages(of_row, turn + 1, last, pages),
+                _ => self.pages(of_row, tile + 1, last, pages),
             };
             for (tile, states) in states.chunks_mut(TILE).enumerate() {
-                let turn = Turn {
+                let turn = Tile {
                     job,
                     pages,
                     next: if tile == 0 { next } else { pages },
-                    start: turn * TOKENS,
+                    start: tile * TOKENS,
                     sums: sums.add(tile * TILE * stride),
                 };
                 match states.len() {
@@ -354,12 +354,12 @@ impl<E: Stored> Pages<'_, E> {
         (row, kv_head): (usize, usize),
         turn: usize,
         last: usize,
-        none: [*const E; TURN],
-    ) -> [*const E; TURN] {
+        none: [*const E; TILE_PAGES],
+    ) -> [*const E; TILE_PAGES] {
         let job = self.batch.job;
         let pages = job.rows.pages_of(row);
         std::array::from_fn(|j| {
-            let page = turn * TURN + j;
+            let page = turn * TILE_PAGES + j;
             if page > last / KvCache::PAGE {
                 return none[j];
             }

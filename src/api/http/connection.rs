@@ -4,7 +4,7 @@
 //! writes. The thing to know: both run on the connection's own task, so the order in which they say
 //! something is the order in which it happened.
 
-use super::places::{Full, Seat};
+use super::permits::{Full, Seat};
 use bytes::Bytes;
 use futures::task::AtomicWaker;
 use http::{Request, Version};
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context as TaskContext, Poll};
 
 /// One connection.
-pub struct Line {
+pub struct Connection {
     seat: Seat,
     /// The address that the client connected to.
     pub local: IpAddr,
@@ -42,7 +42,7 @@ pub struct Line {
     over: AtomicWaker,
 }
 
-impl Line {
+impl Connection {
     pub fn new(seat: Seat, local: IpAddr, reserved: Option<Full>) -> Arc<Self> {
         Arc::new(Self {
             seat,
@@ -174,7 +174,7 @@ impl Line {
 
 /// A request under way on a line.
 pub struct Turn {
-    line: Arc<Line>,
+    line: Arc<Connection>,
 }
 
 impl Drop for Turn {

@@ -6,20 +6,20 @@
 
 use super::report::Survey;
 use super::spec::Spec;
-use crate::adapters::format::factors::{FactorDims, Place};
+use crate::adapters::format::factors::{FactorDims, FactorSite};
 use serde::Serialize;
 
 /// The survey of a whole merge.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Outlook {
+pub struct CompatibilityReport {
     pub spec: Spec,
-    pub overall: Prospect,
-    pub sites: Vec<SiteOutlook>,
+    pub overall: Compatibility,
+    pub sites: Vec<SiteCompatibility>,
 }
 
 /// Several sites as if they were one matrix: means are weighted by ‖exact‖².
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Prospect {
+pub struct Compatibility {
     pub sites: usize,
     /// Of the result, as planned.
     pub parameters: usize,
@@ -31,7 +31,7 @@ pub struct Prospect {
 
 /// One site.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct SiteOutlook {
+pub struct SiteCompatibility {
     /// Module path, e.g. `model.layers.3.self_attn.q_proj`.
     pub site: String,
     pub projection: &'static str,
@@ -44,8 +44,8 @@ pub struct SiteOutlook {
     pub survey: Survey,
 }
 
-impl SiteOutlook {
-    pub fn new(place: Place, dims: FactorDims, rank: usize, survey: Survey) -> Self {
+impl SiteCompatibility {
+    pub fn new(place: FactorSite, dims: FactorDims, rank: usize, survey: Survey) -> Self {
         Self {
             site: place.path(),
             projection: place.name(),
@@ -58,8 +58,8 @@ impl SiteOutlook {
     }
 }
 
-impl Prospect {
-    pub fn of<'a>(sites: impl Iterator<Item = &'a SiteOutlook> + Clone) -> Self {
+impl Compatibility {
+    pub fn of<'a>(sites: impl Iterator<Item = &'a SiteCompatibility> + Clone) -> Self {
         let mean = |of: &dyn Fn(&Survey) -> Option<f64>| {
             let known =
                 sites.clone().filter_map(|s| Some((s.survey.norm_exact.powi(2), of(&s.survey)?)));

@@ -8,7 +8,7 @@ use crate::adapters::registry::PinnedSource;
 use crate::engine::shutting_down;
 use crate::error::{Error, Kind, Result};
 use crate::jobs::{Jobs, pace};
-use crate::merge::outlook::Outlook;
+use crate::merge::compatibility::CompatibilityReport;
 use std::sync::Arc;
 
 impl Jobs {
@@ -29,12 +29,12 @@ impl Jobs {
 
     /// Says how much the sources are in each other's way, merging nothing. Errors: as `check_merge`;
     /// `merges_busy` while others are surveyed.
-    pub async fn survey_merge(
+    pub async fn merge_compatibility(
         &self,
         spec: &MergeSpec,
         sources: Arc<Vec<PinnedSource>>,
         tenant: &str,
-    ) -> Result<Outlook> {
+    ) -> Result<CompatibilityReport> {
         let _place = self.inner.surveys.try_take(tenant, 1).ok_or_else(|| {
             Error::new(Kind::Busy, "merges_busy", "other surveys are being made; try again")
         })?;
@@ -47,7 +47,7 @@ impl Jobs {
                 let (progress, worked) = pace.compute(&tenant, || plan.look());
                 let progress = progress?;
                 if progress.done == progress.total {
-                    return Ok(plan.outlook());
+                    return Ok(plan.compatibility());
                 }
                 if pace.is_stopping() {
                     return Err(shutting_down());

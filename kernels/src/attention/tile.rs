@@ -1,4 +1,4 @@
-//! One turn: a tile of (row, head) pairs takes four pages.
+//! One tile: a group of (row, head) pairs takes four pages.
 //!
 //! Owns the inner loops: scores, their weights under a running maximum, the sums over values. Never
 //! chooses pages, rows or an order. The things to know: in int8 a page's scales multiply 16 scores
@@ -9,23 +9,23 @@
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-use crate::attention::{Job, State, TOKENS, TURN};
+use crate::attention::{Job, State, TILE_PAGES, TOKENS};
 use crate::kv::KvCache;
 use crate::simd::{GROUP, LANES, Simd, Stored};
 
-/// Four pages' turn for one tile of states.
-pub(super) struct Turn<'a, E> {
+/// Four pages for one group of states.
+pub(super) struct Tile<'a, E> {
     pub(super) job: &'a Job<'a>,
-    pub(super) pages: [*const E; TURN],
-    /// The next turn's, fetched meanwhile line for line; where there is none, these again.
-    pub(super) next: [*const E; TURN],
+    pub(super) pages: [*const E; TILE_PAGES],
+    /// The next tile's, fetched meanwhile line for line; where there is none, these again.
+    pub(super) next: [*const E; TILE_PAGES],
     /// Position of the first token.
     pub(super) start: usize,
     /// `[states][v_stride]`
     pub(super) sums: *mut f32,
 }
 
-impl<E: Stored> Turn<'_, E> {
+impl<E: Stored> Tile<'_, E> {
     /// # Safety
     /// Pages hold keys and values of all tokens that the states see; there are N states.
     #[inline(always)]
@@ -33,16 +33,16 @@ impl<E: Stored> Turn<'_, E> {
         let states = states.first_chunk_mut::<N>().expect("a tile of N states");
         // Scores, then weights.
         let mut lanes = [[0.0f32; TOKENS]; N];
-        if !self.pages[TURN - 1].is_null() {
-            self.scores::<S, N, TURN>(states, &mut lanes, 0);
+        if !self.pages[TILE_PAGES - 1].is_null() {
+            self.scores::<S, N, TILE_PAGES>(states, &mut lanes, 0);
         } else {
-            for j in (0..TURN).take_while(|&j| !self.pages[j].is_null()) {
+            for j in (0..TILE_PAGES).take_while(|&j| !self.pages[j].is_null()) {
                 self.scores::<S, N, 1>(states, &mut lanes, j);
             }
         }
         let (mut low, mut high) = (TOKENS, 0);
         for (i, (state, lanes)) in states.iter_mut().zip(&mut lanes).enumerate() {
-            // The tokens this row sees; none if the turn is outside its span.
+            // The tokens this row sees; none if the tile is outside its span.
             let from = state.first.saturating_sub(self.start).min(TOKENS);
             let to = (state.last + 1).saturating_sub(self.start).min(TOKENS);
             if from < to {
@@ -94,7 +94,7 @@ impl<E: Stored> Turn<'_, E> {
         let mut acc = [[S::zero(); P]; N];
         for d in (0..self.job.layout.head_dim).step_by(2) {
             let at = d * KvCache::PAGE;
-            if P == TURN {
+            if P == TILE_PAGES {
                 for next in self.next {
                     fetch::<S, E>(next.wrapping_add(at));
                 }
@@ -144,7 +144,7 @@ impl<E: Stored> Turn<'_, E> {
         seen: Range<usize>,
         sums: *mut f32,
     ) {
-        let mut scores = [S::zero(); TURN];
+        let mut scores = [S::zero(); TILE_PAGES];
         let hidden = S::splat(f32::NEG_INFINITY);
         for (j, score) in scores.iter_mut().enumerate() {
             *score = S::load(lanes.as_ptr().add(j * LANES));

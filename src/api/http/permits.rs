@@ -1,4 +1,4 @@
-//! Places for connections: who has one, and which is closed when there are none left.
+//! ConnectionPermits for connections: who has one, and which is closed when there are none left.
 //!
 //! Owns the count and the order. Never touches a socket or a clock. The thing to know: a connection
 //! may be closed until a request on it is admitted, so only admitted requests hold places; the
@@ -20,12 +20,12 @@ pub enum Full {
 }
 
 /// The places of a server. Usable from any thread; no call blocks.
-pub struct Places {
+pub struct ConnectionPermits {
     table: Mutex<Table<oneshot::Sender<()>>>,
 }
 
 /// A connection's place, given back when dropped.
-pub struct Place {
+pub struct ConnectionPermit {
     pub seat: Seat,
     /// Resolves when the place is given to somebody else.
     pub lost: oneshot::Receiver<()>,
@@ -34,21 +34,21 @@ pub struct Place {
 /// What a connection says of itself while it has its place.
 #[derive(Clone)]
 pub struct Seat {
-    places: Arc<Places>,
+    places: Arc<ConnectionPermits>,
     id: u64,
 }
 
-impl Places {
+impl ConnectionPermits {
     pub fn new(places_max: usize, of_address_max: usize) -> Arc<Self> {
         Arc::new(Self { table: Mutex::new(Table::new(places_max, of_address_max)) })
     }
 
     /// A place for a connection from `address`. Another connection may lose its own for it.
-    pub fn take(self: &Arc<Self>, address: IpAddr) -> Result<Place, Full> {
+    pub fn take(self: &Arc<Self>, address: IpAddr) -> Result<ConnectionPermit, Full> {
         let (cut, lost) = oneshot::channel();
         let (id, loser) = self.table().take(network(address), cut)?;
         tell(loser);
-        Ok(Place { seat: Seat { places: self.clone(), id }, lost })
+        Ok(ConnectionPermit { seat: Seat { places: self.clone(), id }, lost })
     }
 
     /// Closes one connection that is free to be closed, if there is one.
@@ -82,7 +82,7 @@ impl Seat {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         drop(self.seat.places.table().leave(self.seat.id));
     }
