@@ -2,8 +2,6 @@
 
 use super::attackers::{Attack, attacks, ordinary};
 use crate::canary::{Canary, Seen, Song, kilobytes};
-use crate::common::server::Server;
-use crate::live::whole;
 use crate::soak;
 use reqwest::{Client, Method};
 use serde_json::json;
@@ -11,6 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+use support::live::whole;
+use support::server::Server;
 
 pub const MODEL: &str = "smollm2-135m-instruct";
 /// How long each attack lasts, and after the last one until memory is looked at again.

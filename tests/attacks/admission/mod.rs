@@ -9,10 +9,10 @@ mod prompts;
 mod templates;
 mod uploads;
 
-use crate::live::{Answer, BASE, Live, hello, whole};
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use support::live::{Answer, BASE, Live, hello, whole};
 
 /// A server with two tenants, of which one means harm.
 pub struct Two {

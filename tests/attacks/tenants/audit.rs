@@ -1,10 +1,10 @@
 //! The audit log: a flood of refusals, and a rotation.
 
 use super::{OPERATOR, ask, get, number};
-use crate::live::Live;
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
+use support::live::Live;
 
 /// Records of one key, all pages.
 async fn records(live: &Live, id: &str) -> Vec<Value> {
