@@ -12,7 +12,8 @@
 //! - [`adapters`]: formats, store, registry, bank
 //! - [`access`]: keys, tenants and what they may do
 //! - [`usage`]: what each request used, on disk
-//! - [`clock`], [`config`], [`database`], [`error`], [`metrics`], [`shape`], [`share`]: leaves
+//! - [`clock`], [`config`], [`database`], [`error`], [`metrics`], [`shape`], [`share`],
+//!   [`tls`]: leaves
 //!
 //! The arithmetic is in the crate `polylora-kernels`.
 #![forbid(unsafe_code)]
@@ -33,4 +34,5 @@ pub mod model;
 pub mod shape;
 pub mod share;
 pub mod text;
+pub mod tls;
 pub mod usage;

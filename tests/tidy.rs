@@ -45,7 +45,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("adapters", &["clock", "config", "database", "error", "metrics", "shape", "share"]),
     ("merge", &["adapters", "error", "shape"]),
     ("jobs", &["merge", "engine", "adapters", "database", "error", "share"]),
-    ("model", &["adapters", "config", "error", "metrics", "shape"]),
+    ("model", &["adapters", "config", "error", "metrics", "shape", "tls"]),
     ("text", &["model", "config", "error", "metrics", "shape"]),
     ("engine", &["model", "adapters", "config", "error", "metrics", "shape"]),
     ("usage", &["clock", "database", "error", "metrics"]),
@@ -60,7 +60,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         "cli",
         &[
             "access", "api", "jobs", "engine", "text", "merge", "model", "adapters", "usage",
-            "config", "database", "error", "metrics", "shape", "share",
+            "config", "database", "error", "metrics", "shape", "share", "tls",
         ],
     ),
     ("main", &["cli"]),

@@ -166,7 +166,7 @@ async fn play(scene: Scene) -> (usize, usize, String) {
     let weights = Weights::load(&checkpoint, None, &Device::cpu(2), &|_, _| ()).expect("weights");
     let uploaded = Uploaded::default();
     let uploader = Arc::new(Uploader {
-        client: reqwest::Client::new(),
+        client: support::client().build().expect("a client"),
         url: server.url.clone(),
         shape: weights.shape.clone(),
         dir: dir.path().to_owned(),
@@ -237,7 +237,7 @@ async fn every_stream_equals_the_solo_run_of_the_version_in_its_header() {
     assert!(versions > scene.adapters + 1, "only {versions} versions: no replacement seen");
 }
 
-/// `POLYLORA_ROUNDS` (default 1) says how many times 10 adapters are replaced.
+/// Ten adapters are replaced; in a soak ten times as many.
 ///
 /// That it sees what leases and the check in `engine/batch.rs` are for was tried by hand. Let
 /// `Resident::idle` be true whatever is leased: steps fail, "slot 0 holds another adapter". Take
@@ -245,7 +245,7 @@ async fn every_stream_equals_the_solo_run_of_the_version_in_its_header() {
 /// that is not stand in for it: answers come from the wrong adapter, and this test says which.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_places_for_twelve_adapters_mix_nothing_up() {
-    let rounds = std::env::var("POLYLORA_ROUNDS").map_or(1, |n| n.parse().expect("a number"));
+    let rounds = support::soak::rounds(1, 10);
     let scene = Scene {
         flags: &[
             "--kv-bytes",

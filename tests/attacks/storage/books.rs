@@ -79,7 +79,7 @@ impl Books {
             live: None,
             disk,
             home: Some(home),
-            http: Client::builder().no_proxy().build().expect("a client"),
+            http: support::client().build().expect("a client"),
             noise: Noise(seed),
             contents: Vec::new(),
             flags: [&["--versions-kept", "1000"], flags].concat(),

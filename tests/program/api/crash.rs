@@ -2,8 +2,7 @@
 //!
 //! Clients upload, replace, roll back, pin, delete and set aliases, each among names of its own and
 //! one request at a time, and keep a book of what they were told. The server gets SIGKILL somewhere
-//! in it and starts again on what is on disk. `POLYLORA_ROUNDS` (default 5) is how often; the
-//! measured figures are of 300.
+//! in it and starts again on what is on disk. Five times; in a soak 300.
 
 use futures::StreamExt;
 use polylora::adapters::format::files::AdapterFiles;
@@ -443,7 +442,7 @@ async fn round(live: Live, round: usize, changers: &mut Vec<Changer>, tally: &mu
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_outlives_a_kill_at_any_moment() {
-    let rounds = std::env::var("POLYLORA_ROUNDS").map_or(5, |n| n.parse().expect("a number"));
+    let rounds = support::soak::rounds(5, 300);
     let mut live = Live::start(&flags(0));
     let contents = (0..CONTENTS).map(|seed| {
         let dir = live.adapter_files(seed, 0.3);
@@ -453,7 +452,7 @@ async fn what_was_acknowledged_outlives_a_kill_at_any_moment() {
         Content { digest: digest.to_string(), files: files.into() }
     });
     let contents = Arc::new(contents.collect::<Vec<_>>());
-    let http = Client::builder().no_proxy().build().expect("a client");
+    let http = support::client().build().expect("a client");
     let mut changers: Vec<Changer> = (0..CLIENTS)
         .map(|me| Changer {
             me,

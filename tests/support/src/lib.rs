@@ -12,6 +12,7 @@ pub mod live;
 pub mod peft;
 pub mod runner;
 pub mod server;
+pub mod soak;
 pub mod tiny;
 
 use serde_json::Value;
@@ -20,6 +21,11 @@ use std::path::{Path, PathBuf};
 /// The repository.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The beginning of a client of a server here.
+pub fn client() -> reqwest::ClientBuilder {
+    polylora::tls::client().no_proxy()
 }
 
 /// The directory of a sample adapter, or of one that only tests use.

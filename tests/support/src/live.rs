@@ -17,6 +17,9 @@ use tempfile::TempDir;
 pub const BASE: &str = "tiny";
 /// Long enough for an answer that is still running when the test acts on it.
 pub const CONTEXT: usize = 32_768;
+/// After so long what a test waits for will never come. No promise of the server's: only a way to
+/// end a test that hangs.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Tokens of such an answer.
 pub const ENDLESS: usize = CONTEXT - 500;
 
@@ -131,7 +134,7 @@ impl Live {
         }
         flags.extend_from_slice(more);
         let server = Server::start_in(&model, &dir.path().join("data"), &flags, log, environment);
-        let client = Client::builder().no_proxy().build().expect("a client");
+        let client = crate::client().build().expect("a client");
         Self { server, dir, client }
     }
 
@@ -207,7 +210,7 @@ impl Live {
     pub async fn until(&self, what: &str, is: impl AsyncFn() -> bool) {
         let begun = Instant::now();
         while !is().await {
-            assert!(begun.elapsed() < Duration::from_secs(20), "never so: {what}");
+            assert!(begun.elapsed() < PATIENCE, "never so: {what}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -216,8 +219,7 @@ impl Live {
     pub fn socket(&self, head: &str, body: &str) -> TcpStream {
         let address = self.server.url.strip_prefix("http://").expect("http");
         let mut socket = TcpStream::connect(address).expect("connected");
-        let timeout = Some(Duration::from_secs(20));
-        socket.set_read_timeout(timeout).expect("a timeout");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         let length = body.len();
         let request = format!(
             "{head} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
