@@ -12,8 +12,3 @@ mod port;
 mod sandbox;
 mod storage;
 mod tenants;
-
-/// Whether attacks run long and are judged by latency and memory as well.
-fn soak() -> bool {
-    std::env::var_os("POLYLORA_SOAK").is_some()
-}

@@ -2,9 +2,9 @@
 //! and resident adapters are served as if nobody did.
 //!
 //! 64 adapters, room for 8, Zipf traffic. The slow disk is a pause where a load reads rows of the
-//! base weights (DoRA). Ordinary runs are short and only check that everybody is answered. The
-//! measurement is `POLYLORA_ROUNDS=5 POLYLORA_SECONDS=20`: medians of five, in turns with a run in
-//! which all 64 have room, and then p99 of the time to first token may differ by a fifth.
+//! base weights (DoRA). A short run only checks that everybody is answered. A soak measures: medians
+//! of five runs of 20 seconds, in turns with runs in which all 64 have room, and then p99 of the
+//! time to first token may differ by a fifth.
 
 use polylora::adapters::registry::{Publish, Registry, RegistryOptions};
 use polylora::adapters::{BaseRows, BaseText};
@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::adapters::Noise;
+use support::soak::{rounds, soak};
 use support::tiny;
 
 const ADAPTERS: usize = 64;
@@ -31,10 +32,6 @@ const LOAD: Duration = Duration::from_millis(50);
 const CONTEXT: usize = 256;
 /// Between two arrivals, on average.
 const GAP: f32 = 0.025;
-
-fn asked(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).map_or(default, |n| n.parse().expect("a number"))
-}
 
 /// A DoRA adapter on q_proj: loading it reads rows of the base.
 fn write_dora(dir: &Path, shape: &ModelShape, seed: u64) {
@@ -251,7 +248,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_else_waits_for_a_cold_adapter() {
-    let (rounds, seconds) = (asked("POLYLORA_ROUNDS", 1), asked("POLYLORA_SECONDS", 1));
+    let (rounds, seconds) = (rounds(1, 5), rounds(1, 20) as u64);
     let dir = tempfile::tempdir().expect("directory");
     let case = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama",
                       "max_position_embeddings": CONTEXT});
@@ -278,7 +275,7 @@ async fn nobody_else_waits_for_a_cold_adapter() {
     for (class, name) in ["base", "resident"].into_iter().enumerate() {
         let (alone, beside) = (p99(&figures[0], class), p99(&figures[1], class));
         eprintln!("{name}: p99 {alone:.2} ms without misses, {beside:.2} ms beside them");
-        if rounds >= 5 {
+        if soak() {
             assert!(beside <= 1.2 * alone, "{name}: {beside} ms after {alone} ms");
         }
     }

@@ -1,8 +1,8 @@
 //! Merged adapters on the real demo model, against PEFT's logprobs and greedy tokens. What is an
 //! exact sum is also asked for as a composition, which must say what the merged one says.
 //!
-//! The `_svd` methods make every product in full, which takes half a minute: they join when
-//! `POLYLORA_ROUNDS` is set. Their layer-0 tensors are always compared (`oracle.rs`).
+//! The `_svd` methods make every product in full, which takes half a minute: they join in a
+//! soak. Their layer-0 tensors are always compared (`oracle.rs`).
 
 use polylora::adapters::bank::{Blend, Slot};
 use polylora::adapters::format::factors::{OpenAdapter, open};
@@ -86,7 +86,7 @@ fn merged_adapters_say_what_pefts_say() {
     let mut streams: Vec<Stream> = Vec::new();
     let mut owners: Vec<(String, &Value)> = Vec::new();
     for (case, result) in golden["results"].as_object().expect("results") {
-        if case.ends_with("_svd") && std::env::var_os("POLYLORA_ROUNDS").is_none() {
+        if case.ends_with("_svd") && !support::soak::soak() {
             continue;
         }
         let spec = order(result);

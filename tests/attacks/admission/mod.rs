@@ -48,7 +48,7 @@ impl Two {
 
     /// Most memory that the server ever had, in kB.
     pub fn peak(&self) -> u64 {
-        crate::canary::kilobytes(self.live.server.pid(), "VmHWM:")
+        support::server::kilobytes(self.live.server.id(), "VmHWM:")
     }
 
     /// Uploads an adapter with more in its config, and more files.

@@ -9,9 +9,9 @@ use reqwest::{Client, Method, RequestBuilder};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::time::Duration;
 use support::adapters::{Recipe, write_adapter};
-use support::server::Server;
+use support::live::PATIENCE;
+use support::server::{Server, kilobytes};
 use tempfile::TempDir;
 
 /// The base, and an adapter that is always there.
@@ -69,12 +69,12 @@ impl Hostile {
         all.extend(["--adapter-bytes-max", "16MiB", "--log-filter", "off"]);
         all.extend(flags);
         let server = Server::start(&model, &dir.path().join("data"), &all);
-        let client = Client::builder().no_proxy().build().expect("a client");
+        let client = support::client().build().expect("a client");
         let mut hostile = Self { server, dir, client, canary: Value::Null, kilobytes: 0 };
         let put = hostile.put(GOOD, &hostile.good(1)).await;
         assert_eq!(put.status, 201, "{}", put.text);
         hostile.canary = hostile.sing().await;
-        hostile.kilobytes = hostile.memory("VmRSS:");
+        hostile.kilobytes = kilobytes(hostile.server.id(), "VmRSS:");
         hostile
     }
 
@@ -144,7 +144,7 @@ impl Hostile {
     pub fn speak(&self, bytes: &[u8]) -> String {
         let address = self.server.url.strip_prefix("http://").expect("http");
         let mut socket = TcpStream::connect(address).expect("connected");
-        socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         // The server may answer and close before it has read everything.
         let _ = socket.write_all(bytes);
         let _ = socket.shutdown(Shutdown::Write);
@@ -200,15 +200,9 @@ impl Hostile {
         std::fs::read_dir(staging).expect("a directory").count()
     }
 
-    fn memory(&self, line: &str) -> u64 {
-        let path = format!("/proc/{}/status", self.server.pid());
-        let status = std::fs::read_to_string(path).unwrap_or_default();
-        let found = status.lines().find_map(|l| l.strip_prefix(line));
-        found.map_or(0, |l| l.trim().trim_end_matches(" kB").parse().expect("kilobytes"))
-    }
-
     pub fn check_memory(&self) {
-        let (now, peak) = (self.memory("VmRSS:"), self.memory("VmHWM:"));
+        let (now, peak) =
+            (kilobytes(self.server.id(), "VmRSS:"), kilobytes(self.server.id(), "VmHWM:"));
         println!("memory in kB: {} at first, {now} now, {peak} at most", self.kilobytes);
         assert!(
             peak < self.kilobytes + GROWTH_KB_MAX,

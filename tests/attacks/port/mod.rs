@@ -7,8 +7,7 @@ mod unread;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::time::Duration;
-use support::live::Live;
+use support::live::{Live, PATIENCE};
 use tokio::net::TcpSocket;
 
 /// Where a server listens.
@@ -22,13 +21,13 @@ async fn connect_from(live: &Live, last: u8) -> std::io::Result<TcpStream> {
     socket.bind(SocketAddr::from((Ipv4Addr::new(127, 0, 0, last), 0)))?;
     let stream = socket.connect(address(live)).await?.into_std()?;
     stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)
 }
 
 fn connect(live: &Live) -> TcpStream {
     let stream = TcpStream::connect(address(live)).expect("connected");
-    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     stream
 }
 

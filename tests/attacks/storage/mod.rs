@@ -2,8 +2,8 @@
 //! a kill, what was refused is not, and serving goes on.
 //!
 //! The disk is a library before libc in the server, see `disk.rs`; the judge is a book of what was
-//! answered, see `books.rs`. `POLYLORA_ROUNDS` is how many random schedules run (default 6, in a
-//! soak 200), `POLYLORA_PROGRAM` another build of the program to judge.
+//! answered, see `books.rs`. Six random schedules run, in a soak 200; `POLYLORA_ONLY` repeats one of
+//! them, and `POLYLORA_PROGRAM` names another build of the program to judge.
 
 mod books;
 mod disk;
@@ -140,21 +140,12 @@ async fn schedule(seed: u64) -> Books {
 
 #[tokio::test]
 async fn books_agree_after_any_schedule_of_faults_and_kills() {
-    let rounds = match std::env::var("POLYLORA_ROUNDS") {
-        Ok(rounds) => rounds.parse().expect("a number"),
-        Err(_) => {
-            if crate::soak() {
-                200
-            } else {
-                6
-            }
-        }
-    };
-    let first: u64 = std::env::var("POLYLORA_SEED").map_or(0, |s| s.parse().expect("a number"));
+    let seeds = support::soak::cases(6, 200);
+    let rounds = seeds.len();
     let mut tally = std::collections::BTreeMap::new();
-    for seed in first..first + rounds {
+    for seed in seeds {
         eprintln!("schedule {seed}");
-        for (what, n) in schedule(seed).await.tally {
+        for (what, n) in schedule(seed as u64).await.tally {
             *tally.entry(what).or_insert(0) += n;
         }
     }

@@ -16,8 +16,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::files::{Files, base_bias, base_rows, tiny};
+use support::live::PATIENCE;
 
 /// A thread that answers `BankCommand`s as the engine does, and notes what it saw.
 struct FakeEngine {
@@ -209,13 +210,11 @@ async fn publish(r: &Registry, name: &str, seed: u64, force: bool) -> Result<Ent
 
 /// Waits until something that happens in the background is so.
 async fn until(what: &str, so: impl Fn() -> bool) {
-    for _ in 0..500 {
-        if so() {
-            return;
-        }
+    let begun = Instant::now();
+    while !so() {
+        assert!(begun.elapsed() < PATIENCE, "it never came to this: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("it never came to this: {what}");
 }
 
 async fn code_of(r: &Registry, model: &str) -> (&'static str, Kind) {

@@ -7,7 +7,7 @@ use polylora::adapters::registry::{
 };
 use polylora::error::{Error, Kind};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use support::files::Files;
 
 async fn put_if(
@@ -268,15 +268,16 @@ async fn a_delete_waits_for_running_requests_and_says_what_came_free() {
     fixture.put("twin", 1).await;
     fixture.put("sql", 2).await;
     let lease = fixture.registry.acquire("sql").await.unwrap();
-    let ends = tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        drop(lease);
+    let registry = fixture.registry.clone();
+    let delete = tokio::spawn(async move {
+        let how = Removal { drain: Some(Duration::from_secs(3600)), ..Removal::default() };
+        registry.delete("sql", how).await
     });
-    let begun = Instant::now();
-    let drain = Some(Duration::from_secs(60));
-    let how = Removal { drain, ..Removal::default() };
-    let removed = fixture.registry.delete("sql", how).await.unwrap();
-    assert!(begun.elapsed() >= Duration::from_millis(250) && ends.await.is_ok());
+    until("the name is gone", || fixture.state("sql").iter().all(|s| !s.2)).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!delete.is_finished(), "a request runs");
+    drop(lease);
+    let removed = delete.await.unwrap().unwrap();
     assert_eq!((removed.gone, removed.cut), (true, 0));
     // The first version's content is the twin's as well: neither memory nor disk came free of it.
     assert_eq!(removed.resident_bytes_freed, entry.version.resident_bytes);

@@ -13,6 +13,7 @@ mod world;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
+use support::soak::cases;
 use world::World;
 
 const EVENTS: usize = 1_000_000;
@@ -74,12 +75,12 @@ impl Seen {
 }
 
 /// Says which world it was when one breaks.
-struct Seed(u64);
+struct Seed(usize);
 
 impl Drop for Seed {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("the world of seed {} broke; SIMULATE_SEED={} runs it alone", self.0, self.0);
+            eprintln!("the world of seed {} broke; POLYLORA_ONLY={} runs it alone", self.0, self.0);
         }
     }
 }
@@ -87,23 +88,21 @@ impl Drop for Seed {
 #[test]
 fn a_million_random_events_break_no_invariant() {
     let start = Instant::now();
-    let alone = std::env::var("SIMULATE_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seeds = match alone {
-        Some(seed) => seed..seed + 1,
-        None => 0..(EVENTS / EVENTS_PER_WORLD) as u64,
-    };
+    let worlds = EVENTS / EVENTS_PER_WORLD;
+    let seeds = cases(worlds, worlds);
+    let alone = seeds.len() == 1;
     let mut all = Seen::default();
     for seed in seeds {
         let _says = Seed(seed);
-        let mut world = World::new(seed, start);
+        let mut world = World::new(seed as u64, start);
         for _ in 0..EVENTS_PER_WORLD {
             world.event();
         }
         world.close();
         all.add(world.seen);
     }
-    println!("{all:?} in {:?}", start.elapsed());
-    if alone.is_none() {
+    println!("{all:?}");
+    if !alone {
         let corners =
             [all.preemptions, all.hit_tokens, all.too_slow, all.failed_steps, all.shared_pages];
         assert!(corners.iter().all(|&times| times > 1000), "a corner was not reached: {all:?}");

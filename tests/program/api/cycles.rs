@@ -1,9 +1,8 @@
 //! Loading, serving and unloading, over and over: what is taken is given back.
 //!
 //! Each cycle uploads one content three times at once, asks for up to 16 answers, hangs up here and
-//! there, and deletes what it made. `POLYLORA_ROUNDS` (default 24) is how many cycles; the measured
-//! figures are of 10,000. From 2,000 on, the server's memory is judged as well: in the second half
-//! it may grow by 2 %.
+//! there, and deletes what it made. 24 cycles; in a soak 2,000, and then the server's memory is
+//! judged as well: in the second half it may grow by 2 %.
 
 use reqwest::Method;
 use serde_json::json;
@@ -14,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use support::adapters::Noise;
 use support::live::{Live, form, hello, whole, with};
+use support::server::kilobytes;
 
 /// Cycles go on side by side, each with contents and names of its own.
 const WORKERS: usize = 4;
@@ -97,12 +97,6 @@ impl Worker {
 }
 
 /// Bytes of memory of a process.
-fn resident(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("VmRSS");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
-}
-
 fn median(mut values: Vec<u64>) -> u64 {
     values.sort();
     values[values.len() / 2]
@@ -110,7 +104,7 @@ fn median(mut values: Vec<u64>) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cycles_of_load_serve_and_unload_leave_nothing_behind() {
-    let cycles = std::env::var("POLYLORA_ROUNDS").map_or(24, |n| n.parse().expect("a number"));
+    let cycles = support::soak::rounds(24, 2_000);
     // Little KV memory: all of it is touched early on.
     let live = Arc::new(Live::start(&["--kv-bytes", "4MiB"]));
     let mut workers: Vec<Worker> = (0..WORKERS)
@@ -140,7 +134,7 @@ async fn cycles_of_load_serve_and_unload_leave_nothing_behind() {
             workers.push(round.await.expect("a round"));
         }
         live.idle().await;
-        memory.push(resident(live.server.pid()));
+        memory.push(kilobytes(live.server.id(), "VmRSS:"));
     }
     let done = looks * each * WORKERS;
     assert_eq!(live.metric("polylora_adapter_loads_total").await, done as f64, "one a content");
@@ -149,12 +143,11 @@ async fn cycles_of_load_serve_and_unload_leave_nothing_behind() {
     assert_eq!((&list["data"], &list["resident_bytes"]), (&json!([]), &json!(0)));
     let staging = std::fs::read_dir(live.data().join("staging")).expect("a directory");
     assert_eq!(staging.count(), 0);
-    let shown: Vec<u64> = memory.iter().map(|bytes| bytes >> 10).collect();
-    eprintln!("{done} cycles, memory in KiB: {shown:?}");
-    if done >= 2000 {
+    eprintln!("{done} cycles, memory in kB: {memory:?}");
+    if support::soak::soak() {
         let warm = looks / 2;
         let first = median(memory[warm..warm + 5].to_vec());
         let last = median(memory[looks - 5..].to_vec());
-        assert!(last as f64 <= 1.02 * first as f64, "{first} bytes became {last}");
+        assert!(last as f64 <= 1.02 * first as f64, "{first} kB became {last}");
     }
 }

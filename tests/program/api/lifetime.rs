@@ -2,8 +2,7 @@
 
 use serde_json::{Value, json};
 use std::io::Read;
-use std::time::{Duration, Instant};
-use support::live::{BASE, ENDLESS, Live, hello, rest, with};
+use support::live::{BASE, ENDLESS, Live, PATIENCE, hello, rest, with};
 
 /// Runs far longer than any test.
 fn endless(more: Value) -> String {
@@ -26,12 +25,12 @@ async fn hanging_up_cancels_streams_and_whole_answers_with_all_their_choices() {
         let socket = live.socket("POST /v1/chat/completions", &endless(more.clone()));
         running(&live, count).await;
         drop(socket);
-        let begun = Instant::now();
         live.idle().await;
-        assert!(begun.elapsed() < Duration::from_secs(5), "{more}");
     }
     let cancelled = "polylora_requests_finished_total{finished_reason=\"cancelled\"}";
     assert_eq!(live.metric(cancelled).await, 10.0);
+    let computed = live.metric("polylora_generation_tokens_total").await;
+    assert!(computed < 5.0 * ENDLESS as f64, "{computed} tokens of ten answers that nobody reads");
 }
 
 #[tokio::test]
@@ -101,7 +100,7 @@ async fn a_slow_upload_of_a_body_ends_at_the_deadline() {
     let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n\
                 content-type: application/json\r\ncontent-length: 1000\r\n\r\n{";
     std::io::Write::write_all(&mut socket, head.as_bytes()).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut answer = [0; 12];
     socket.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"HTTP/1.1 503");
@@ -179,7 +178,7 @@ async fn a_head_that_never_ends_is_not_waited_for() {
     let address = live.server.url.strip_prefix("http://").unwrap();
     let mut socket = std::net::TcpStream::connect(address).unwrap();
     std::io::Write::write_all(&mut socket, b"GET /live HTTP/1.1\r\nhost: localhost\r\n").unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut answer = Vec::new();
     // An answer or none, but an end.
     socket.read_to_end(&mut answer).expect("closed before the read times out");

@@ -1,6 +1,6 @@
 //! Merges under a server that ends: stopped, killed at any moment, or with sources that go.
 //!
-//! `POLYLORA_ROUNDS` (default 3) is how often it is killed; the long run takes 50.
+//! It is killed three times; in a soak 50.
 
 use crate::api::merges::{
     SOURCES, done, job, occupied, order, over, report_of, slow, staged, submit, upload_sources,
@@ -113,7 +113,7 @@ async fn a_server_killed_after_it_published_does_not_publish_again() {
 
 #[tokio::test]
 async fn a_server_killed_while_it_merges_makes_each_result_once_and_the_same() {
-    let rounds: u32 = std::env::var("POLYLORA_ROUNDS").map_or(3, |n| n.parse().expect("a number"));
+    let rounds = support::soak::rounds(3, 50);
     let mut live = Live::start(&[]);
     upload_sources(&live).await;
     // One that is published almost at once, and one that is merged for a while.
@@ -130,11 +130,11 @@ async fn a_server_killed_while_it_merges_makes_each_result_once_and_the_same() {
     let mut killed = [[0; 2]; 2]; // by way: (waiting or running, already done)
     for round in 0..rounds {
         let name = format!("out-{round}");
-        let way = round as usize % 2;
+        let way = round % 2;
         let (digest, takes) = &references[way];
         let id = submit(&live, ways[way](&name)).await;
         // From before its first site to about its end, in no order.
-        tokio::time::sleep(takes.mul_f64(f64::from((round * 37 + 30) % 100) / 100.0)).await;
+        tokio::time::sleep(takes.mul_f64(((round * 37 + 30) % 100) as f64 / 100.0)).await;
         let was_done = job(&live, &id).await["state"] == "done";
         killed[way][usize::from(was_done)] += 1;
         live = live.crash_and_restart(&[]);

@@ -5,13 +5,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 use support::live::{BASE, ENDLESS, Live, hello, with};
-
-/// Rounds of the crash test; 20 were run once at its writing.
-fn rounds() -> u64 {
-    std::env::var("POLYLORA_ROUNDS").map_or(2, |n| n.parse().expect("a number of rounds"))
-}
+use support::soak::rounds;
 
 /// Every record, page by page.
 async fn records(live: &Live, page: u64) -> Vec<Value> {
@@ -115,7 +110,7 @@ async fn nothing_that_was_answered_is_missing_or_counted_twice_after_a_crash() {
     let flags = ["--usage-sync"];
     let mut live = Live::start(&flags);
     let answered: Arc<Mutex<BTreeMap<String, u64>>> = Arc::default();
-    for round in 0..rounds() {
+    for round in 0..rounds(2, 20) {
         let clients: Vec<_> = (0..4)
             .map(|_| {
                 let (request, answered) =
@@ -133,7 +128,9 @@ async fn nothing_that_was_answered_is_missing_or_counted_twice_after_a_crash() {
                 })
             })
             .collect();
-        tokio::time::sleep(Duration::from_millis(150 + 37 * (round % 9))).await;
+        // Killed at another count each time.
+        let enough = answered.lock().unwrap().len() + 7 + 11 * (round % 9);
+        live.until("it answers", async || answered.lock().unwrap().len() >= enough).await;
         live = live.crash_and_restart(&flags);
         for client in clients {
             client.await.expect("no client fails otherwise");

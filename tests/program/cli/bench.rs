@@ -2,7 +2,7 @@
 
 use super::fake::{Seen, server};
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::command::{out, polylora};
 
 /// Runs a bench and returns its JSON report and its table.
@@ -21,7 +21,9 @@ fn bench_times_what_the_server_did_and_counts_what_it_counted() {
     let (url, seen) = server();
     let counts = ["--requests", "8", "--concurrency", "4", "--warmup", "3", "--seed", "5"];
     let args = [&["--models", "auto"], &counts[..]].concat();
+    let begun = Instant::now();
     let (report, table) = bench(&url, &args);
+    let whole = begun.elapsed().as_secs_f64();
     let round = &report["contenders"][0]["rounds"][0];
     assert_eq!(round["answered"], 8);
     assert_eq!(round["output_tokens"], 40, "five each by usage, not four pieces");
@@ -29,9 +31,10 @@ fn bench_times_what_the_server_did_and_counts_what_it_counted() {
     assert_eq!(round["asked"], json!({"base": 4, "pirate": 4}));
     let p50 = |key: &str| round[key]["p50"].as_f64().expect("a figure");
     // A sleep is hardly shorter than asked; how much longer depends on the machine.
-    assert!((0.119..0.5).contains(&p50("time_to_first_token_seconds")), "{round:#}");
-    assert!((0.030..0.2).contains(&p50("inter_token_seconds")), "{round:#}");
-    assert!((0.230..1.2).contains(&p50("latency_seconds")), "{round:#}");
+    let [first, gap, latency] =
+        ["time_to_first_token_seconds", "inter_token_seconds", "latency_seconds"].map(p50);
+    assert!(first >= 0.119 && gap >= 0.030 && latency >= 0.230, "{round:#}");
+    assert!(first < latency && latency < whole, "{round:#}");
     assert!(table.contains("8/8"), "{table}");
     let state = &report["states"][0];
     assert!(state["read_gigabytes_per_second"].as_f64() > Some(0.0), "{state:#}");
@@ -89,7 +92,7 @@ fn contenders_take_turns_and_are_compared_round_by_round() {
     assert_eq!(report["contenders"][1]["rounds"].as_array().map(Vec::len), Some(2));
     assert_eq!(report["states"].as_array().map(Vec::len), Some(2), "a state a round");
     let ratio = report["contenders"][1]["ratio_to_first"]["median"].as_f64().expect("a ratio");
-    assert!((0.3..3.0).contains(&ratio), "{report:#}");
+    assert!(ratio.is_finite() && ratio > 0.0, "{report:#}");
     assert!(table.contains("one") && table.contains("two"), "{table}");
     // Round 1: one, two; round 2: two, one. Only two asks `pirate`.
     let seen = seen.lock().expect("lock");

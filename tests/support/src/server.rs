@@ -55,10 +55,6 @@ impl Server {
         Self { child, url }
     }
 
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Asks it to stop, as an operator would, and waits.
     pub fn terminate(self) -> std::process::ExitStatus {
         self.ask_to_stop();
@@ -80,6 +76,13 @@ impl Server {
     pub fn wait(mut self) -> std::process::ExitStatus {
         self.child.wait().expect("it ends")
     }
+}
+
+/// A line of `/proc/<pid>/status` in kB, such as `VmRSS:`.
+pub fn kilobytes(pid: u32, line: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let found = status.lines().find_map(|l| l.strip_prefix(line));
+    found.map_or(0, |l| l.trim().trim_end_matches(" kB").parse().expect("kilobytes"))
 }
 
 impl Drop for Server {
