@@ -21,6 +21,11 @@ pub struct Now {
     pub monotonic: Duration,
 }
 
+/// The wall's clock in whole seconds since 1970.
+pub fn unix_seconds() -> u64 {
+    Now::read().wall.as_secs()
+}
+
 impl Now {
     pub fn read() -> Self {
         static START: OnceLock<Instant> = OnceLock::new();

@@ -3,17 +3,19 @@
 //! The map, in the direction of imports (each line may use the ones below it):
 //!
 //! - [`cli`]: arguments to configuration to one of the commands; no logic of its own
+//! - [`assembly`]: a server out of a configuration
 //! - [`api`]: HTTP; the only module that knows axum and the wire's types
-//! - [`jobs`]: merges carried out beside serving
+//! - [`jobs`]: work carried out beside serving, tenants in turns
 //! - [`engine`]: the thread that turns tokens into tokens: plan, run, commit
 //! - [`text`]: text to tokens and back
 //! - [`merge`]: adapters into one, without files
-//! - [`model`]: the decoder, its weights and where they come from
+//! - [`model`]: the decoder and its weights
+//! - [`checkpoint`]: the files of base models and where they come from
 //! - [`adapters`]: formats, store, registry, bank
 //! - [`access`]: keys, tenants and what they may do
 //! - [`usage`]: what each request used, on disk
 //! - [`clock`], [`config`], [`database`], [`error`], [`metrics`], [`shape`], [`share`],
-//!   [`tls`]: leaves
+//!   [`terminal`], [`tls`]: leaves
 //!
 //! The arithmetic is in the crate `polylora-kernels`.
 #![forbid(unsafe_code)]
@@ -21,6 +23,9 @@
 pub mod access;
 pub mod adapters;
 pub mod api;
+pub mod assembly;
+mod blocking;
+pub mod checkpoint;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -33,6 +38,7 @@ pub mod metrics;
 pub mod model;
 pub mod shape;
 pub mod share;
+pub mod terminal;
 pub mod text;
 pub mod tls;
 pub mod usage;

@@ -5,10 +5,10 @@
 
 use polylora::adapters::composition::{Composition, Part};
 use polylora::adapters::registry::Lease;
-use polylora::engine::step::EngineOptions;
+use polylora::checkpoint::Checkpoint;
+use polylora::engine::EngineOptions;
 use polylora::engine::{EngineHandle, EventStream, Request, Sampling, probe};
 use polylora::metrics::Metrics;
-use polylora::model::checkpoint::Checkpoint;
 use polylora::model::weights::Weights;
 use polylora::model::{Model, ModelOptions};
 use polylora::shape::Projection;

@@ -1,14 +1,18 @@
-//! The rules of the house, checked: who may import whom, lengths, names and words; those for README
-//! and `docs/` are in `tidy/prose.rs`.
+//! The rules of the house, checked: lengths, names and words; who may import whom is in
+//! `tidy/rooms.rs`, those for README and `docs/` in `tidy/prose.rs`.
 //!
 //! Owns the rules' machinery and its exceptions. Never judges style that rustfmt or clippy judge.
 //! The thing to know: an exception is an entry below with its reason; a rule is tried on a bad
 //! example at the end of this file.
 
+#[path = "tidy/graph.rs"]
+mod graph;
 #[path = "tidy/pages.rs"]
 mod pages;
 #[path = "tidy/prose.rs"]
 mod prose;
+#[path = "tidy/rooms.rs"]
+mod rooms;
 #[path = "tidy/source.rs"]
 mod source;
 
@@ -39,54 +43,9 @@ const ALLOWED: &[(&str, &str, usize, &str)] = &[
     ),
 ];
 
-/// Which modules of the crate a module may name. What is not here may name none but `error`.
-const IMPORTS: &[(&str, &[&str])] = &[
-    ("access", &["clock", "database", "error"]),
-    ("adapters", &["clock", "config", "database", "error", "metrics", "shape", "share"]),
-    ("merge", &["adapters", "error", "shape"]),
-    ("jobs", &["merge", "engine", "adapters", "database", "error", "share"]),
-    ("model", &["adapters", "config", "error", "metrics", "shape", "tls"]),
-    ("text", &["model", "config", "error", "metrics", "shape"]),
-    ("engine", &["model", "adapters", "config", "error", "metrics", "shape"]),
-    ("usage", &["clock", "database", "error", "metrics"]),
-    (
-        "api",
-        &[
-            "access", "jobs", "engine", "text", "merge", "model", "adapters", "usage", "clock",
-            "config", "database", "error", "metrics", "shape", "share",
-        ],
-    ),
-    (
-        "cli",
-        &[
-            "access", "api", "jobs", "engine", "text", "merge", "model", "adapters", "usage",
-            "config", "database", "error", "metrics", "shape", "share", "tls",
-        ],
-    ),
-    ("main", &["cli"]),
-    ("lib", &[]),
-];
-
-/// Crates that only some modules may name: (crate, paths it may stand in).
-const CRATES: &[(&str, &[&str])] = &[
-    ("axum", &["src/api/"]),
-    ("utoipa", &["src/api/"]),
-    ("clap", &["src/cli/", "src/config"]),
-    ("sqlx", &["src/access/", "src/adapters/", "src/jobs/", "src/usage/", "src/database"]),
-    ("candle_core", &["src/model/", "src/adapters/", "src/cli/verify"]),
-    ("candle_nn", &["src/cli/verify"]),
-    ("candle_transformers", &["src/cli/verify"]),
-    ("tokenizers", &["src/text/", "src/model/"]),
-    ("minijinja", &["src/text/"]),
-    ("cudarc", &[]),
-    ("faer", &["src/merge/"]),
-    ("rlimit", &["src/text/", "src/cli/serve.rs"]),
-    ("rustix", &["src/api/", "src/jobs/", "src/text/", "src/adapters/store/"]),
-];
-
 /// Pure modules: state and integers in, integers out.
 const PURE: &[&str] = &[
-    "src/engine/scheduler.rs",
+    "src/engine/scheduler/mod.rs",
     "src/engine/scheduler/plan.rs",
     "src/engine/scheduler/shares.rs",
     "src/engine/pages.rs",
@@ -126,41 +85,6 @@ fn none(violations: Vec<String>) {
 fn allowed(path: &str, what: &str, limit: usize) -> usize {
     let entry = ALLOWED.iter().find(|(p, w, ..)| *p == path && *w == what);
     entry.map_or(limit, |(_, _, more, _)| *more)
-}
-
-#[test]
-fn imports_go_one_way() {
-    let mut wrong = Vec::new();
-    for (path, text) in files("src", &[".rs"]) {
-        let module = path["src/".len()..].split(['/', '.']).next().unwrap_or_default().to_owned();
-        let may = IMPORTS.iter().find(|(m, _)| *m == module).map_or(&["error"][..], |(_, may)| may);
-        let code = code_of(&text);
-        for named in imports(&code) {
-            let is_module =
-                IMPORTS.iter().any(|(_, all)| all.contains(&named.as_str())) || named == "cli";
-            if is_module && named != module && !may.contains(&named.as_str()) {
-                wrong.push(format!("{path}: {module} must not know {named}"));
-            }
-        }
-        for (name, places) in CRATES {
-            let pattern = Regex::new(&format!(r"(?<![\w:.]){name}::")).expect("a pattern");
-            let here = places.iter().any(|p| path.starts_with(p));
-            if !here && pattern.is_match(&code).expect("no backtrack limit") {
-                wrong.push(format!("{path}: only {places:?} may name the crate {name}"));
-            }
-        }
-    }
-    for (path, text) in files("kernels", &["Cargo.toml", ".rs"]) {
-        for name in ["candle", "axum", "tokio", "safetensors"] {
-            if code_of(&text).contains(name) {
-                wrong.push(format!("{path}: the kernels know no {name}"));
-            }
-        }
-        if !path.starts_with("kernels/src/cuda/") && code_of(&text).contains("cudarc::") {
-            wrong.push(format!("{path}: only kernels/src/cuda knows cudarc"));
-        }
-    }
-    none(wrong);
 }
 
 #[test]

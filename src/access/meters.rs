@@ -7,12 +7,11 @@
 //! written every few seconds, so a crash forgets so much, and never charges twice.
 
 use super::key::{Caller, Limits};
-use super::ticket::Ticket;
 use crate::clock::Now;
 use crate::error::{Error, Kind, Result};
 use std::cmp::Ordering;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// A minute, in the milliseconds that buckets count in.
@@ -312,20 +311,20 @@ impl Meters {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a place for a request of this key, before any work is done for it. Errors:
+    /// Takes a place at this key's meter, if it has limits; the meter's subject. Errors:
     /// `rate_limit_exceeded`.
-    pub fn enter(self: &Arc<Self>, caller: &Caller, now: Now) -> Result<Ticket> {
+    pub fn take_place(&self, caller: &Caller, now: Now) -> Result<Option<String>> {
         let limits = caller.limits();
-        let mut key = None;
-        if !limits.is_empty() {
-            let subject = format!("key:{}", caller.id());
-            let mut book = self.book();
-            let meter = Self::meter(&mut book, &subject, limits, now);
-            meter.check_place(&format!("key {}", caller.id()))?;
-            meter.take_place();
-            key = Some(subject);
+        if limits.is_empty() {
+            return Ok(None);
         }
-        Ok(Ticket::new(self.clone(), key))
+        let subject = format!("key:{}", caller.id());
+        let mut book = self.book();
+        let meter = Self::meter(&mut book, &subject, limits, now);
+        meter.check_place(&format!("key {}", caller.id()))?;
+        meter.take_place();
+        drop(book);
+        Ok(Some(subject))
     }
 
     /// The meter of `subject` under these limits, as it stands now.

@@ -192,7 +192,7 @@ impl Access {
 
     /// Takes a place for a request, before any work is done for it. Errors: `rate_limit_exceeded`.
     pub fn enter(&self, caller: &Caller, now: Now) -> Result<Ticket> {
-        self.inner.meters.enter(caller, now)
+        Ticket::take(&self.inner.meters, caller, now)
     }
 
     /// Lets a request that has its place reserve `tokens` of prompt and answer: by the limits of

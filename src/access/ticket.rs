@@ -4,7 +4,7 @@
 //! Never knows a rate. The thing to know: it is dropped exactly once, whatever becomes of the
 //! request, and that is when it is settled.
 
-use super::key::Limits;
+use super::key::{Caller, Limits};
 use super::meters::{Meters, Reserved};
 use crate::clock::Now;
 use crate::error::Result;
@@ -29,8 +29,12 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    pub(super) fn new(meters: Arc<Meters>, key: Option<String>) -> Self {
-        Self { meters, key, work: None, costly: false, reserved: None, used: 0 }
+    /// Takes a place for a request of this key, before any work is done for it. Errors:
+    /// `rate_limit_exceeded`.
+    pub fn take(meters: &Arc<Meters>, caller: &Caller, now: Now) -> Result<Self> {
+        let key = meters.take_place(caller, now)?;
+        let meters = meters.clone();
+        Ok(Self { meters, key, work: None, costly: false, reserved: None, used: 0 })
     }
 
     /// Work is done for the request from now on, perhaps as much as `tokens` of prompt are: should

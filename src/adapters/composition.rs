@@ -8,7 +8,8 @@
 use super::Digest;
 use super::bank::{Bank, Blend, PARTS_MAX};
 use super::format::{Summary, config::RANK_MAX};
-use super::registry::{Lease, Version};
+use super::registry::Lease;
+use super::version::Version;
 use crate::error::{Error, Result};
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;

@@ -5,11 +5,14 @@
 //! engine thread is sent there as a `BankCommand`. The thing to know: an adapter is immutable and
 //! named by the digest of its content.
 
+pub mod actor;
+pub mod alias;
 pub mod bank;
 pub mod composition;
 pub mod format;
 pub mod registry;
 pub mod store;
+pub mod version;
 
 use std::fmt;
 use std::sync::Arc;

@@ -4,10 +4,10 @@
 //! The thing to know: the page is one file without anything from elsewhere, so it works on a
 //! machine without a network.
 
-use super::{
-    adapters, aliases, audit, chat, compat, completions, health, keys, merges, models, tokenize,
-    usage, versions,
-};
+use super::adapters::{aliases, models, routes, versions, vllm};
+use super::admin::{audit, health, keys, limits, usage};
+use super::inference::{chat, completions, tokenize};
+use super::jobs::merges;
 use axum::Json;
 use axum::response::{Html, IntoResponse};
 use base64::Engine;
@@ -26,10 +26,10 @@ use utoipa::OpenApi;
         completions::post,
         models::list,
         models::show,
-        adapters::list,
-        adapters::show,
-        adapters::put,
-        adapters::remove,
+        routes::list,
+        routes::show,
+        routes::put,
+        routes::remove,
         versions::roll_back,
         versions::pin,
         versions::unpin,
@@ -51,12 +51,12 @@ use utoipa::OpenApi;
         keys::revoke,
         keys::rotate,
         usage::usage,
-        keys::show_limits,
-        keys::set_limits,
+        limits::show_limits,
+        limits::set_limits,
         audit::list,
         audit::rotate,
-        compat::load,
-        compat::unload,
+        vllm::load,
+        vllm::unload,
         models::remove,
         tokenize::tokenize,
         tokenize::detokenize,

@@ -3,36 +3,24 @@
 //! Owns the table and the layers around it. Never handles a request. The thing to know: the router
 //! is built from the table and from nothing else, so a route that is not in it does not exist.
 
-use super::errors::METHOD_NOT_ALLOWED;
-use super::{
-    Api, adapters, aliases, audit, auth, browsers, chat, compat, completions, health, keys, limits,
-    merges, models, openapi, tokenize, usage, versions,
-};
+use super::adapters::{self, aliases, models, versions, vllm};
+use super::admin::{self, health, keys, limits, usage};
+use super::app::Api;
+use super::http::errors::METHOD_NOT_ALLOWED;
+use super::http::scope::{Matched, Scope};
+use super::http::{audit, auth, browsers, request};
+use super::inference::{chat, completions, tokenize};
+use super::jobs::merges;
+use super::openapi;
 use crate::error::Error;
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, MatchedPath};
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post, put};
 use http::header::ALLOW;
 use http::{HeaderValue, Method, Uri};
 use std::sync::Arc;
-
-/// Who a route is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
-    /// Open even where keys are needed: liveness, no names, no text.
-    Public,
-    /// Whoever has a key: what is the same for all.
-    AnyKey,
-    Inference,
-    /// Changes or lists adapters; a tenant's key its own.
-    Admin,
-    /// The same scope of a key without a tenant: keys themselves.
-    Operator,
-    /// A key without a tenant: the figures are the whole server's.
-    Metrics,
-}
 
 /// One row of the table.
 pub struct Route {
@@ -54,7 +42,7 @@ const fn row(
 }
 
 /// Where adapters are uploaded to.
-pub const UPLOAD: &str = "/v1/adapters/{name}";
+const UPLOAD: &str = "/v1/adapters/{name}";
 
 /// The table.
 pub const ROUTES: &[Route] = &[
@@ -63,15 +51,15 @@ pub const ROUTES: &[Route] = &[
     row("get", "/v1/models", Scope::Inference, || get(models::list)),
     row("get", "/v1/models/{*id}", Scope::Inference, || get(models::show)),
     row("delete", "/v1/models/{*id}", Scope::Admin, || delete(models::remove)),
-    row("post", "/v1/load_lora_adapter", Scope::Admin, || post(compat::load)),
-    row("post", "/v1/unload_lora_adapter", Scope::Admin, || post(compat::unload)),
-    row("get", "/v1/adapters", Scope::Admin, || get(adapters::list)),
-    row("get", "/v1/adapters/{name}", Scope::Admin, || get(adapters::show)),
+    row("post", "/v1/load_lora_adapter", Scope::Admin, || post(vllm::load)),
+    row("post", "/v1/unload_lora_adapter", Scope::Admin, || post(vllm::unload)),
+    row("get", "/v1/adapters", Scope::Admin, || get(adapters::routes::list)),
+    row("get", "/v1/adapters/{name}", Scope::Admin, || get(adapters::routes::show)),
     // The upload counts its own bytes while it writes them to disk.
     row("put", "/v1/adapters/{name}", Scope::Admin, || {
-        put(adapters::put).layer(DefaultBodyLimit::disable())
+        put(adapters::routes::put).layer(DefaultBodyLimit::disable())
     }),
-    row("delete", "/v1/adapters/{name}", Scope::Admin, || delete(adapters::remove)),
+    row("delete", "/v1/adapters/{name}", Scope::Admin, || delete(adapters::routes::remove)),
     row("get", "/v1/usage", Scope::Admin, || get(usage::usage)),
     row("post", "/v1/adapters/{name}/rollback", Scope::Admin, || post(versions::roll_back)),
     row("post", "/v1/adapters/{name}/pin", Scope::Admin, || post(versions::pin)),
@@ -98,10 +86,10 @@ pub const ROUTES: &[Route] = &[
     row("get", "/v1/keys/{id}", Scope::Operator, || get(keys::show)),
     row("delete", "/v1/keys/{id}", Scope::Operator, || delete(keys::revoke)),
     row("post", "/v1/keys/{id}/rotate", Scope::Operator, || post(keys::rotate)),
-    row("get", "/v1/limits/{name}", Scope::Admin, || get(keys::show_limits)),
-    row("put", "/v1/limits/{name}", Scope::Operator, || put(keys::set_limits)),
-    row("get", "/v1/audit", Scope::Admin, || get(audit::list)),
-    row("post", "/v1/audit/rotate", Scope::Operator, || post(audit::rotate)),
+    row("get", "/v1/limits/{name}", Scope::Admin, || get(limits::show_limits)),
+    row("put", "/v1/limits/{name}", Scope::Operator, || put(limits::set_limits)),
+    row("get", "/v1/audit", Scope::Admin, || get(admin::audit::list)),
+    row("post", "/v1/audit/rotate", Scope::Operator, || post(admin::audit::rotate)),
     row("get", "/version", Scope::AnyKey, || get(health::version)),
     row("get", "/metrics", Scope::Metrics, || get(health::metrics)),
     row("get", "/openapi.json", Scope::AnyKey, || get(openapi::json)),
@@ -109,7 +97,7 @@ pub const ROUTES: &[Route] = &[
 ];
 
 /// The scope of a method of a matched path; `None` where it will be answered 405.
-pub fn scope(method: &Method, path: &str) -> Option<Scope> {
+fn scope(method: &Method, path: &str) -> Option<Scope> {
     // GET's routes answer HEAD as well.
     let method = if method == Method::HEAD { &Method::GET } else { method };
     let same = |r: &&Route| r.path == path && r.method.eq_ignore_ascii_case(method.as_str());
@@ -117,7 +105,7 @@ pub fn scope(method: &Method, path: &str) -> Option<Scope> {
 }
 
 /// The methods of a path, as a header lists them.
-pub fn methods(path: &str) -> String {
+fn methods(path: &str) -> String {
     let rows = ROUTES.iter().filter(|r| r.path == path);
     rows.map(|r| r.method.to_ascii_uppercase()).collect::<Vec<_>>().join(", ")
 }
@@ -137,10 +125,28 @@ fn layered(router: Router<Arc<Api>>, api: Arc<Api>) -> Router {
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn(browsers::typed))
+        .layer(from_fn(auth::judge))
+        .layer(from_fn_with_state(api.clone(), audit::recorded))
         .layer(from_fn_with_state(api.clone(), auth::require_key))
         .layer(from_fn_with_state(api.clone(), browsers::guard))
-        .layer(from_fn_with_state(api.clone(), limits::edge))
+        .layer(from_fn(matched))
+        .layer(from_fn_with_state(api.clone(), request::edge))
         .with_state(api)
+}
+
+/// Says what the table knows of a request to the layers further in.
+async fn matched(mut request: Request, next: Next) -> Response {
+    if let Some(path) = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str) {
+        let method = request.method();
+        let asks = *method == Method::OPTIONS;
+        let matched = Matched {
+            scope: scope(method, path),
+            upload: *method == Method::PUT && path == UPLOAD,
+            methods: asks.then(|| methods(path)),
+        };
+        request.extensions_mut().insert(matched);
+    }
+    next.run(request).await
 }
 
 async fn unknown(method: Method, uri: Uri) -> Error {

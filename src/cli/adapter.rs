@@ -6,10 +6,10 @@
 
 use super::client::{Client, ServerArgs};
 use super::{bad_argument, say};
-use crate::adapters::format::files::{
+use crate::adapters::format::files::is_archive;
+use crate::adapters::format::names::{
     CONFIG, GENERATION, TEMPLATE, TENSORS, TOKENIZER, TOKENIZER_CONFIG,
 };
-use crate::api::upload::is_archive;
 use crate::config::human;
 use crate::error::Result;
 use clap::{Args, Subcommand};

@@ -5,8 +5,9 @@
 //! the conversation, so adapters can be compared.
 
 use super::client::{Client, ServerArgs};
-use super::{plain, say};
+use super::say;
 use crate::error::{Error, Result};
+use crate::terminal;
 use clap::Args;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -107,7 +108,7 @@ impl Conversation {
                 _ => self.ask(line).await,
             };
             if let Err(e) = said {
-                eprintln!("error: {}", plain::on_terminal(&e.message));
+                eprintln!("error: {}", terminal::on_terminal(&e.message));
             }
         }
         Ok(())

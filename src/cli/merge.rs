@@ -7,12 +7,13 @@
 use super::{bad_argument, say};
 use crate::adapters::format::factors::{OpenAdapter, infer_shape, open};
 use crate::adapters::format::{files::AdapterFiles, write};
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::source;
 use crate::error::{Error, Result};
 use crate::merge::outlook::{Outlook, Prospect};
 use crate::merge::report::{Overall, Report, SiteReport};
 use crate::merge::spec::{Election, Method, Options, OutputScale, Source, Spec, Units};
 use crate::merge::{Merge, Merged, Progress, check_sources, picture};
-use crate::model::{checkpoint::Checkpoint, source};
 use crate::shape::ModelShape;
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};

@@ -6,27 +6,20 @@
 //! 2.
 
 pub mod adapter;
-pub mod banner;
 pub mod bench;
 pub mod chat;
 pub mod client;
 pub mod key;
-pub mod ledger;
-pub mod log;
 pub mod merge;
-#[cfg(feature = "otel")]
-mod otel;
-mod plain;
-mod progress;
 pub mod serve;
 pub mod sse;
 pub mod verify;
 
 use crate::error::{Error, Result};
+use crate::terminal::{on_terminal, say};
 use clap::{Args, Parser, Subcommand};
 use polylora_kernels::Dtype;
 use std::future::Future;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -129,7 +122,7 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {}", plain::on_terminal(&e.message.replace('\n', " ")));
+            eprintln!("error: {}", on_terminal(&e.message.replace('\n', " ")));
             let bad_arguments =
                 matches!(e.code, "invalid_config" | "invalid_arguments" | "invalid_merge");
             ExitCode::from(if bad_arguments { 2 } else { 1 })
@@ -170,11 +163,4 @@ fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
         .build()
         .map_err(|e| Error::fault(format!("cannot start the runtime: {e}")))?
         .block_on(future)
-}
-
-/// Prints at once. A reader who has gone away (`| head`) is no failure.
-fn say(text: &str) {
-    let mut out = std::io::stdout();
-    let text = plain::on_terminal(text);
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }

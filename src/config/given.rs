@@ -5,8 +5,8 @@
 //! stands.
 
 use super::gone::{GONE, Gone};
-use super::settings::SETTINGS;
-use super::table::{Setting, named, variable};
+use super::settings::{SETTINGS, Setting, named};
+use super::table::variable;
 use super::value::Kind;
 use crate::error::{Error, Result};
 use clap::parser::ValueSource;

@@ -4,10 +4,9 @@
 //! know: the flag, the variable, the key of the file, `--help`, docs/configuration.md, the checks
 //! and the field of [`Config`] all come from the row.
 
-use super::given::Given;
 use super::machine;
 use super::size::{GIB, MIB, Size, TIB};
-use super::table::{Setting, settings};
+use super::table::{Row, settings};
 use super::value::*;
 use polylora_kernels::Place;
 use std::path::PathBuf;
@@ -15,6 +14,9 @@ use std::path::PathBuf;
 /// Served when nobody names a model: `model::source::DEMO`, which a test holds equal (this module
 /// is a leaf).
 pub const MODEL: &str = "smollm2-135m-instruct";
+
+/// A row of the table.
+pub type Setting = Row<Config>;
 
 choices! {
     /// Storage of weights.
@@ -130,4 +132,11 @@ settings! {
     log_filter: String = "info".to_owned();
     /// Adapter to load at start, repeatable as a flag; a table of name = directory in the file
     adapters: Adapters = Adapters::new(), also "adapter";
+}
+
+/// The row that goes by this key or another name of it; `-` and `_` are the same.
+pub(super) fn named(name: &str) -> Option<&'static Setting> {
+    let name = name.replace('-', "_");
+    let is = |s: &&Setting| s.key == name || s.aliases.iter().any(|a| a.replace('-', "_") == name);
+    SETTINGS.iter().find(is)
 }

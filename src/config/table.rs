@@ -1,15 +1,14 @@
 //! What a row of the table of settings becomes.
 //!
-//! Owns [`Setting`] and the macro that makes rows, fields of `Config` and the reading of all. Never
+//! Owns [`Row`] and the macro that makes rows, fields of `Config` and the reading of all. Never
 //! names a setting. The thing to know: `settings.rs` is the table.
 
-use super::settings::{Config, SETTINGS};
 use super::size::{Size, human};
 use super::value::Kind;
 use std::ops::RangeInclusive;
 
-/// One setting: flag and environment variable follow from the key.
-pub struct Setting {
+/// One setting of a `C`: flag and environment variable follow from the key.
+pub struct Row<C> {
     /// The name in the file.
     pub key: &'static str,
     /// Other names of the flag, and of the key.
@@ -19,10 +18,10 @@ pub struct Setting {
     pub(super) range: Option<RangeInclusive<u64>>,
     pub(super) lines: &'static str,
     pub(super) read: fn(&[String]) -> Result<(), String>,
-    pub(super) shown: fn(&Config) -> Option<String>,
+    pub(super) shown: fn(&C) -> Option<String>,
 }
 
-impl Setting {
+impl<C> Row<C> {
     /// What it is, without a full stop.
     pub fn help(&self) -> &'static str {
         self.lines.trim()
@@ -50,12 +49,12 @@ impl Setting {
     }
 
     /// What it is in `config`, as the file has it; `None` is nothing, or nothing to be shown.
-    pub fn shown(&self, config: &Config) -> Option<String> {
+    pub fn shown(&self, config: &C) -> Option<String> {
         (self.shown)(config)
     }
 
     /// The same for people: sizes with units, texts without quotes.
-    pub fn told(&self, config: &Config) -> Option<String> {
+    pub fn told(&self, config: &C) -> Option<String> {
         let shown = self.shown(config)?;
         Some(match self.kind {
             Kind::Size => shown.parse().map_or(shown, human),
@@ -83,13 +82,6 @@ pub(super) fn variable(key: &str) -> String {
     format!("POLYLORA_{}", key.to_uppercase())
 }
 
-/// The row that goes by this key or another name of it; `-` and `_` are the same.
-pub(super) fn named(name: &str) -> Option<&'static Setting> {
-    let name = name.replace('-', "_");
-    let is = |s: &&Setting| s.key == name || s.aliases.iter().any(|a| a.replace('-', "_") == name);
-    SETTINGS.iter().find(is)
-}
-
 /// Rows `/// help`, `key: type = default, in range, also "other-name";`.
 macro_rules! settings {
     ($($(#[doc = $help:literal])+
@@ -112,8 +104,10 @@ macro_rules! settings {
         },)+];
 
         /// What was said, and the defaults of the rest. Errors: the key, and why.
-        pub(super) fn decide(given: &Given) -> Result<Config, (&'static str, String)> {
-            $(let $key: $kind = match given.texts(stringify!($key)) {
+        pub(super) fn decide<'a>(
+            said: impl Fn(&str) -> Option<&'a [String]>,
+        ) -> Result<Config, (&'static str, String)> {
+            $(let $key: $kind = match said(stringify!($key)) {
                 Some(texts) => Value::read(texts).map_err(|why| (stringify!($key), why))?,
                 None => $default,
             };)+

@@ -5,14 +5,19 @@
 //! `EventStream`; all else is this thread's alone.
 
 pub mod batch;
+pub mod command;
 pub mod handle;
+pub mod options;
 pub mod pages;
 pub mod probe;
+pub mod queue;
 pub mod request;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
 pub mod step;
 
-pub use handle::{EngineHandle, shutting_down};
+pub use handle::EngineHandle;
+pub use options::EngineOptions;
+pub use queue::shutting_down;
 pub use request::{Admission, Event, EventStream, FinishReason, Request, Sampling, TokenEvent};

@@ -4,11 +4,10 @@
 //! Owns one stream's state from submission to its last event. Never decides when it runs. The thing
 //! to know: `computed <= known`; all that is left to do for a sequence is the difference.
 
-use super::handle::Place;
 use super::pages::{PAGE, PageHash, Seed, page_hash, pages_for, seed};
+use super::queue::QueuePermit;
 use super::request::{Admitted, Event, EventSender, FinishReason, Request, Sampling, TokenEvent};
 use super::sampler::History;
-use super::scheduler::Flow;
 use crate::adapters::Digest;
 use crate::adapters::bank::Blend;
 use crate::adapters::composition::Composition;
@@ -49,6 +48,13 @@ pub(super) enum End {
     Failed(Error),
 }
 
+/// Where a sequence is counted: tenant and adapter, as indices of their tables.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Flow {
+    pub tenant: usize,
+    pub adapter: usize,
+}
+
 /// One stream of tokens. The engine reads it; only the scheduler changes it.
 pub struct Sequence {
     pub id: SequenceId,
@@ -83,8 +89,8 @@ pub struct Sequence {
     pub(super) paid: usize,
     /// It sampled a token since it was last taken in.
     pub(super) has_gained: bool,
-    /// Its place in the queue, until it first runs.
-    pub(super) place: Option<Place>,
+    /// Its permit to wait, until it first runs.
+    pub(super) permit: Option<QueuePermit>,
     /// Set while the scheduler is about to take it out.
     pub(super) end: Option<End>,
     sender: EventSender,
@@ -134,7 +140,7 @@ impl Sequence {
             flow: Flow::default(),
             paid: 0,
             has_gained: false,
-            place: None,
+            permit: None,
             end: None,
             sender,
             prompt_sent: 0,
@@ -172,9 +178,9 @@ impl Sequence {
     pub(super) fn unpaid(&self) -> usize {
         self.tokens.len() - self.paid.min(self.tokens.len())
     }
-    /// Gives it a place in the queue, which goes with it.
-    pub(super) fn in_place(mut self, place: Place) -> Self {
-        self.place = Some(place);
+    /// Gives it its permit to wait, which goes with it.
+    pub(super) fn permitted(mut self, permit: QueuePermit) -> Self {
+        self.permit = Some(permit);
         self
     }
     /// Pages it may come to hold.

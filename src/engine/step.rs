@@ -5,9 +5,11 @@
 //! that fails fails its own sequences, and the thread lives.
 
 use super::batch::Builder;
-use super::handle::{Command, Shared, shutting_down};
+use super::command::Command;
+use super::options::EngineOptions;
 use super::pages::{PAGE, Pages};
 use super::probe;
+use super::queue::{Shared, shutting_down};
 use super::request::TokenEvent;
 use super::sampler::{History, Sampler};
 use super::scheduler::{Budgets, EndReason, Notice, Plan, Scheduler};
@@ -23,34 +25,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::oneshot;
-
-/// Bounds of the engine; every queue and pool has one.
-#[derive(Debug, Clone)]
-pub struct EngineOptions {
-    /// Rows of a step (T): the sum of prefill chunks and decode rows.
-    pub rows_max: usize,
-    /// Rows of a step with logits; at least `sequences_max`.
-    pub logit_rows_max: usize,
-    /// Sequences running at once.
-    pub sequences_max: usize,
-    /// Tokens that a tenant or adapter may be ahead of one that waits, places being equal.
-    pub turn_tokens: usize,
-    /// Sequences waiting, and their prompt tokens together.
-    pub waiting_max: usize,
-    pub waiting_tokens_max: usize,
-    /// Pages of the page book; the model has `probe::pages_needed` more behind them.
-    pub kv_pages: usize,
-    /// Prompt plus output of one sequence.
-    pub context: usize,
-    /// Unread events of one stream before it is given up.
-    pub stream_events_max: usize,
-    pub slots_max: usize,
-    pub prefix_cache: bool,
-    /// Tenants may find each other's prefixes.
-    pub prefix_share: bool,
-    /// Fixed prompts of the probe (token ids; at most one page each).
-    pub probe_prompts: Vec<Vec<u32>>,
-}
 
 /// A slot that is to be freed once no sequence uses it.
 struct Removal {

@@ -7,8 +7,7 @@
 //! every matrix and faer computes on the caller's thread, so the same matrix gives the same bits.
 
 use super::random::Stream;
-use super::stack::failed;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use faer::linalg::solvers::Qr;
 use faer::{Mat, MatRef, Side};
 
@@ -102,4 +101,9 @@ fn independent(vectors: &Mat<f64>, least: f64) -> Mat<f64> {
     let r = qr.thin_R();
     let kept = (0..r.nrows()).take_while(|i| r[(*i, *i)].abs() > least).count();
     qr.compute_thin_Q().subcols(0, kept).to_owned()
+}
+
+/// A decomposition that did not come to an end.
+pub fn failed(why: &dyn std::fmt::Debug) -> Error {
+    Error::fault(format!("a singular value decomposition: {why:?}"))
 }

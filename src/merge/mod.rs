@@ -19,6 +19,7 @@ mod site;
 pub mod spec;
 mod stack;
 
+use crate::adapters::format::config::RANK_MAX;
 use crate::adapters::format::factors::{FactorDims, ModuleFactors, OpenAdapter, Place};
 use crate::error::{Error, Result};
 use outlook::{Outlook, Prospect, SiteOutlook};
@@ -28,8 +29,6 @@ use spec::{Method, Spec, refuse};
 use stack::{Part, Stack};
 use std::collections::BTreeMap;
 
-/// Ranks that the server multiplies with.
-const RANK_MAX: usize = 512;
 /// Most ranks of all sources at one site: beyond it the small core is no longer small.
 const UNITS_MAX: usize = 4096;
 

@@ -4,7 +4,7 @@
 //! factors. Never computes. The thing to know: a spec with its seed decides the result to the last
 //! bit, so all of it goes into the report.
 
-use super::RANK_MAX;
+use crate::adapters::format::config::RANK_MAX;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 

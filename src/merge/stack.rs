@@ -5,9 +5,9 @@
 //! O × I matrix. The thing to know: columns are ranks; a source owns a run of them, and D decides
 //! what they are worth, so one factorisation serves every weighting.
 
-use super::leading::leading;
+use super::leading::{failed, leading};
 use crate::adapters::format::factors::{FactorDims, ModuleFactors};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use faer::linalg::solvers::{Qr, Svd};
 use faer::{Mat, MatRef};
 use std::ops::Range;
@@ -207,9 +207,4 @@ impl Product {
 
 fn decomposed(matrix: &Mat<f64>) -> Result<Svd<f64>> {
     matrix.thin_svd().map_err(|e| failed(&e))
-}
-
-/// A decomposition that did not come to an end.
-pub fn failed(why: &dyn std::fmt::Debug) -> Error {
-    Error::fault(format!("a singular value decomposition: {why:?}"))
 }

@@ -4,8 +4,8 @@
 //! know: a block's output `y` is not added to `h` where it is made, but by the norm that comes
 //! next, in one pass over both.
 
+use super::batch::{Batch, ModelOptions};
 use super::weights::Weights;
-use super::{Batch, ModelOptions};
 use crate::adapters::bank::{Bank, Blend, Prepared, Slot};
 use crate::adapters::format::config::RANK_MAX;
 use crate::shape::{Activation, ModelShape, Norm, Projection, Site};

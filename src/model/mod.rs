@@ -5,67 +5,19 @@
 //! from a `Batch`, adapters from the `Bank`. The thing to know: weights are shared read-only
 //! (`Arc<Weights>`), everything else is the engine thread's.
 
-pub mod checkpoint;
-mod config_json;
+mod batch;
 mod forward;
-mod gguf;
-mod gguf_blocks;
-mod gguf_shape;
-mod gguf_tokenizer;
-mod hf;
 mod rope;
-pub mod source;
-mod stored;
-mod weight_file;
 pub mod weights;
 
-use crate::adapters::bank::{Bank, Blend};
+use crate::adapters::bank::Bank;
 use crate::error::{Error, Kind, Result};
 use crate::shape::{ModelShape, Rope};
+pub use batch::{Batch, ModelOptions};
 use forward::{Buffers, Step};
 use polylora_kernels::{Device, KvCache, KvDtype, RopeTable};
 use std::sync::Arc;
 use weights::Weights;
-
-/// The rows of one step. Adapter rows first, grouped by blend; base rows last. Buffers are reused
-/// from step to step.
-#[derive(Debug, Default, Clone)]
-pub struct Batch {
-    /// `[T]`
-    pub tokens: Vec<u32>,
-    /// `[T]`
-    pub positions: Vec<u32>,
-    /// `[T]` index of the row's sequence in the page table below
-    pub sequences: Vec<u32>,
-    /// Page ids of all sequences, one after the other.
-    pub pages: Vec<u32>,
-    /// `[S + 1]`
-    pub page_indptr: Vec<u32>,
-    /// `[G + 1]` row borders
-    pub segment_indptr: Vec<u32>,
-    /// `[G]` what each segment is computed with
-    pub segment_blends: Vec<Blend>,
-    /// Rows whose logits are wanted, ascending. `[S']`
-    pub logit_rows: Vec<u32>,
-    /// `[G' + 1]` borders over `logit_rows` of the segments that have any, and their blends
-    pub logit_indptr: Vec<u32>,
-    pub logit_blends: Vec<Blend>,
-}
-
-/// Sizes that are fixed at start.
-#[derive(Debug, Clone)]
-pub struct ModelOptions {
-    pub threads: usize,
-    /// Most rows of a step (T).
-    pub rows_max: usize,
-    /// Most rows with logits in a step.
-    pub logit_rows_max: usize,
-    pub kv_pages: usize,
-    /// Storage of the KV cache.
-    pub kv_dtype: KvDtype,
-    /// Positions to make rope tables for.
-    pub context: usize,
-}
 
 pub struct Model {
     pub weights: Arc<Weights>,

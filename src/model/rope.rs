@@ -76,14 +76,3 @@ impl Rope {
         (low, high)
     }
 }
-
-/// The factor on cos and sin that yarn implies where a file names none.
-pub(super) fn yarn_attention_factor(factor: f64, mscale: Option<(f64, f64)>) -> f64 {
-    let grow = |by: f64| {
-        if factor <= 1.0 { 1.0 } else { 0.1 * by * factor.ln() + 1.0 }
-    };
-    match mscale {
-        Some((m, all)) => grow(m) / grow(all),
-        None => grow(1.0),
-    }
-}

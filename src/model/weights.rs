@@ -4,10 +4,10 @@
 //! The thing to know: a load needs the model and little more, since threads read, pack and forget
 //! 16 rows at a time while another hashes the files; a tied head is the embedding table itself.
 
-use super::checkpoint::Checkpoint;
-use super::config_json::{invalid, unsupported};
-use super::stored::Scratch;
 use crate::adapters::{BaseBias, BaseRows, Digest};
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::Scratch;
+use crate::checkpoint::{invalid, unsupported};
 use crate::error::{Error, Result};
 use crate::shape::{ModelShape, Norm, Projection, Site};
 use polylora_kernels::{Device, Dtype, Matrix, WeightDtype};

@@ -11,6 +11,7 @@
 //! been streamed already.
 
 use super::Text;
+use crate::error::Result;
 
 /// How many last tokens of a prompt can hold the start of a character: a character has four bytes.
 const CHARACTER_TOKENS_MAX: usize = 4;
@@ -126,5 +127,16 @@ impl Detokenizer {
             }
         }
         text
+    }
+}
+
+impl Text {
+    /// Text of the tokens, special tokens skipped or not; what a [`Detokenizer`] gives piece by
+    /// piece. Ids outside the vocabulary have no text.
+    pub fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String> {
+        let mut detokenizer = Detokenizer::new(self.clone(), skip_special);
+        let mut text: String = tokens.iter().map(|&t| detokenizer.push(t)).collect();
+        text.push_str(&detokenizer.finish());
+        Ok(text)
     }
 }

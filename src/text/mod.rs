@@ -13,9 +13,8 @@ pub mod sandbox;
 pub mod stop;
 pub mod template;
 
+use crate::checkpoint::TextSource;
 use crate::error::{Error, Result};
-use crate::model::checkpoint::TextSource;
-use detokenizer::Detokenizer;
 use pieces::Pieces;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -76,15 +75,6 @@ impl Text {
         let encoding = self.tokenizer.encode_fast(text, special).map_err(unencodable)?;
         let front = self.prepended.filter(|_| special);
         Ok(front.into_iter().chain(encoding.get_ids().iter().copied()).collect())
-    }
-
-    /// Text of the tokens, special tokens skipped or not; what a [`Detokenizer`] gives piece by
-    /// piece. Ids outside the vocabulary have no text.
-    pub fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String> {
-        let mut detokenizer = Detokenizer::new(self.clone(), skip_special);
-        let mut text: String = tokens.iter().map(|&t| detokenizer.push(t)).collect();
-        text.push_str(&detokenizer.finish());
-        Ok(text)
     }
 
     /// The text of one token as OpenAI's logprobs show it, and its bytes. A token that is part of a

@@ -6,7 +6,7 @@
 
 use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use candle_core::{Device, Tensor};
-use polylora::model::checkpoint::Checkpoint;
+use polylora::checkpoint::Checkpoint;
 use polylora::model::weights::Weights;
 use polylora::shape::ModelShape;
 use polylora_kernels::Dtype;

@@ -6,13 +6,14 @@
 //! of five runs of 20 seconds, in turns with runs in which all 64 have room, and then p99 of the
 //! time to first token may differ by a fifth.
 
-use polylora::adapters::registry::{Publish, Registry, RegistryOptions};
+use polylora::adapters::registry::{Registry, RegistryOptions};
+use polylora::adapters::version::Publish;
 use polylora::adapters::{BaseRows, BaseText};
+use polylora::checkpoint::Checkpoint;
 use polylora::database::Storage;
-use polylora::engine::step::EngineOptions;
+use polylora::engine::EngineOptions;
 use polylora::engine::{EngineHandle, Event, Request, Sampling, probe};
 use polylora::metrics::Metrics;
-use polylora::model::checkpoint::Checkpoint;
 use polylora::model::weights::Weights;
 use polylora::model::{Model, ModelOptions};
 use polylora::shape::{ModelShape, Projection, Site};
@@ -127,8 +128,8 @@ impl Fixture {
             factors: weights.dtype.into(),
             resident_bytes_max: one * room.unwrap_or(ADAPTERS as u64),
             residents_max: ADAPTERS,
-            room_wait_max: Duration::from_secs(10),
-            room_patience: Duration::from_millis(500),
+            load_wait_max: Duration::from_secs(10),
+            load_patience: Duration::from_millis(500),
             upload_bytes_max: 1 << 20,
             versions_kept: 3,
             adapters_max: 1000,

@@ -2,8 +2,8 @@
 //!
 //! Numbers come from `golden/`, made by transformers. Never tests adapters.
 
-use polylora::model::checkpoint::Checkpoint;
-use polylora::model::source;
+use polylora::checkpoint::Checkpoint;
+use polylora::checkpoint::source;
 use polylora::shape::ModelShape;
 use polylora_kernels::{Dtype, KvCache};
 use serde_json::{Value, json};

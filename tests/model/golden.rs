@@ -8,7 +8,8 @@
 
 use polylora::adapters::bank::{Blend, Slot};
 use polylora::adapters::format;
-use polylora::model::{checkpoint::Checkpoint, source};
+use polylora::checkpoint::Checkpoint;
+use polylora::checkpoint::source;
 use polylora_kernels::{Device, Dtype, FactorDtype, KvDtype, WeightDtype};
 use serde_json::Value;
 use std::path::Path;

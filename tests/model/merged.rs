@@ -7,9 +7,9 @@
 use polylora::adapters::bank::{Blend, Slot};
 use polylora::adapters::format::factors::{OpenAdapter, open};
 use polylora::adapters::format::{prepare, write};
+use polylora::checkpoint::{Checkpoint, source};
 use polylora::merge::Merge;
 use polylora::merge::spec::{Method, Options, Source, Spec};
-use polylora::model::{checkpoint::Checkpoint, source};
 use polylora_kernels::{Device, Dtype};
 use serde_json::Value;
 use std::collections::HashMap;

@@ -5,7 +5,7 @@
 //! by the simplest runner there is from the very factors that were uploaded.
 
 use polylora::adapters::format;
-use polylora::model::checkpoint::Checkpoint;
+use polylora::checkpoint::Checkpoint;
 use polylora::shape::{ModelShape, Projection};
 use polylora::text::Text;
 use polylora_kernels::{Device, Dtype};

@@ -3,8 +3,8 @@
 //! Owns the proof that the comparison passes where it should and fails where it should. Never
 //! checks what adapters are allowed.
 
+use polylora::checkpoint::Checkpoint;
 use polylora::cli::verify;
-use polylora::model::checkpoint::Checkpoint;
 use polylora_kernels::Dtype;
 use safetensors::Dtype::F32;
 use safetensors::tensor::TensorView;

@@ -1,9 +1,9 @@
 //! Text against what was not written here: token ids from Hugging Face, templates rendered by Jinja
 //! in Python, the tokenizers library's own decode, and naive searches.
 
+use polylora::checkpoint::source::{DEMO, locate};
+use polylora::checkpoint::{Checkpoint, TextSource};
 use polylora::error::{Error, Kind};
-use polylora::model::checkpoint::{Checkpoint, TextSource};
-use polylora::model::source::{DEMO, locate};
 use polylora::text::Text;
 use polylora::text::detokenizer::Detokenizer;
 use polylora::text::stop::{StopStrings, Stopped};

@@ -5,22 +5,18 @@
 //! the files are part of the version's content; of a `tokenizer_config.json` only the template and
 //! the names of the bos, eos and padding tokens are read.
 
-use super::files::{AdapterFiles, TOKENIZER, TOKENIZER_CONFIG, unreadable};
+use super::files::AdapterFiles;
 use super::generation::{self, Generation};
+use super::names::{TOKENIZER, TOKENIZER_CONFIG};
+use super::tokenizer_config::{TokenizerConfig, read, token_text};
 use super::vocabulary;
 use crate::adapters::BaseText;
 use crate::error::{Error, Result};
-use serde::Deserialize;
 use serde_json::Value;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 /// Longest template: its text is kept in memory for those in use.
 const TEMPLATE_BYTES_MAX: u64 = 256 << 10;
-/// Longest tokenizer_config.json; some list thousands of unused tokens.
-const TOKENIZER_CONFIG_BYTES_MAX: u64 = 8 << 20;
-
 /// Longest start or end token that a template may write.
 const TOKEN_CHARS_MAX: usize = 256;
 
@@ -39,36 +35,6 @@ pub struct Template {
 pub struct Bundle {
     pub template: Option<Template>,
     pub generation: Generation,
-}
-
-/// What is read of a tokenizer_config.json.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct TokenizerConfig {
-    chat_template: Value,
-    bos_token: Value,
-    eos_token: Value,
-    pad_token: Value,
-}
-
-impl TokenizerConfig {
-    fn read(path: &Path) -> Result<Self> {
-        let bytes = read(path, TOKENIZER_CONFIG_BYTES_MAX, "invalid_tokenizer_config")?;
-        let invalid = |why: String| {
-            Error::unprocessable("invalid_tokenizer_config", format!("{TOKENIZER_CONFIG}: {why}"))
-        };
-        // The parser would take a list for the fields in order.
-        if !bytes.trim_ascii_start().starts_with(b"{") {
-            return Err(invalid("it is no object".into()));
-        }
-        serde_json::from_slice(&bytes).map_err(|e| invalid(e.to_string()))
-    }
-}
-
-/// Whether the tokenizer_config.json at `path` is to be looked at for a template. One that cannot
-/// be read is: the upload is then refused, naming it.
-pub fn holds_template(path: &Path) -> bool {
-    TokenizerConfig::read(path).map_or(true, |c| !c.chat_template.is_null())
 }
 
 /// Reads and checks what lies beside the factors in `dir`. Errors: `invalid_chat_template`,
@@ -140,22 +106,4 @@ fn sane(name: &str, token: &Value) -> Result<Option<String>> {
         return Err(Error::unprocessable("invalid_tokenizer_config", message).param(name));
     }
     Ok(text)
-}
-
-/// A token as a string, or as `{"content": …}`.
-fn token_text(token: &Value) -> Option<String> {
-    token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
-}
-
-/// A whole file of at most `bytes_max`.
-fn read(path: &Path, bytes_max: u64, code: &'static str) -> Result<Vec<u8>> {
-    let file = File::open(path).map_err(|e| unreadable(path, &e))?;
-    let mut bytes = Vec::new();
-    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(|e| unreadable(path, &e))?;
-    if bytes.len() as u64 > bytes_max {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let message = format!("`{name}` has more than {bytes_max} bytes");
-        return Err(Error::unprocessable(code, message));
-    }
-    Ok(bytes)
 }

@@ -5,30 +5,14 @@
 //! read; a `tokenizer_config.json` is one of them only where there is a chat template, and
 //! `tokenizer.json` is compared with the base's and not kept.
 
-use super::bundle;
+use super::names::*;
+use super::tokenizer_config::holds_template;
 use crate::adapters::Digest;
 use crate::error::{Error, Result};
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-
-pub const CONFIG: &str = "adapter_config.json";
-pub const TENSORS: &str = "adapter_model.safetensors";
-pub const GGUF: &str = "adapter.gguf";
-pub const TEMPLATE: &str = "chat_template.jinja";
-pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-pub const GENERATION: &str = "generation_config.json";
-pub const TOKENIZER: &str = "tokenizer.json";
-/// Names that are kept as they are.
-const NAMED: [&str; 6] = [CONFIG, TENSORS, TEMPLATE, TOKENIZER_CONFIG, GENERATION, TOKENIZER];
-
-/// Stands for an uploaded pickle, which is not kept.
-pub const PICKLE_MARK: &str = "adapter_model.bin";
-
-/// Separates this hash from every other use of SHA-256.
-const DOMAIN: &[u8] = b"polylora adapter 1\0";
-const PICKLES: [&str; 5] = [".bin", ".pt", ".pth", ".ckpt", ".pkl"];
 
 /// Where the factors are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +59,7 @@ impl AdapterFiles {
         let factors = FactorFiles::find(dir, &names)?;
         let path = |name: &str| names.iter().any(|n| n == name).then(|| dir.join(name));
         let template = path(TEMPLATE);
-        let counts = |p: &PathBuf| template.is_some() || bundle::holds_template(p);
+        let counts = |p: &PathBuf| template.is_some() || holds_template(p);
         Ok(Self {
             factors,
             tokenizer_config: path(TOKENIZER_CONFIG).filter(counts),
@@ -192,8 +176,8 @@ impl FactorFiles {
     }
 }
 
-/// A file of ours that cannot be read. Names only the file, never the server's directory.
-pub fn unreadable(path: &Path, e: &std::io::Error) -> Error {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    Error::fault(format!("cannot read `{name}` of the adapter: {e}"))
+/// Whether a file so named is unpacked.
+pub fn is_archive(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    [".zip", ".tar", ".tar.gz", ".tgz"].iter().any(|end| name.ends_with(end))
 }

@@ -4,8 +4,8 @@
 //! the llama architecture store rotated heads interleaved, so rows of B for q and k are put back in
 //! Hugging Face's order later.
 
-use super::files::unreadable;
 use super::modules::{Module, short};
+use super::names::unreadable;
 use super::parsed::{Factors, Layout, Parsed, SiteParts, check_rank, check_shape, dims, summarize};
 use super::tensors::{Storage, TENSORS_MAX, Tensor, TensorFile, TensorId, check_layout};
 use crate::error::{Error, Result};

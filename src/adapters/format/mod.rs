@@ -15,12 +15,15 @@ mod gguf;
 mod json;
 pub mod large;
 mod modules;
+pub mod names;
 mod parsed;
 mod pattern;
 mod peft;
 mod prepare;
 mod safetensors;
+mod summary;
 mod tensors;
+mod tokenizer_config;
 mod vocabulary;
 pub mod write;
 
@@ -29,31 +32,10 @@ use crate::error::Result;
 use crate::shape::ModelShape;
 use config::PeftConfig;
 use files::{AdapterFiles, FactorFiles};
-use generation::Generation;
 use parsed::Parsed;
 use polylora_kernels::FactorDtype;
 use std::path::Path;
-
-/// What an adapter says of itself, for `GET /v1/adapters`.
-#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Summary {
-    /// `lora`, `rslora`, `dora`, or `gguf-lora`.
-    pub method: String,
-    pub rank_max: usize,
-    /// Number of sites changed, e.g. 210; the embedding counts as one.
-    pub sites: usize,
-    /// Projection names touched, e.g. ["q_proj", "v_proj"], then `lm_head`, `embed_tokens` and
-    /// replaced norms.
-    pub targets: Vec<String>,
-    pub parameters: u64,
-    /// `base_model_name_or_path` of the config, informative.
-    pub base_model: Option<String>,
-    /// Whether chats are rendered by a template of its own.
-    #[serde(default)]
-    pub chat_template: bool,
-    #[serde(default)]
-    pub generation: Generation,
-}
+pub use summary::Summary;
 
 /// Reads the adapter in `dir` (`adapter_config.json` + `adapter_model.safetensors`, or one
 /// `*.gguf`) and checks it in full against the shape, values included, without preparing it.
@@ -112,7 +94,7 @@ fn parse(files: &AdapterFiles, shape: &ModelShape) -> Result<Parsed> {
     match &files.factors {
         FactorFiles::Gguf { path } => gguf::parse(path, shape),
         FactorFiles::Peft { config, tensors } => {
-            let json = std::fs::read(config).map_err(|e| files::unreadable(config, &e))?;
+            let json = std::fs::read(config).map_err(|e| names::unreadable(config, &e))?;
             let config = PeftConfig::parse(&json)?;
             peft::parse(&config, safetensors::open(tensors)?, shape)
         }

@@ -3,9 +3,9 @@
 //! Owns the common form and the checks that do not depend on the format. Never reads values. The
 //! thing to know: a `Parsed` is complete; every tensor of the file is mentioned in it once.
 
-use super::Summary;
 use super::config::RANKS;
 use super::modules::{Module, short};
+use super::summary::Summary;
 use super::tensors::{TensorFile, TensorId};
 use crate::error::{Error, Result};
 use crate::shape::{ModelShape, Norm, Projection, Site};

@@ -4,7 +4,7 @@
 //! reads values. The thing to know: the file comes from a stranger, so no size in it is believed
 //! before it is compared with the file.
 
-use super::files::unreadable;
+use super::names::unreadable;
 use super::tensors::{Storage, TENSORS_MAX, Tensor, TensorFile, check_layout};
 use crate::error::{Error, Result};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};

@@ -4,8 +4,8 @@
 //! safetensors nor GGUF headers. The thing to know: every value of a tensor that is read is
 //! checked, so no NaN ever reaches a step.
 
-use super::files::unreadable;
 use super::large;
+use super::names::unreadable;
 use crate::error::{Error, Result};
 use half::{bf16, f16};
 use std::fs::File;

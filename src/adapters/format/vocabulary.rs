@@ -6,7 +6,7 @@
 //! the adapter was trained on, so it is refused; what training leaves behind (padding, truncation,
 //! a padding token) changes no prompt and is read over.
 
-use super::files::{TOKENIZER, unreadable};
+use super::names::{TOKENIZER, unreadable};
 use crate::adapters::BaseText;
 use crate::error::{Error, Result};
 use serde::Deserialize;

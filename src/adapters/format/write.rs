@@ -5,7 +5,7 @@
 //! factors become equal bytes.
 
 use super::factors::{ModuleFactors, Place};
-use super::files::{CONFIG, TENSORS};
+use super::names::{CONFIG, TENSORS};
 use crate::database::write_failed;
 use crate::error::{Error, Result};
 use safetensors::SafeTensorError;

@@ -4,10 +4,10 @@
 //! memory is full, a tenant within an equal part of it is not pushed out by one beyond; a resident
 //! counts for the tenant that used it last, so what several use goes last.
 
-use super::book::Book;
-use super::rights::Tenant;
-use super::room::Size;
+use super::reservation::Size;
+use super::state::RegistryState;
 use crate::adapters::Digest;
+use crate::adapters::actor::Tenant;
 use crate::adapters::bank::Slot;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ impl Parts {
     }
 }
 
-impl Book {
+impl RegistryState {
     /// Bytes in memory that a tenant used last.
     pub fn resident_bytes_of(&self, tenant: &str) -> u64 {
         let own = self.residents.values().filter(|r| *r.tenant == *tenant && !r.leaving);

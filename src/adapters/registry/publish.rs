@@ -5,12 +5,13 @@
 //! away does not stop it in the middle.
 
 use super::aliases::name_taken;
-use super::holds::servable;
 use super::remove::discard;
-use super::residency::blocking;
-use super::{Entry, Inner, Lineage, Publish, Staging, Version};
+use super::{Inner, Staging};
 use crate::adapters::Digest;
 use crate::adapters::format::{self, Summary, files::AdapterFiles};
+use crate::adapters::version::servable;
+use crate::adapters::version::{Entry, Lineage, Publish, Version};
+use crate::blocking::blocking;
 use crate::error::{Error, Kind, Result};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -27,8 +28,8 @@ impl Inner {
     pub async fn publish(self: &Arc<Self>, staging: Staging, how: Publish) -> Result<Entry> {
         let name = staging.name.clone();
         self.check_name(&name)?;
-        let _turn = self.name_turns.take(name.clone()).await;
-        if self.book().aliases.contains_key(&name) {
+        let _turn = self.name_locks.take(name.clone()).await;
+        if self.state().aliases.contains_key(&name) {
             return Err(name_taken(&name, "an alias"));
         }
         self.check_right(&name, &how.by).await?;
@@ -44,10 +45,10 @@ impl Inner {
         self.check_names(&name, &how.by.tenant)?;
         self.check_disk(&name, &how.by.tenant, checked.bytes, checked.bytes)?;
         let digest = checked.digest;
-        let _digest_turn = self.digest_turns.take(digest).await;
+        let _digest_turn = self.digest_locks.take(digest).await;
         let outcome = self.store_and_swap(&staging, checked, &how).await;
         let store = self.store.clone();
-        if outcome.is_err() && !self.book().refers_to(digest) {
+        if outcome.is_err() && !self.state().refers_to(digest) {
             discard(store, digest).await;
         } else {
             let settled = move || {
@@ -87,7 +88,7 @@ impl Inner {
             Lineage::Uploaded { by, .. } => by.clone(),
             _ => None,
         };
-        let entries = self.book().entries_of(name);
+        let entries = self.state().entries_of(name);
         let later = |e: &&Entry| how.yields && e.current && e.version.digest != digest;
         let current = entries.iter().find(later)?;
         let by = uploader(&how.lineage);
@@ -106,7 +107,7 @@ impl Inner {
         how: &Publish,
     ) -> Result<Option<Entry>> {
         let name = &*staging.name;
-        let entries = self.book().entries_of(name);
+        let entries = self.state().entries_of(name);
         let newest = entries.last().map(|e| e.version.number);
         let same = |e: &&Entry| {
             let repeats = e.current || (Some(e.version.number) == newest && !servable(&e.version));
@@ -118,7 +119,7 @@ impl Inner {
         let number = entry.version.number;
         // What is repeated is sound: files that have rotted on disk are replaced.
         {
-            let _digest_turn = self.digest_turns.take(digest).await;
+            let _digest_turn = self.digest_locks.take(digest).await;
             let (store, dir) = (self.store.clone(), staging.dir.clone());
             blocking(move || {
                 store.keep(&dir, digest)?;
@@ -129,18 +130,18 @@ impl Inner {
         }
         if how.force && !servable(&entry.version) {
             self.store.force(name, number).await?;
-            let mut book = self.book();
-            let versions = book.names.get_mut(name);
+            let mut state = self.state();
+            let versions = state.names.get_mut(name);
             if let Some(held) = versions.and_then(|v| v.held.get_mut(&number)) {
                 let mut version = Version::clone(&held.version);
                 version.forced = true;
                 held.version = Arc::new(version);
             }
-            book.turn(name, number);
-            drop(book);
+            state.turn(name, number);
+            drop(state);
             self.wake_reaper();
         }
-        Ok(self.book().entry(name, number))
+        Ok(self.state().entry(name, number))
     }
 
     async fn store_and_swap(
@@ -154,8 +155,8 @@ impl Inner {
         blocking(move || store.keep(&dir, digest)).await?;
         let _pin = self.bring_new(digest, &how.by.tenant).await?;
         let (resident_bytes, logit_change_max) = {
-            let book = self.book();
-            let resident = book.residents.get(&digest);
+            let state = self.state();
+            let resident = state.residents.get(&digest);
             let resident = resident.ok_or_else(|| Error::fault("a pinned adapter vanished"))?;
             (resident.bytes, resident.logit_change_max)
         };
@@ -173,9 +174,9 @@ impl Inner {
         };
         // An adapter without effect never takes the name from one that works.
         let (works, owner) = {
-            let book = self.book();
-            let versions = book.names.get(&version.name);
-            (versions.is_some_and(|v| v.current_servable()), book.owner_of(&version.name))
+            let state = self.state();
+            let versions = state.names.get(&version.name);
+            (versions.is_some_and(|v| v.current_servable()), state.owner_of(&version.name))
         };
         let current = servable(&version) || !works;
         let (new, owner) = (owner.is_none(), owner.unwrap_or(how.by.tenant.name.clone()));
@@ -188,9 +189,9 @@ impl Inner {
         self.store.add(&version, current, new.then_some(&owner)).await?;
         let (name, number) = (version.name.clone(), version.number);
         tracing::info!(adapter = %version.id(), %digest, current, "published");
-        let mut book = self.book();
-        book.publish(version, current, owner);
-        let entry = book.entry(&name, number);
+        let mut state = self.state();
+        state.publish(version, current, owner);
+        let entry = state.entry(&name, number);
         entry.ok_or_else(|| Error::fault("a published version vanished"))
     }
 }

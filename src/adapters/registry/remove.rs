@@ -4,11 +4,12 @@
 //! lease being over. The thing to know: the name goes at once; its bytes go when the last request
 //! on it ends, or is cut because the operator's patience did.
 
-use super::holds::not_found;
-use super::residency::blocking;
-use super::{Inner, Removal, Removed, Version};
+use super::Inner;
 use crate::adapters::Digest;
 use crate::adapters::store::Store;
+use crate::adapters::version::model_not_found;
+use crate::adapters::version::{Removal, Removed, Version};
+use crate::blocking::blocking;
 use crate::error::{Error, Kind, Result};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,28 +32,28 @@ struct Leaving {
 impl Inner {
     /// See `Registry::delete`.
     pub async fn delete(self: &Arc<Self>, name: String, how: Removal) -> Result<Removed> {
-        let turn = self.name_turns.take(name.clone()).await;
-        if self.book().current(&name).is_none() {
-            return Err(not_found(&name));
+        let turn = self.name_locks.take(name.clone()).await;
+        if self.state().current(&name).is_none() {
+            return Err(model_not_found(&name));
         }
         self.check_right(&name, &how.by).await?;
         self.expect(&name, &how.expected)?;
-        if let Some(alias) = self.book().alias_of(&name) {
+        if let Some(alias) = self.state().alias_of(&name) {
             let message = format!("alias `{}` leads to `{name}`; change it first", alias.name);
             return Err(Error::new(Kind::Conflict, ALIASED, message).param("name"));
         }
         self.store.remove_name(&name).await?;
         let (leaving, entries) = {
-            let mut book = self.book();
-            let entries = book.entries_of(&name);
+            let mut state = self.state();
+            let entries = state.entries_of(&name);
             let contents = entries.iter().map(|e| {
                 let digest = e.version.digest;
-                let resident = book.residents.get(&digest).map_or(0, |r| r.bytes);
+                let resident = state.residents.get(&digest).map_or(0, |r| r.bytes);
                 (digest, (resident, e.version.file_bytes))
             });
             let versions = entries.iter().map(|e| e.version.clone()).collect();
             let leaving = Leaving { versions, contents: contents.collect() };
-            (leaving, book.remove(&name).ok_or_else(|| not_found(&name))?)
+            (leaving, state.remove(&name).ok_or_else(|| model_not_found(&name))?)
         };
         drop(turn);
         tracing::info!(adapter = %name, "deleted");
@@ -62,7 +63,7 @@ impl Inner {
         if let Some(drain) = how.drain {
             gone = self.settled(&leaving, drain).await;
             if !gone {
-                cut = self.book().cut(&leaving.versions);
+                cut = self.state().cut(&leaving.versions);
                 tracing::warn!(adapter = %name, requests = cut, "cut what still ran on it");
             }
         }
@@ -81,24 +82,24 @@ impl Inner {
         let mut swept = self.swept.subscribe();
         self.wake_reaper();
         loop {
-            if self.book().has_left(&leaving.versions) {
+            if self.state().has_left(&leaving.versions) {
                 return true;
             }
             if timeout_at(end, swept.changed()).await.is_err() {
-                return self.book().has_left(&leaving.versions);
+                return self.state().has_left(&leaving.versions);
             }
         }
     }
 
     /// (resident bytes, file bytes) that are no longer taken.
     fn freed(&self, leaving: &Leaving) -> (u64, u64) {
-        let book = self.book();
+        let state = self.state();
         let mut freed = (0, 0);
         for (digest, (resident, file)) in &leaving.contents {
-            if !book.residents.contains_key(digest) {
+            if !state.residents.contains_key(digest) {
                 freed.0 += resident;
             }
-            if !book.refers_to(*digest) {
+            if !state.refers_to(*digest) {
                 freed.1 += file;
             }
         }
@@ -108,14 +109,14 @@ impl Inner {
     /// What the reaper does when a hold ended: residents out of the bank, then old versions and
     /// their files.
     pub async fn sweep(self: &Arc<Self>) {
-        if !self.book().unsettled {
+        if !self.state().unsettled {
             return;
         }
         self.remove_unwanted().await;
         let (pruned, mut digests) = {
-            let mut book = self.book();
-            book.settle_drained();
-            book.take_surplus(self.options.versions_kept)
+            let mut state = self.state();
+            state.settle_drained();
+            state.take_surplus(self.options.versions_kept)
         };
         for version in pruned {
             let removed = self.store.remove_version(&version.name, version.number).await;
@@ -127,8 +128,8 @@ impl Inner {
             }
         }
         for digest in digests {
-            let _turn = self.digest_turns.take(digest).await;
-            if !self.book().refers_to(digest) {
+            let _turn = self.digest_locks.take(digest).await;
+            if !self.state().refers_to(digest) {
                 let store = self.store.clone();
                 discard(store, digest).await;
             }

@@ -4,34 +4,23 @@
 //! gets room. The thing to know: a load holds its content's turn from the look for room to the
 //! slot, so there is one load per content; whatever leaves the bank passes one gate.
 
-use super::book::Book;
-use super::holds::Hold;
-use super::room::{Need, Room, Sought};
-use super::turns::Turn;
-use super::{Inner, Tenant, Version, detached};
+use super::guards::Guard;
+use super::keyed_mutex::KeyedGuard;
+use super::reservation::{LoadRequest, Reservation, Reserved};
+use super::{Inner, detached};
 use crate::adapters::Digest;
+use crate::adapters::actor::Tenant;
 use crate::adapters::bank::{BankCommand, Prepared, Probe, Slot};
 use crate::adapters::format::{self, large};
+use crate::adapters::version::Version;
+use crate::blocking::blocking;
 use crate::error::{Error, Kind, Result};
 use futures::future::join_all;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
-
-/// The book, also after a panic elsewhere: each change to it is complete before anything can panic.
-pub fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
-    book.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Runs blocking work off the async threads.
-pub async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|e| Err(Error::fault(format!("a task failed: {e}"))))
-}
 
 /// What the catalogue knows of a content.
 struct Stored {
@@ -61,34 +50,34 @@ pub fn check_stored(dir: &Path, digest: Digest) -> Result<()> {
 
 /// What reading a stored content came to.
 enum Loaded {
-    In(Hold),
+    In(Guard),
     /// The catalogue knew its bytes from a start with another storage type: look for that much
     /// room.
     Sized(Digest, u64),
 }
 
 impl Inner {
-    /// Makes a stored version resident and keeps it there while the `Hold` lives.
+    /// Makes a stored version resident and keeps it there while the `Guard` lives.
     pub async fn bring(
         self: &Arc<Self>,
         version: &Version,
         arrived: Instant,
         tenant: &Tenant,
-    ) -> Result<Hold> {
+    ) -> Result<Guard> {
         let contents = BTreeMap::from([(version.digest, version.into())]);
         let hold = self.bring_contents(contents, arrived, tenant).await?.pop();
         hold.ok_or_else(|| Error::fault("nothing was brought"))
     }
 
-    /// The same for several, all of them or none. Room for all comes before reading, so that those
-    /// who wait for it hold no memory. May be dropped at any point: who waits gives the place up,
+    /// The same for several, all of them or none. Memory for all comes before reading, so that those
+    /// who wait for it hold none. May be dropped at any point: who waits gives the place up,
     /// and loads that have begun run to their end.
     pub async fn bring_all(
         self: &Arc<Self>,
         versions: &[Arc<Version>],
         arrived: Instant,
         tenant: &Tenant,
-    ) -> Result<Vec<Hold>> {
+    ) -> Result<Vec<Guard>> {
         let contents = versions.iter().map(|version| (version.digest, version.as_ref().into()));
         self.bring_contents(contents.collect(), arrived, tenant).await
     }
@@ -98,22 +87,22 @@ impl Inner {
         mut contents: BTreeMap<Digest, Stored>,
         arrived: Instant,
         tenant: &Tenant,
-    ) -> Result<Vec<Hold>> {
+    ) -> Result<Vec<Guard>> {
         loop {
             // In the order of contents, as everybody: nobody waits in a ring.
             let mut turns = BTreeMap::new();
             for digest in contents.keys() {
-                turns.insert(*digest, self.digest_turns.take(*digest).await);
+                turns.insert(*digest, self.digest_locks.take(*digest).await);
             }
             let sizes = contents.iter().map(|(digest, stored)| (*digest, stored.bytes));
             let contents_needed = sizes.collect();
             let tenant = tenant.clone();
-            let need = Need { contents: contents_needed, arrived, stored: true, tenant };
-            let Sought { present: mut holds, rooms } = self.find_room(&need).await?;
-            turns.retain(|digest, _| rooms.iter().any(|room| room.digest == *digest));
+            let need = LoadRequest { contents: contents_needed, arrived, stored: true, tenant };
+            let Reserved { present: mut holds, rooms } = self.reserve(&need).await?;
+            turns.retain(|digest, _| rooms.iter().any(|room| room.promise.digest == *digest));
             let loads = rooms.into_iter().map(|room| {
-                let turn = turns.remove(&room.digest);
-                let known = contents[&room.digest].logit_change_max;
+                let turn = turns.remove(&room.promise.digest);
+                let known = contents[&room.promise.digest].logit_change_max;
                 self.load(room, known, turn)
             });
             let mut sized = false;
@@ -136,20 +125,20 @@ impl Inner {
     /// with it.
     fn load(
         self: &Arc<Self>,
-        room: Room,
+        room: Reservation,
         known: f32,
-        turn: Option<Turn<Digest>>,
+        turn: Option<KeyedGuard<Digest>>,
     ) -> impl Future<Output = Result<Loaded>> + use<> {
         let inner = self.clone();
         detached(async move {
             let _turn = turn;
-            let (digest, begun) = (room.digest, Instant::now());
-            let prepared = inner.prepare(digest, &room.tenant).await?;
+            let (digest, begun) = (room.promise.digest, Instant::now());
+            let prepared = inner.prepare(digest, &room.promise.tenant).await?;
             let bytes = prepared.bytes as u64;
-            if bytes != room.bytes {
+            if bytes != room.promise.bytes {
                 return Ok(Loaded::Sized(digest, bytes));
             }
-            let why = inner.book().why_cold(digest).name();
+            let why = inner.state().why_cold(digest).name();
             inner.options.metrics.cold_starts.with_label_values(&[why]).inc();
             inner.enter(prepared, Some(known), room, begun).await.map(Loaded::In)
         })
@@ -157,16 +146,16 @@ impl Inner {
 
     /// The same for a content that no version has yet, and so was never probed. The caller holds
     /// its turn, and runs detached.
-    pub async fn bring_new(self: &Arc<Self>, digest: Digest, tenant: &Tenant) -> Result<Hold> {
-        if let Some(pin) = self.book().pin(digest) {
+    pub async fn bring_new(self: &Arc<Self>, digest: Digest, tenant: &Tenant) -> Result<Guard> {
+        if let Some(pin) = self.state().pin(digest) {
             return Ok(pin);
         }
-        let known = self.book().known_change(digest);
+        let known = self.state().known_change(digest);
         let begun = Instant::now();
         let prepared = self.prepare(digest, &tenant.name).await?;
         let contents = vec![(digest, prepared.bytes as u64)];
-        let need = Need { contents, arrived: begun, stored: false, tenant: tenant.clone() };
-        let Sought { mut present, mut rooms } = self.find_room(&need).await?;
+        let need = LoadRequest { contents, arrived: begun, stored: false, tenant: tenant.clone() };
+        let Reserved { mut present, mut rooms } = self.reserve(&need).await?;
         match (present.pop(), rooms.pop()) {
             (Some(pin), _) => Ok(pin),
             (None, Some(room)) => self.enter(prepared, known, room, begun).await,
@@ -174,15 +163,15 @@ impl Inner {
         }
     }
 
-    /// Into a slot and into the book. `known` is the probe's finding from before; without it the
+    /// Into a slot and into the state. `known` is the probe's finding from before; without it the
     /// probe runs.
     async fn enter(
         &self,
         prepared: Box<Prepared>,
         known: Option<f32>,
-        mut room: Room,
+        mut room: Reservation,
         begun: Instant,
-    ) -> Result<Hold> {
+    ) -> Result<Guard> {
         let digest = prepared.digest;
         let (slot, probe) = self.install(prepared, known.is_none()).await?;
         // An engine that did not probe when asked has shown no change.
@@ -191,11 +180,11 @@ impl Inner {
         let metrics = &self.options.metrics;
         metrics.load_seconds.observe((now - begun).as_secs_f64());
         metrics.adapter_loads.inc();
-        let mut book = self.book();
-        book.admit(&room, slot, change, now);
+        let mut state = self.state();
+        state.admit(&room.promise, slot, change, now);
         room.taken = true;
-        let pin = book.pin(digest);
-        drop(book);
+        let pin = state.pin(digest);
+        drop(state);
         pin.ok_or_else(|| Error::fault("a loaded adapter vanished"))
     }
 
@@ -235,10 +224,10 @@ impl Inner {
 
     /// Removes, one by one, the residents that nobody wants any more.
     pub async fn remove_unwanted(&self) {
-        let unwanted = self.book().unwanted();
+        let unwanted = self.state().unwanted();
         for digest in unwanted {
             let _gate = self.gate.lock().await;
-            let slot = self.book().let_go(digest);
+            let slot = self.state().let_go(digest);
             if let Some(slot) = slot
                 && let Err(e) = self.take_out(digest, slot).await
             {
@@ -257,17 +246,17 @@ impl Inner {
             Ok(()) => answer.await.unwrap_or_else(|_| Err(engine_gone())),
             Err(e) => Err(e),
         };
-        let mut book = self.book();
+        let mut state = self.state();
         match &outcome {
-            Ok(()) => drop(book.residents.remove(&digest)),
+            Ok(()) => drop(state.residents.remove(&digest)),
             Err(_) => {
-                if let Some(resident) = book.residents.get_mut(&digest) {
+                if let Some(resident) = state.residents.get_mut(&digest) {
                     resident.leaving = false;
                 }
             }
         }
-        drop(book);
-        self.bells.room.notify_one();
+        drop(state);
+        self.signals.room.notify_one();
         outcome
     }
 

@@ -4,58 +4,18 @@
 //! to know: a name belongs to the tenant that first published it, or to the operator (no tenant);
 //! the operator's stay the operator's when they are deleted, a tenant's are then anybody's again.
 
-use super::book::Book;
-use super::{Inner, Lineage, Registry, Version};
+use super::state::RegistryState;
+use super::{Inner, Registry};
+use crate::adapters::actor::{Actor, Right, Tenant};
+use crate::adapters::version::{Lineage, Version};
 use crate::error::{Error, Kind, Result};
 use crate::share::fair;
-use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Of a file system, this part stays free for the databases, up to [`RESERVE_BYTES_MAX`].
 const RESERVE_PART: u64 = 16;
 const RESERVE_BYTES_MAX: u64 = 64 << 20;
-
-/// Bounds of one tenant beside its share; `None` is without.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Bounds {
-    pub names: Option<u64>,
-    pub disk_bytes: Option<u64>,
-    pub resident_bytes: Option<u64>,
-}
-
-/// Whose a request is.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tenant {
-    /// Empty: an operator, who is bound by the whole alone.
-    pub name: Arc<str>,
-    pub bounds: Bounds,
-}
-
-/// What somebody may do to a name.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Right {
-    /// Everything, whosever it is.
-    #[default]
-    Given,
-    /// Everything while its tenant owns it, or nobody does.
-    Own,
-    Nothing,
-}
-
-/// Who changes a name, and by which right. The default is an operator.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Actor {
-    pub tenant: Tenant,
-    pub right: Right,
-}
-
-impl Tenant {
-    pub fn is_operator(&self) -> bool {
-        self.name.is_empty()
-    }
-}
 
 impl Registry {
     /// Whether `actor` may change the adapter or alias `name`, there or not. Errors:
@@ -84,19 +44,19 @@ impl Registry {
         }
         let mut settled = Vec::with_capacity(names.len());
         {
-            let mut book = self.inner.book();
+            let mut state = self.inner.state();
             let (aliases, adapters): (Vec<_>, Vec<_>) =
-                names.into_iter().partition(|name| book.aliases.contains_key(name));
+                names.into_iter().partition(|name| state.aliases.contains_key(name));
             for name in adapters {
-                let versions = book.names.get(&name);
+                let versions = state.names.get(&name);
                 let first = versions.and_then(|v| v.held.values().next());
                 let owner = first.and_then(|held| of(&held.version.lineage)).unwrap_or_default();
-                book.set_owner(&name, owner.as_str().into());
+                state.set_owner(&name, owner.as_str().into());
                 settled.push((name, owner));
             }
             for name in aliases {
-                let owner = book.owner_of_targets(&name);
-                book.set_owner(&name, owner.clone());
+                let owner = state.owner_of_targets(&name);
+                state.set_owner(&name, owner.clone());
                 settled.push((name, owner.to_string()));
             }
         }
@@ -124,7 +84,7 @@ impl Inner {
 
     /// Whose a name is; `None`: nobody's.
     async fn owner(&self, name: &str) -> Result<Option<Arc<str>>> {
-        let living = self.book().owner_of(name);
+        let living = self.state().owner_of(name);
         match living {
             Some(owner) => Ok(Some(owner)),
             None => Ok(self.store.owner(name).await?.map(Into::into)),
@@ -134,9 +94,9 @@ impl Inner {
     /// Refuses a new name when there are as many as may be, or as the tenant may have. Errors:
     /// `adapter_limit_reached`, `tenant_share_exceeded`.
     pub fn check_names(&self, name: &str, tenant: &Tenant) -> Result<()> {
-        let book = self.book();
-        let (all, max) = (book.names.len() + book.aliases.len(), self.options.adapters_max);
-        if book.owner_of(name).is_some() {
+        let state = self.state();
+        let (all, max) = (state.names.len() + state.aliases.len(), self.options.adapters_max);
+        if state.owner_of(name).is_some() {
             return Ok(());
         }
         if all >= max {
@@ -144,7 +104,7 @@ impl Inner {
                 format!("{max} adapters and aliases exist, which is the limit; delete one first");
             return Err(Error::new(Kind::Capacity, "adapter_limit_reached", message));
         }
-        let (own, free) = (book.names_of(&tenant.name), (max - all) as u64);
+        let (own, free) = (state.names_of(&tenant.name), (max - all) as u64);
         let what = "adapters and aliases";
         tenant.check(what, own, 1, free, tenant.bounds.names)
     }
@@ -169,9 +129,9 @@ impl Inner {
     pub fn check_disk(&self, name: &str, tenant: &Tenant, bytes: u64, staged: u64) -> Result<()> {
         let free = self.check_room(bytes, staged)?;
         let own = {
-            let book = self.book();
-            let owner = book.owner_of(name).unwrap_or_else(|| tenant.name.clone());
-            book.disk_bytes_of(&owner)
+            let state = self.state();
+            let owner = state.owner_of(name).unwrap_or_else(|| tenant.name.clone());
+            state.disk_bytes_of(&owner)
         };
         tenant.check("bytes on disk", own, bytes, free, tenant.bounds.disk_bytes)
     }
@@ -179,12 +139,12 @@ impl Inner {
     /// Refuses a pin beyond the share of the tenant that owns the name; one that is there is none.
     pub fn check_pin(&self, version: &Version, tenant: &Tenant) -> Result<()> {
         let (name, bytes) = (&version.name, version.resident_bytes);
-        let book = self.book();
-        if book.entry(name, version.number).is_none_or(|entry| entry.pinned) {
+        let state = self.state();
+        if state.entry(name, version.number).is_none_or(|entry| entry.pinned) {
             return Ok(());
         }
-        let owner = book.owner_of(name).unwrap_or_else(|| tenant.name.clone());
-        let (own, all) = book.pinned_bytes(&owner);
+        let owner = state.owner_of(name).unwrap_or_else(|| tenant.name.clone());
+        let (own, all) = state.pinned_bytes(&owner);
         let free = self.options.resident_bytes_max.saturating_sub(all);
         tenant.check("pinned bytes", own, bytes, free, tenant.bounds.resident_bytes)
     }
@@ -223,7 +183,7 @@ pub fn share_exceeded(message: String) -> Error {
     Error::new(Kind::Capacity, "tenant_share_exceeded", message)
 }
 
-impl Book {
+impl RegistryState {
     /// Whose a living adapter or alias is.
     pub fn owner_of(&self, name: &str) -> Option<Arc<str>> {
         let adapter = self.names.get(name).and_then(|v| v.held.values().next());

@@ -3,7 +3,7 @@
 //! Owns which uploaded names become which files. Never reads one. The thing to know: dropping it
 //! removes the directory; what was published has been moved out before.
 
-use crate::adapters::format::files;
+use crate::adapters::format::{files, names};
 use std::path::PathBuf;
 
 /// A directory that only this upload knows.
@@ -24,7 +24,7 @@ impl Staging {
         if files::is_pickle(uploaded) {
             // The pickle itself is not kept; an empty mark lets the check say why it does not
             // count.
-            let mark = self.dir.join(files::PICKLE_MARK);
+            let mark = self.dir.join(names::PICKLE_MARK);
             if let Err(e) = std::fs::File::create(mark) {
                 tracing::warn!(error = %e, "cannot mark an uploaded pickle");
             }

@@ -3,8 +3,11 @@
 //! Owns their order: load first, record, then move. Never reads files itself. The thing to know:
 //! each runs in the name's turn, so what it expected still holds when it acts.
 
-use super::holds::{Hold, not_found};
-use super::{Actor, Entry, Expected, Inner, Tenant, Version};
+use super::Inner;
+use super::guards::Guard;
+use crate::adapters::actor::{Actor, Tenant};
+use crate::adapters::version::model_not_found;
+use crate::adapters::version::{Entry, Expected, Version};
 use crate::error::{Error, Kind, Result};
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -12,7 +15,7 @@ use tokio::time::Instant;
 impl Inner {
     /// Whether the name is what the caller takes it for. The caller holds its turn.
     pub fn expect(&self, name: &str, expected: &[Expected]) -> Result<()> {
-        let current = self.book().current(name);
+        let current = self.state().current(name);
         let now = match &current {
             None => "there is no such adapter".to_owned(),
             Some(v) => format!("its current version is {} ({})", v.number, v.digest),
@@ -49,22 +52,22 @@ impl Inner {
         expected: Vec<Expected>,
         by: Actor,
     ) -> Result<Entry> {
-        let _turn = self.name_turns.take(name.clone()).await;
+        let _turn = self.name_locks.take(name.clone()).await;
         let (version, _kept) = {
-            if self.book().current(&name).is_none() {
-                return Err(not_found(&name));
+            if self.state().current(&name).is_none() {
+                return Err(model_not_found(&name));
             }
             self.check_right(&name, &by).await?;
             self.expect(&name, &expected)?;
-            let book = self.book();
+            let state = self.state();
             let number = match number {
                 Some(number) => number,
-                None => book.before_current(&name).ok_or_else(|| {
+                None => state.before_current(&name).ok_or_else(|| {
                     let message = format!("adapter `{name}` has no servable version before this");
                     Error::new(Kind::Conflict, "nothing_to_roll_back", message)
                 })?,
             };
-            book.keep(&name, number)?
+            state.keep(&name, number)?
         };
         // Warm before the name moves. Without room it is loaded by the first request instead: a
         // rollback is the last thing that should fail because the server is busy.
@@ -78,12 +81,12 @@ impl Inner {
         }
         self.store.turn(&name, version.number).await?;
         tracing::info!(adapter = %version.id(), digest = %version.digest, "rolled back");
-        let mut book = self.book();
-        book.turn(&name, version.number);
-        let entry = book.entry(&name, version.number);
-        drop(book);
+        let mut state = self.state();
+        state.turn(&name, version.number);
+        let entry = state.entry(&name, version.number);
+        drop(state);
         self.wake_reaper();
-        entry.ok_or_else(|| not_found(&name))
+        entry.ok_or_else(|| model_not_found(&name))
     }
 
     /// See `Registry::pin`.
@@ -93,7 +96,7 @@ impl Inner {
         number: Option<u64>,
         by: Actor,
     ) -> Result<Entry> {
-        let _turn = self.name_turns.take(name.clone()).await;
+        let _turn = self.name_locks.take(name.clone()).await;
         let (version, _kept) = self.named(&name, number)?;
         self.check_right(&name, &by).await?;
         self.check_pin(&version, &by.tenant)?;
@@ -108,7 +111,7 @@ impl Inner {
 
     /// See `Registry::unpin`.
     pub async fn unpin(&self, name: String, number: Option<u64>, by: Actor) -> Result<Entry> {
-        let _turn = self.name_turns.take(name.clone()).await;
+        let _turn = self.name_locks.take(name.clone()).await;
         let (version, _kept) = self.named(&name, number)?;
         self.check_right(&name, &by).await?;
         self.store.set_pinned(&name, version.number, false).await?;
@@ -116,29 +119,29 @@ impl Inner {
         self.enter_pin(&name, version.number, None)
     }
 
-    fn enter_pin(&self, name: &str, number: u64, pin: Option<Hold>) -> Result<Entry> {
-        let mut book = self.book();
-        book.set_pin(name, number, pin);
-        let entry = book.entry(name, number);
-        drop(book);
+    fn enter_pin(&self, name: &str, number: u64, pin: Option<Guard>) -> Result<Entry> {
+        let mut state = self.state();
+        state.set_pin(name, number, pin);
+        let entry = state.entry(name, number);
+        drop(state);
         self.wake_reaper();
-        entry.ok_or_else(|| not_found(name))
+        entry.ok_or_else(|| model_not_found(name))
     }
 
     /// The version meant by an admin: `number`, or the current one; kept from pruning meanwhile.
-    fn named(&self, name: &str, number: Option<u64>) -> Result<(Arc<Version>, Hold)> {
-        let book = self.book();
-        let current = book.current(name).ok_or_else(|| not_found(name))?;
-        book.keep(name, number.unwrap_or(current.number))
+    fn named(&self, name: &str, number: Option<u64>) -> Result<(Arc<Version>, Guard)> {
+        let state = self.state();
+        let current = state.current(name).ok_or_else(|| model_not_found(name))?;
+        state.keep(name, number.unwrap_or(current.number))
     }
 
     /// Makes what the catalogue says is pinned resident again. What cannot be loaded stays pinned
     /// and cold: a damaged adapter must not keep the others from starting.
     pub async fn load_pinned(self: &Arc<Self>) {
-        let pinned = self.book().pinned();
+        let pinned = self.state().pinned();
         for version in pinned {
             match self.bring(&version, Instant::now(), &Tenant::default()).await {
-                Ok(hold) => self.book().set_pin(&version.name, version.number, Some(hold)),
+                Ok(hold) => self.state().set_pin(&version.name, version.number, Some(hold)),
                 Err(e) => {
                     let id = version.id();
                     tracing::error!(adapter = %id, error = %e, "cannot load a pinned adapter");

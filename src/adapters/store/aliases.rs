@@ -5,7 +5,7 @@
 
 use super::owners::{disown, own};
 use super::{Store, catalogue_error, json, number, text};
-use crate::adapters::registry::{Alias, Target};
+use crate::adapters::alias::{Alias, Target};
 use crate::error::{Error, Result};
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;

@@ -4,8 +4,7 @@
 //! starts when it was due: a server that stalls is charged for everything that had to wait (no
 //! coordinated omission).
 
-use super::Endpoint;
-use super::plan::{Plan, Shot};
+use super::plan::{Endpoint, Plan, Shot};
 use crate::cli::client::{Client, Refusal};
 use futures::future::join_all;
 use reqwest::Method;

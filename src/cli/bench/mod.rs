@@ -5,6 +5,7 @@
 //! know: contenders take turns within one run, so that a noisy machine is noisy for all of them,
 //! the ratio is taken round by round, and each round tells what state the machine was in.
 
+mod contender;
 pub mod load;
 pub mod plan;
 pub mod report;
@@ -12,8 +13,9 @@ pub mod report;
 use super::client::{Client, ServerArgs};
 use super::{bad_argument, say};
 use crate::error::{Error, Result};
-use clap::{Args, ValueEnum};
-use plan::{Plan, Popularity, Target};
+use clap::Args;
+use contender::Contender;
+use plan::{Endpoint, Plan, Popularity, Target};
 use polylora_kernels::{Machine, State};
 use report::{Contest, Round};
 use std::path::PathBuf;
@@ -117,30 +119,6 @@ pub struct BenchArgs {
 
 fn within(least: i64, most: i64) -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(least..=most)
-}
-
-/// The route asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Endpoint {
-    Chat,
-    Completions,
-}
-
-impl Endpoint {
-    fn path(self) -> &'static str {
-        match self {
-            Self::Chat => "/v1/chat/completions",
-            Self::Completions => "/v1/completions",
-        }
-    }
-}
-
-/// One side of a comparison.
-#[derive(Clone)]
-pub struct Contender {
-    pub name: String,
-    pub client: Client,
-    pub targets: Vec<Target>,
 }
 
 pub fn run(args: BenchArgs) -> Result<()> {

@@ -3,13 +3,29 @@
 //! Owns every random choice of the bench. Never sends. The thing to know: request i is a function
 //! of (seed, i), whichever worker takes it and however fast the server is.
 
-use super::Endpoint;
+use clap::ValueEnum;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, Exp, Zipf};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
+
+/// The route asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Endpoint {
+    Chat,
+    Completions,
+}
+
+impl Endpoint {
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Chat => "/v1/chat/completions",
+            Self::Completions => "/v1/completions",
+        }
+    }
+}
 
 /// How requests choose among what a contender is asked for.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -4,7 +4,7 @@
 //! are all answered tokens over the time from a round's start to its last byte, and a ratio is
 //! taken within a round.
 
-use super::Contender;
+use super::contender::Contender;
 use super::load::{Outcome, Timing};
 use polylora_kernels::State;
 use serde_json::{Value, json};

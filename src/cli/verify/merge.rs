@@ -5,9 +5,8 @@
 //! The thing to know: whether an adapter is allowed at all was decided there before; here an
 //! unknown part is `unsupported_reference`.
 
-use super::no_reference;
-use crate::error::{Error, Result};
-use crate::model::checkpoint::Checkpoint;
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Kind, Result};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::{Init, var_builder::SimpleBackend};
 use safetensors::SafeTensors;
@@ -196,4 +195,10 @@ fn floats(name: &str, view: &safetensors::tensor::TensorView) -> Result<Vec<f32>
         Dtype::BF16 => pairs().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
         other => return Err(no_reference(format!("{name} stored as {other:?}"))),
     })
+}
+
+/// 400 `unsupported_reference`: the model is fine, the reference cannot compute it.
+pub fn no_reference(what: impl std::fmt::Display) -> Error {
+    let message = format!("verify has no reference for {what}: candle-transformers lacks it");
+    Error::new(Kind::Invalid, "unsupported_reference", message)
 }

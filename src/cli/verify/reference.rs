@@ -5,9 +5,9 @@
 //! a directory; an adapter is merged into each weight as it is asked for. A tied head comes as a
 //! matrix of its own, since an adapter may change one of the two.
 
-use super::no_reference;
+use super::merge::{Merged, no_reference};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::model::checkpoint::Checkpoint;
 use crate::shape::{Activation, ModelShape, RopeScaling};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, var_builder::SimpleBackend};
@@ -58,7 +58,7 @@ impl Reference {
     /// family lacks.
     pub fn new(c: &Checkpoint, adapter: Option<&Path>) -> Result<Self> {
         let shape = &c.shape;
-        let merged = super::merge::Merged::new(c, adapter)?;
+        let merged = Merged::new(c, adapter)?;
         let backend: Box<dyn SimpleBackend + '_> = Box::new(merged);
         let vb = VarBuilder::from_backend(backend, DType::F32, Device::Cpu);
         let context = shape.context.min(CONTEXT);

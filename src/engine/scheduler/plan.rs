@@ -227,7 +227,7 @@ impl Scheduler {
         }
         let looked_up = caches && !sequence.wants_prompt_logits();
         sequence.admitted = Some(now);
-        sequence.place = None;
+        sequence.permit = None;
         sequence.cached = sequence.computed;
         self.leave_queue(sequence.prompt_len);
         let waited = now.saturating_duration_since(sequence.submitted);
@@ -283,9 +283,7 @@ fn is_underway(sequence: &Sequence, hits: usize, running: &[Sequence]) -> bool {
     // Its last page is computed in any case.
     sequence.tokens.len() > end
         && running.iter().any(|s| {
-            s.flow.tenant() == sequence.flow.tenant()
-                && s.computed < end
-                && s.known_hash(hits) == hash
+            s.flow.tenant == sequence.flow.tenant && s.computed < end && s.known_hash(hits) == hash
         })
 }
 

@@ -7,24 +7,11 @@
 //! composition is an adapter of its own here.
 
 use crate::adapters::Digest;
-use crate::engine::sequence::Sequence;
+use crate::engine::sequence::{Flow, Sequence};
 use std::collections::VecDeque;
 
 /// What a token costs at weight 1: room for fractions of heavier weights.
 const TOKEN: u64 = 1 << 16;
-
-/// Where a sequence is counted: tenant and adapter, as indices of their tables.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Flow {
-    tenant: usize,
-    adapter: usize,
-}
-
-impl Flow {
-    pub fn tenant(self) -> usize {
-        self.tenant
-    }
-}
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Share {

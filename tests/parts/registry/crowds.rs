@@ -1,7 +1,8 @@
 //! Many at once: one load, one order, clean books.
 
 use super::{Fixture, code_of, plain_bytes, publish, until};
-use polylora::adapters::registry::{Lease, Publish, Removal};
+use polylora::adapters::registry::Lease;
+use polylora::adapters::version::{Publish, Removal};
 use polylora::error::Kind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,7 +1,7 @@
 //! What is on disk: content and digests, restarts, damage, staging and names.
 
 use super::{Fixture, code_of, open, options, publish, until};
-use polylora::adapters::registry::{Publish, Removal};
+use polylora::adapters::version::{Publish, Removal};
 use polylora::error::Kind;
 use std::path::Path;
 use std::sync::atomic::Ordering;

@@ -7,7 +7,8 @@ mod moves;
 mod room;
 
 use polylora::adapters::bank::{Bank, BankCommand, BankSender, Probe, Slot};
-use polylora::adapters::registry::{Entry, Publish, Registry, RegistryOptions, Removal, State};
+use polylora::adapters::registry::{Registry, RegistryOptions};
+use polylora::adapters::version::{Entry, Publish, Removal, State};
 use polylora::adapters::{BaseRows, Digest};
 use polylora::database::Storage;
 use polylora::error::{Error, Kind};
@@ -110,8 +111,8 @@ fn options(dir: &Path) -> RegistryOptions {
         factors: Dtype::F32.into(),
         resident_bytes_max: 1 << 30,
         residents_max: 1000,
-        room_wait_max: Duration::ZERO,
-        room_patience: Duration::ZERO,
+        load_wait_max: Duration::ZERO,
+        load_patience: Duration::ZERO,
         upload_bytes_max: 1 << 20,
         versions_kept: 3,
         adapters_max: 1000,

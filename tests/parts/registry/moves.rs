@@ -2,9 +2,9 @@
 
 use super::{Fixture, code_of, open, options, plain_bytes, publish, until};
 use polylora::adapters::Digest;
-use polylora::adapters::registry::{
-    Actor, Expected, Lineage, Parent, Publish, Removal, State, Target,
-};
+use polylora::adapters::actor::Actor;
+use polylora::adapters::alias::Target;
+use polylora::adapters::version::{Expected, Lineage, Parent, Publish, Removal, State};
 use polylora::error::{Error, Kind};
 use std::sync::atomic::Ordering;
 use std::time::Duration;

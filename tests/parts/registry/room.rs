@@ -2,7 +2,8 @@
 //! nobody.
 
 use super::{Fixture, code_of, options, until};
-use polylora::adapters::registry::{Actor, Publish, Removal};
+use polylora::adapters::actor::Actor;
+use polylora::adapters::version::{Publish, Removal};
 use polylora::error::Kind;
 use polylora::metrics::Metrics;
 use std::sync::Arc;
@@ -14,8 +15,8 @@ use support::live::PATIENCE;
 /// A fixture with this many places, where requests wait.
 async fn fixture(places: usize, patience: Duration) -> Fixture {
     let fixture = Fixture::with(places, |o| {
-        o.room_wait_max = Duration::from_secs(30);
-        o.room_patience = patience;
+        o.load_wait_max = Duration::from_secs(30);
+        o.load_patience = patience;
     });
     fixture.await
 }
@@ -30,11 +31,11 @@ async fn a_request_waits_until_a_lease_ends() {
     let a = fixture.registry.acquire("a").await.unwrap();
     let registry = fixture.registry.clone();
     let b = tokio::spawn(async move { registry.acquire("b").await });
-    until("it waits", || fixture.registry.stats().room_waiting == 1).await;
+    until("it waits", || fixture.registry.stats().loads_waiting == 1).await;
     assert!(!b.is_finished());
     drop(a);
     assert_eq!(b.await.unwrap().unwrap().version().name, "b");
-    assert_eq!(fixture.registry.stats().room_waiting, 0);
+    assert_eq!(fixture.registry.stats().loads_waiting, 0);
     assert_eq!(fixture.counts().2, 1);
 }
 
@@ -46,7 +47,7 @@ async fn a_request_that_gives_up_waiting_leaves_the_line() {
     let a = fixture.registry.acquire("a").await.unwrap();
     let b = tokio::time::timeout(Duration::from_millis(200), fixture.registry.acquire("b")).await;
     assert!(b.is_err(), "there is no room");
-    assert_eq!(fixture.registry.stats().room_waiting, 0);
+    assert_eq!(fixture.registry.stats().loads_waiting, 0);
     // It had closed `a` to others, and gave that up too.
     let again = tokio::time::timeout(PATIENCE, fixture.registry.acquire("a")).await;
     drop((a, again.expect("at once").unwrap()));
@@ -96,7 +97,7 @@ async fn an_unpopular_adapter_is_served_between_the_popular_ones() {
 
 #[tokio::test]
 async fn without_room_for_long_the_answer_says_so() {
-    let fixture = Fixture::with(1, |o| o.room_wait_max = Duration::from_millis(100)).await;
+    let fixture = Fixture::with(1, |o| o.load_wait_max = Duration::from_millis(100)).await;
     fixture.put("b", 2).await;
     fixture.put("a", 1).await;
     let _a = fixture.registry.acquire("a").await.unwrap();
@@ -114,7 +115,7 @@ async fn a_deleted_adapter_is_not_waited_for() {
     let _a = fixture.registry.acquire("a").await.unwrap();
     let registry = fixture.registry.clone();
     let b = tokio::spawn(async move { registry.acquire("b").await.map(drop) });
-    until("it waits", || fixture.registry.stats().room_waiting == 1).await;
+    until("it waits", || fixture.registry.stats().loads_waiting == 1).await;
     let removed = fixture.registry.delete("b", Removal::default()).await.unwrap();
     assert!(removed.gone && removed.file_bytes_freed > 0);
     assert_eq!(b.await.unwrap().unwrap_err().code, "model_not_found");

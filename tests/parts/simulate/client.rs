@@ -5,7 +5,7 @@
 
 use crate::simulate::mix;
 use futures::FutureExt;
-use polylora::adapters::registry::Version;
+use polylora::adapters::version::Version;
 use polylora::engine::request::{Event, EventStream, FinishReason, Request};
 use polylora::engine::scheduler::EndReason;
 use std::collections::BTreeMap;

@@ -2,8 +2,8 @@
 
 mod server;
 
+use polylora::checkpoint::source::{Places, WheelFile};
 use polylora::error::Kind;
-use polylora::model::source::{Places, WheelFile};
 use server::{Files, Server};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;

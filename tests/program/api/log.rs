@@ -53,7 +53,7 @@ async fn every_line_of_a_request_has_its_id_and_none_has_its_text() {
     let (mut ours, mut ids) = (0, std::collections::BTreeSet::new());
     for line in lines {
         let target = line["target"].as_str().unwrap_or_default();
-        let of_request = target.starts_with("polylora::") && target != "polylora::api::serve";
+        let of_request = target.starts_with("polylora::") && target != "polylora::api::listener";
         let of_request = of_request && !line.to_string().contains("stopp");
         // Of the start.
         let of_request = of_request && !target.starts_with("polylora::cli");

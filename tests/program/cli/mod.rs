@@ -215,7 +215,7 @@ fn a_setting_of_an_earlier_version_says_what_became_of_it() {
 
 #[test]
 fn the_default_model_is_the_demo() {
-    assert_eq!(polylora::config::MODEL, polylora::model::source::DEMO);
+    assert_eq!(polylora::config::MODEL, polylora::checkpoint::source::DEMO);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Never knows an expected result.
 
 use polylora::adapters::bank::Bank;
-use polylora::model::checkpoint::Checkpoint;
+use polylora::checkpoint::Checkpoint;
 use polylora::model::weights::Weights;
 use polylora::model::{Batch, Model, ModelOptions};
 use polylora_kernels::{Device, Dtype, KvCache};

@@ -5,7 +5,7 @@
 
 use crate::tiny;
 use polylora::api::router;
-use polylora::cli::serve::assemble;
+use polylora::assembly::assemble;
 use polylora::config::{Config, Given};
 use serde_json::json;
 use std::path::Path;
@@ -33,7 +33,7 @@ pub async fn in_process(dir: &Path) -> axum::Router {
         ("versions_kept", "1"),
     ]);
     let config = Config::load(None, given).expect("a configuration");
-    let (app, _) = assemble(config).await.expect("a server");
-    app.engine.drain(Duration::ZERO).await;
-    router(app)
+    let (api, _) = assemble(config).await.expect("a server");
+    api.engine.drain(Duration::ZERO).await;
+    router(std::sync::Arc::new(api))
 }

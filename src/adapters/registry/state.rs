@@ -1,0 +1,484 @@
+//! The state: names, versions, residents and the byte ledger, as plain data.
+//!
+//! Owns what a name means now and who holds what. Never waits, reads files or talks to the engine.
+//! The thing to know: counts of leases rise only under the state's lock, so a zero seen under it
+//! stays zero while it is held.
+
+use super::guards::{Guard, Resident, Signals, VersionState, Versions};
+use super::lease::{Lease, LeaseInner};
+use crate::adapters::Digest;
+use crate::adapters::alias::Alias;
+use crate::adapters::bank::Slot;
+use crate::adapters::version::{
+    Cold, Entry, State, Stats, Version, ineffective, model_not_found, servable,
+};
+use crate::error::Result;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::time::Instant;
+
+/// Bytes and a place promised to a load.
+pub struct Promise {
+    pub digest: Digest,
+    pub bytes: u64,
+    /// Whose load it is.
+    pub tenant: Arc<str>,
+}
+
+/// What a request's models led to.
+pub enum Found {
+    /// All of them.
+    Leased(Vec<Lease>),
+    /// Servable, but not all in the bank.
+    Absent(Vec<Arc<Version>>),
+}
+
+/// The state, also after a panic elsewhere: each change to it is complete before anything can
+/// panic.
+pub fn lock(state: &Mutex<RegistryState>) -> MutexGuard<'_, RegistryState> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub struct RegistryState {
+    pub names: BTreeMap<String, Versions>,
+    pub aliases: BTreeMap<String, Alias>,
+    /// Versions of deleted names that requests still use.
+    pub departing: Vec<VersionState>,
+    pub residents: HashMap<Digest, Resident>,
+    /// Bytes and places promised to loads under way.
+    pub reserved: u64,
+    pub arriving: usize,
+    /// The first of the line for room has waited long: nobody goes before it.
+    pub claimed: bool,
+    pub loads_waiting: usize,
+    pub loads: u64,
+    pub evictions: u64,
+    /// Why contents that were resident are not.
+    left: HashMap<Digest, Cold>,
+    /// Something drains or must go: the reaper has work when a hold ends.
+    pub unsettled: bool,
+    clock: u64,
+    signals: Arc<Signals>,
+}
+
+impl RegistryState {
+    pub fn new(
+        names: BTreeMap<String, Versions>,
+        aliases: BTreeMap<String, Alias>,
+        signals: Arc<Signals>,
+    ) -> Self {
+        Self {
+            names,
+            aliases,
+            departing: Vec::new(),
+            residents: HashMap::new(),
+            reserved: 0,
+            arriving: 0,
+            claimed: false,
+            loads_waiting: 0,
+            loads: 0,
+            evictions: 0,
+            left: HashMap::new(),
+            unsettled: true,
+            clock: 0,
+            signals,
+        }
+    }
+
+    /// Bytes of residents and of promises.
+    pub fn used_bytes(&self) -> u64 {
+        self.residents.values().map(|r| r.bytes).sum::<u64>() + self.reserved
+    }
+
+    /// Leases what `models` name, if all of it is resident. `held` are contents that the caller
+    /// keeps resident: it brought them, and may use them even when they are closing. Errors:
+    /// `model_not_found`, `adapter_ineffective`.
+    pub fn lease_all(
+        &mut self,
+        models: &[&str],
+        sticky: &str,
+        held: &[Digest],
+        tenant: &Arc<str>,
+    ) -> Result<Found> {
+        let found = models.iter().map(|model| self.lease(model, sticky, held, tenant));
+        let found = found.collect::<Result<Vec<_>>>()?;
+        let (versions, leases): (Vec<_>, Vec<Option<Lease>>) = found.into_iter().unzip();
+        let all: Option<Vec<Lease>> = leases.into_iter().collect();
+        Ok(all.map_or(Found::Absent(versions), Found::Leased))
+    }
+
+    /// What `model` names, leased if it is resident.
+    fn lease(
+        &mut self,
+        model: &str,
+        sticky: &str,
+        held: &[Digest],
+        tenant: &Arc<str>,
+    ) -> Result<(Arc<Version>, Option<Lease>)> {
+        let (name, number) = match model.split_once('@') {
+            None => match self.aliases.get(model) {
+                Some(alias) => {
+                    let target = alias.choose(sticky);
+                    (target.name.as_str(), Some(target.number))
+                }
+                None => (model, None),
+            },
+            Some((name, number)) => {
+                // Only the way that versions are printed; no version has the number 0.
+                let parsed = number.parse().ok().filter(|n: &u64| n.to_string() == number);
+                (name, Some(parsed.unwrap_or(0)))
+            }
+        };
+        let versions = self.names.get_mut(name);
+        let found = versions.and_then(|v| v.held.get_mut(&number.unwrap_or(v.current)));
+        let found = found.ok_or_else(|| model_not_found(model))?;
+        if !servable(&found.version) {
+            return Err(ineffective(&found.version));
+        }
+        self.clock += 1;
+        let digest = found.version.digest;
+        let open = |r: &&mut Resident| !r.leaving && (!r.closing || held.contains(&digest));
+        let Some(resident) = self.residents.get_mut(&digest).filter(open) else {
+            return Ok((found.version.clone(), None));
+        };
+        (resident.used, found.used) = (self.clock, self.clock);
+        resident.tenant = tenant.clone();
+        let lease = LeaseInner {
+            version: found.version.clone(),
+            slot: resident.slot,
+            _holds: Some([
+                Guard::new(&found.leases, &self.signals),
+                Guard::new(&resident.leases, &self.signals),
+            ]),
+            cut: found.cut.clone(),
+        };
+        Ok((found.version.clone(), Some(Lease { inner: Arc::new(lease) })))
+    }
+
+    /// Enters a loaded adapter as the one used last; its room is no longer a promise.
+    pub fn admit(&mut self, promise: &Promise, slot: Slot, change: f32, since: Instant) {
+        let (digest, bytes) = (promise.digest, promise.bytes);
+        self.reserved -= bytes;
+        self.arriving -= 1;
+        self.loads += 1;
+        self.clock += 1;
+        self.left.remove(&digest);
+        let resident = Resident {
+            slot,
+            bytes,
+            logit_change_max: change,
+            leases: Arc::default(),
+            used: self.clock,
+            tenant: promise.tenant.clone(),
+            entered: self.clock,
+            since,
+            leaving: false,
+            closing: false,
+        };
+        self.residents.insert(digest, resident);
+    }
+
+    /// Why a content is not resident.
+    pub fn why_cold(&self, digest: Digest) -> Cold {
+        self.left.get(&digest).copied().unwrap_or(Cold::Restart)
+    }
+
+    /// Keeps a version from being pruned while something is done with it. Errors:
+    /// `model_not_found`, `adapter_ineffective`.
+    pub fn keep(&self, name: &str, number: u64) -> Result<(Arc<Version>, Guard)> {
+        let held = self.names.get(name).and_then(|v| v.held.get(&number));
+        let held = held.ok_or_else(|| model_not_found(&format!("{name}@{number}")))?;
+        if !servable(&held.version) {
+            return Err(ineffective(&held.version));
+        }
+        Ok((held.version.clone(), Guard::new(&held.leases, &self.signals)))
+    }
+
+    /// The same for a living version with this content, the one called `id` before others.
+    pub fn keep_content(&self, digest: Digest, id: &str) -> Option<(Arc<Version>, Guard)> {
+        let living = self.names.values().flat_map(|v| v.held.values());
+        let same = living.filter(|h| h.version.digest == digest);
+        let held = same.max_by_key(|h| h.version.id() == id)?;
+        Some((held.version.clone(), Guard::new(&held.leases, &self.signals)))
+    }
+
+    /// Keeps a resident from eviction while something is done with it.
+    pub fn pin(&mut self, digest: Digest) -> Option<Guard> {
+        let resident = self.residents.get(&digest).filter(|r| r.open())?;
+        Some(Guard::new(&resident.leases, &self.signals))
+    }
+
+    /// Marks the least recently used idle resident that `may` go as leaving; asked with the tenant
+    /// that used it last.
+    pub fn evict_idle(&mut self, may: impl Fn(&Digest, &str) -> bool) -> Option<(Digest, Slot)> {
+        let idle = self.residents.iter_mut().filter(|(d, r)| r.idle() && may(d, &r.tenant));
+        let (digest, resident) = idle.min_by_key(|(_, r)| r.used)?;
+        resident.leaving = true;
+        let victim = (*digest, resident.slot);
+        self.evictions += 1;
+        self.note_left(victim.0, Cold::Evicted);
+        Some(victim)
+    }
+
+    /// Remembers why a content is not resident, as long as some version has it.
+    fn note_left(&mut self, digest: Digest, why: Cold) {
+        if self.refers_to(digest) {
+            self.left.insert(digest, why);
+        }
+    }
+
+    /// Contents that some version may be asked for, and that may therefore stay in the bank.
+    fn warm(&self) -> HashSet<Digest> {
+        let living = self.names.values().flat_map(|v| v.held.values());
+        living.filter(|h| h.warm()).map(|h| h.version.digest).collect()
+    }
+
+    /// Digests in the bank that no live version wants and nobody uses.
+    pub fn unwanted(&self) -> Vec<Digest> {
+        let warm = self.warm();
+        let idle = self.residents.iter().filter(|(_, r)| r.idle());
+        idle.map(|(d, _)| *d).filter(|d| !warm.contains(d)).collect()
+    }
+
+    /// Marks a resident as leaving if it is still unwanted.
+    pub fn let_go(&mut self, digest: Digest) -> Option<Slot> {
+        let living = self.names.values().flat_map(|v| v.held.values());
+        if living.filter(|h| h.version.digest == digest).any(VersionState::warm) {
+            return None;
+        }
+        let resident = self.residents.get_mut(&digest).filter(|r| r.idle())?;
+        resident.leaving = true;
+        let slot = resident.slot;
+        self.note_left(digest, Cold::Replaced);
+        Some(slot)
+    }
+
+    /// Replaced versions that are out of the bank, or kept there by another version, have drained.
+    pub fn settle_drained(&mut self) {
+        let warm = self.warm();
+        let residents = &self.residents;
+        let gone = |d: &Digest| !residents.contains_key(d) || warm.contains(d);
+        for held in self.names.values_mut().flat_map(|v| v.held.values_mut()) {
+            if held.draining && held.idle() && gone(&held.version.digest) {
+                held.draining = false;
+            }
+        }
+    }
+
+    /// Takes out idle versions beyond the newest `kept` of each name (those that are current,
+    /// pinned or in an alias always stay), and deleted ones. Returns those of living names and the
+    /// digests of all.
+    pub fn take_surplus(&mut self, kept: usize) -> (Vec<Arc<Version>>, Vec<Digest>) {
+        let mut pruned = Vec::new();
+        let mut waiting = false;
+        for (name, versions) in &mut self.names {
+            if versions.held.len() <= kept.max(1) {
+                continue;
+            }
+            let aliases = &self.aliases;
+            let free = |n: &u64, h: &VersionState| {
+                let led_to = || aliases.values().any(|a| a.keeps(&h.owner) && a.leads_to(name, *n));
+                *n != versions.current && !h.pinned && !led_to()
+            };
+            let old: Vec<u64> =
+                versions.held.iter().filter(|(n, h)| free(n, h)).map(|(n, _)| *n).collect();
+            for number in &old[..old.len().saturating_sub(kept.max(1) - 1)] {
+                if versions.held[number].idle() && !versions.held[number].draining {
+                    pruned.extend(versions.held.remove(number));
+                } else {
+                    waiting = true;
+                }
+            }
+        }
+        let gone = self.departing.extract_if(.., |h| h.idle());
+        let mut digests: Vec<Digest> = gone.map(|h| h.version.digest).collect();
+        digests.extend(pruned.iter().map(|h| h.version.digest));
+        for digest in &digests {
+            self.left.remove(digest);
+        }
+        // A resident that nobody wants may still be held: by a lease whose end is under way (it
+        // lets go of the version first), or by a load of what is deleted.
+        let warm = self.warm();
+        self.unsettled = waiting
+            || !self.departing.is_empty()
+            || self.residents.keys().any(|digest| !warm.contains(digest))
+            || self.names.values().any(|v| v.held.values().any(|h| h.draining));
+        (pruned.into_iter().map(|h| h.version).collect(), digests)
+    }
+
+    /// Whether a living version has this content.
+    pub fn wanted(&self, digest: Digest) -> bool {
+        let mut living = self.names.values().flat_map(|v| v.held.values());
+        living.any(|h| h.version.digest == digest)
+    }
+
+    /// Whether any version, living or departing, has this content.
+    pub fn refers_to(&self, digest: Digest) -> bool {
+        let living = self.names.values().flat_map(|v| v.held.values());
+        living.chain(&self.departing).any(|h| h.version.digest == digest)
+    }
+
+    /// The probe's finding for a content that some version already has.
+    pub fn known_change(&self, digest: Digest) -> Option<f32> {
+        let living = self.names.values().flat_map(|v| v.held.values());
+        let mut same = living.filter(|h| h.version.digest == digest);
+        same.next().map(|h| h.version.logit_change_max)
+    }
+
+    /// Adds a version; the one it replaces drains.
+    pub fn publish(&mut self, version: Version, current: bool, owner: Arc<str>) {
+        let (name, number) = (version.name.clone(), version.number);
+        let versions = self.names.entry(name.clone()).or_default();
+        self.clock += 1;
+        versions
+            .held
+            .insert(number, VersionState { used: self.clock, ..VersionState::new(version, owner) });
+        if current {
+            self.turn(&name, number);
+        }
+    }
+
+    /// Makes `number` the name's current version; the one before drains, unless it is pinned or an
+    /// alias leads to it.
+    pub fn turn(&mut self, name: &str, number: u64) {
+        let Some(versions) = self.names.get_mut(name) else { return };
+        let before = std::mem::replace(&mut versions.current, number);
+        if before != number
+            && let Some(held) = versions.held.get_mut(&before)
+        {
+            let led_to = self.aliases.values().any(|a| a.leads_to(name, before));
+            held.draining = servable(&held.version) && !held.pinned && !led_to;
+        }
+        self.clock += 1;
+        if let Some(held) = versions.held.get_mut(&number) {
+            held.draining = false;
+            held.used = self.clock;
+        }
+    }
+
+    /// Pins a version, or unpins it without a hold; an unpinned one that is not current drains.
+    pub fn set_pin(&mut self, name: &str, number: u64, pin: Option<Guard>) {
+        let Some(versions) = self.names.get_mut(name) else { return };
+        let current = versions.current == number;
+        let led_to = self.aliases.values().any(|a| a.leads_to(name, number));
+        if let Some(held) = versions.held.get_mut(&number) {
+            held.draining = pin.is_none() && held.pinned && !current && !led_to;
+            held.pinned = pin.is_some();
+            if pin.is_some() {
+                self.clock += 1;
+                held.used = self.clock;
+            }
+            held.pin = pin;
+        }
+    }
+
+    /// Versions that are pinned, in no order that matters.
+    pub fn pinned(&self) -> Vec<Arc<Version>> {
+        let living = self.names.values().flat_map(|v| v.held.values());
+        living.filter(|h| h.pinned).map(|h| h.version.clone()).collect()
+    }
+
+    pub fn pinned_contents(&self) -> HashSet<Digest> {
+        self.pinned().iter().map(|v| v.digest).collect()
+    }
+
+    /// What the bare name means.
+    pub fn current(&self, name: &str) -> Option<Arc<Version>> {
+        let versions = self.names.get(name)?;
+        versions.held.get(&versions.current).map(|h| h.version.clone())
+    }
+
+    /// The newest servable version before the current one.
+    pub fn before_current(&self, name: &str) -> Option<u64> {
+        let versions = self.names.get(name)?;
+        let older = versions.held.range(..versions.current).rev();
+        older.filter(|(_, h)| servable(&h.version)).map(|(n, _)| *n).next()
+    }
+
+    /// Revokes the leases on deleted versions; how many there were.
+    pub fn cut(&mut self, versions: &[Arc<Version>]) -> usize {
+        let theirs = |h: &&VersionState| versions.iter().any(|v| Arc::ptr_eq(v, &h.version));
+        let mut leases = 0;
+        for held in self.departing.iter().filter(theirs) {
+            leases += held.leases.load(Ordering::Acquire);
+            held.cut.store(true, Ordering::Relaxed);
+        }
+        leases
+    }
+
+    /// Whether none of these deleted versions is in use, nor in the bank but for others' sake.
+    pub fn has_left(&self, versions: &[Arc<Version>]) -> bool {
+        versions.iter().all(|v| {
+            let used = self.departing.iter().any(|h| Arc::ptr_eq(v, &h.version));
+            !used && (!self.residents.contains_key(&v.digest) || self.wanted(v.digest))
+        })
+    }
+
+    /// Removes a name; its versions drain. `None` when there is no such name.
+    pub fn remove(&mut self, name: &str) -> Option<Vec<Entry>> {
+        let mut entries = self.entries_of(name);
+        let mut versions = self.names.remove(name)?;
+        for held in versions.held.values_mut() {
+            held.draining = true;
+            held.pinned = false;
+            held.pin = None;
+        }
+        for entry in &mut entries {
+            entry.state = State::Draining;
+            entry.current = false;
+            entry.pinned = false;
+        }
+        self.departing.extend(versions.held.into_values());
+        Some(entries)
+    }
+
+    pub fn stats(&self) -> Stats {
+        let living = || self.names.values().flat_map(|v| v.held.values());
+        Stats {
+            names: self.names.len(),
+            versions: living().count(),
+            departing: self.departing.len(),
+            pinned: living().filter(|h| h.pinned).count(),
+            aliases: self.aliases.len(),
+            residents: self.residents.len(),
+            resident_bytes: self.used_bytes(),
+            loads: self.loads,
+            evictions: self.evictions,
+            loads_waiting: self.loads_waiting,
+        }
+    }
+
+    pub fn entries_of(&self, name: &str) -> Vec<Entry> {
+        let versions = self.names.get(name);
+        versions.map_or_else(Vec::new, |v| self.entries(v).collect())
+    }
+
+    pub fn entry(&self, name: &str, number: u64) -> Option<Entry> {
+        let entries = self.entries_of(name);
+        entries.into_iter().find(|e| e.version.number == number)
+    }
+
+    pub fn all_entries(&self) -> Vec<Entry> {
+        self.names.values().flat_map(|v| self.entries(v)).collect()
+    }
+
+    fn entries<'a>(&'a self, versions: &'a Versions) -> impl Iterator<Item = Entry> + 'a {
+        versions.held.iter().map(|(number, held)| {
+            let resident = self.residents.get(&held.version.digest);
+            Entry {
+                version: held.version.clone(),
+                owner: held.owner.clone(),
+                state: match (held.draining, servable(&held.version)) {
+                    (true, _) => State::Draining,
+                    (false, false) => State::Ineffective,
+                    (false, true) => State::Ready,
+                },
+                current: *number == versions.current,
+                pinned: held.pinned,
+                resident: resident.is_some_and(|r| !r.leaving && held.used >= r.entered),
+                leases: held.leases.load(Ordering::Relaxed),
+            }
+        })
+    }
+}

@@ -1,0 +1,420 @@
+//! The store: adapter files by digest on disk, and the catalogue of names and versions in SQLite.
+//!
+//! Owns the data directory: `adapters/sha256/`, `orphans/`, `staging/`, `polylora.db`, `lock`.
+//! Never loads an adapter and knows no leases. The thing to know: a version appears whole or not at
+//! all: files are synced and renamed into place first, one transaction names them after, and
+//! opening sets aside what no row names, if the catalogue has seen it.
+
+mod aliases;
+mod orphans;
+mod owners;
+
+use super::Digest;
+use super::alias::Alias;
+use super::format::files::AdapterFiles;
+use super::version::Version;
+use crate::clock::{Now, Trusted};
+use crate::database::{self, Database, FULL, Storage, Transaction};
+use crate::error::{Error, Kind, Result};
+use sqlx::Row as _;
+use sqlx::query::Query;
+use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteRow};
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How the catalogue came to its format, oldest first. "IF NOT EXISTS" in the first: files made
+/// before migrations were counted have these tables.
+const MIGRATIONS: &[&str] = &[
+    "
+    CREATE TABLE IF NOT EXISTS names (
+        name TEXT PRIMARY KEY, current INTEGER, next_number INTEGER NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS versions (
+        name TEXT NOT NULL, number INTEGER NOT NULL, digest TEXT NOT NULL,
+        summary TEXT NOT NULL,
+        logit_change_max REAL, forced INTEGER NOT NULL, created INTEGER NOT NULL,
+        file_bytes INTEGER NOT NULL, resident_bytes INTEGER NOT NULL,
+        PRIMARY KEY (name, number)) STRICT;
+",
+    "
+    ALTER TABLE versions ADD COLUMN lineage TEXT NOT NULL DEFAULT '{\"kind\":\"uploaded\"}';
+    ALTER TABLE versions ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE base (only INTEGER PRIMARY KEY CHECK (only = 1), digest TEXT NOT NULL) STRICT;
+    CREATE TABLE aliases (
+        alias TEXT PRIMARY KEY, targets TEXT NOT NULL, previous TEXT,
+        created INTEGER NOT NULL, updated INTEGER NOT NULL) STRICT;
+",
+    // When the catalogue last changed, in Unix milliseconds: whether it has seen a file.
+    "
+    CREATE TABLE changed (only INTEGER PRIMARY KEY CHECK (only = 1), at INTEGER NOT NULL) STRICT;
+    INSERT INTO changed SELECT 1, 1000 * max(
+        (SELECT coalesce(max(created), 0) FROM versions),
+        (SELECT coalesce(max(updated), 0) FROM aliases));
+",
+    "
+    CREATE TABLE owners (name TEXT PRIMARY KEY, tenant TEXT) STRICT;
+    INSERT INTO owners (name) SELECT DISTINCT name FROM versions;
+    INSERT OR IGNORE INTO owners (name) SELECT alias FROM aliases;
+",
+];
+
+/// The data directory of one server.
+pub struct Store {
+    blobs: PathBuf,
+    staging: PathBuf,
+    catalogue: Database,
+    storage: Storage,
+    /// Number of the next staging directory.
+    staged: AtomicU64,
+    /// By which orphans age.
+    time: Mutex<Trusted>,
+    _lock: database::Lock,
+}
+
+/// What the catalogue holds.
+pub struct Catalogue {
+    pub versions: Vec<Version>,
+    /// (name, number of its current version)
+    pub current: Vec<(String, u64)>,
+    /// (name, number)
+    pub pinned: Vec<(String, u64)>,
+    pub aliases: Vec<Alias>,
+    /// When it last changed, since 1970; zero if it never did.
+    pub changed: Duration,
+    /// (name, tenant); an empty tenant is the operator
+    pub owners: Vec<(String, String)>,
+}
+
+impl Store {
+    /// Opens or creates the directory, takes its lock, clears staging and sets aside files that no
+    /// version names; on a disk that takes no writes it only looks. Errors: `data_dir_locked`
+    /// (another server has it), `data_dir_unsupported` (a newer format), `data_dir_other_base` (its
+    /// adapters were checked against another base).
+    pub async fn open(storage: &Storage, base: Digest) -> Result<(Self, Catalogue)> {
+        let dir = storage.dir();
+        let what = format!("data directory {}", dir.display());
+        let needed = |done: std::io::Result<()>| match done.map_err(|e| storage.failed(&what, &e)) {
+            Err(e) if e.code == FULL => Ok(()),
+            done => done,
+        };
+        let (blobs, staging) = (dir.join("adapters").join("sha256"), dir.join("staging"));
+        let lock = database::lock(dir)?;
+        needed(fs::create_dir_all(&blobs))?;
+        let interrupted = orphans::interrupted(&staging);
+        let catalogue = Database::open(storage, "polylora.db", MIGRATIONS).await?;
+        let store = Self {
+            blobs,
+            staging,
+            catalogue,
+            storage: storage.clone(),
+            staged: AtomicU64::new(0),
+            time: Mutex::new(Trusted::new(None, Now::read())),
+            _lock: lock,
+        };
+        store.check_base(dir, base).await?;
+        let catalogue = store.read().await?;
+        *store.time() = Trusted::new(Some(catalogue.changed), Now::read());
+        // The marks of interrupted uploads lie in staging: cleared when they are of no more use.
+        needed(store.set_aside(&catalogue, &interrupted))?;
+        if storage.read_only().is_none() {
+            if store.staging.exists() {
+                needed(fs::remove_dir_all(&store.staging))?;
+            }
+            needed(fs::create_dir_all(&store.staging))?;
+        }
+        Ok((store, catalogue))
+    }
+
+    /// A fresh, empty directory for an upload. Errors: `storage_full`.
+    pub fn stage(&self) -> Result<PathBuf> {
+        self.storage.check()?;
+        let failed = |e| self.storage.failed("an upload cannot be staged", &e);
+        fs::create_dir_all(&self.staging).map_err(failed)?;
+        loop {
+            let number = self.staged.fetch_add(1, Ordering::Relaxed);
+            let dir = self.staging.join(number.to_string());
+            match fs::create_dir(&dir) {
+                Ok(()) => return Ok(dir),
+                // Left by a server that could not clear it.
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(failed(e)),
+            }
+        }
+    }
+
+    /// Where the files of a digest lie.
+    pub fn blob(&self, digest: Digest) -> PathBuf {
+        let hex = hex::encode(digest.0);
+        self.blobs.join(&hex[..2]).join(hex)
+    }
+
+    /// Moves the adapter's files from a staging directory to their place, synced. A place that
+    /// already holds the same content is left alone; one whose content has rotted is replaced.
+    /// Until `settled` the content counts as that of an upload under way. Blocking. Errors:
+    /// `storage_full`.
+    pub fn keep(&self, staged: &Path, digest: Digest) -> Result<()> {
+        let what = format!("cannot store adapter {digest}");
+        let failed = |e: std::io::Error| self.storage.failed(&what, &e);
+        let place = self.blob(digest);
+        if place.exists() {
+            let there = AdapterFiles::find(&place).and_then(|f| f.digest());
+            if there.is_ok_and(|d| d == digest) {
+                // Whoever moved it there may have failed to sync that.
+                return sync_parents(&place).map_err(failed);
+            }
+        }
+        let files = AdapterFiles::find(staged)?;
+        File::create(self.mark(digest)).map_err(failed)?;
+        move_into_place(staged, &files, &place).map_err(failed)
+    }
+
+    /// The catalogue names what was kept, or it is gone. Blocking.
+    pub fn settled(&self, digest: Digest) {
+        if let Err(e) = fs::remove_file(self.mark(digest))
+            && e.kind() != ErrorKind::NotFound
+        {
+            tracing::debug!(%digest, error = %e, "a mark stays");
+        }
+    }
+
+    /// Where it is noted that the files of a digest are about to be named.
+    fn mark(&self, digest: Digest) -> PathBuf {
+        self.staging.join(orphans::mark(digest))
+    }
+
+    /// Removes the files of a digest. Blocking; a failure only leaves an orphan for the next start.
+    pub fn discard(&self, digest: Digest) {
+        if let Err(e) = fs::remove_dir_all(self.blob(digest))
+            && e.kind() != ErrorKind::NotFound
+        {
+            tracing::warn!(%digest, error = %e, "cannot remove adapter files");
+            return;
+        }
+        self.settled(digest);
+    }
+
+    /// The number that a name's next version gets; never one that it has had, even before a delete.
+    pub async fn next_number(&self, name: &str) -> Result<u64> {
+        let query = sqlx::query("SELECT next_number FROM names WHERE name = ?").bind(name);
+        self.catalogue.row(query).await?.map_or(Ok(1), |r| number(&r, "next_number"))
+    }
+
+    /// Adds a version, and makes it the name's current one if asked, in one transaction. A new name
+    /// comes with its owner.
+    pub async fn add(&self, version: &Version, current: bool, owner: Option<&str>) -> Result<()> {
+        let change = version.logit_change_max;
+        let mut t = self.begin().await?;
+        let insert = sqlx::query(
+            "INSERT INTO versions (name, number, digest, summary, logit_change_max, forced, created,
+             file_bytes, resident_bytes, lineage) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(&version.name)
+        .bind(version.number as i64)
+        .bind(hex::encode(version.digest.0))
+        .bind(json(&version.summary)?)
+        .bind((!change.is_nan()).then_some(f64::from(change))) // SQLite has no NaN
+        .bind(version.forced)
+        .bind(version.created as i64)
+        .bind(version.file_bytes as i64)
+        .bind(version.resident_bytes as i64)
+        .bind(json(&version.lineage)?);
+        t.run(insert).await?;
+        let next = sqlx::query(
+            "INSERT INTO names (name, next_number) VALUES (?1, ?2 + 1)
+             ON CONFLICT (name) DO UPDATE SET next_number = excluded.next_number",
+        );
+        t.run(next.bind(&version.name).bind(version.number as i64)).await?;
+        if let Some(owner) = owner {
+            owners::own(&version.name, owner, &mut t).await?;
+        }
+        if current {
+            let turn = sqlx::query("UPDATE names SET current = ?2 WHERE name = ?1");
+            t.run(turn.bind(&version.name).bind(version.number as i64)).await?;
+        }
+        t.commit().await
+    }
+
+    /// Marks a version as served in spite of its probe, and makes it current.
+    pub async fn force(&self, name: &str, version: u64) -> Result<()> {
+        let mut t = self.begin().await?;
+        for statement in [
+            "UPDATE versions SET forced = TRUE WHERE name = ?1 AND number = ?2",
+            "UPDATE names SET current = ?2 WHERE name = ?1",
+        ] {
+            t.run(sqlx::query(statement).bind(name).bind(version as i64)).await?;
+        }
+        t.commit().await
+    }
+
+    /// Makes another version of a name its current one.
+    pub async fn turn(&self, name: &str, version: u64) -> Result<()> {
+        let change = sqlx::query("UPDATE names SET current = ?2 WHERE name = ?1");
+        self.change(change.bind(name).bind(version as i64)).await
+    }
+
+    /// Whether a version is to stay resident.
+    pub async fn set_pinned(&self, name: &str, version: u64, pinned: bool) -> Result<()> {
+        let change = sqlx::query("UPDATE versions SET pinned = ?3 WHERE name = ?1 AND number = ?2");
+        self.change(change.bind(name).bind(version as i64).bind(pinned)).await
+    }
+
+    /// Removes one version that is not current.
+    pub async fn remove_version(&self, name: &str, version: u64) -> Result<()> {
+        let change = sqlx::query("DELETE FROM versions WHERE name = ? AND number = ?");
+        self.change(change.bind(name).bind(version as i64)).await
+    }
+
+    /// Removes every version of a name. The name's row stays, so that its numbers are not used
+    /// again.
+    pub async fn remove_name(&self, name: &str) -> Result<()> {
+        let mut t = self.begin().await?;
+        for statement in [
+            "DELETE FROM versions WHERE name = ?",
+            "UPDATE names SET current = NULL WHERE name = ?",
+        ] {
+            t.run(sqlx::query(statement).bind(name)).await?;
+        }
+        owners::disown(name, &mut t).await?;
+        t.commit().await
+    }
+
+    /// Refuses a directory whose adapters were checked and probed against another base: equal
+    /// shapes would let them load and answer nonsense. One without versions is for any base.
+    async fn check_base(&self, dir: &Path, base: Digest) -> Result<()> {
+        let held = self.catalogue.row(sqlx::query("SELECT digest FROM base")).await?;
+        let held = held.map(|row| text(&row, "digest")).transpose()?;
+        let base = base.to_string();
+        if held.as_ref() == Some(&base) {
+            return Ok(());
+        }
+        let count = self.catalogue.row(sqlx::query("SELECT count(*) AS n FROM versions")).await?;
+        let versions = count.map_or(Ok(0), |row| number(&row, "n"))?;
+        if let Some(held) = held.filter(|_| versions > 0) {
+            let message = format!(
+                "data directory {} has adapters for the base {held}; this server's base is {base}. \
+                 Use another --data-dir for it",
+                dir.display()
+            );
+            return Err(Error::new(Kind::Conflict, "data_dir_other_base", message));
+        }
+        let change = sqlx::query("INSERT OR REPLACE INTO base (only, digest) VALUES (1, ?)");
+        match self.catalogue.run(change.bind(base)).await {
+            // Without versions nothing depends on it yet.
+            Err(e) if e.code == FULL => Ok(()),
+            done => done.map(drop),
+        }
+    }
+
+    /// Begins a change of the catalogue, and notes when.
+    async fn begin(&self) -> Result<Transaction> {
+        let mut t = self.catalogue.begin().await?;
+        let now = Now::read().wall.as_millis() as i64;
+        t.run(sqlx::query("INSERT OR REPLACE INTO changed VALUES (1, ?)").bind(now)).await?;
+        Ok(t)
+    }
+
+    /// A change that is one statement.
+    async fn change(&self, statement: Query<'_, Sqlite, SqliteArguments>) -> Result<()> {
+        let mut t = self.begin().await?;
+        t.run(statement).await?;
+        t.commit().await
+    }
+
+    async fn read(&self) -> Result<Catalogue> {
+        let query = sqlx::query("SELECT * FROM versions ORDER BY name, number");
+        let versions = self.catalogue.rows(query).await?;
+        let versions = versions.iter().map(version).collect::<Result<_>>()?;
+        let current = "SELECT name, current AS number FROM names WHERE current IS NOT NULL";
+        let pinned = "SELECT name, number FROM versions WHERE pinned";
+        let changed = self.catalogue.row(sqlx::query("SELECT at FROM changed")).await?;
+        let changed = changed.map_or(Ok(0), |row| number(&row, "at"))?;
+        Ok(Catalogue {
+            versions,
+            current: self.pairs(current).await?,
+            pinned: self.pairs(pinned).await?,
+            aliases: self.aliases().await?,
+            changed: Duration::from_millis(changed),
+            owners: self.owners().await?,
+        })
+    }
+
+    async fn pairs(&self, query: &'static str) -> Result<Vec<(String, u64)>> {
+        let rows = self.catalogue.rows(sqlx::query(query)).await?;
+        rows.iter().map(|r| Ok((text(r, "name")?, number(r, "number")?))).collect()
+    }
+}
+
+/// Leaves only the canonical files in `staged`, syncs them, renames the directory and syncs its
+/// parents.
+fn move_into_place(staged: &Path, files: &AdapterFiles, place: &Path) -> std::io::Result<()> {
+    for (name, path) in files.list() {
+        let canonical = staged.join(name);
+        if path != canonical {
+            fs::rename(path, &canonical)?;
+        }
+        File::open(&canonical)?.sync_all()?;
+    }
+    for entry in fs::read_dir(staged)? {
+        let entry = entry?;
+        let part = files.list().iter().any(|(n, _)| entry.file_name() == *n);
+        match (part, entry.file_type()?.is_dir()) {
+            (true, _) => {}
+            (false, true) => fs::remove_dir_all(entry.path())?,
+            (false, false) => fs::remove_file(entry.path())?,
+        }
+    }
+    File::open(staged)?.sync_all()?;
+    if place.exists() {
+        fs::remove_dir_all(place)?;
+    }
+    let parent = place.parent().expect("a blob lies in a directory");
+    fs::create_dir_all(parent)?;
+    fs::rename(staged, place)?;
+    sync_parents(place)
+}
+
+fn sync_parents(place: &Path) -> std::io::Result<()> {
+    let parent = place.parent().expect("a blob lies in a directory");
+    File::open(parent)?.sync_all()?;
+    File::open(parent.parent().expect("and that in another"))?.sync_all()
+}
+
+fn version(row: &SqliteRow) -> Result<Version> {
+    let bad = |what: &str| Error::fault(format!("polylora.db: a version has a bad {what}"));
+    let mut digest = [0; 32];
+    hex::decode_to_slice(text(row, "digest")?, &mut digest).map_err(|_| bad("digest"))?;
+    let change: Option<f64> = row.try_get("logit_change_max").map_err(catalogue_error)?;
+    Ok(Version {
+        name: text(row, "name")?,
+        number: number(row, "number")?,
+        digest: Digest(digest),
+        summary: serde_json::from_str(&text(row, "summary")?).map_err(|_| bad("summary"))?,
+        logit_change_max: change.map_or(f32::NAN, |c| c as f32),
+        forced: row.try_get("forced").map_err(catalogue_error)?,
+        created: number(row, "created")?,
+        file_bytes: number(row, "file_bytes")?,
+        resident_bytes: number(row, "resident_bytes")?,
+        lineage: serde_json::from_str(&text(row, "lineage")?).map_err(|_| bad("lineage"))?,
+    })
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string(value)
+        .map_err(|e| Error::fault(format!("cannot write to the catalogue: {e}")))
+}
+
+fn text(row: &SqliteRow, column: &str) -> Result<String> {
+    row.try_get(column).map_err(catalogue_error)
+}
+
+fn number(row: &SqliteRow, column: &str) -> Result<u64> {
+    let n: i64 = row.try_get(column).map_err(catalogue_error)?;
+    u64::try_from(n).map_err(|_| Error::fault(format!("polylora.db: {column} is {n}")))
+}
+
+fn catalogue_error(e: sqlx::Error) -> Error {
+    Error::fault(format!("the catalogue polylora.db: {e}"))
+}

@@ -1,0 +1,241 @@
+//! What is known of a version: what it is, where it came from, how it stands; and how a change to a
+//! name is meant.
+//!
+//! Owns the plain types that registry and callers share. Never holds a lease. The thing to know: a
+//! `Version` never changes but for `forced`; everything that moves is in `Entry`.
+
+use super::Digest;
+use super::actor::Actor;
+use super::format::Summary;
+use crate::error::{Error, Kind};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One immutable version of a name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Version {
+    pub name: String,
+    /// 1, 2, 3 … per name; never used twice, not even after a delete.
+    pub number: u64,
+    pub digest: Digest,
+    pub summary: Summary,
+    /// Largest logit change over the probe's prompts.
+    pub logit_change_max: f32,
+    /// The uploader said to serve it even if the probe sees no change.
+    pub forced: bool,
+    /// Unix seconds.
+    pub created: u64,
+    /// Bytes of the files.
+    pub file_bytes: u64,
+    /// Bytes when resident.
+    pub resident_bytes: u64,
+    pub lineage: Lineage,
+}
+
+impl Version {
+    /// `name@number`, as clients may ask for it.
+    pub fn id(&self) -> String {
+        format!("{}@{}", self.name, self.number)
+    }
+}
+
+/// Where a version came from. Stored as JSON; fields may be added, never renamed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Lineage {
+    /// Somebody sent its files.
+    Uploaded {
+        /// Who, by the id of the key; `None` where no key is asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
+        /// Names of the files as the uploader called them, without paths.
+        #[serde(default)]
+        files: Vec<String>,
+    },
+    /// Computed from other versions.
+    Merged {
+        method: String,
+        from: Vec<Parent>,
+        /// Id of the job; `None` where there was none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        job: Option<String>,
+    },
+    /// Trained here, from the base or on from another version.
+    Trained {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<Parent>,
+        /// Id of the job.
+        job: String,
+    },
+}
+
+impl Lineage {
+    /// Id of the job that made the version, if one did.
+    pub fn job(&self) -> Option<&str> {
+        match self {
+            Self::Uploaded { .. } => None,
+            Self::Merged { job, .. } => job.as_deref(),
+            Self::Trained { job, .. } => Some(job),
+        }
+    }
+}
+
+impl Default for Lineage {
+    fn default() -> Self {
+        Self::Uploaded { by: None, files: Vec::new() }
+    }
+}
+
+/// A version that another was made of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Parent {
+    /// `name@number` as it was called then.
+    pub id: String,
+    /// `sha256:…`: what it was, whatever the name means now.
+    pub digest: String,
+    /// Its share in a merge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    Ready,
+    /// The probe saw no change at all; not servable unless forced.
+    Ineffective,
+    /// Replaced or deleted; running requests finish on it.
+    Draining,
+}
+
+/// What a listing shows of one version.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    pub version: Arc<Version>,
+    /// The tenant that owns the name; empty: the operator.
+    pub owner: Arc<str>,
+    pub state: State,
+    /// Whether it is the version that the bare name means.
+    pub current: bool,
+    /// Stays resident and on disk until unpinned.
+    pub pinned: bool,
+    /// In memory since this version itself was used: what others do with the same content does not
+    /// show.
+    pub resident: bool,
+    pub leases: usize,
+}
+
+/// What a change takes for granted about a name; it is checked in the name's own turn, so that
+/// nothing comes between. Broken: `version_conflict` (412).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expected {
+    /// There is no such name.
+    Absent,
+    /// There is one.
+    Present,
+    /// The bare name means this version.
+    Version(u64),
+    /// The bare name means a version with one of these contents.
+    Content(Vec<Digest>),
+}
+
+/// How an upload is meant.
+#[derive(Debug, Clone, Default)]
+pub struct Publish {
+    /// Serve it even if the probe sees no change.
+    pub force: bool,
+    /// All must hold.
+    pub expected: Vec<Expected>,
+    pub lineage: Lineage,
+    /// Leave the name to what was published after the same uploader last brought this content.
+    pub yields: bool,
+    pub by: Actor,
+}
+
+/// How a removal is meant.
+#[derive(Debug, Clone, Default)]
+pub struct Removal {
+    /// All must hold.
+    pub expected: Vec<Expected>,
+    /// Wait for running requests so long, then cut them. `None`: neither wait nor cut.
+    pub drain: Option<Duration>,
+    pub by: Actor,
+}
+
+/// What a removal came to, so far.
+#[derive(Debug, Clone)]
+pub struct Removed {
+    /// As they were when the name went.
+    pub entries: Vec<Entry>,
+    /// Nothing of the name is left in memory or on disk; else running requests hold it still.
+    pub gone: bool,
+    /// Requests that were cut.
+    pub cut: usize,
+    /// What others share is not freed and not counted.
+    pub resident_bytes_freed: u64,
+    pub file_bytes_freed: u64,
+}
+
+/// Why a content that a request wanted was not in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cold {
+    /// Not asked for since this server started.
+    Restart,
+    /// It had made room for others.
+    Evicted,
+    /// It left when its name moved on, and was asked for by number or by a rollback.
+    Replaced,
+}
+
+impl Cold {
+    /// The label of metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Restart => "restart",
+            Self::Evicted => "evicted",
+            Self::Replaced => "replaced",
+        }
+    }
+}
+
+/// Numbers for metrics; counts are since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stats {
+    pub names: usize,
+    pub versions: usize,
+    /// Versions of deleted names that requests still use.
+    pub departing: usize,
+    pub pinned: usize,
+    pub aliases: usize,
+    pub residents: usize,
+    pub resident_bytes: u64,
+    pub loads: u64,
+    pub evictions: u64,
+    /// Loads that wait for memory now.
+    pub loads_waiting: usize,
+}
+
+/// Whether requests may use the version: its probe saw a finite change, or its uploader forced it.
+pub fn servable(version: &Version) -> bool {
+    let change = version.logit_change_max;
+    version.forced || (change.is_finite() && change > 0.0)
+}
+
+/// 404 for a model that nobody has.
+pub fn model_not_found(model: &str) -> Error {
+    let model: String = model.chars().take(160).collect();
+    Error::not_found("model_not_found", format!("the model `{model}` does not exist"))
+        .param("model")
+}
+
+/// 409 for a version whose probe saw nothing.
+pub fn ineffective(version: &Version) -> Error {
+    let message = format!(
+        "Adapter `{}` is not served: its probe saw a logit change of {}. Publish it with force to \
+         serve it anyway.",
+        version.id(),
+        version.logit_change_max
+    );
+    Error::new(Kind::Conflict, "adapter_ineffective", message).param("model")
+}

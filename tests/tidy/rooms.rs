@@ -1,0 +1,245 @@
+//! Who may know whom: modules of the crate, files, crates; and how much a room may hold.
+//!
+//! Owns the table of imports and the budgets. Never judges a file's inside. The thing to know: a
+//! new arrow between modules is a row changed here, and rare.
+
+use crate::graph::Graph;
+use crate::none;
+use crate::source::{code_of, files, imports, rust_files};
+use fancy_regex::Regex;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Which modules of the crate a module may name, beside `error`. What is not here may name none;
+/// what is here and is not named must go.
+const IMPORTS: &[(&str, &[&str])] = &[
+    ("access", &["clock", "database"]),
+    ("adapters", &["blocking", "clock", "database", "metrics", "shape", "share"]),
+    ("merge", &["adapters"]),
+    ("jobs", &["merge", "engine", "adapters", "clock", "database", "share"]),
+    ("model", &["adapters", "checkpoint", "shape"]),
+    ("checkpoint", &["adapters", "shape", "tls"]),
+    ("text", &["checkpoint"]),
+    ("engine", &["model", "adapters", "metrics"]),
+    ("usage", &["clock", "database", "metrics"]),
+    (
+        "api",
+        &[
+            "access", "jobs", "engine", "text", "merge", "adapters", "usage", "clock", "config",
+            "database", "metrics", "share",
+        ],
+    ),
+    (
+        "assembly",
+        &[
+            "access",
+            "api",
+            "jobs",
+            "engine",
+            "text",
+            "model",
+            "checkpoint",
+            "adapters",
+            "usage",
+            "config",
+            "database",
+            "metrics",
+            "shape",
+            "terminal",
+            "tls",
+        ],
+    ),
+    (
+        "cli",
+        &[
+            "access",
+            "assembly",
+            "text",
+            "merge",
+            "model",
+            "checkpoint",
+            "adapters",
+            "config",
+            "database",
+            "shape",
+            "terminal",
+            "tls",
+        ],
+    ),
+];
+
+/// Crates that only some modules may name: (crate, paths it may stand in).
+const CRATES: &[(&str, &[&str])] = &[
+    ("axum", &["src/api/"]),
+    ("utoipa", &["src/api/"]),
+    ("clap", &["src/cli/", "src/config"]),
+    ("sqlx", &["src/access/", "src/adapters/", "src/jobs/", "src/usage/", "src/database"]),
+    ("candle_core", &["src/checkpoint/", "src/adapters/", "src/cli/verify"]),
+    ("candle_nn", &["src/cli/verify"]),
+    ("candle_transformers", &["src/cli/verify"]),
+    ("tokenizers", &["src/text/", "src/checkpoint/"]),
+    ("minijinja", &["src/text/"]),
+    ("cudarc", &[]),
+    ("rustls", &["src/tls.rs"]),
+    ("faer", &["src/merge/"]),
+    ("rlimit", &["src/text/", "src/assembly/listen.rs"]),
+    ("rustix", &["src/api/", "src/jobs/", "src/text/", "src/adapters/store/"]),
+];
+
+/// (what, directories and files, most lines of Rust in all): growth beyond is argued here.
+const BUDGETS: &[(&str, &[&str], usize)] = &[
+    ("hot path", &["engine/", "model/", "adapters/bank.rs", "adapters/composition.rs"], 5000),
+    ("api/http", &["api/http/"], 3500),
+    ("api/inference", &["api/inference/"], 4000),
+    ("api/adapters", &["api/adapters/"], 2000),
+    ("api/admin", &["api/admin/"], 1000),
+    ("api/jobs", &["api/jobs/"], 1000),
+    ("api/wire", &["api/wire/"], 2000),
+    // Shares, patience and rights of tenants are a third of it.
+    ("registry and store", &["adapters/registry/", "adapters/store/"], 3700),
+    // Two file formats, and every refusal by name.
+    ("format", &["adapters/format/"], 4800),
+    ("merge", &["merge/"], 2600),
+    ("jobs", &["jobs/"], 2200),
+    ("checkpoint", &["checkpoint/"], 3500),
+    ("text", &["text/"], 2200),
+    ("access", &["access/"], 2300),
+    ("usage", &["usage/"], 800),
+    ("metrics", &["metrics/"], 800),
+    ("config", &["config/"], 1400),
+    ("error", &["error/"], 500),
+    ("database", &["database/"], 900),
+    ("assembly", &["assembly/"], 1300),
+    ("cli", &["cli/"], 3600),
+];
+
+/// Modules that a module names, itself and `error` left out.
+fn named(files: &[(String, String)]) -> BTreeMap<String, BTreeSet<String>> {
+    let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (path, text) in files {
+        let module = path["src/".len()..].split(['/', '.']).next().unwrap_or_default();
+        let code = code_of(text);
+        let mut names = imports(&code);
+        names.retain(|name| name != module && name != "error");
+        all.entry(module.to_owned()).or_default().extend(names);
+    }
+    all
+}
+
+/// What a table of permissions forbids, and what it allows for nothing.
+fn against(table: &[(&str, &[&str])], files: &[(String, String)]) -> Vec<String> {
+    let all = named(files);
+    let mut wrong = Vec::new();
+    for (module, names) in &all {
+        let may = table.iter().find(|(m, _)| m == module).map_or(&[][..], |(_, may)| may);
+        let known = |name: &str| all.contains_key(name);
+        let over = names.iter().filter(|name| known(name) && !may.contains(&name.as_str()));
+        wrong.extend(over.map(|name| format!("{module} must not know {name}")));
+    }
+    for (module, may) in table {
+        let names = all.get(*module);
+        let idle = may.iter().filter(|name| !names.is_some_and(|all| all.contains(**name)));
+        wrong.extend(idle.map(|name| format!("{module} may know {name}, and does not")));
+    }
+    wrong
+}
+
+#[test]
+fn imports_go_one_way_and_every_permission_is_used() {
+    let files = files("src", &[".rs"]);
+    none(against(IMPORTS, &files));
+    let planted = [
+        ("src/model/mod.rs".to_owned(), "use crate::api::routes;".to_owned()),
+        ("src/api/mod.rs".to_owned(), "use crate::error::Error;".to_owned()),
+    ];
+    let wrong = against(&[("model", &["shape"])], &planted);
+    assert_eq!(wrong, ["model must not know api", "model may know shape, and does not"]);
+}
+
+#[test]
+fn crates_are_named_where_they_belong() {
+    let mut wrong = Vec::new();
+    for (path, text) in files("src", &[".rs"]) {
+        let code = code_of(&text);
+        for (name, places) in CRATES {
+            let pattern = Regex::new(&format!(r"(?<![\w:.]){name}::")).expect("a pattern");
+            let here = places.iter().any(|p| path.starts_with(p));
+            if !here && pattern.is_match(&code).expect("no backtrack limit") {
+                wrong.push(format!("{path}: only {places:?} may name the crate {name}"));
+            }
+        }
+    }
+    for (path, text) in files("kernels", &["Cargo.toml", ".rs"]) {
+        for name in ["candle", "axum", "tokio", "safetensors"] {
+            if code_of(&text).contains(name) {
+                wrong.push(format!("{path}: the kernels know no {name}"));
+            }
+        }
+        if !path.starts_with("kernels/src/cuda/") && code_of(&text).contains("cudarc::") {
+            wrong.push(format!("{path}: only kernels/src/cuda knows cudarc"));
+        }
+    }
+    none(wrong);
+}
+
+#[test]
+fn no_file_names_one_that_names_it() {
+    let circles = |files: &[(String, String)]| -> Vec<String> {
+        Graph::of(files).circles().iter().map(|circle| circle.join(" ↔ ")).collect()
+    };
+    none(circles(&files("src", &[".rs"])));
+    let planted = |b: &str| {
+        let file = |path: &str, text: &str| (path.to_owned(), text.to_owned());
+        [
+            file("src/lib.rs", "pub mod room;"),
+            file("src/room/mod.rs", "mod a;\nmod b;\nmod c;\npub use a::Lamp;"),
+            file("src/room/a.rs", "use super::c::table;\npub struct Lamp;"),
+            file("src/room/b.rs", b),
+            file("src/room/c.rs", "pub fn table() {\n    super::b::chair();\n}"),
+        ]
+    };
+    assert!(circles(&planted("pub fn chair() {}")).is_empty());
+    let closed = planted("use crate::room::Lamp;\npub fn chair() {}");
+    let all = "crate::room::a ↔ crate::room::b ↔ crate::room::c";
+    assert_eq!(circles(&closed), [all], "by way of what the directory shows");
+}
+
+#[test]
+fn a_directory_has_its_first_page_inside() {
+    let paths: BTreeSet<String> = rust_files().into_iter().map(|(path, _)| path).collect();
+    let doubled = |path: &&String| {
+        let inside = format!("{}/", path.trim_end_matches(".rs"));
+        // A test binary is named by its file; its parts are beside it.
+        path.starts_with("src/") && paths.iter().any(|other| other.starts_with(&inside))
+    };
+    none(paths.iter().filter(doubled).map(|path| format!("{path}: belongs in mod.rs")).collect());
+}
+
+#[test]
+fn areas_keep_their_budgets() {
+    let files = files("src", &[".rs"]);
+    none(over_budget(BUDGETS, &files));
+    let planted = [("src/model/mod.rs".to_owned(), "a\n".repeat(11))];
+    assert_eq!(over_budget(&[("model", &["model/"], 10)], &planted), ["model: 11 lines of 10"]);
+    let directories = files.iter().filter_map(|(path, _)| path["src/".len()..].split_once('/'));
+    let directories: BTreeSet<&str> = directories.map(|(directory, _)| directory).collect();
+    let counted = |d: &&str| {
+        let inside = |part: &&str| part.starts_with(&format!("{d}/"));
+        BUDGETS.iter().any(|(_, parts, _)| parts.iter().any(inside))
+    };
+    none(
+        directories.iter().filter(|d| !counted(d)).map(|d| format!("{d} has no budget")).collect(),
+    );
+}
+
+fn over_budget(budgets: &[(&str, &[&str], usize)], files: &[(String, String)]) -> Vec<String> {
+    let mut over = Vec::new();
+    for (area, parts, most) in budgets {
+        let of = |path: &str| parts.iter().any(|part| path["src/".len()..].starts_with(part));
+        let lines: usize =
+            files.iter().filter(|(p, _)| of(p)).map(|(_, text)| text.lines().count()).sum();
+        if lines > *most {
+            over.push(format!("{area}: {lines} lines of {most}"));
+        }
+    }
+    over
+}
