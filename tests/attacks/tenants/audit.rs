@@ -77,7 +77,7 @@ async fn an_operator_rotates_the_log_into_a_file() {
     assert_eq!(number(&rest["first"]), 21);
     let mut lines = Vec::new();
     for moved in [&moved, &rest] {
-        let file = live.data_dir().join(moved["file"].as_str().expect("a file"));
+        let file = live.data().join(moved["file"].as_str().expect("a file"));
         let text = std::fs::read_to_string(file).expect("it is there");
         let read = |line: &str| serde_json::from_str::<Value>(line).expect("a line of JSON");
         lines.extend(text.lines().map(read));

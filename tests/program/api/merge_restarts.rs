@@ -67,7 +67,7 @@ async fn sources_that_are_replaced_or_deleted_stay_for_the_job_and_go_after_it()
         .iter()
         .map(|s| {
             let digest = s["digest"].as_str().expect("a digest").trim_start_matches("sha256:");
-            live.data_dir().join("adapters/sha256").join(&digest[..2]).join(digest)
+            live.data().join("adapters/sha256").join(&digest[..2]).join(digest)
         })
         .collect();
     assert!(blobs.iter().all(|b| b.exists()));

@@ -222,7 +222,7 @@ async fn what_waits_or_runs_can_be_cancelled_and_leaves_nothing() {
 
 /// Directories of publications under way.
 pub fn staged(live: &Live) -> usize {
-    std::fs::read_dir(live.data_dir().join("staging")).expect("staging").count()
+    std::fs::read_dir(live.data().join("staging")).expect("staging").count()
 }
 
 #[tokio::test]

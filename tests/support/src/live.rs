@@ -92,11 +92,6 @@ impl Live {
         Self::start_in(self.crash(), more, Stdio::inherit())
     }
 
-    /// Where it keeps what must last.
-    pub fn data_dir(&self) -> PathBuf {
-        self.dir.path().join("data")
-    }
-
     /// Waits for the end it was asked for and starts it again.
     pub fn restart_after_its_end(self, more: &[&str]) -> Self {
         let Self { server, dir, .. } = self;
