@@ -7,6 +7,8 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY kernels kernels
 COPY src src
+# What tests share is a member of the workspace, so cargo wants to see it.
+COPY tests/support tests/support
 RUN cargo build --release --locked --bin polylora
 
 FROM debian:trixie-slim
