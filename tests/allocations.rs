@@ -3,10 +3,6 @@
 //!
 //! One test in a binary of its own: the counting allocator sees the whole process.
 
-mod common;
-
-use common::adapters::{Recipe, write_adapter};
-use common::{bank, tiny};
 use polylora::adapters::composition::{Composition, Part};
 use polylora::adapters::registry::Lease;
 use polylora::checkpoint::Checkpoint;
@@ -23,6 +19,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use support::adapters::{Recipe, write_adapter};
+use support::{bank, tiny};
 
 struct Counting;
 

@@ -17,7 +17,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("merge", &["adapters"]),
     ("jobs", &["merge", "engine", "adapters", "clock", "database", "share"]),
     ("model", &["adapters", "checkpoint", "shape"]),
-    ("checkpoint", &["adapters", "shape"]),
+    ("checkpoint", &["adapters", "shape", "tls"]),
     ("text", &["checkpoint", "clock"]),
     ("engine", &["model", "adapters", "metrics"]),
     ("usage", &["clock", "database", "metrics"]),
@@ -45,6 +45,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "metrics",
             "shape",
             "terminal",
+            "tls",
         ],
     ),
     (
@@ -61,6 +62,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "database",
             "shape",
             "terminal",
+            "tls",
         ],
     ),
 ];
@@ -77,6 +79,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tokenizers", &["src/text/", "src/checkpoint/"]),
     ("minijinja", &["src/text/"]),
     ("cudarc", &[]),
+    ("rustls", &["src/tls.rs"]),
     ("faer", &["src/merge/"]),
     ("rlimit", &["src/text/", "src/assembly/listen.rs"]),
     ("rustix", &["src/api/", "src/jobs/", "src/text/", "src/adapters/store/"]),

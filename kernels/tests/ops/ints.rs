@@ -143,9 +143,9 @@ fn the_largest_integers_are_multiplied_as_others() {
         let (bits, group, zero, has_min) = said(dtype);
         for q in [0, (1u32 << bits) - 1].map(|q| q as u8) {
             let scales = vec![f16::ONE; outputs * inputs / group];
-            let min = vec![f16::ZERO; if has_min { scales.len() } else { 0 }];
+            let mins = vec![f16::ZERO; if has_min { scales.len() } else { 0 }];
             let weights = vec![f32::from(q) - f32::from(zero); outputs * inputs];
-            let file = File { q: vec![q; weights.len()], scales, min, weights };
+            let file = File { q: vec![q; weights.len()], scales, mins, weights };
             let matrix = file.matrix(dtype, outputs, inputs);
             for signs in [[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]] {
                 let x: Vec<f32> = (0..inputs).map(|i| 127.0 * signs[i % 2]).collect();

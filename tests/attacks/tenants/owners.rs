@@ -1,12 +1,12 @@
 //! A data directory from before names had owners.
 
 use super::{OPERATOR, ask, get, key, upload};
-use crate::live::Live;
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 use std::path::Path;
 use std::process::Stdio;
+use support::live::Live;
 
 /// Takes the tables of the catalogue back to the format before owners and the time of changes.
 const CATALOGUE: &str = "DROP TABLE owners; DROP TABLE changed; PRAGMA user_version = 2;";
