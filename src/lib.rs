@@ -5,7 +5,7 @@
 //! - [`cli`]: arguments to configuration to one of the commands; no logic of its own
 //! - [`assembly`]: a server out of a configuration
 //! - [`api`]: HTTP; the only module that knows axum and the wire's types
-//! - [`jobs`]: merges carried out beside serving
+//! - [`jobs`]: work carried out beside serving, tenants in turns
 //! - [`engine`]: the thread that turns tokens into tokens: plan, run, commit
 //! - [`text`]: text to tokens and back
 //! - [`merge`]: adapters into one, without files

@@ -70,6 +70,17 @@ pub enum Lineage {
     },
 }
 
+impl Lineage {
+    /// Id of the job that made the version, if one did.
+    pub fn job(&self) -> Option<&str> {
+        match self {
+            Self::Uploaded { .. } => None,
+            Self::Merged { job, .. } => job.as_deref(),
+            Self::Trained { job, .. } => Some(job),
+        }
+    }
+}
+
 impl Default for Lineage {
     fn default() -> Self {
         Self::Uploaded { by: None, files: Vec::new() }

@@ -1,43 +1,17 @@
-//! What a job is: an order, whose it is, and how far it came.
+//! What a job is: its work, whose it is, and how far it came.
 //!
 //! Owns the states and the moves between them. Never stores or runs anything. The thing to know:
 //! what is being published is not taken back: before, a job can be cancelled, after it only its
 //! evaluation.
 
 use super::evaluate::EvaluationSet;
-use crate::adapters::actor::{Actor, Bounds, Right, Tenant};
-use crate::adapters::version::Parent;
-use crate::error::{Error, Kind};
-use crate::merge::Progress;
-use crate::merge::spec::Spec;
+use super::rights::Rights;
+use super::stage::{Progress, Stage};
+use super::work::Work;
+use crate::adapters::actor::{Actor, Right, Tenant};
+use crate::error::Error;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-
-/// What is to be done. Stored as JSON; the stored text decides the result, so a job runs by what
-/// was read back from it. Fields may be added, never renamed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Order {
-    /// Of the adapter that comes out.
-    pub name: String,
-    /// Sources are called as the client called them.
-    pub spec: Spec,
-    /// What each source was when the job came in.
-    pub from: Vec<Parent>,
-    /// Merge sources that name different base models.
-    pub any_base: bool,
-    /// What its key allowed when it came in.
-    #[serde(default)]
-    pub rights: Rights,
-}
-
-/// What the key of an order allows when its result is published.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Rights {
-    /// To publish under the order's name, whosever that is.
-    pub given: bool,
-    pub bounds: Bounds,
-}
 
 /// Whose a job is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,11 +29,11 @@ impl Owner {
     }
 }
 
-/// An order that came in, with what it is evaluated on.
+/// A job that came in, with what its result is evaluated on.
 pub struct Submission {
     pub id: String,
     pub owner: Owner,
-    pub order: Order,
+    pub work: Work,
     pub sets: Vec<EvaluationSet>,
 }
 
@@ -70,14 +44,6 @@ pub enum State {
     Done,
     Failed,
     Cancelled,
-}
-
-/// What a running job is at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    Merging,
-    Publishing,
-    Evaluating,
 }
 
 impl State {
@@ -97,16 +63,6 @@ impl State {
 
     pub fn is_over(self) -> bool {
         matches!(self, Self::Done | Self::Failed | Self::Cancelled)
-    }
-}
-
-impl Stage {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Merging => "merging",
-            Self::Publishing => "publishing",
-            Self::Evaluating => "evaluating",
-        }
     }
 }
 
@@ -137,9 +93,9 @@ impl From<&Error> for Failure {
 pub struct Job {
     pub id: String,
     pub owner: Owner,
-    pub order: Arc<Order>,
+    pub work: Arc<Work>,
     pub state: State,
-    /// Sites merged, since it last began.
+    /// Since it last began.
     pub progress: Option<Progress>,
     /// How often it began anew because the server had ended under it.
     pub restarts: u64,
@@ -156,7 +112,7 @@ impl Job {
     pub fn begin(&mut self, now: u64) -> bool {
         let queued = self.state == State::Queued;
         if queued {
-            self.state = State::Running(Stage::Merging);
+            self.state = State::Running(self.work.first_stage());
             self.started = Some(now);
         }
         queued
@@ -175,7 +131,7 @@ impl Job {
     /// Who publishes its result.
     pub fn actor(&self) -> Actor {
         let name = self.owner.tenant.as_deref().unwrap_or_default().into();
-        let Rights { given, bounds } = self.order.rights;
+        let Rights { given, bounds } = self.work.rights();
         let right = if given || self.owner.tenant.is_none() { Right::Given } else { Right::Own };
         Actor { tenant: Tenant { name, bounds }, right }
     }
@@ -200,7 +156,8 @@ impl Job {
         self.state = match self.state {
             // Set aside while it was evaluated.
             State::Queued if self.outcome.is_some() => State::Done,
-            State::Queued | State::Running(Stage::Merging) => State::Cancelled,
+            State::Queued => State::Cancelled,
+            State::Running(stage) if stage.is_making() => State::Cancelled,
             State::Running(Stage::Evaluating) => State::Done,
             _ => return false,
         };
@@ -219,6 +176,15 @@ impl Job {
         again
     }
 
+    /// 409 for a job that is over or being published.
+    pub fn over(&self) -> Error {
+        let is = match self.state {
+            State::Running(stage) => stage.name(),
+            state => state.name(),
+        };
+        self.work.kind().over(&self.id, is)
+    }
+
     /// It is done, or failed; false when it was over already.
     pub fn end(&mut self, failure: Option<&Error>, now: u64) -> bool {
         if self.state.is_over() {
@@ -229,20 +195,4 @@ impl Job {
         self.state = if failure.is_some() { State::Failed } else { State::Done };
         true
     }
-}
-
-/// 404 for a job that nobody has, or that the caller may not know of.
-pub fn not_found(id: &str) -> Error {
-    let shown: String = id.chars().take(64).collect();
-    Error::not_found("merge_not_found", format!("there is no merge `{shown}`")).param("id")
-}
-
-/// 409 for a job that is over or being published.
-pub fn over(job: &Job) -> Error {
-    let what = match job.state {
-        State::Running(stage) => stage.name(),
-        state => state.name(),
-    };
-    let message = format!("the merge `{}` is {what} and cannot be cancelled", job.id);
-    Error::new(Kind::Conflict, "merge_over", message).param("id")
 }

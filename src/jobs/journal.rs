@@ -5,6 +5,7 @@
 
 use super::evaluate::EvaluationSet;
 use super::job::{Failure, Job, Outcome, Owner, State};
+use super::work::Work;
 use crate::database::{Database, Storage};
 use crate::error::{Error, Result};
 use serde::Serialize;
@@ -65,7 +66,7 @@ impl Journal {
         .bind(&job.id)
         .bind(&job.owner.key)
         .bind(&job.owner.tenant)
-        .bind(json(&*job.order)?)
+        .bind(json(&*job.work)?)
         .bind((!sets.is_empty()).then(|| json(&sets)).transpose()?)
         .bind(job.created as i64);
         let mut t = self.database.begin().await?;
@@ -162,7 +163,7 @@ fn read(row: &SqliteRow) -> Result<(u64, Job)> {
     let job = Job {
         id: needed("id")?,
         owner: Owner { key: needed("key")?, tenant: text("tenant")? },
-        order: Arc::new(parsed(&needed("spec")?, "spec")?),
+        work: Arc::new(Work::parse(&needed("spec")?).map_err(|e| bad("spec", &e))?),
         state: known.ok_or_else(|| Error::fault(format!("jobs.db: a job is {state}")))?,
         progress: None,
         restarts: time("restarts")?.unwrap_or(0),
@@ -180,7 +181,11 @@ fn json(value: &impl Serialize) -> Result<String> {
 }
 
 fn parsed<T: DeserializeOwned>(text: &str, column: &str) -> Result<T> {
-    serde_json::from_str(text).map_err(|e| Error::fault(format!("jobs.db: a bad {column}: {e}")))
+    serde_json::from_str(text).map_err(|e| bad(column, &e))
+}
+
+fn bad(column: &str, e: &serde_json::Error) -> Error {
+    Error::fault(format!("jobs.db: a bad {column}: {e}"))
 }
 
 fn failed(e: sqlx::Error) -> Error {

@@ -1,8 +1,7 @@
-//! Merge jobs: orders that are carried out beside serving, tenants in turns, and that survive the
-//! server.
+//! Jobs: work that is done beside serving, tenants in turns, and that survives the server.
 //!
-//! Owns `jobs.db`, the queue of jobs and the task that works on them. Never sees HTTP; merges by
-//! `merge`, publishes by the door of uploads. The thing to know: a job that the server's end
+//! Owns `jobs.db`, the queue of jobs and the task that works on them. Never sees HTTP, and of what a
+//! job does only what `work` says; results are published as uploads are. The thing to know: a job that the server's end
 //! interrupted begins anew, and the version that it published carries its id, so it never publishes
 //! twice.
 
@@ -10,30 +9,36 @@ mod desk;
 pub mod evaluate;
 mod job;
 mod journal;
+mod merge;
 mod pace;
-mod plan;
-mod turns;
+mod queue;
+mod rights;
+mod run;
+mod stage;
 mod work;
 
 use crate::adapters::Digest;
 use crate::adapters::registry::{PinnedSource, Registry};
 use crate::adapters::version::Parent;
+use crate::clock::unix_seconds;
 use crate::database::{FULL, Storage};
 use crate::engine::{EngineHandle, shutting_down};
-use crate::error::{Error, Kind, Result};
-use crate::merge::outlook::Outlook;
+use crate::error::{Error, Kind as ErrorKind, Result};
 use crate::share::Pool;
-pub use job::{Job, Order, Owner, Rights, Stage, State, Submission};
+pub use job::{Job, Owner, State, Submission};
 use journal::Journal;
 pub use journal::StoredReport;
+pub use merge::MergeSpec;
 use pace::Pace;
-use plan::Plan;
+use queue::Queue;
+pub use rights::Rights;
+pub use stage::Stage;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
-use turns::Turns;
+pub use work::{Kind, Work};
 
 /// A job that ended the server so often is not tried again: it may well be why.
 const RESTARTS_MAX: u64 = 10;
@@ -43,7 +48,7 @@ const SURVEYS_MAX: u64 = 4;
 const CHECKS_MAX: u64 = 2;
 /// Work after which a job is set aside for a tenant that waits for a place; twice as much each
 /// time, so that at most half of all work is done for nothing.
-const TURN_MS: u64 = 2000;
+const QUANTUM_MS: u64 = 2000;
 
 /// Bounds of the queue.
 #[derive(Debug, Clone, Copy)]
@@ -68,42 +73,42 @@ struct Inner {
     pace: Pace,
     limits: JobLimits,
     /// By number: the order in which they came.
-    board: Mutex<BTreeMap<u64, Posted>>,
+    table: Mutex<BTreeMap<u64, JobEntry>>,
     /// One submission at a time, so that the bound holds.
-    turn: AsyncMutex<()>,
-    turns: Mutex<Turns>,
+    submissions: AsyncMutex<()>,
+    queue: Mutex<Queue>,
     surveys: Arc<Pool>,
     checks: Arc<Pool>,
     /// The task has work, or an end.
-    bell: Arc<Notify>,
+    wake: Arc<Notify>,
     stopping: Arc<AtomicBool>,
     /// Tells those who watch that nothing more will come.
     closing: watch::Sender<bool>,
 }
 
-/// A job on the board.
+/// A job in the table.
 #[derive(Clone)]
-struct Posted {
+struct JobEntry {
     /// The job itself: whoever changes it tells those who watch.
     job: Arc<watch::Sender<Job>>,
     /// Its sources; none once it is over.
     kept: Arc<Vec<PinnedSource>>,
     /// Milliseconds that it works before it is set aside for others.
-    turn: Arc<AtomicU64>,
+    quantum: Arc<AtomicU64>,
     /// How often it has waited for room on the disk.
     waits: Arc<AtomicU64>,
 }
 
-/// A job's place among those under way.
-struct Place {
+/// A job under way; its drop makes room for another.
+struct Running {
     inner: Arc<Inner>,
     tenant: Option<String>,
 }
 
-impl Drop for Place {
+impl Drop for Running {
     fn drop(&mut self) {
-        self.inner.turns().give_back(&self.tenant);
-        self.inner.bell.notify_one();
+        self.inner.queue().give_back(&self.tenant);
+        self.inner.wake.notify_one();
     }
 }
 
@@ -151,12 +156,12 @@ impl Jobs {
             pace: Pace::new(engine.clone(), stopping.clone()),
             engine,
             limits,
-            board: Mutex::default(),
-            turn: AsyncMutex::default(),
-            turns: Mutex::default(),
+            table: Mutex::default(),
+            submissions: AsyncMutex::default(),
+            queue: Mutex::default(),
             surveys: Pool::new(SURVEYS_MAX),
             checks: Pool::new(CHECKS_MAX),
-            bell: Arc::default(),
+            wake: Arc::default(),
             stopping,
             closing: watch::Sender::new(false),
         });
@@ -165,69 +170,23 @@ impl Jobs {
         }
         unless_full(inner.forget().await)?;
         // The task holds no jobs while it waits, so the last clone's drop ends both.
-        let (weak, bell) = (Arc::downgrade(&inner), inner.bell.clone());
+        let (weak, wake) = (Arc::downgrade(&inner), inner.wake.clone());
         tokio::spawn(async move {
             while let Some(inner) = weak.upgrade().filter(|i| !i.pace.is_stopping()) {
                 match inner.next() {
-                    Some(posted) => {
-                        let tenant = posted.job.borrow().owner.tenant.clone();
-                        let place = Place { inner, tenant };
-                        tokio::spawn(async move { place.inner.work(&posted).await });
+                    Some(entry) => {
+                        let tenant = entry.job.borrow().owner.tenant.clone();
+                        let running = Running { inner, tenant };
+                        tokio::spawn(async move { running.inner.work(&entry).await });
                     }
                     None => {
                         drop(inner);
-                        bell.notified().await;
+                        wake.notified().await;
                     }
                 }
             }
         });
         Ok(Self { inner })
-    }
-
-    /// Checks an order as far as it can be without merging: sources, options, sizes. Errors: those
-    /// of the merge, `model_not_found`, `corrupt_adapter`.
-    pub async fn check(
-        &self,
-        order: &Order,
-        kept: Arc<Vec<PinnedSource>>,
-        tenant: &str,
-    ) -> Result<()> {
-        let _place = self.inner.checks.take(tenant).await;
-        let (order, registry) = (order.clone(), self.inner.registry.clone());
-        let checked =
-            tokio::task::spawn_blocking(move || Plan::new(&order, &registry, &kept).map(drop));
-        checked.await.unwrap_or_else(|_| Err(Error::fault("checking the merge failed")))
-    }
-
-    /// Says how much the sources are in each other's way, merging nothing. Errors: as `check`;
-    /// `merges_busy` while others are surveyed.
-    pub async fn survey(
-        &self,
-        order: &Order,
-        kept: Arc<Vec<PinnedSource>>,
-        tenant: &str,
-    ) -> Result<Outlook> {
-        let _place = self.inner.surveys.try_take(tenant, 1).ok_or_else(|| {
-            Error::new(Kind::Busy, "merges_busy", "other surveys are being made; try again")
-        })?;
-        let (order, registry) = (order.clone(), self.inner.registry.clone());
-        let (pace, tenant) = (self.inner.pace.clone(), tenant.to_owned());
-        pace::apart(move || {
-            let _active = pace.enter(&tenant);
-            let mut plan = Plan::new(&order, &registry, &kept)?;
-            loop {
-                let (progress, worked) = pace.compute(&tenant, || plan.look());
-                let progress = progress?;
-                if progress.done == progress.total {
-                    return Ok(plan.outlook());
-                }
-                if pace.is_stopping() {
-                    return Err(shutting_down());
-                }
-                pace.rest(worked);
-            }
-        })
-        .await
     }
 
     /// Whether another job of `owner` may wait, of whose tenant at most `most` may. Errors:
@@ -244,48 +203,55 @@ impl Jobs {
         most: Option<u64>,
     ) -> Result<Job> {
         let inner = &self.inner;
-        let _turn = inner.turn.lock().await;
+        let _submitting = inner.submissions.lock().await;
         inner.check_room(&submission.owner, most)?;
         let job = Job {
             id: submission.id,
             owner: submission.owner,
-            order: Arc::new(submission.order),
+            work: Arc::new(submission.work),
             state: State::Queued,
             progress: None,
             restarts: 0,
-            created: now(),
+            created: unix_seconds(),
             started: None,
             ended: None,
             outcome: None,
             failure: None,
         };
         let (number, job) = inner.journal.add(&job, &submission.sets).await?;
-        inner.board().insert(number, Posted::new(job.clone(), kept));
-        inner.bell.notify_one();
+        inner.table().insert(number, JobEntry::new(job.clone(), kept));
+        inner.wake.notify_one();
         Ok(job)
     }
 
     /// Jobs that an operator (`None`) or a tenant may know of, newest first.
-    pub fn list(&self, tenant: Option<&str>) -> Vec<Job> {
-        let board = self.inner.board();
-        let jobs = board.values().rev().map(|p| p.job.borrow().clone());
-        jobs.filter(|j| j.owner.known_to(tenant)).collect()
+    pub fn list(&self, kind: Kind, tenant: Option<&str>) -> Vec<Job> {
+        let table = self.inner.table();
+        let jobs = table.values().rev().map(|p| p.job.borrow().clone());
+        jobs.filter(|j| j.work.kind() == kind && j.owner.known_to(tenant)).collect()
     }
 
     /// Errors: `merge_not_found`.
-    pub fn get(&self, id: &str, tenant: Option<&str>) -> Result<Job> {
-        Ok(self.inner.find(id, tenant)?.job.borrow().clone())
+    pub fn get(&self, kind: Kind, id: &str, tenant: Option<&str>) -> Result<Job> {
+        Ok(self.inner.find(kind, id, tenant)?.job.borrow().clone())
+    }
+
+    /// Whose the job is, of whatever kind.
+    pub fn owner_of(&self, id: &str) -> Option<Owner> {
+        let table = self.inner.table();
+        let mut owners = table.values().map(|entry| entry.job.borrow());
+        owners.find(|job| job.id == id).map(|job| job.owner.clone())
     }
 
     /// Looks at a job while it runs. Errors: `merge_not_found`.
-    pub fn watch(&self, id: &str, tenant: Option<&str>) -> Result<Watch> {
-        let job = self.inner.find(id, tenant)?.job.subscribe();
+    pub fn watch(&self, kind: Kind, id: &str, tenant: Option<&str>) -> Result<Watch> {
+        let job = self.inner.find(kind, id, tenant)?.job.subscribe();
         Ok(Watch { job, closing: self.inner.closing.subscribe(), told: false })
     }
 
     /// Errors: `merge_not_found`; `merge_report_missing` when it is not made yet, or never was.
-    pub async fn report(&self, id: &str, tenant: Option<&str>) -> Result<StoredReport> {
-        let job = self.get(id, tenant)?;
+    pub async fn report(&self, kind: Kind, id: &str, tenant: Option<&str>) -> Result<StoredReport> {
+        let job = self.get(kind, id, tenant)?;
         // What a job wrote down before it published is no report before it did.
         let stored = match job.state {
             State::Done | State::Running(Stage::Evaluating) => {
@@ -293,25 +259,22 @@ impl Jobs {
             }
             _ => None,
         };
-        stored.ok_or_else(|| {
-            let message = format!("the merge `{id}` is {} and has no report", job.state.name());
-            Error::new(Kind::Conflict, "merge_report_missing", message).param("id")
-        })
+        stored.ok_or_else(|| job.work.kind().report_missing(id, job.state.name()))
     }
 
     /// Ends a job that does not publish yet; what it computes is dropped after the site that it is
     /// at. Of one that has published it ends the evaluation. Errors: `merge_not_found`,
     /// `merge_over`.
-    pub async fn cancel(&self, id: &str, tenant: Option<&str>) -> Result<Job> {
-        let posted = self.inner.find(id, tenant)?;
-        if !posted.job.send_if_modified(|job| job.cancel(now())) {
-            return Err(job::over(&posted.job.borrow()));
+    pub async fn cancel(&self, kind: Kind, id: &str, tenant: Option<&str>) -> Result<Job> {
+        let entry = self.inner.find(kind, id, tenant)?;
+        if !entry.job.send_if_modified(|job| job.cancel(unix_seconds())) {
+            return Err(entry.job.borrow().over());
         }
-        let job = posted.job.borrow().clone();
+        let job = entry.job.borrow().clone();
         if let Err(error) = self.inner.settle(&job).await {
             // What could not be written down is not so.
-            posted.job.send_if_modified(Job::requeue);
-            self.inner.bell.notify_one();
+            entry.job.send_if_modified(Job::requeue);
+            self.inner.wake.notify_one();
             return Err(error);
         }
         Ok(job)
@@ -321,55 +284,55 @@ impl Jobs {
     pub fn stop(&self) {
         self.inner.stopping.store(true, Ordering::Release);
         self.inner.closing.send_replace(true);
-        self.inner.bell.notify_one();
+        self.inner.wake.notify_one();
     }
 }
 
-impl Posted {
+impl JobEntry {
     fn new(job: Job, kept: Arc<Vec<PinnedSource>>) -> Self {
-        let turn = Arc::new(AtomicU64::new(TURN_MS));
-        Self { job: Arc::new(watch::Sender::new(job)), kept, turn, waits: Arc::default() }
+        let quantum = Arc::new(AtomicU64::new(QUANTUM_MS));
+        Self { job: Arc::new(watch::Sender::new(job)), kept, quantum, waits: Arc::default() }
     }
 }
 
 impl Inner {
-    fn board(&self) -> MutexGuard<'_, BTreeMap<u64, Posted>> {
-        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, BTreeMap<u64, JobEntry>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn find(&self, id: &str, tenant: Option<&str>) -> Result<Posted> {
-        let board = self.board();
-        let found = board.values().find(|p| {
+    fn find(&self, kind: Kind, id: &str, tenant: Option<&str>) -> Result<JobEntry> {
+        let table = self.table();
+        let found = table.values().find(|p| {
             let job = p.job.borrow();
-            job.id == id && job.owner.known_to(tenant)
+            job.id == id && job.work.kind() == kind && job.owner.known_to(tenant)
         });
-        found.cloned().ok_or_else(|| job::not_found(id))
+        found.cloned().ok_or_else(|| kind.not_found(id))
     }
 
-    fn turns(&self) -> MutexGuard<'_, Turns> {
-        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The job to begin now, if there is one and a place for it.
-    fn next(&self) -> Option<Posted> {
-        let board = self.board();
-        let number = self.turns().take(queued(&board))?;
-        board.get(&number).cloned()
+    fn next(&self) -> Option<JobEntry> {
+        let table = self.table();
+        let number = self.queue().take(queued(&table))?;
+        table.get(&number).cloned()
     }
 
     /// Whether a job that worked for so long is to make room for another tenant's.
-    fn is_turn_over(&self, posted: &Posted, worked: Duration) -> bool {
-        worked.as_millis() as u64 >= posted.turn.load(Ordering::Relaxed) && {
-            let board = self.board();
-            self.turns().is_wanted(queued(&board))
+    fn is_quantum_over(&self, entry: &JobEntry, worked: Duration) -> bool {
+        worked.as_millis() as u64 >= entry.quantum.load(Ordering::Relaxed) && {
+            let table = self.table();
+            self.queue().is_wanted(queued(&table))
         }
     }
 
     fn check_room(&self, owner: &Owner, most: Option<u64>) -> Result<()> {
         let max = self.limits.unfinished_max;
         let (mut all, mut own) = (0, 0);
-        for posted in self.board().values() {
-            let job = posted.job.borrow();
+        for entry in self.table().values() {
+            let job = entry.job.borrow();
             all += usize::from(!job.state.is_over());
             own += usize::from(!job.state.is_over() && job.owner.tenant == owner.tenant);
         }
@@ -380,48 +343,44 @@ impl Inner {
         }
         let whose = if free > 0 { " for your tenant" } else { "" };
         let message = format!("the queue of merges is full{whose} ({max} merges); try again");
-        Err(Error::new(Kind::Busy, "merge_queue_full", message))
+        Err(Error::new(ErrorKind::Busy, "merge_queue_full", message))
     }
 
-    /// Puts a job of the journal on the board; one that is not over needs its sources again.
+    /// Puts a job of the journal into the table; one that is not over needs its sources again.
     async fn restore(&self, number: u64, mut job: Job) -> Result<()> {
         let mut kept = Vec::new();
         if !job.state.is_over() {
             match self.found_again(&job) {
                 Ok(sources) => kept = sources,
                 Err(e) => {
-                    tracing::warn!(job = job.id, error = %e, "a merge cannot go on");
-                    job.end(Some(&e), now());
+                    tracing::warn!(job = job.id, error = %e, "a job cannot go on");
+                    job.end(Some(&e), unix_seconds());
                     unless_full(self.journal.end(&job).await)?;
                 }
             }
         }
-        self.board().insert(number, Posted::new(job, Arc::new(kept)));
+        self.table().insert(number, JobEntry::new(job, Arc::new(kept)));
         Ok(())
     }
 
     fn found_again(&self, job: &Job) -> Result<Vec<PinnedSource>> {
         if job.restarts > RESTARTS_MAX {
-            let message = format!("the server ended {} times while it ran", job.restarts);
-            return Err(Error::new(Kind::Fault, "merge_abandoned", message));
+            return Err(job.work.kind().abandoned(job.restarts));
         }
         let find = |parent: &Parent| {
             let digest = Digest::parse(&parent.digest);
             let kept = digest.and_then(|d| self.registry.keep_content(d, &parent.id));
-            kept.ok_or_else(|| {
-                let message = format!("the source {} ({}) is gone", parent.id, parent.digest);
-                Error::new(Kind::Conflict, "merge_source_gone", message)
-            })
+            kept.ok_or_else(|| job.work.kind().source_gone(parent))
         };
-        job.order.from.iter().map(find).collect()
+        job.work.from().iter().map(find).collect()
     }
 
     /// A job is over: it is written down, its sources are let go, and old jobs are forgotten.
     async fn settle(&self, job: &Job) -> Result<()> {
         self.journal.end(job).await?;
-        for posted in self.board().values_mut() {
-            if posted.job.borrow().id == job.id {
-                posted.kept = Arc::default();
+        for entry in self.table().values_mut() {
+            if entry.job.borrow().id == job.id {
+                entry.kept = Arc::default();
             }
         }
         // It is over whether or not others could be forgotten: the next start forgets them.
@@ -433,7 +392,7 @@ impl Inner {
         while !self.pace.is_stopping() {
             tokio::select! {
                 () = self.storage.writable() => return true,
-                () = self.bell.notified() => {}
+                () = self.wake.notified() => {}
             }
         }
         false
@@ -442,10 +401,10 @@ impl Inner {
     /// Takes the oldest jobs that are over away, beyond those that are kept.
     async fn forget(&self) -> Result<()> {
         let surplus: Vec<String> = {
-            let mut board = self.board();
+            let mut table = self.table();
             let mut over: BTreeMap<Option<String>, VecDeque<u64>> = BTreeMap::new();
-            for (number, posted) in &*board {
-                let job = posted.job.borrow();
+            for (number, entry) in &*table {
+                let job = entry.job.borrow();
                 if job.state.is_over() {
                     over.entry(job.owner.tenant.clone()).or_default().push_back(*number);
                 }
@@ -454,7 +413,7 @@ impl Inner {
             // The oldest of the tenant that has most: nobody's jobs push out another's few.
             let gone = (self.limits.kept_max..all).filter_map(|_| {
                 let most = over.values_mut().max_by_key(|jobs| jobs.len())?;
-                board.remove(&most.pop_front()?)
+                table.remove(&most.pop_front()?)
             });
             gone.map(|p| p.job.borrow().id.clone()).collect()
         };
@@ -467,7 +426,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.bell.notify_one();
+        self.wake.notify_one();
     }
 }
 
@@ -475,7 +434,7 @@ impl Drop for Inner {
 fn unless_full(written: Result<()>) -> Result<()> {
     match written {
         Err(error) if error.code == FULL => {
-            tracing::warn!(%error, "the journal of merges is behind");
+            tracing::warn!(%error, "the journal of jobs is behind");
             Ok(())
         }
         written => written,
@@ -483,14 +442,9 @@ fn unless_full(written: Result<()>) -> Result<()> {
 }
 
 /// Jobs that wait, as (number, tenant), in the order of their coming.
-fn queued(board: &BTreeMap<u64, Posted>) -> impl Iterator<Item = (u64, Option<String>)> {
-    board.iter().filter_map(|(number, posted)| {
-        let job = posted.job.borrow();
+fn queued(table: &BTreeMap<u64, JobEntry>) -> impl Iterator<Item = (u64, Option<String>)> {
+    table.iter().filter_map(|(number, entry)| {
+        let job = entry.job.borrow();
         (job.state == State::Queued).then(|| (*number, job.owner.tenant.clone()))
     })
-}
-
-/// Unix seconds.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

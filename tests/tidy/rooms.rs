@@ -15,7 +15,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("access", &["clock", "database"]),
     ("adapters", &["blocking", "clock", "database", "metrics", "shape", "share"]),
     ("merge", &["adapters"]),
-    ("jobs", &["merge", "engine", "adapters", "database", "share"]),
+    ("jobs", &["merge", "engine", "adapters", "clock", "database", "share"]),
     ("model", &["adapters", "checkpoint", "shape"]),
     ("checkpoint", &["adapters", "shape"]),
     ("text", &["checkpoint"]),

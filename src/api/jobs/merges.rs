@@ -12,9 +12,7 @@ use crate::api::Api;
 use crate::api::http::auth::actor;
 use crate::api::http::body::{JsonObject, missing, rest};
 use crate::api::http::errors::{invalid_value, not_allowed, timed_out};
-use crate::api::http::request::Deadline;
-use crate::api::http::request::Origin;
-use crate::api::http::request::random_id;
+use crate::api::http::request::{Deadline, Origin, random_id};
 use crate::api::http::sse;
 use crate::api::http::touched::Touched;
 use crate::api::inference::encode::Rendered;
@@ -26,7 +24,9 @@ use crate::api::wire::{
 };
 use crate::error::{Error, Result};
 use crate::jobs::evaluate::{EvaluationSet, Example};
-use crate::jobs::{Job, Order, Owner, Rights, State as JobState, Submission, Watch};
+use crate::jobs::{
+    Job, Kind, MergeSpec, Owner, Rights, State as JobState, Submission, Watch, Work,
+};
 use crate::merge::spec::{Method, Source, Spec};
 use axum::Json;
 use axum::body::Body;
@@ -60,7 +60,7 @@ pub async fn list(
     State(api): State<Arc<Api>>,
     Extension(caller): Extension<Caller>,
 ) -> Json<MergeList> {
-    let jobs = api.jobs.list(caller.tenant());
+    let jobs = api.jobs.list(Kind::Merge, caller.tenant());
     Json(MergeList { object: "list", data: jobs.iter().map(shown).collect() })
 }
 
@@ -98,19 +98,20 @@ pub async fn create(
         api.registry.check_free(&name, &actor(&caller, &name)).await?;
     }
     let tenant = caller.tenant().unwrap_or_default();
-    let (order, kept) = ordered(&api, &caller, &fields, name)?;
+    let (spec, kept) = ordered(&api, &caller, &fields, name)?;
     let kept = Arc::new(kept);
     if dry {
-        return Ok(Json(api.jobs.survey(&order, kept, tenant).await?).into_response());
+        return Ok(Json(api.jobs.survey_merge(&spec, kept, tenant).await?).into_response());
     }
     let owner = Owner { key: caller.id().to_owned(), tenant: caller.tenant().map(str::to_owned) };
     let most = caller.limits().merges_max.filter(|_| owner.tenant.is_some());
     api.jobs.check_room(&owner, most)?;
-    api.jobs.check(&order, kept.clone(), tenant).await?;
-    let sets = sets(&api, &caller, &order, &kept, fields.evaluation.unwrap_or_default()).await?;
-    let submission = Submission { id: random_id("merge-"), owner, order, sets };
+    api.jobs.check_merge(&spec, kept.clone(), tenant).await?;
+    let sets = sets(&api, &caller, &spec, &kept, fields.evaluation.unwrap_or_default()).await?;
+    let work = Work::Merge(spec);
+    let submission = Submission { id: random_id("merge-"), owner, work, sets };
     let job = api.jobs.submit(submission, kept, most).await?;
-    let touched = Extension(Touched { name: Some(job.order.name.clone()), digest: None });
+    let touched = Extension(Touched { name: Some(job.work.name().to_owned()), digest: None });
     Ok((StatusCode::ACCEPTED, touched, Json(shown(&job))).into_response())
 }
 
@@ -126,7 +127,7 @@ pub async fn show(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<Json<MergeShown>> {
-    Ok(Json(shown(&api.jobs.get(&id, caller.tenant())?)))
+    Ok(Json(shown(&api.jobs.get(Kind::Merge, &id, caller.tenant())?)))
 }
 
 /// What a finished merge says of itself: as `merge_report.json` of `polylora merge`, with the
@@ -160,7 +161,7 @@ pub async fn report(
         None => accepts.is_some_and(|types| types.contains("image/svg+xml")),
         Some(_) => return Err(wrong()),
     };
-    let stored = api.jobs.report(&id, caller.tenant()).await?;
+    let stored = api.jobs.report(Kind::Merge, &id, caller.tenant()).await?;
     if picture {
         return Ok(([(CONTENT_TYPE, "image/svg+xml")], stored.picture).into_response());
     }
@@ -191,7 +192,7 @@ pub async fn events(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<Response> {
-    let watch = api.jobs.watch(&id, caller.tenant())?;
+    let watch = api.jobs.watch(Kind::Merge, &id, caller.tenant())?;
     let deadline = origin.deadline;
     let frames = futures::stream::unfold(Some(watch), move |watch| async move {
         let (frame, watch) = frame(watch?, deadline).await?;
@@ -212,7 +213,7 @@ pub async fn cancel(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<Json<MergeShown>> {
-    Ok(Json(shown(&api.jobs.cancel(&id, caller.tenant()).await?)))
+    Ok(Json(shown(&api.jobs.cancel(Kind::Merge, &id, caller.tenant()).await?)))
 }
 
 /// The next frame; without a watch to go on with, it is the last.
@@ -242,7 +243,7 @@ fn ordered(
     caller: &Caller,
     fields: &MergeFields,
     name: String,
-) -> Result<(Order, Vec<PinnedSource>)> {
+) -> Result<(MergeSpec, Vec<PinnedSource>)> {
     let options = fields.options.as_ref().map(|o| o.options()).unwrap_or_default();
     let source = |s: &MergeSource| Source {
         name: s.model.chars().take(160).collect(),
@@ -267,7 +268,7 @@ fn ordered(
     let any_base = fields.any_base.unwrap_or(false);
     let by = actor(caller, &name);
     let rights = Rights { given: by.right == Right::Given, bounds: by.tenant.bounds };
-    Ok((Order { name, spec, from, any_base, rights }, all))
+    Ok((MergeSpec { name, spec, from, any_base, rights }, all))
 }
 
 fn kept(api: &Api, caller: &Caller, model: &str) -> Result<PinnedSource> {
@@ -282,7 +283,7 @@ fn kept(api: &Api, caller: &Caller, model: &str) -> Result<PinnedSource> {
 async fn sets(
     api: &Arc<Api>,
     caller: &Caller,
-    order: &Order,
+    spec: &MergeSpec,
     kept: &[PinnedSource],
     given: Vec<EvaluationFields>,
 ) -> Result<Vec<EvaluationSet>> {
@@ -294,7 +295,7 @@ async fn sets(
     let mut sets: Vec<EvaluationSet> = Vec::with_capacity(given.len());
     for (i, set) in given.into_iter().enumerate() {
         let param = format!("evaluation[{i}].model");
-        let source = order.spec.sources.iter().position(|s| s.name == set.model);
+        let source = spec.spec.sources.iter().position(|s| s.name == set.model);
         let source = source.filter(|_| sets.iter().all(|known| known.model != set.model));
         let source = source.ok_or_else(|| {
             invalid_value(&param, "`model` must be one of the sources, and only once")
@@ -366,7 +367,7 @@ async fn example(
 }
 
 fn shown(job: &Job) -> MergeShown {
-    let order = &job.order;
+    let Work::Merge(order) = &*job.work;
     let source = |(asked, was): (&Source, &Parent)| MergeSourceShown {
         model: asked.name.clone(),
         id: was.id.clone(),

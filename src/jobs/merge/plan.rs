@@ -1,16 +1,17 @@
-//! An order with its sources open: a merge that can be advanced.
+//! A merge with its sources open: a merge that can be advanced.
 //!
 //! Owns the way from kept versions to a merge and from its result to files. Never waits for
 //! anybody. The thing to know: it is made at submission too, so that what cannot be merged is
 //! refused before there is a job.
 
-use super::job::Order;
+use super::spec::MergeSpec;
 use crate::adapters::format::factors::OpenAdapter;
 use crate::adapters::format::write;
 use crate::adapters::registry::{PinnedSource, Registry};
 use crate::error::{Error, Kind, Result};
+use crate::jobs::stage::Progress;
 use crate::merge::outlook::Outlook;
-use crate::merge::{Merge, Progress, check_sources, picture};
+use crate::merge::{Merge, check_sources, picture};
 use std::path::Path;
 
 /// Work of one order's clustering, about two minutes of a core: restarts times units times rank,
@@ -24,24 +25,16 @@ pub struct Plan {
     base_model: Option<String>,
 }
 
-/// What a merge says of itself.
-pub struct Made {
-    /// JSON
-    pub report: String,
-    /// SVG
-    pub picture: String,
-}
-
 impl Plan {
     /// Opens the sources and plans. Blocking. Errors: `corrupt_adapter`, `upload_too_large`,
     /// `invalid_merge` (too many restarts), and
     /// those of [`check_sources`] and [`Merge::new`].
-    pub fn new(order: &Order, registry: &Registry, kept: &[PinnedSource]) -> Result<Self> {
+    pub fn new(spec: &MergeSpec, registry: &Registry, kept: &[PinnedSource]) -> Result<Self> {
         let open = |k: &PinnedSource| registry.open_factors(k);
         let adapters = kept.iter().map(open).collect::<Result<Vec<_>>>()?;
-        let base_model = check_sources(&order.spec, &adapters, order.any_base)?;
+        let base_model = check_sources(&spec.spec, &adapters, spec.any_base)?;
         let modules: Vec<_> = adapters.iter().map(OpenAdapter::modules).collect();
-        let merge = Merge::new(order.spec.clone(), &modules)?;
+        let merge = Merge::new(spec.spec.clone(), &modules)?;
         let (bytes, max) = (4 * merge.parameters() as u64, registry.upload_bytes_max());
         if bytes > max {
             let message = format!("the result would have {bytes} bytes; the limit is {max}");
@@ -62,13 +55,15 @@ impl Plan {
     /// Merges the next site.
     pub fn step(&mut self) -> Result<Progress> {
         let adapters = &self.adapters;
-        self.merge.step(1, &mut |source, place| adapters[source].read(place))
+        let progress = self.merge.step(1, &mut |source, place| adapters[source].read(place))?;
+        Ok(progress.into())
     }
 
     /// Looks at the next site without merging it.
     pub fn look(&mut self) -> Result<Progress> {
         let adapters = &self.adapters;
-        self.merge.look(1, &mut |source, place| adapters[source].read(place))
+        let progress = self.merge.look(1, &mut |source, place| adapters[source].read(place))?;
+        Ok(progress.into())
     }
 
     /// What looking has shown.
@@ -76,12 +71,18 @@ impl Plan {
         self.merge.outlook()
     }
 
-    /// Writes the merged adapter into `dir`.
-    pub fn finish(self, dir: &Path) -> Result<Made> {
+    /// Writes the merged adapter into `dir`; its report as JSON and as SVG.
+    pub fn finish(self, dir: &Path) -> Result<(String, String)> {
         let merged = self.merge.finish()?;
         write::write(dir, &merged.modules, self.base_model.as_deref())?;
         let report = serde_json::to_string(&merged.report)
             .map_err(|e| Error::fault(format!("the report: {e}")))?;
-        Ok(Made { report, picture: picture::heat_map(&merged.report) })
+        Ok((report, picture::heat_map(&merged.report)))
+    }
+}
+
+impl From<crate::merge::Progress> for Progress {
+    fn from(sites: crate::merge::Progress) -> Self {
+        Self { done: sites.done, total: sites.total }
     }
 }

@@ -13,14 +13,14 @@ const PLACES: usize = 2;
 type Tenant = Option<String>;
 
 #[derive(Default)]
-pub struct Turns {
+pub struct Queue {
     under_way: Vec<Tenant>,
     /// Number of the last turn of each tenant.
     served: HashMap<Tenant, u64>,
     given: u64,
 }
 
-impl Turns {
+impl Queue {
     /// The next of the jobs that wait, as (number, tenant), and a place for it: that of the tenant
     /// which was served longest ago.
     pub fn take(&mut self, waiting: impl Iterator<Item = (u64, Tenant)>) -> Option<u64> {
@@ -63,26 +63,26 @@ mod tests {
 
     #[test]
     fn tenants_take_turns_and_each_has_one_job_under_way() {
-        let mut turns = Turns::default();
+        let mut queue = Queue::default();
         let of = |tenant: &str| Some(tenant.to_owned());
         let waiting = [(1, "a"), (2, "a"), (3, "a"), (4, "b"), (5, "c")];
-        assert_eq!(turns.take(jobs(&waiting)), Some(1));
-        assert_eq!(turns.take(jobs(&waiting[1..])), Some(4), "not a second one of a");
-        assert_eq!(turns.take(jobs(&waiting[1..])), None);
-        assert!(!turns.is_wanted(jobs(&waiting[1..3])), "a waits for nobody but itself");
-        assert!(turns.is_wanted(jobs(&waiting[1..])));
-        turns.give_back(&of("a"));
-        assert_eq!(turns.take(jobs(&[(2, "a"), (3, "a"), (5, "c")])), Some(5), "c had none yet");
-        turns.give_back(&of("b"));
-        assert_eq!(turns.take(jobs(&[(2, "a"), (3, "a"), (6, "b")])), Some(2), "b was after a");
+        assert_eq!(queue.take(jobs(&waiting)), Some(1));
+        assert_eq!(queue.take(jobs(&waiting[1..])), Some(4), "not a second one of a");
+        assert_eq!(queue.take(jobs(&waiting[1..])), None);
+        assert!(!queue.is_wanted(jobs(&waiting[1..3])), "a waits for nobody but itself");
+        assert!(queue.is_wanted(jobs(&waiting[1..])));
+        queue.give_back(&of("a"));
+        assert_eq!(queue.take(jobs(&[(2, "a"), (3, "a"), (5, "c")])), Some(5), "c had none yet");
+        queue.give_back(&of("b"));
+        assert_eq!(queue.take(jobs(&[(2, "a"), (3, "a"), (6, "b")])), Some(2), "b was after a");
     }
 
     #[test]
     fn one_tenant_alone_has_one_job_at_a_time() {
-        let mut turns = Turns::default();
-        assert_eq!(turns.take([(1, None), (2, None)].into_iter()), Some(1));
-        assert_eq!(turns.take([(2, None)].into_iter()), None);
-        turns.give_back(&None);
-        assert_eq!(turns.take([(2, None)].into_iter()), Some(2));
+        let mut queue = Queue::default();
+        assert_eq!(queue.take([(1, None), (2, None)].into_iter()), Some(1));
+        assert_eq!(queue.take([(2, None)].into_iter()), None);
+        queue.give_back(&None);
+        assert_eq!(queue.take([(2, None)].into_iter()), Some(2));
     }
 }

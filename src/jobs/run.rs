@@ -1,0 +1,186 @@
+//! One job carried out: make, write the report down, publish, evaluate, end.
+//!
+//! Owns the order of these. Never computes on the server's own threads. The thing to know: each
+//! step can be the last before a crash. Before publication everything is made again; the version
+//! that was published names its job, so after publication nothing is.
+
+use super::evaluate::{Contestant, evaluate};
+use super::job::{Job, Outcome, State};
+use super::pace::apart;
+use super::stage::Stage;
+use super::work::Made;
+use super::{Inner, JobEntry};
+use crate::adapters::registry::Staging;
+use crate::adapters::version::{Entry, Publish, State as VersionState};
+use crate::clock::unix_seconds;
+use crate::database::FULL;
+use crate::error::{Error, Kind, Result};
+use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+/// So often a job waits for room on the disk: after that it is what takes it.
+const WAITS_MAX: u64 = 3;
+
+impl Inner {
+    /// Works on a queued job until it is over, its quantum is, or the server stops.
+    pub(super) async fn work(self: &Arc<Self>, entry: &JobEntry) {
+        if !self.writable().await || !entry.job.send_if_modified(|job| job.begin(unix_seconds())) {
+            return;
+        }
+        let id = entry.job.borrow().id.clone();
+        let tenant = entry.job.borrow().owner.tenant.clone().unwrap_or_default();
+        let _active = self.pace.enter(&tenant);
+        let failure = match self.carry_out(&id, entry).await {
+            Ok(false) => return self.set_aside(&id, entry).await,
+            Ok(true) => None,
+            // What was begun at a shutdown is begun again by the next start.
+            Err(_) if self.pace.is_stopping() => return,
+            // Nothing of it is lost but time: it begins again when there is room.
+            Err(e) if e.code == FULL && entry.waits.fetch_add(1, Relaxed) < WAITS_MAX => {
+                self.storage.turn(&e.message);
+                tracing::warn!(job = id, error = %e, "a job waits for room on the disk");
+                entry.job.send_if_modified(|job| job.state != State::Cancelled && job.requeue());
+                return;
+            }
+            Err(e) => Some(e),
+        };
+        // One that was cancelled in the last moment is over, and stays as it was told to be.
+        if !entry.job.send_if_modified(|job| job.end(failure.as_ref(), unix_seconds())) {
+            return;
+        }
+        let kind = entry.job.borrow().work.kind().word();
+        match &failure {
+            None => tracing::info!(job = id, kind, "a job is done"),
+            Some(e) => tracing::warn!(job = id, kind, code = e.code, error = %e, "a job failed"),
+        }
+        let job = entry.job.borrow().clone();
+        while let Err(error) = self.settle(&job).await {
+            // It begins anew with the next start, and finds what it published.
+            tracing::error!(job = id, %error, "the end of a job is not in its journal");
+            if error.code != FULL || !self.writable().await {
+                return;
+            }
+        }
+    }
+
+    /// A job that was neither cancelled nor stopped has had its turn: it waits again, and gets
+    /// twice as long the next time.
+    async fn set_aside(&self, id: &str, entry: &JobEntry) {
+        if self.pace.is_stopping() || !entry.job.send_if_modified(Job::set_aside) {
+            return;
+        }
+        let _ = entry.quantum.fetch_update(Relaxed, Relaxed, |quantum| quantum.checked_mul(2));
+        tracing::info!(job = id, "a job is set aside for another tenant's");
+        if let Err(error) = self.journal.set_aside(id).await {
+            tracing::warn!(job = id, %error, "the journal still has it running");
+        }
+    }
+
+    /// False when it was cancelled, its quantum is over, or the server stops.
+    async fn carry_out(self: &Arc<Self>, id: &str, entry: &JobEntry) -> Result<bool> {
+        let job = entry.job.borrow().clone();
+        self.journal.start(&job, unix_seconds()).await?;
+        let made = match self.published(&job) {
+            Some(made) => made,
+            None => {
+                let Some((staging, result)) = self.made(entry).await? else { return Ok(false) };
+                if !entry.job.send_if_modified(|job| job.advance(Stage::Publishing)) {
+                    return Ok(false);
+                }
+                self.journal.report(id, &result.report, &result.picture).await?;
+                let how = Publish {
+                    lineage: job.work.lineage(id),
+                    by: job.actor(),
+                    ..Publish::default()
+                };
+                self.registry.publish(staging, how).await?
+            }
+        };
+        if made.state == VersionState::Ineffective {
+            let message = format!(
+                "{} was made and changes nothing (its probe saw {}), so it is not served",
+                made.version.id(),
+                made.version.logit_change_max
+            );
+            return Err(Error::new(Kind::Conflict, "adapter_ineffective", message));
+        }
+        let version = &made.version;
+        let outcome = Outcome { id: version.id(), digest: version.digest.to_string() };
+        entry.job.send_modify(|job| job.published(outcome));
+        self.evaluated(id, entry, &made).await
+    }
+
+    /// The version that this job published before the server ended, if it did.
+    fn published(&self, job: &Job) -> Option<Entry> {
+        let of_job = |e: &Entry| {
+            let lineage = &e.version.lineage;
+            lineage.job() == Some(job.id.as_str())
+        };
+        self.registry.versions(job.work.name()).into_iter().find(of_job)
+    }
+
+    /// The made adapter in a staging directory; `None` where `carry_out` is false.
+    async fn made(self: &Arc<Self>, entry: &JobEntry) -> Result<Option<(Staging, Made)>> {
+        let work = entry.job.borrow().work.clone();
+        let tenant = entry.job.borrow().owner.tenant.clone().unwrap_or_default();
+        let staging = self.registry.stage(work.name())?;
+        let (inner, entry) = (self.clone(), entry.clone());
+        apart(move || {
+            let (pace, job) = (&inner.pace, &entry.job);
+            let mut making = work.begin(&inner.registry, &entry.kept)?;
+            let mut spent = Duration::ZERO;
+            loop {
+                let cancelled = job.borrow().state == State::Cancelled;
+                if pace.is_stopping() || cancelled || inner.is_quantum_over(&entry, spent) {
+                    return Ok(None);
+                }
+                let (progress, worked) = pace.compute(&tenant, || making.step());
+                let progress = progress?;
+                spent += worked;
+                job.send_modify(|job| job.progress = Some(progress));
+                if progress.done == progress.total {
+                    inner.registry.check_reserve()?;
+                    let made = making.finish(&staging.dir)?;
+                    return Ok(Some((staging, made)));
+                }
+                pace.rest(worked);
+            }
+        })
+        .await
+    }
+
+    /// Adds the evaluation that was asked for to the report; false as for `carry_out`. What goes
+    /// wrong stands in the report: the adapter is there and serves.
+    async fn evaluated(&self, id: &str, entry: &JobEntry, made: &Entry) -> Result<bool> {
+        let sets = self.journal.sets(id).await?;
+        if sets.is_empty() {
+            return Ok(true);
+        }
+        let work = entry.job.borrow().work.clone();
+        let mut contestants = vec![Contestant { model: "base".to_owned(), id: None }];
+        for (model, kept) in work.compared().into_iter().zip(entry.kept.iter()) {
+            let id = Some(kept.version().id());
+            contestants.push(Contestant { model, id });
+        }
+        let result = made.version.id();
+        contestants.push(Contestant { model: result.clone(), id: Some(result) });
+        let (registry, engine) = (&self.registry, &self.engine);
+        let begun = Instant::now();
+        let over = || {
+            self.pace.is_stopping()
+                || entry.job.borrow().state.is_over()
+                || self.is_quantum_over(entry, begun.elapsed())
+        };
+        let table = evaluate(&sets, &contestants, registry, engine, &self.pace, over).await;
+        let table = match table {
+            Ok(None) => return Ok(false),
+            Ok(Some(table)) => json!(table),
+            Err(_) if self.pace.is_stopping() => return Ok(false),
+            Err(e) => json!({"error": {"code": e.code, "message": e.message}}),
+        };
+        self.journal.evaluation(id, &table.to_string()).await?;
+        Ok(true)
+    }
+}
