@@ -12,6 +12,7 @@
 //! beside bf16 pages on CPUs that multiply its pairs (`vdpbf16ps`) q and the softmax weights are
 //! rounded to it; a score is one chain over d, a sum over v one chain over the positions of a part.
 
+mod job;
 mod split;
 mod tile;
 
@@ -19,11 +20,11 @@ use std::mem::MaybeUninit;
 use std::ops::{Range, RangeInclusive};
 
 use crate::act::Act;
-use crate::act::cpu::ActWriter;
 use crate::device::{Cpu, Device, Kind};
-use crate::kv::{KvCache, Layout, Rows, Values};
-use crate::simd::{GROUP, Isa, Kernel, LANES, Simd, Stored};
+use crate::kv::{KvCache, Rows, Values};
+use crate::simd::{GROUP, Kernel, LANES, Simd, Stored};
 use crate::{Error, Plane};
+use job::{Job, PART, State, TILE_PAGES, TOKENS};
 pub use split::AttentionScratch;
 use split::{Join, Partial, Slots};
 use tile::Tile;
@@ -34,12 +35,6 @@ pub const HEAD_DIM_MAX: usize = 512;
 const BATCH: usize = 16;
 /// Pairs in registers at a time.
 const TILE: usize = 4;
-/// Pages of one tile, and their tokens.
-const TILE_PAGES: usize = 4;
-const TOKENS: usize = TILE_PAGES * KvCache::PAGE;
-/// Positions of a part, whole tiles.
-const PART: usize = 16 * TOKENS;
-
 /// See the module page.
 ///
 /// # Panics
@@ -83,23 +78,6 @@ pub fn attention(
         Kind::Cuda(_) => dev.remember(Error::OnCpuOnly("attention")),
     }
 }
-
-/// What all tasks read.
-struct Job<'a> {
-    isa: Isa,
-    values: Values,
-    q: *const f32,
-    heads: usize,
-    layout: Layout,
-    layer: usize,
-    rows: Rows<'a>,
-    scale: f32,
-    window: Option<u32>,
-    out: ActWriter,
-}
-
-// SAFETY: `q` and `values` are only read, `out` is written by the task that owns the row and head.
-unsafe impl Sync for Job<'_> {}
 
 impl Job<'_> {
     fn run_all(&self, cpu: &Cpu, scratch: &mut AttentionScratch) {
@@ -163,11 +141,6 @@ impl Job<'_> {
         });
     }
 
-    /// Query heads of a kv head.
-    fn group(&self) -> usize {
-        self.heads / self.layout.kv_heads
-    }
-
     /// Rows of one sequence, heads of one group, in batches of (row, head) pairs.
     unsafe fn run(
         &self,
@@ -189,20 +162,6 @@ impl Job<'_> {
             }
         }
     }
-
-    /// First and last position row `t` sees.
-    #[inline(always)]
-    fn span(&self, t: usize) -> (usize, usize) {
-        let last = self.rows.positions[t] as usize;
-        (self.window.map_or(0, |w| (last + 1).saturating_sub(w as usize)), last)
-    }
-
-    /// The parts these positions are in.
-    #[inline(always)]
-    fn parts(&self, t: usize) -> Range<usize> {
-        let (first, last) = self.span(t);
-        first / PART..last / PART + 1
-    }
 }
 
 struct Batch<'a> {
@@ -219,20 +178,6 @@ struct Batch<'a> {
 struct Pages<'a, E> {
     batch: Batch<'a>,
     values: *const E,
-}
-
-/// Running state of one (row, head).
-#[derive(Clone, Copy)]
-struct State {
-    /// `[D]`, or `[D/2]` words of two bf16 where those are multiplied.
-    q: *const f32,
-    /// Positions it sees.
-    first: usize,
-    last: usize,
-    /// Largest score so far, in units of ln 2.
-    max: f32,
-    /// Sum of weights so far, lane by lane.
-    sum: [f32; LANES],
 }
 
 impl<E: Stored> Kernel for Pages<'_, E> {

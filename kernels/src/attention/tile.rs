@@ -9,7 +9,7 @@
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-use crate::attention::{Job, State, TILE_PAGES, TOKENS};
+use crate::attention::job::{Job, State, TILE_PAGES, TOKENS};
 use crate::kv::KvCache;
 use crate::simd::{GROUP, LANES, Simd, Stored};
 

@@ -15,12 +15,13 @@ use crate::act::Outlier;
 use crate::act::cpu::Act;
 use crate::buffer::Shared;
 use crate::device::{Cpu, part};
-use crate::linear::cpu::{Change, FEW_ROWS, Sites};
+use crate::linear::change::{Change, FEW_ROWS};
 use crate::linear::floats::Floats;
 use crate::linear::ints::Ints;
-use crate::linear::lines::{LINE, Lines};
+use crate::linear::lines::Lines;
+use crate::linear::operands::{Linear, SITES_MAX};
+use crate::linear::stream::LINE;
 use crate::linear::tile::{Block, Product, Tile, X, rows_max, ticks};
-use crate::linear::{Linear, SITES_MAX};
 use crate::matrix::BLOCK;
 use crate::matrix::cpu::Matrix;
 use crate::simd::{Isa, Kernel, LANES, Simd};
@@ -101,6 +102,9 @@ impl Cut {
         unreachable!("task {task} of {}", self.tasks())
     }
 }
+
+/// The sites of a call.
+pub(super) type Sites<'a> = [Option<Site<'a>>; SITES_MAX];
 
 /// One site of a call, as its tasks see it.
 pub(super) struct Site<'a> {

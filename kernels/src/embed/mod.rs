@@ -3,95 +3,16 @@
 //! W `[V, H]` packed   tokens `[T]`   h `[T, H]`   At `[V, R]`   B `[H, R]` (scale folded in, kept
 //! as `[R, H]`). Numerics: the delta is added to the scaled row rank by rank, in f32.
 
-use half::bf16;
+mod delta;
 
-use crate::buffer::{Buffer, Shared, Zeroed};
-use crate::device::{Cpu, Device, Kind, Memory, part};
+use crate::buffer::{Shared, Zeroed};
+use crate::device::{Cpu, Device, Kind, part};
 use crate::matrix::{Matrix, cpu};
 use crate::segments::Segments;
 use crate::simd::{GROUP, Isa, Kernel, LANES, Simd, Stored};
-use crate::{Error, FactorDtype, Plane};
-
-/// An adapter's change of the embedding table: `h += At[token]·Bᵀ`, scale folded in.
-pub struct EmbedDelta {
-    factors: Factors,
-    rank: usize,
-    vocab: usize,
-    hidden: usize,
-}
-
-enum Factors {
-    F32(Pair<f32>),
-    Bf16(Pair<bf16>),
-}
-
-struct Pair<E: Zeroed> {
-    /// `[V, R]`
-    a: Buffer<E>,
-    /// `[R, H padded to 32]`, in groups
-    b: Buffer<E>,
-}
-
-impl<E: Stored + Zeroed> Pair<E> {
-    fn pack(rank: usize, vocab: usize, hidden: usize, a: &[f32], b: &[f32], scale: f32) -> Pair<E> {
-        let stride = hidden.next_multiple_of(GROUP);
-        let mut pair =
-            Pair { a: Buffer::untouched(vocab * rank), b: Buffer::untouched(rank * stride) };
-        for r in 0..rank {
-            for v in 0..vocab {
-                pair.a[v * rank + r] = E::from_f32(a[r * vocab + v]);
-            }
-            for h in 0..hidden {
-                pair.b[r * stride + E::place(h)] = E::from_f32(scale * b[h * rank + r]);
-            }
-        }
-        pair
-    }
-}
-
-impl EmbedDelta {
-    /// `a` `[R, V]` and `b` `[H, R]`, row-major as in PEFT files. The scale multiplies B. A token
-    /// reads so little of it that int8 would save nothing: it is kept as bf16 then.
-    ///
-    /// # Errors
-    /// On a GPU.
-    ///
-    /// # Panics
-    /// On lengths that do not fit the shape.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of one delta, named as in its formula"
-    )]
-    pub fn new(
-        memory: &Memory,
-        dtype: impl Into<FactorDtype>,
-        rank: usize,
-        vocab: usize,
-        hidden: usize,
-        a: &[f32],
-        b: &[f32],
-        scale: f32,
-    ) -> Result<EmbedDelta, Error> {
-        memory.only_cpu("an adapter's change of the embedding table")?;
-        assert_eq!(a.len(), rank * vocab, "A is [{rank}, {vocab}]");
-        assert_eq!(b.len(), hidden * rank, "B is [{hidden}, {rank}]");
-        let factors = match dtype.into() {
-            FactorDtype::F32 => Factors::F32(Pair::pack(rank, vocab, hidden, a, b, scale)),
-            FactorDtype::Bf16 | FactorDtype::Int8 => {
-                Factors::Bf16(Pair::pack(rank, vocab, hidden, a, b, scale))
-            }
-        };
-        Ok(EmbedDelta { factors, rank, vocab, hidden })
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        match &self.factors {
-            Factors::F32(pair) => pair.a.bytes() + pair.b.bytes(),
-            Factors::Bf16(pair) => pair.a.bytes() + pair.b.bytes(),
-        }
-    }
-}
+use crate::{Error, Plane};
+pub use delta::EmbedDelta;
+use delta::{Factors, Pair};
 
 /// See the module page. A segment's changes of the table are added in the order of its mix.
 ///
