@@ -8,6 +8,7 @@
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use support::live::PATIENCE;
 use support::server::{Server, kilobytes};
 use support::soak::{rounds, soak};
 use support::tiny;
@@ -35,6 +36,11 @@ struct Load {
 }
 
 impl Load {
+    fn has_served_and_refused(&self) -> bool {
+        let seen = self.seen.lock().unwrap();
+        seen.iter().any(|s| s.whole) && seen.iter().any(|s| !s.whole)
+    }
+
     async fn ask(&self) {
         let body = json!({"model": "tiny", "prompt": "go on", "max_tokens": TOKENS,
                           "ignore_eos": true, "temperature": 0});
@@ -125,10 +131,12 @@ async fn ten_times_too_much_is_refused_at_once_and_the_rest_is_served() {
 
     let time = Duration::from_secs(seconds);
     let peak = peak(&load, (time / 3).max(Duration::from_secs(1))).await;
-    let (begun, gap) = (Instant::now(), Duration::from_secs_f64(0.1 / peak));
+    let (begun, gap) = (Instant::now(), Duration::from_secs_f64(0.1 / peak.max(1.0)));
     let (mut requests, mut sizes) = (tokio::task::JoinSet::new(), Vec::new());
     let mut due = begun;
-    while begun.elapsed() < time {
+    // On a machine with much else to do it takes longer until there are both.
+    while begun.elapsed() < time || !load.has_served_and_refused() {
+        assert!(begun.elapsed() < PATIENCE, "some are served and some refused");
         keep_asking(&mut requests, &load);
         if sizes.len() as u64 <= begun.elapsed().as_secs() {
             sizes.push(kilobytes(server.id(), "VmRSS:"));
@@ -144,7 +152,6 @@ async fn ten_times_too_much_is_refused_at_once_and_the_rest_is_served() {
     let good = goodput(&seen, begun + time / 10, end);
     let mut refused: Vec<Duration> = seen.iter().filter(|s| !s.whole).map(|s| s.took).collect();
     refused.sort();
-    assert!(!refused.is_empty() && good > 0.0, "some are served and some refused");
     let p99 = refused[refused.len() * 99 / 100];
     let (first, last) = (sizes[sizes.len() / 5], sizes[sizes.len() - 1]);
     let offered = seen.len() as f64 / (end - begun).as_secs_f64();

@@ -56,7 +56,8 @@ async fn every_line_of_a_request_has_its_id_and_none_has_its_text() {
         let of_request = target.starts_with("polylora::") && target != "polylora::api::listener";
         let of_request = of_request && !line.to_string().contains("stopp");
         // Of the start.
-        let of_request = of_request && !target.starts_with("polylora::cli");
+        let of_start = ["polylora::cli", "polylora::assembly"];
+        let of_request = of_request && !of_start.iter().any(|start| target.starts_with(start));
         if of_request {
             ours += 1;
             let id = line["span"]["id"].as_str().unwrap_or_else(|| panic!("no id: {line}"));
