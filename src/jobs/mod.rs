@@ -1,10 +1,10 @@
 //! Merge jobs: orders that are carried out beside serving, tenants in turns, and that survive the
 //! server.
 //!
-//! Owns `jobs.db`, the queue of jobs and the task that works on them. Never sees HTTP; merges by
-//! `merge`, publishes by the door of uploads. The thing to know: a job that the server's end
-//! interrupted begins anew, and the version that it published carries its id, so it never publishes
-//! twice.
+//! Owns the queue of jobs, their rows in `polylora.db` and the task that works on them. Never sees
+//! HTTP; merges by `merge`, publishes by the door of uploads. The thing to know: a job that the
+//! server's end interrupted begins anew, and the version that it published carries its id, so it
+//! never publishes twice.
 
 mod desk;
 pub mod evaluate;
@@ -136,7 +136,7 @@ impl Watch {
 }
 
 impl Jobs {
-    /// Opens `jobs.db` and goes on with what is in it. Errors: `data_dir_unsupported`.
+    /// Opens `polylora.db` and goes on with the jobs in it. Errors: `data_dir_unsupported`.
     pub async fn open(
         storage: &Storage,
         registry: Registry,
