@@ -11,11 +11,10 @@ mod moved;
 mod storage;
 
 use crate::error::{Error, Kind, Result};
-use moved::{Held, Moved};
+use moved::Moved;
 use sqlx::query::Query;
 use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Connection as _};
-use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -188,54 +187,6 @@ impl Files {
             self.write(&mut connection, "", found).await?;
         }
         Ok(connection)
-    }
-
-    /// From format `found` to the last, with what other files held, in one transaction: a kill
-    /// leaves the one state or the other.
-    async fn bring_up(&self, connection: &mut SqliteConnection, found: usize) -> Result<()> {
-        let (mut copies, mut names) = (BTreeMap::new(), Vec::new());
-        for (moved, format) in self.waiting(found).await? {
-            let name = format!("moved{}", names.len());
-            let attached = moved.attach(&name, self.storage.dir(), connection).await;
-            attached.map_err(|e| self.failed(&e))?;
-            let copy = moved::copies(&name, connection).await.map_err(|e| self.failed(&e))?;
-            copies.insert(moved.after + format, copy);
-            names.push(name);
-        }
-        let mut all = String::new();
-        for (format, migration) in (1..).zip(&self.migrations).skip(found) {
-            let copy = copies.get(&format).map_or("", String::as_str);
-            all += &format!("{migration};{copy}");
-        }
-        self.write(connection, &all, self.migrations.len()).await?;
-        for name in names {
-            let detach = sqlx::query("DETACH DATABASE ?").bind(name).execute(&mut *connection);
-            detach.await.map_err(|e| self.failed(&e))?;
-        }
-        Ok(())
-    }
-
-    /// Files whose tables this one lacks at format `found`, with their own formats. Errors:
-    /// `data_dir_unsupported` (a newer one, or this one is a copy from before it took them in).
-    async fn waiting(&self, found: usize) -> Result<Vec<(&'static Moved, usize)>> {
-        let mut waiting = Vec::new();
-        for moved in self.moved.iter().filter(|moved| found <= moved.after) {
-            match moved.held(self.storage.dir()).await? {
-                Held::Nothing => {}
-                Held::Tables(format) => waiting.push((moved, format)),
-                Held::Guard if found == 0 => {
-                    tracing::warn!("{} is new, and the one before held keys and jobs", self.name);
-                }
-                Held::Guard => {
-                    let message = format!(
-                        "{} has format {found}, and the {} that belongs to it is not there",
-                        self.name, moved.file
-                    );
-                    return Err(Error::new(Kind::Conflict, "data_dir_unsupported", message));
-                }
-            }
-        }
-        Ok(waiting)
     }
 
     async fn write(&self, to: &mut SqliteConnection, what: &str, format: usize) -> Result<()> {

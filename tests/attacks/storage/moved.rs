@@ -93,7 +93,7 @@ async fn rows(file: &Path, like: Option<&Rows>) -> Rows {
                 sqlx::query_scalar(names).bind(&table).fetch_all(&pool).await.expect("columns")
             }
         };
-        let quoted: Vec<String> = columns.iter().map(|c| format!("quote({c})")).collect();
+        let quoted: Vec<String> = columns.iter().map(|c| format!("quote(\"{c}\")")).collect();
         let select = format!("SELECT {} FROM {table} ORDER BY 1", quoted.join(" || ',' || "));
         let rows = sqlx::query_scalar(sqlx::AssertSqlSafe(select));
         all.insert(table, (columns, rows.fetch_all(&pool).await.expect("rows")));
@@ -171,7 +171,8 @@ async fn cut_everywhere(fault: Fault, step: usize) {
         check_moved(&data, &before, &when).await;
         if cut.status.success() && (fault == Fault::Kill || disk.failed() == 0) {
             println!("{when}: through");
-            assert!(calls > 20, "the move changes the disk more often than that");
+            let least = if fault == Fault::Kill { 50 } else { 10 };
+            assert!(calls >= least, "the move changes the disk more often than that");
             return;
         }
     }
@@ -200,7 +201,7 @@ fn home() -> TempDir {
 fn says(old: &Value, new: &Value) -> bool {
     match (old, new) {
         (Value::Object(old), Value::Object(new)) => old.iter().all(|(name, value)| {
-            ["resident", "loaded", "last_used"].contains(&name.as_str())
+            ["state", "resident", "resident_bytes", "leases", "last_used"].contains(&name.as_str())
                 || new.get(name).is_some_and(|new| says(value, new))
         }),
         (Value::Array(old), Value::Array(new)) => {
@@ -248,7 +249,7 @@ async fn everything_of_a_directory_before_is_served() {
     // Numbers go on: of versions, audit records and jobs.
     let put = live.request(Method::PUT, "/v1/adapters/a").bearer_auth(&operator);
     let put = whole(put.multipart(form(&live.adapter_files(9, 0.3)))).await;
-    assert_eq!((put.status, &put.json()["version"]), (201, &json!(3)));
+    assert_eq!((put.status, &put.json()["version"]), (200, &json!(3)));
     let newest = |audit: &Value| audit["data"][0]["id"].as_u64().expect("a number");
     let audit = page(&live, &operator, PAGES[6]).await;
     assert_eq!(newest(&audit), newest(&expected["pages"][PAGES[6]]) + 1);
@@ -262,7 +263,9 @@ async fn a_second_start_moves_nothing() {
     let files = || {
         let entries = std::fs::read_dir(dir.path()).expect("entries").flatten();
         let file = |e: std::fs::DirEntry| (e.file_name(), std::fs::read(e.path()).ok());
-        let mut all: Vec<_> = entries.map(file).filter(|(n, _)| n != "polylora.db").collect();
+        let mut all: Vec<_> = entries.map(file).collect();
+        // Its log comes and goes.
+        all.retain(|(name, _)| !name.to_string_lossy().starts_with("polylora.db"));
         all.sort();
         all
     };
@@ -275,33 +278,45 @@ async fn a_second_start_moves_nothing() {
 #[tokio::test]
 async fn files_that_do_not_belong_together_are_refused_with_a_line() {
     let old = golden().join("data/polylora.db");
-    let cases: [(&str, &str); 4] = [
-        ("polylora.db", "PRAGMA user_version = 99"),
-        ("usage.db", "PRAGMA user_version = 99"),
-        ("access.db", "PRAGMA user_version = 99"),
-        ("polylora.db", ""),
-    ];
-    for (file, statement) in cases {
-        let home = home();
-        let data = home.path().join("data");
-        if file != "access.db" {
-            assert!(list(&data, &[]).status.success(), "moved");
-        }
-        match statement {
-            // A copy from before the move, put back into the directory after it.
-            "" => drop(std::fs::copy(&old, data.join(file)).expect("put back")),
-            statement => change(&data.join(file), statement).await,
-        }
-        let mut command = Command::new(env!("CARGO_BIN_EXE_polylora"));
-        command.args(["serve", "--port", "0", "--model"]).arg(home.path().join("model"));
-        command.args(["--kv-bytes", "16MiB", "--data-dir"]).arg(&data);
-        let refused = command.env("POLYLORA_LOG_FILTER", "error").output().expect("it runs");
-        let text = said(&refused);
-        let last = text.lines().last().unwrap_or_default();
-        assert_eq!(refused.status.code(), Some(1), "{file}: {text}");
-        let format = if statement.is_empty() { "format 2" } else { "format 99" };
-        assert!(last.contains(&format!("{file} has {format}")), "{text}");
+    let refused = |data: &Path, line: &str| {
+        let refused = list(data, &[]);
+        assert_eq!((refused.status.code(), said(&refused)), (Some(1), format!("error: {line}")));
+    };
+    let newer = "PRAGMA user_version = 99";
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path();
+    copy(&golden().join("data"), data);
+    change(&data.join("access.db"), newer).await;
+    refused(data, "access.db has format 99; this program knows 3");
+    std::fs::copy(golden().join("data/access.db"), data.join("access.db")).expect("put back");
+    assert!(list(data, &[]).status.success(), "moved");
+    // A copy from before the move, put back into the directory after it.
+    let moved = data.join("moved.db");
+    std::fs::rename(data.join("polylora.db"), &moved).expect("renamed");
+    std::fs::copy(&old, data.join("polylora.db")).expect("put back");
+    refused(data, "polylora.db has format 2, and the access.db that belongs to it is not there");
+    std::fs::rename(&moved, data.join("polylora.db")).expect("renamed");
+    change(&data.join("polylora.db"), newer).await;
+    refused(data, "polylora.db has format 99; this program knows 9");
+}
+
+/// A server must not take a directory for one without keys because it cannot move them.
+#[tokio::test]
+async fn keys_that_cannot_be_moved_are_not_forgotten() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    copy(&golden().join("data"), &data);
+    for file in ["polylora.db", "jobs.db"] {
+        std::fs::remove_file(data.join(file)).expect("only keys were ever made");
     }
+    let disk = Disk::new(&data);
+    disk.fail(Fault::Full, "", None);
+    let refused = list(&data, &disk.environment());
+    let line = "error: polylora.db has format 0 and cannot be brought to 9: nothing is written";
+    assert_eq!((refused.status.code(), said(&refused)), (Some(1), line.to_owned()));
+    let moved = list(&data, &[]);
+    let keys = String::from_utf8_lossy(&moved.stdout).lines().count();
+    assert_eq!(keys, 3, "{}", said(&moved));
 }
 
 /// Writes the directory; its README says how to run this.
@@ -334,7 +349,7 @@ async fn write_the_directory_before() {
     for (name, seed) in [("a", 1), ("a", 2), ("b", 3), ("gone", 4)] {
         let put = live.request(Method::PUT, &format!("/v1/adapters/{name}"));
         let put = put.bearer_auth("configured").multipart(form(&live.adapter_files(seed, 0.3)));
-        assert_eq!(whole(put).await.status, 201);
+        assert!([200, 201].contains(&whole(put).await.status), "{name}");
     }
     send(Method::DELETE, "/v1/adapters/gone", Value::Null).await;
     send(Method::PUT, "/v1/aliases/prod", json!({"weights": {"a@1": 9, "b@1": 1}})).await;
