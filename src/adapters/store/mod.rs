@@ -1,6 +1,6 @@
 //! The store: adapter files by digest on disk, and the catalogue of names and versions in SQLite.
 //!
-//! Owns the data directory: `adapters/sha256/`, `orphans/`, `staging/`, `polylora.db`, `lock`.
+//! Owns `adapters/sha256/`, `orphans/` and `staging/`, and the catalogue's rows in `polylora.db`.
 //! Never loads an adapter and knows no leases. The thing to know: a version appears whole or not at
 //! all: files are synced and renamed into place first, one transaction names them after, and
 //! opening sets aside what no row names, if the catalogue has seen it.
