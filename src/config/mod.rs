@@ -65,8 +65,8 @@ impl Config {
         if let Some(why) = web::wrong_host(&self.allow_hosts) {
             return Err(blame("allow_hosts", &why));
         }
-        // Keys that were made lie in the data directory, in a file of their own before they were part
-        // of the catalogue; whoever opens them asks `guarded` again.
+        // Keys that were made lie in the data directory, once in a file of their own; whoever opens
+        // them asks `guarded` again.
         let made = |name: &&str| self.data_dir.join(name).exists();
         self.guarded(["polylora.db", "access.db"].iter().any(made))
     }

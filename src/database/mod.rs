@@ -1,9 +1,9 @@
 //! The data directory's lock, and its SQLite files: how one is opened, brought to this program's
 //! format, read and changed.
 //!
-//! Owns every connection, and begins and ends every transaction. Never reads or changes a row of its
-//! own. The thing to know: after any error the connection is closed and the next change opens a new
-//! one, so what a failed commit left behind can never swallow a later one.
+//! Owns every connection, and begins and ends every transaction. Never reads or changes a row of
+//! its own. The thing to know: after any error the connection is closed and the next change opens a
+//! new one, so what a failed commit left behind can never swallow a later one.
 
 mod catalogue;
 mod connect;

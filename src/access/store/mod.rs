@@ -1,8 +1,8 @@
-//! Rows of access in `polylora.db`: keys and the hashes of their secrets, limits, use of quotas, the
-//! audit log.
+//! Rows of access in `polylora.db`: keys and the hashes of their secrets, limits, use of quotas,
+//! the audit log.
 //!
-//! Owns the statements on these tables. Never holds a secret itself, and judges nothing. The thing to know: a change is
-//! one transaction, synced when the call returns.
+//! Owns the statements on them. Never holds a secret itself, and judges nothing. The thing to know:
+//! a change is one transaction, synced when the call returns.
 
 mod archive;
 
