@@ -37,6 +37,7 @@ const USAGE_QUEUE_SPARE: usize = 4096;
 pub async fn assemble(config: Config) -> Result<(Api, String)> {
     let device = device(&config)?;
     let storage = Storage::of(&config.data_dir);
+    storage.lock()?;
     let access =
         Access::open_in(&storage, config.api_key.as_ref().map(|key| key.0.as_str())).await?;
     config.guarded(access.required())?;

@@ -150,8 +150,7 @@ async fn the_audit_log_can_only_grow() {
     assert_eq!(seen, [Record { id: 2, ..record(Some("acme")) }]);
     assert_eq!(ids(access.records(&Query { before: Some(2), ..all }).await.unwrap()), [1]);
     let storage = polylora::database::Storage::of(dir.path());
-    let database = polylora::database::Database::open(&storage, "access.db", &["", "", ""]).await;
-    let database = database.unwrap();
+    let database = polylora::database::Database::catalogue(&storage).await.unwrap();
     for statement in ["UPDATE audit SET key = 'x'", "DELETE FROM audit"] {
         let refused = database.run(sqlx::query(statement)).await.unwrap_err();
         assert!(refused.to_string().contains("append-only"), "{refused}");

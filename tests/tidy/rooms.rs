@@ -119,7 +119,8 @@ const BUDGETS: &[(&str, &[&str], usize)] = &[
     ("metrics", &["metrics/"], 800),
     ("config", &["config/"], 1400),
     ("error", &["error/"], 500),
-    ("database", &["database/"], 900),
+    // The tables of adapters, access and jobs are in it.
+    ("database", &["database/"], 1100),
     ("assembly", &["assembly/"], 1300),
     ("cli", &["cli/"], 3600),
 ];
@@ -253,7 +254,9 @@ fn a_directory_has_its_first_page_inside() {
     let doubled = |path: &&String| {
         let inside = format!("{}/", path.trim_end_matches(".rs"));
         // A test binary is named by its file; its parts are beside it.
-        !path.starts_with("tests/") && !path.contains("/tests/") && paths.iter().any(|other| other.starts_with(&inside))
+        !path.starts_with("tests/")
+            && !path.contains("/tests/")
+            && paths.iter().any(|other| other.starts_with(&inside))
     };
     none(paths.iter().filter(doubled).map(|path| format!("{path}: belongs in mod.rs")).collect());
 }

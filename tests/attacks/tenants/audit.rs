@@ -91,7 +91,7 @@ async fn an_operator_rotates_the_log_into_a_file() {
     assert_eq!(left[0]["action"], "POST /v1/audit/rotate");
     assert_eq!(left[0]["name"], rest["file"]);
     let dir = live.crash();
-    let file = SqliteConnectOptions::new().filename(dir.path().join("data/access.db"));
+    let file = SqliteConnectOptions::new().filename(dir.path().join("data/polylora.db"));
     let pool = SqlitePool::connect_with(file).await.expect("a database");
     let deleted = sqlx::query("DELETE FROM audit").execute(&pool).await.expect_err("refused");
     assert!(deleted.to_string().contains("append-only"), "{deleted}");
