@@ -1,7 +1,7 @@
 //! Rows of jobs in `polylora.db`: what was ordered, how it stands, the reports of what was made.
 //!
-//! Owns the statements on them. Never decides what happens to a job. The thing to know: every change
-//! is synced when the call returns, and a job that is over is never changed again.
+//! Owns the statements on them. Never decides what happens to a job. The thing to know: every
+//! change is synced when the call returns, and a job that is over is never changed again.
 
 use super::evaluate::EvaluationSet;
 use super::job::{Failure, Job, Outcome, Owner, State};

@@ -31,7 +31,8 @@ const BEFORE: &str = "
 
 /// The databases of a server that is down, as they were.
 async fn take_back(data: &Path) {
-    let options = SqliteConnectOptions::new().filename(data.join("polylora.db"));
+    let options = SqliteConnectOptions::new().create_if_missing(true);
+    let options = options.filename(data.join("polylora.db"));
     let mut connection = options.connect().await.expect("a database");
     for name in ["access", "jobs"] {
         let file = data.join(format!("{name}.db")).to_str().expect("UTF-8").to_owned();
