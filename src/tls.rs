@@ -1,5 +1,5 @@
-//! How clients in this program make HTTP requests: rustls with ring, which build quickly and without
-//! cmake.
+//! How clients in this program make HTTP requests: rustls with ring, which build quickly and
+//! without cmake.
 //!
 //! The thing to know: a client of reqwest that is not made here panics, for want of a provider.
 

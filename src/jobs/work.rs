@@ -190,7 +190,8 @@ mod tests {
     #[test]
     fn work_from_before_there_were_kinds_is_a_merge() {
         let old = r#"{"name": "both", "from": [], "any_base": false,
-            "spec": {"method": "lego", "sources": [], "options": {}, "seed": 18446744073709551615}}"#;
+            "spec": {"method": "lego", "sources": [], "options": {},
+                "seed": 18446744073709551615}}"#;
         let Ok(Work::Merge(spec)) = Work::parse(old) else { panic!("no merge") };
         assert_eq!((spec.name.as_str(), spec.spec.seed), ("both", u64::MAX));
         let written = serde_json::to_string(&Work::Merge(spec.clone())).unwrap();

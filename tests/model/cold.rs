@@ -2,8 +2,8 @@
 //! and resident adapters are served as if nobody did.
 //!
 //! 64 adapters, room for 8, Zipf traffic. The slow disk is a pause where a load reads rows of the
-//! base weights (DoRA). A short run only checks that everybody is answered. A soak measures: medians
-//! of five runs of 20 seconds, in turns with runs in which all 64 have room, and then p99 of the
+//! base weights (DoRA). A short run only checks that everybody is answered. A soak measures:
+//! medians of five runs of 20 seconds, in turns with runs in which all 64 have room, and then p99 of the
 //! time to first token may differ by a fifth.
 
 use polylora::adapters::registry::{Registry, RegistryOptions};

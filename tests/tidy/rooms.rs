@@ -223,12 +223,22 @@ fn the_paths_of_cpu_and_gpu_part_in_few_places() {
     assert_eq!(wrong, ["kernels/src/glu.rs must not name cuda::", plane]);
 }
 
+/// (files that name each other still, why)
+const TIED: &[(&str, &str)] = &[(
+    "crate::database ↔ crate::database::moved ↔ crate::database::storage",
+    "a storage probes the databases that tell it of a failed write",
+)];
+
 #[test]
 fn no_file_names_one_that_names_it() {
     let circles = |files: &[(String, String)]| -> Vec<String> {
         Graph::of(files).circles().iter().map(|circle| circle.join(" ↔ ")).collect()
     };
-    none(circles(&files("src", &[".rs"])));
+    let found = circles(&files("src", &[".rs"]));
+    let untied = TIED.iter().filter(|(tied, _)| !found.iter().any(|circle| circle == tied));
+    none(untied.map(|(tied, _)| format!("{tied} is excepted, and is no circle")).collect());
+    let new = |circle: &&String| !TIED.iter().any(|(tied, _)| tied == circle);
+    none(found.iter().filter(new).cloned().collect());
     let kernels = files("kernels/src", &[".rs"]).into_iter();
     let kernels = kernels.map(|(path, text)| (path["kernels/".len()..].to_owned(), text));
     none(circles(&kernels.collect::<Vec<_>>()));

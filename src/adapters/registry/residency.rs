@@ -69,8 +69,8 @@ impl Inner {
         hold.ok_or_else(|| Error::fault("nothing was brought"))
     }
 
-    /// The same for several, all of them or none. Memory for all comes before reading, so that those
-    /// who wait for it hold none. May be dropped at any point: who waits gives the place up,
+    /// The same for several, all of them or none. Memory for all comes before reading, so that
+    /// those who wait for it hold none. May be dropped at any point: who waits gives the place up,
     /// and loads that have begun run to their end.
     pub async fn bring_all(
         self: &Arc<Self>,

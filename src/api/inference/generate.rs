@@ -1,8 +1,8 @@
 //! What chat and plain completions share: submit the sequences, then collect or stream what comes.
 //!
 //! Owns the life of a request from its tokens to its last piece. Never knows which of the two wire
-//! formats is spoken: that is `ResponseFormat`. The thing to know: a `Run` owns the event streams; dropping
-//! it anywhere cancels every sequence in it.
+//! formats is spoken: that is `ResponseFormat`. The thing to know: a `Run` owns the event streams;
+//! dropping it anywhere cancels every sequence in it.
 
 use super::accounting::{RequestMeter, Used, outcome};
 use super::choice::{Choice, Echoed, Ended, TextDelta};

@@ -27,8 +27,8 @@ impl Jobs {
         checked.await.unwrap_or_else(|_| Err(Error::fault("checking the merge failed")))
     }
 
-    /// Says how much the sources are in each other's way, merging nothing. Errors: as `check_merge`;
-    /// `merges_busy` while others are surveyed.
+    /// Says how much the sources are in each other's way, merging nothing. Errors: as
+    /// `check_merge`; `merges_busy` while others are looked at.
     pub async fn merge_compatibility(
         &self,
         spec: &MergeSpec,

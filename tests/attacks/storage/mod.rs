@@ -2,8 +2,8 @@
 //! a kill, what was refused is not, and serving goes on.
 //!
 //! The disk is a library before libc in the server, see `disk.rs`; the judge is a book of what was
-//! answered, see `books.rs`. Six random schedules run, in a soak 200; `POLYLORA_ONLY` repeats one of
-//! them, and `POLYLORA_PROGRAM` names another build of the program to judge.
+//! answered, see `books.rs`. Six random schedules run, in a soak 200; `POLYLORA_ONLY` repeats one
+//! of them, and `POLYLORA_PROGRAM` names another build of the program to judge.
 
 mod books;
 mod disk;

@@ -1,7 +1,7 @@
 //! How long a test runs: briefly in `make test`, long in `make soak`, which sets `POLYLORA_SOAK`.
 //!
-//! Owns the two variables that say so. The thing to know: what is judged by time or by the memory of
-//! a process is judged in a soak only, on a machine with nothing else to do.
+//! Owns the two variables that say so. The thing to know: what is judged by time or by the memory
+//! of a process is judged in a soak only, on a machine with nothing else to do.
 
 use std::ops::Range;
 
