@@ -1,12 +1,14 @@
 # The server in a small image: docker build -t polylora . && docker run -p 8080:8080 -e POLYLORA_API_KEY=secret polylora
 FROM rust:1.95-slim-trixie AS build
 RUN apt-get update \
- && apt-get install -y --no-install-recommends build-essential cmake \
+ && apt-get install -y --no-install-recommends build-essential \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY kernels kernels
 COPY src src
+# What tests share is a member of the workspace, so cargo wants to see it.
+COPY tests/support tests/support
 RUN cargo build --release --locked --bin polylora
 
 FROM debian:trixie-slim

@@ -6,11 +6,15 @@
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use time::OffsetDateTime;
 
 /// The two clocks may differ by so much between two looks; more, and one of them was set.
 const JUMP: Duration = Duration::from_secs(60);
 /// A clock that ran evenly for so long is believed, whatever was believed before.
 const PROBATION: Duration = Duration::from_secs(24 * 3600);
+
+/// The end of the year 9999.
+const MAX_SECONDS: i64 = 253_402_300_799;
 
 /// One moment on two clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +28,13 @@ pub struct Now {
 /// The wall's clock in whole seconds since 1970.
 pub fn unix_seconds() -> u64 {
     Now::read().wall.as_secs()
+}
+
+/// The day in the calendar, in UTC, of a time since 1970.
+pub fn date(since: Duration) -> OffsetDateTime {
+    let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+    // What is beyond the year 9999 is its last moment.
+    OffsetDateTime::from_unix_timestamp(seconds.min(MAX_SECONDS)).expect("within the calendar")
 }
 
 impl Now {

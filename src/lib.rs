@@ -15,7 +15,7 @@
 //! - [`access`]: keys, tenants and what they may do
 //! - [`usage`]: what each request used, on disk
 //! - [`clock`], [`config`], [`database`], [`error`], [`metrics`], [`shape`], [`share`],
-//!   [`terminal`]: leaves
+//!   [`terminal`], [`tls`]: leaves
 //!
 //! The arithmetic is in the crate `polylora-kernels`.
 #![forbid(unsafe_code)]
@@ -40,4 +40,5 @@ pub mod shape;
 pub mod share;
 pub mod terminal;
 pub mod text;
+pub mod tls;
 pub mod usage;

@@ -3,10 +3,6 @@
 //!
 //! One test in a binary of its own: the counting allocator sees the whole process.
 
-mod common;
-
-use common::adapters::{Recipe, write_adapter};
-use common::{bank, tiny};
 use polylora::adapters::composition::{Composition, Part};
 use polylora::adapters::registry::Lease;
 use polylora::checkpoint::Checkpoint;
@@ -23,6 +19,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use support::adapters::{Recipe, write_adapter};
+use support::{bank, tiny};
 
 struct Counting;
 
@@ -53,7 +51,7 @@ fn start(weights: &Arc<Weights>, metrics: &Arc<Metrics>) -> EngineHandle {
         rows_max: 64,
         logit_rows_max: 64,
         sequences_max: 32,
-        turn_tokens: 512,
+        quantum_tokens: 512,
         waiting_max: 64,
         waiting_tokens_max: 4096,
         kv_pages,

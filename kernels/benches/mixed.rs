@@ -8,7 +8,7 @@
 use std::time::Instant;
 
 use polylora_kernels::{
-    Act, Blend, Delta, Device, Dtype, FactorDtype, Isa, Linear, LoraScratch, Machine, Matrix,
+    Act, AdapterMix, Delta, Device, Dtype, FactorDtype, Isa, Linear, LoraScratch, Machine, Matrix,
     Memory, Plane, Resident, Residents, Segments, WeightDtype, linear,
 };
 
@@ -35,7 +35,7 @@ struct Step {
     weights: Vec<Vec<Vec<Matrix>>>,
     /// Of deltas by layer, op and site; what each adapter is computed with.
     residents: Residents,
-    blends: Vec<Blend>,
+    mixes: Vec<AdapterMix>,
     delta_bytes: usize,
     x: [Act; 4],
     /// By op and site.
@@ -67,13 +67,13 @@ impl Step {
             made.expect("memory")
         };
         let (mut residents, mut delta_bytes) = (Residents::new(all), 0);
-        let blends = (0..all).map(|_| {
+        let mixes = (0..all).map(|_| {
             let deltas = by_shape(delta).into_iter().flatten().flatten().map(Some).collect();
             let resident = Resident { deltas, ..Resident::default() };
             delta_bytes += resident.bytes();
             residents.install(resident).map_err(|_| "full").expect("a slot").into()
         });
-        let blends = blends.collect();
+        let mixes = mixes.collect();
         let x = OPS.map(|(_, inputs, _)| {
             let mut x = Act::with_bytes(CPU, floats, rows, inputs).expect("memory");
             (0..rows).for_each(|t| x.write(t, &values(inputs, 23 + t)).expect("a copy"));
@@ -85,7 +85,7 @@ impl Step {
             rows,
             weights,
             residents,
-            blends,
+            mixes,
             delta_bytes,
             x,
             y: OPS.map(|(_, _, sites)| sites.iter().map(plane).collect()).into(),
@@ -96,8 +96,8 @@ impl Step {
     /// Seconds of each op, over all layers.
     fn run(&mut self, indptr: &[u32]) -> [f64; 4] {
         let (mut seconds, mut site) = ([0.0; 4], 0);
-        let blends = &self.blends[..indptr.len() - 1];
-        let segments = Segments { indptr, blends, residents: &self.residents };
+        let mixes = &self.mixes[..indptr.len() - 1];
+        let segments = Segments { indptr, mixes, residents: &self.residents };
         for layer in 0..LAYERS {
             for (op, total) in seconds.iter_mut().enumerate() {
                 let start = Instant::now();

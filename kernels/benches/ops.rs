@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use polylora_kernels::{
-    Act, AttentionScratch, Blend, Delta, Device, Dtype, Isa, KvCache, Linear, LoraScratch, Matrix,
-    Memory, Plane, Resident, Residents, Rows, Segments, WeightDtype, attention, linear,
+    Act, AdapterMix, AttentionScratch, Delta, Device, Dtype, Isa, KvCache, Linear, LoraScratch,
+    Matrix, Memory, Plane, Resident, Residents, Rows, Segments, WeightDtype, attention, linear,
 };
 
 const CPU: &Memory = &Memory::Cpu;
@@ -46,7 +46,7 @@ fn main() {
         ("f32", WeightDtype::F32, ceilings.f32),
         ("int8", WeightDtype::Int8, ceilings.int8),
         ("int4", WeightDtype::Int4, ceilings.int8),
-        ("int4", WeightDtype::Int4Least, ceilings.int8),
+        ("int4", WeightDtype::Int4Min, ceilings.int8),
     ] {
         if !wanted(name) {
             continue;
@@ -194,7 +194,7 @@ fn adapters(dev: &Device, outputs: usize, inputs: usize, rows: usize) {
     };
     // A site for each of the weights.
     let mut residents = Residents::new(rows);
-    let blends: Vec<Blend> = (0..rows)
+    let mixes: Vec<AdapterMix> = (0..rows)
         .map(|_| {
             let deltas = weights.iter().map(|_| Some(one())).collect();
             let slot = residents.install(Resident { deltas, ..Resident::default() });
@@ -206,7 +206,7 @@ fn adapters(dev: &Device, outputs: usize, inputs: usize, rows: usize) {
     let indptr: Vec<u32> = (0..=rows as u32).collect();
     let mut time = |indptr: &[u32]| {
         let segments =
-            Segments { indptr, blends: &blends[..indptr.len() - 1], residents: &residents };
+            Segments { indptr, mixes: &mixes[..indptr.len() - 1], residents: &residents };
         best(weights.len(), |call| {
             let weight = &weights[call];
             let outs = &mut [Linear { weight, bias: None, site: call, y: &mut y }];

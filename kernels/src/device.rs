@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicBool;
 
 /// Where an operator wants ops to run: `auto`, `cpu` or `cuda:N`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum DeviceChoice {
     /// The best that this version serves on: the CPU.
     Auto,
     Cpu,
@@ -22,18 +22,18 @@ pub enum Place {
     Cuda(usize),
 }
 
-impl FromStr for Place {
+impl FromStr for DeviceChoice {
     type Err = &'static str;
 
     /// The error says what was expected.
-    fn from_str(text: &str) -> Result<Place, &'static str> {
+    fn from_str(text: &str) -> Result<DeviceChoice, &'static str> {
         match text {
-            "auto" => Ok(Place::Auto),
-            "cpu" => Ok(Place::Cpu),
+            "auto" => Ok(DeviceChoice::Auto),
+            "cpu" => Ok(DeviceChoice::Cpu),
             _ => {
                 let index =
                     text.strip_prefix("cuda:").filter(|n| n.bytes().all(|b| b.is_ascii_digit()));
-                let index = index.and_then(|n| n.parse().ok()).map(Place::Cuda);
+                let index = index.and_then(|n| n.parse().ok()).map(DeviceChoice::Cuda);
                 index.ok_or("auto, cpu or cuda:N, where N is a GPU's number from 0")
             }
         }
@@ -83,10 +83,10 @@ impl Device {
     ///
     /// # Panics
     /// As [`Device::cpu`].
-    pub fn open(place: Place, threads: usize) -> Result<Device, Error> {
+    pub fn open(place: DeviceChoice, threads: usize) -> Result<Device, Error> {
         match place {
-            Place::Auto | Place::Cpu => Ok(Device::cpu(threads)),
-            Place::Cuda(index) => {
+            DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Device::cpu(threads)),
+            DeviceChoice::Cuda(index) => {
                 let gpu = Gpu::open(index)?;
                 let memory = Memory::Cuda(gpu.memory().clone());
                 Ok(Device::of(Kind::Cuda(Box::new(gpu)), memory))
@@ -282,22 +282,22 @@ mod tests {
     #[test]
     fn a_place_is_auto_cpu_or_a_numbered_gpu() {
         for (text, place) in [
-            ("auto", Place::Auto),
-            ("cpu", Place::Cpu),
-            ("cuda:0", Place::Cuda(0)),
-            ("cuda:17", Place::Cuda(17)),
+            ("auto", DeviceChoice::Auto),
+            ("cpu", DeviceChoice::Cpu),
+            ("cuda:0", DeviceChoice::Cuda(0)),
+            ("cuda:17", DeviceChoice::Cuda(17)),
         ] {
             assert_eq!(text.parse(), Ok(place));
         }
         for text in ["", "cuda", "cuda:", "cuda:-1", "cuda:+1", "cuda:1 ", "CPU", "gpu", "cuda:one"]
         {
-            assert!(text.parse::<Place>().is_err_and(|e| e.contains("cuda:N")), "{text}");
+            assert!(text.parse::<DeviceChoice>().is_err_and(|e| e.contains("cuda:N")), "{text}");
         }
     }
 
     #[test]
     fn auto_and_cpu_are_this_cpu() {
-        for place in [Place::Auto, Place::Cpu] {
+        for place in [DeviceChoice::Auto, DeviceChoice::Cpu] {
             let device = Device::open(place, 1).expect("a CPU");
             assert!(device.name().starts_with("cpu: 1 thread, "), "{}", device.name());
         }

@@ -26,7 +26,7 @@
 //! # Segments
 //!
 //! Rows are ordered so that rows of one adapter are neighbours and base rows come last. Segment `g`
-//! is the rows `indptr[g]..indptr[g + 1]`, with `indptr[0] = 0`, strictly increasing. Its [`Blend`]
+//! is the rows `indptr[g]..indptr[g + 1]`, with `indptr[0] = 0`, strictly increasing. Its [`AdapterMix`]
 //! names slots of [`Residents`] and their weights. Rows from `indptr[G]` on belong to no adapter
 //! and cost nothing beyond the base model.
 //!
@@ -73,7 +73,7 @@ pub use argmax::argmax;
 pub use attention::{AttentionScratch, HEAD_DIM_MAX, attention};
 pub use cuda::{Error, gpus};
 pub use delta::Delta;
-pub use device::{Device, Memory, Place};
+pub use device::{Device, DeviceChoice, Memory};
 pub use embed::{EmbedDelta, embed};
 pub use glu::{Gate, glu};
 pub use kv::{KvCache, Rows};
@@ -84,7 +84,7 @@ pub use memory::{return_free_pages, return_large_blocks};
 pub use norm::{NormWeight, Residual, add_norm, add_norm_rows};
 pub use plane::Plane;
 pub use priority::give_way;
-pub use residents::{Blend, Resident, Residents, Slot};
+pub use residents::{AdapterMix, Resident, Residents, Slot};
 pub use rope::{RopeStore, RopeTable, rope_store};
 pub use segments::Segments;
 pub use simd::Isa;
@@ -108,11 +108,11 @@ pub enum WeightDtype {
     /// 8 bits about zero, a scale for 16 (Q6_K*).
     Int8By16,
     /// 8 bits up from a least value, both for 32 (Q5_1, Q5_K*).
-    Int8Least,
+    Int8Min,
     /// 4 bits about zero, a scale for 32 (Q4_0).
     Int4,
     /// 4 bits up from a least value, both for 32 (Q4_1, Q4_K*).
-    Int4Least,
+    Int4Min,
 }
 
 /// What the factors of an adapter are stored as.

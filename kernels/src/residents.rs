@@ -13,26 +13,26 @@ pub struct Slot(pub u32);
 /// What rows are computed with: the sum of what some residents change, each times its weight.
 /// Ordered so that equals are neighbours when sorted; a copy allocates nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Blend {
+pub struct AdapterMix {
     /// Slots and the bits of their weights; unused ones are zero.
     parts: [(Slot, u32); PARTS_MAX],
     len: u32,
 }
 
-impl Blend {
+impl AdapterMix {
     /// In this order, which is that of the sum.
     ///
     /// # Panics
     /// On more than `PARTS_MAX`.
-    pub fn new(weighted: impl IntoIterator<Item = (Slot, f32)>) -> Blend {
-        let mut blend = Blend { parts: [(Slot(0), 0); PARTS_MAX], len: 0 };
+    pub fn new(weighted: impl IntoIterator<Item = (Slot, f32)>) -> AdapterMix {
+        let mut mix = AdapterMix { parts: [(Slot(0), 0); PARTS_MAX], len: 0 };
         for (slot, weight) in weighted {
-            let len = blend.len as usize;
+            let len = mix.len as usize;
             assert!(len < PARTS_MAX, "{} deltas, at most {PARTS_MAX}", len + 1);
-            blend.parts[len] = (slot, weight.to_bits());
-            blend.len += 1;
+            mix.parts[len] = (slot, weight.to_bits());
+            mix.len += 1;
         }
-        blend
+        mix
     }
 
     /// Slots and weights, in the order in which they are summed.
@@ -53,10 +53,10 @@ impl Blend {
     }
 }
 
-impl From<Slot> for Blend {
+impl From<Slot> for AdapterMix {
     /// One resident as it is.
-    fn from(slot: Slot) -> Blend {
-        Blend::new([(slot, 1.0)])
+    fn from(slot: Slot) -> AdapterMix {
+        AdapterMix::new([(slot, 1.0)])
     }
 }
 

@@ -7,9 +7,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use polylora_kernels::{
-    Act, AttentionScratch, Blend, Delta, Device, Dtype, Gate, KvCache, Linear, LoraScratch, Matrix,
-    NormWeight, Plane, Resident, Residents, RopeStore, RopeTable, Rows, Segments, Slot, Vector,
-    add_norm, add_norm_rows, argmax, attention, embed, glu, linear, rope_store,
+    Act, AdapterMix, AttentionScratch, Delta, Device, Dtype, Gate, KvCache, Linear, LoraScratch,
+    Matrix, NormWeight, Plane, Resident, Residents, RopeStore, RopeTable, Rows, Segments, Slot,
+    Vector, add_norm, add_norm_rows, argmax, attention, embed, glu, linear, rope_store,
 };
 
 struct Counting;
@@ -134,7 +134,7 @@ fn a_warm_step_allocates_nothing_counts_the_same_ops_and_survives_a_panic() {
     let dev = Device::cpu(3);
     let mut step = Step::new(&dev);
     let mut residents = Residents::new(ROWS);
-    let blends: Vec<Blend> = (0..ROWS)
+    let mixes: Vec<AdapterMix> = (0..ROWS)
         .map(|i| {
             let slot = residents.install(adapter_of(&dev, 1 + 2 * i, None));
             slot.map_err(|_| "full").expect("a slot").into()
@@ -142,7 +142,7 @@ fn a_warm_step_allocates_nothing_counts_the_same_ops_and_survives_a_panic() {
         .collect();
     let indptr: Vec<u32> = (0..=ROWS as u32).collect();
     let none = Segments::none();
-    let all = Segments { indptr: &indptr, blends: &blends, residents: &residents };
+    let all = Segments { indptr: &indptr, mixes: &mixes, residents: &residents };
     step.run(&dev, none);
 
     let steps = |count: usize, step: &mut Step| {
@@ -169,7 +169,7 @@ fn a_warm_step_allocates_nothing_counts_the_same_ops_and_survives_a_panic() {
     assert_eq!(dev.op_calls() - ops - base_only, base_only, "ops do not depend on adapters");
     assert_eq!(base_only, 7);
 
-    a_panic_fails_the_step_only(&dev, &mut step, &mut residents, &indptr, &blends);
+    a_panic_fails_the_step_only(&dev, &mut step, &mut residents, &indptr, &mixes);
 }
 
 fn a_panic_fails_the_step_only(
@@ -177,10 +177,10 @@ fn a_panic_fails_the_step_only(
     step: &mut Step,
     residents: &mut Residents,
     indptr: &[u32],
-    blends: &[Blend],
+    mixes: &[AdapterMix],
 ) {
     let q = |step: &mut Step| step.y[0].read(dev, ROWS).expect("no op failed").to_vec();
-    step.run(dev, Segments { indptr, blends, residents });
+    step.run(dev, Segments { indptr, mixes, residents });
     let before = q(step);
     // Of the second and third sites' deltas, pieces are planned already.
     for (site, segment) in [(0, 0), (0, 1), (1, 0), (2, 1)] {
@@ -188,7 +188,7 @@ fn a_panic_fails_the_step_only(
         let kept = residents.remove(slot).expect("a resident");
         let wrong = adapter_of(dev, 1 + 2 * segment, Some(site));
         assert!(residents.install(wrong).is_ok_and(|taken| taken == slot));
-        let segments = Segments { indptr, blends, residents };
+        let segments = Segments { indptr, mixes, residents };
         let result = catch_unwind(AssertUnwindSafe(|| step.run(dev, segments)));
         let payload = result.expect_err("the step fails");
         let said = payload.downcast_ref::<String>().expect("a sentence");
@@ -202,6 +202,6 @@ fn a_panic_fails_the_step_only(
         embed(dev, &step.table, &tokens, 1.0, Segments::none(), &mut step.h);
     });
     catch_unwind(worst).expect_err("a token outside the table fails the step");
-    step.run(dev, Segments { indptr, blends, residents });
+    step.run(dev, Segments { indptr, mixes, residents });
     assert_eq!(q(step), before, "the device works on");
 }

@@ -7,7 +7,7 @@
 //! written every few seconds, so a crash forgets so much, and never charges twice.
 
 use super::key::{Caller, Limits};
-use crate::clock::Now;
+use crate::clock::{Now, date};
 use crate::error::{Error, Kind, Result};
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -84,29 +84,10 @@ fn day(now: Duration) -> u64 {
 
 /// (months since the year 0, seconds until the next)
 fn month(now: Duration) -> (u64, u64) {
-    let (year, month, _) = civil(day(now) as i64);
-    let number = (year * 12 + month - 1) as u64;
-    let mut next = day(now);
-    while {
-        let (y, m, _) = civil(next as i64);
-        (y * 12 + m - 1) as u64 == number
-    } {
-        next += 1;
-    }
-    (number, next * 86_400 - now.as_secs())
-}
-
-/// Year, month and day of a day since 1970: the Gregorian calendar counted from March, in eras of
-/// 400 years.
-fn civil(day: i64) -> (i64, i64, i64) {
-    let z = day + 719_468;
-    let era = z.div_euclid(146_097);
-    let doe = z.rem_euclid(146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    (yoe + era * 400 + i64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
+    let date = date(now);
+    let number = date.year() as u64 * 12 + u64::from(u8::from(date.month())) - 1;
+    let left = u64::from(date.month().length(date.year()) - date.day());
+    (number, (day(now) + left + 1) * 86_400 - now.as_secs())
 }
 
 struct Meter {
@@ -456,7 +437,8 @@ mod tests {
             (20_513, (2026, 3, 1)),
             (20_788, (2026, 12, 1)),
         ] {
-            assert_eq!(civil(day), date);
+            let at = crate::clock::date(Duration::from_secs(day * 86_400));
+            assert_eq!((at.year(), u8::from(at.month()), at.day()), date);
         }
         let noon = |day: u64| Duration::from_secs(day * 86_400 + 43_200);
         // 28 February 2026, at noon: half a day is left of the month.

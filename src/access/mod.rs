@@ -1,6 +1,6 @@
 //! Who may what and how much: keys, tenants, limits, and the record of what was done with them.
 //!
-//! Owns `access.db` in the data directory. Never sees HTTP, a model or an adapter's content, and
+//! Owns its rows of `polylora.db`. Never sees HTTP, a model or an adapter's content, and
 //! has no clock: every call brings `now`, the time since 1970, or [`Now`] where a rate runs. The
 //! thing to know: a request is judged by its [`Caller`], made of its key when it came in; revoking
 //! stops new requests, not running ones.
@@ -21,7 +21,7 @@ pub use ticket::Ticket;
 
 use crate::clock::Now;
 use crate::database::Storage;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, brief};
 use audit::{Archived, Cut, Query, Record, Refusals};
 use meters::Meters;
 use std::collections::BTreeMap;
@@ -60,7 +60,7 @@ struct Inner {
 }
 
 impl Access {
-    /// Opens or creates `access.db` in `dir`. `api_key` of the configuration opens everything.
+    /// Opens or creates `polylora.db` in `dir`. `api_key` of the configuration opens everything.
     /// Errors: `data_dir_unsupported` (a newer format).
     pub async fn open(dir: &Path, api_key: Option<&str>) -> Result<Self> {
         Self::open_in(&Storage::of(dir), api_key).await
@@ -340,6 +340,6 @@ impl Access {
 }
 
 fn not_found(id: &str) -> Error {
-    let shown: String = id.chars().take(64).collect();
+    let shown = brief(id);
     Error::not_found("key_not_found", format!("there is no key `{shown}`")).param("id")
 }

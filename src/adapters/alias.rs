@@ -5,7 +5,7 @@
 //! caller, target) and its weight, the highest wins; so a shift of weights moves only callers
 //! towards what gained.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
@@ -88,11 +88,11 @@ pub fn check_targets(targets: &mut [Target]) -> Result<()> {
     }
     targets.sort();
     if let Some(t) = targets.iter().find(|t| !(1..=WEIGHT_MAX).contains(&t.weight)) {
-        let id: String = t.id().chars().take(160).collect();
+        let id = brief(&t.id());
         return Err(invalid(format!("the weight of `{id}` is not from 1 to {WEIGHT_MAX}")));
     }
     if let Some(twice) = targets.windows(2).find(|w| w[0].id() == w[1].id()) {
-        let id: String = twice[0].id().chars().take(160).collect();
+        let id = brief(&twice[0].id());
         return Err(invalid(format!("`{id}` is there twice")));
     }
     Ok(())

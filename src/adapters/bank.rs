@@ -6,7 +6,7 @@
 
 use super::Digest;
 use crate::error::Result;
-pub use polylora_kernels::{Blend, PARTS_MAX, Slot};
+pub use polylora_kernels::{AdapterMix, PARTS_MAX, Slot};
 use polylora_kernels::{Resident, Residents};
 
 /// An adapter ready to multiply with: made off the engine thread, owned by the bank.

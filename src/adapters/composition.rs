@@ -6,11 +6,11 @@
 //! bits; one part of weight 1 is that adapter and nothing else.
 
 use super::Digest;
-use super::bank::{Bank, Blend, PARTS_MAX};
+use super::bank::{AdapterMix, Bank, PARTS_MAX};
 use super::format::{Summary, config::RANK_MAX};
 use super::registry::Lease;
 use super::version::Version;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub struct Composition {
 
 struct Inner {
     parts: Vec<Part>,
-    blend: Blend,
+    mix: AdapterMix,
     digest: Digest,
 }
 
@@ -48,8 +48,8 @@ impl From<Lease> for Composition {
     /// The adapter alone, as it is.
     fn from(lease: Lease) -> Self {
         let digest = lease.version().digest;
-        let blend = lease.slot().into();
-        Self { inner: Arc::new(Inner { parts: vec![Part { lease, weight: 1.0 }], blend, digest }) }
+        let mix = lease.slot().into();
+        Self { inner: Arc::new(Inner { parts: vec![Part { lease, weight: 1.0 }], mix, digest }) }
     }
 }
 
@@ -81,10 +81,10 @@ impl Composition {
             return Err(Error::unprocessable("rank_out_of_range", message));
         }
         let slots = parts.iter().map(|part| (part.lease.slot(), part.weight));
-        let blend = Blend::new(slots);
+        let mix = AdapterMix::new(slots);
         let weighted = parts.iter().map(|part| (part.version().digest, part.weight));
         let digest = digest(weighted);
-        Ok(Self { inner: Arc::new(Inner { parts, blend, digest }) })
+        Ok(Self { inner: Arc::new(Inner { parts, mix, digest }) })
     }
 
     /// In the order in which they are summed.
@@ -119,8 +119,8 @@ impl Composition {
     }
 
     /// Where its parts are in the bank.
-    pub fn blend(&self) -> Blend {
-        self.inner.blend
+    pub fn mix(&self) -> AdapterMix {
+        self.inner.mix
     }
 
     /// Says why when the lease of a part is revoked.
@@ -159,7 +159,7 @@ pub fn weight(part: &str, asked: f64) -> Result<f32> {
         // -0 and 0 weigh the same.
         return Ok(weight + 0.0);
     }
-    let shown: String = part.chars().take(160).collect();
+    let shown = brief(part);
     let message = format!("the weight of `{shown}` is {asked}, not a finite number");
     Err(Error::invalid("invalid_weight", message))
 }

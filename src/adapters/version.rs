@@ -7,7 +7,7 @@
 use super::Digest;
 use super::actor::Actor;
 use super::format::Summary;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, brief};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +37,25 @@ impl Version {
     /// `name@number`, as clients may ask for it.
     pub fn id(&self) -> String {
         format!("{}@{}", self.name, self.number)
+    }
+}
+
+/// What a client writes for a version: `name`, or `name@number`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VersionRef<'a> {
+    pub name: &'a str,
+    /// `None`: the one that the bare name means.
+    pub number: Option<u64>,
+}
+
+impl<'a> VersionRef<'a> {
+    /// `None` where the number is not written as [`Version::id`] writes it: `sql@01` is nobody.
+    pub fn parse(text: &'a str) -> Option<Self> {
+        let Some((name, digits)) = text.split_once('@') else {
+            return Some(Self { name: text, number: None });
+        };
+        let number = digits.parse().ok().filter(|n: &u64| *n > 0 && n.to_string() == digits)?;
+        Some(Self { name, number: Some(number) })
     }
 }
 
@@ -224,7 +243,7 @@ pub fn servable(version: &Version) -> bool {
 
 /// 404 for a model that nobody has.
 pub fn model_not_found(model: &str) -> Error {
-    let model: String = model.chars().take(160).collect();
+    let model = brief(model);
     Error::not_found("model_not_found", format!("the model `{model}` does not exist"))
         .param("model")
 }
@@ -238,4 +257,21 @@ pub fn ineffective(version: &Version) -> Error {
         version.logit_change_max
     );
     Error::new(Kind::Conflict, "adapter_ineffective", message).param("model")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_spelled_in_one_way() {
+        let parsed = |text| VersionRef::parse(text).map(|r| (r.name, r.number));
+        assert_eq!(parsed("sql"), Some(("sql", None)));
+        assert_eq!(parsed("sql@12"), Some(("sql", Some(12))));
+        let others =
+            ["sql@", "sql@0", "sql@01", "sql@+1", "sql@-1", "sql@1@2", "sql@18446744073709551616"];
+        for other in others {
+            assert_eq!(parsed(other), None, "{other}");
+        }
+    }
 }

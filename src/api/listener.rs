@@ -5,8 +5,8 @@
 //! port closes when nothing runs any more.
 
 use super::app::Api;
-use super::http::line::{Line, Said};
-use super::http::places::{Place, Places};
+use super::http::connection::{Connection, Said};
+use super::http::permits::{ConnectionPermit, ConnectionPermits};
 use super::http::socket::Socket;
 use super::routes;
 use crate::database::FULL;
@@ -49,19 +49,19 @@ pub async fn serve(
     mut stop: mpsc::Receiver<()>,
 ) -> Result<()> {
     listener.local_addr().map_err(|e| Error::fault(format!("the listener is unusable: {e}")))?;
-    let mut door = Door::new(&api, listener);
+    let mut server = Listener::new(&api, listener);
     let keeper = tokio::spawn(keep_books(api.clone()));
     let watcher = tokio::spawn(api.storage.clone().watch());
     loop {
         tokio::select! {
             Some(()) = stop.recv() => break,
-            () = door.admit() => {}
+            () = server.admit() => {}
         }
     }
     api.requests.draining.store(true, Ordering::Release);
     api.jobs.stop();
     let time = Duration::from_secs(api.config.drain_seconds);
-    tracing::info!(connections = door.connections.len(), seconds = time.as_secs(), "draining");
+    tracing::info!(connections = server.connections.len(), seconds = time.as_secs(), "draining");
     let end = Instant::now() + time;
     let hurried = {
         let mut drained = pin!(api.engine.drain(time));
@@ -69,14 +69,14 @@ pub async fn serve(
             tokio::select! {
                 () = &mut drained => break false,
                 Some(()) = stop.recv() => break true,
-                () = door.admit() => {}
+                () = server.admit() => {}
             }
         }
     };
     // Nothing runs any more, or is told now that it must not.
     api.engine.drain(Duration::ZERO).await;
     let now = Instant::now();
-    door.close(if hurried { now + HURRIED_TIME } else { end.max(now + FLUSH_TIME) }).await;
+    server.close(if hurried { now + HURRIED_TIME } else { end.max(now + FLUSH_TIME) }).await;
     keeper.abort();
     watcher.abort();
     close_books(&api).await
@@ -119,12 +119,12 @@ async fn keep_books(api: Arc<Api>) {
 }
 
 /// The listener and the connections that came through it.
-struct Door {
+struct Listener {
     api: Arc<Api>,
     listener: TcpListener,
     router: Router,
-    places: Arc<Places>,
-    reserve: Arc<Places>,
+    places: Arc<ConnectionPermits>,
+    reserve: Arc<ConnectionPermits>,
     connections: JoinSet<()>,
     /// Tells connections to end after what they are at.
     closing: watch::Sender<bool>,
@@ -132,15 +132,18 @@ struct Door {
     write_time_max: Duration,
 }
 
-impl Door {
+impl Listener {
     fn new(api: &Arc<Api>, listener: TcpListener) -> Self {
         let config = &api.config;
         Self {
             api: api.clone(),
             listener,
             router: routes::router(api.clone()),
-            places: Places::new(config.connections_max, config.connections_per_address_max),
-            reserve: Places::new(RESERVE_PLACES, RESERVE_PLACES),
+            places: ConnectionPermits::new(
+                config.connections_max,
+                config.connections_per_address_max,
+            ),
+            reserve: ConnectionPermits::new(RESERVE_PLACES, RESERVE_PLACES),
             connections: JoinSet::new(),
             closing: watch::channel(false).0,
             head_time_max: config.head_time_max(),
@@ -178,7 +181,7 @@ impl Door {
         self.api.requests.intake.took(CONNECTION_BYTES);
         // Tokens are small and should leave at once.
         let _ = stream.set_nodelay(true);
-        let line = Line::new(place.seat.clone(), local.ip().to_canonical(), reserved);
+        let line = Connection::new(place.seat.clone(), local.ip().to_canonical(), reserved);
         let socket = Socket::new(stream, line.clone(), self.write_time_max);
         let mut http = http1::Builder::new();
         let head_time_max = if reserved.is_some() { RESERVE_TIME } else { self.head_time_max };
@@ -211,10 +214,10 @@ impl Door {
 async fn converse(
     http: http1::Builder,
     socket: Socket<TcpStream>,
-    line: Arc<Line>,
+    line: Arc<Connection>,
     router: Router,
     mut closed: watch::Receiver<bool>,
-    mut place: Place,
+    mut place: ConnectionPermit,
 ) {
     let router = TowerToHyperService::new(router);
     let asked = line.clone();

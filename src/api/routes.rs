@@ -12,7 +12,7 @@ use super::http::{audit, auth, browsers, request};
 use super::inference::{chat, completions, tokenize};
 use super::jobs::merges;
 use super::openapi;
-use crate::error::Error;
+use crate::error::{Error, brief};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
@@ -150,7 +150,7 @@ async fn matched(mut request: Request, next: Next) -> Response {
 }
 
 async fn unknown(method: Method, uri: Uri) -> Error {
-    let path: String = uri.path().chars().take(200).collect();
+    let path = brief(uri.path());
     Error::not_found("unknown_route", format!("there is no {method} {path}; see /docs"))
 }
 

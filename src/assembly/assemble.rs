@@ -37,6 +37,7 @@ const USAGE_QUEUE_SPARE: usize = 4096;
 pub async fn assemble(config: Config) -> Result<(Api, String)> {
     let device = device(&config)?;
     let storage = Storage::of(&config.data_dir);
+    storage.lock()?;
     let access =
         Access::open_in(&storage, config.api_key.as_ref().map(|key| key.0.as_str())).await?;
     config.guarded(access.required())?;
@@ -236,7 +237,7 @@ fn engine_options(
         rows_max: config.rows_max,
         logit_rows_max: logit_rows_max(config),
         sequences_max: config.sequences_max,
-        turn_tokens: config.turn_tokens(),
+        quantum_tokens: config.quantum_tokens(),
         waiting_max: config.waiting_max,
         waiting_tokens_max: config.waiting_tokens_max(context),
         kv_pages,

@@ -5,14 +5,14 @@
 
 use crate::config::{Config, Storage, WeightStorage};
 use crate::model::weights::Weights;
-use polylora_kernels::{Dtype, FactorDtype, KvDtype, Place, WeightDtype};
+use polylora_kernels::{DeviceChoice, Dtype, FactorDtype, KvDtype, WeightDtype};
 
 /// As the setting has it.
-pub fn device_name(place: Place) -> String {
+pub fn device_name(place: DeviceChoice) -> String {
     match place {
-        Place::Auto => "auto".to_owned(),
-        Place::Cpu => "cpu".to_owned(),
-        Place::Cuda(n) => format!("cuda:{n}"),
+        DeviceChoice::Auto => "auto".to_owned(),
+        DeviceChoice::Cpu => "cpu".to_owned(),
+        DeviceChoice::Cuda(n) => format!("cuda:{n}"),
     }
 }
 
@@ -42,7 +42,7 @@ pub fn weight_dtype(config: &Config) -> Option<WeightDtype> {
         WeightStorage::F32 => Some(WeightDtype::F32),
         WeightStorage::Bf16 => Some(WeightDtype::Bf16),
         WeightStorage::Q8 => Some(WeightDtype::Int8),
-        WeightStorage::Q4 => Some(WeightDtype::Int4Least),
+        WeightStorage::Q4 => Some(WeightDtype::Int4Min),
     }
 }
 
@@ -53,8 +53,8 @@ pub fn dtype_names(weights: &Weights) -> String {
         let name = match dtype {
             WeightDtype::F32 => "f32",
             WeightDtype::Bf16 => "bf16",
-            WeightDtype::Int8 | WeightDtype::Int8By16 | WeightDtype::Int8Least => "int8",
-            WeightDtype::Int4 | WeightDtype::Int4Least => "int4",
+            WeightDtype::Int8 | WeightDtype::Int8By16 | WeightDtype::Int8Min => "int8",
+            WeightDtype::Int4 | WeightDtype::Int4Min => "int4",
         };
         if !names.contains(&name) {
             names.push(name);

@@ -9,7 +9,7 @@ use crate::api::{self, Api};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::terminal::say;
-use polylora_kernels::Place;
+use polylora_kernels::DeviceChoice;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
@@ -70,7 +70,7 @@ async fn listen(api: Api, storage: &str) -> Result<()> {
         listener.local_addr().map_err(|e| Error::fault(format!("cannot tell the address: {e}")))?;
     // What `auto` passed over; a driver that cannot say is none to use.
     let gpus = match api.config.device {
-        Place::Auto => polylora_kernels::gpus().unwrap_or_default(),
+        DeviceChoice::Auto => polylora_kernels::gpus().unwrap_or_default(),
         _ => Vec::new(),
     };
     let banner = Banner {

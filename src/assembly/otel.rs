@@ -34,6 +34,7 @@ where
     if ENDPOINTS.iter().all(|name| std::env::var_os(name).is_none()) {
         return Ok((None, Sending(None)));
     }
+    crate::tls::install();
     let exporter = SpanExporter::builder().with_http().build().map_err(|e| {
         Error::invalid("invalid_config", format!("OpenTelemetry cannot be set up: {e}"))
     })?;

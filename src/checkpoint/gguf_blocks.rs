@@ -14,9 +14,9 @@ pub fn kept_as(dtype: GgmlDType) -> Option<WeightDtype> {
     match dtype {
         GgmlDType::Q8_0 | GgmlDType::Q5_0 => Some(WeightDtype::Int8),
         GgmlDType::Q6K => Some(WeightDtype::Int8By16),
-        GgmlDType::Q5_1 | GgmlDType::Q5K => Some(WeightDtype::Int8Least),
+        GgmlDType::Q5_1 | GgmlDType::Q5K => Some(WeightDtype::Int8Min),
         GgmlDType::Q4_0 => Some(WeightDtype::Int4),
-        GgmlDType::Q4_1 | GgmlDType::Q4K => Some(WeightDtype::Int4Least),
+        GgmlDType::Q4_1 | GgmlDType::Q4K => Some(WeightDtype::Int4Min),
         _ => None,
     }
 }
@@ -47,9 +47,9 @@ fn pack_each<const N: usize, const G: usize>(
     panel.pack_groups(|n, step| group(&blocks[n][step / G], step % G));
 }
 
-/// A group without a least value.
+/// A group without a minimum.
 fn about_zero(scale: f16, q: [u8; 32]) -> Group {
-    Group { q, scale, least: f16::ZERO }
+    Group { q, scale, min: f16::ZERO }
 }
 
 /// Sixteen bytes hold 32 values: the low nibbles come first.
@@ -84,7 +84,7 @@ fn q5_0(block: &[u8; 22]) -> Group {
 
 fn q5_1(block: &[u8; 24]) -> Group {
     let q = five_bits(&block[4..8], &block[8..], 0);
-    Group { q, scale: half(block, 0), least: half(block, 2) }
+    Group { q, scale: half(block, 0), min: half(block, 2) }
 }
 
 fn q4_0(block: &[u8; 18]) -> Group {
@@ -92,13 +92,13 @@ fn q4_0(block: &[u8; 18]) -> Group {
 }
 
 fn q4_1(block: &[u8; 20]) -> Group {
-    Group { q: nibbles(&block[4..]), scale: half(block, 0), least: half(block, 2) }
+    Group { q: nibbles(&block[4..]), scale: half(block, 0), min: half(block, 2) }
 }
 
-/// Group j of the eight of a Q4_K or Q5_K block. Scale and least value are d·s and −dmin·m, with s
+/// Group j of the eight of a Q4_K or Q5_K block. Scale and minimum are d·s and −dmin·m, with s
 /// and m of 6 bits, packed into twelve bytes.
 fn k_group(block: &[u8], j: usize, q: [u8; 32]) -> Group {
-    let (d, d_least) = (half(block, 0).to_f32(), half(block, 2).to_f32());
+    let (d, d_min) = (half(block, 0).to_f32(), half(block, 2).to_f32());
     let packed = &block[4..16];
     let (s, m) = match j {
         0..4 => (packed[j] & 63, packed[j + 4] & 63),
@@ -106,11 +106,7 @@ fn k_group(block: &[u8], j: usize, q: [u8; 32]) -> Group {
             (packed[j + 4] & 15 | packed[j - 4] >> 6 << 4, packed[j + 4] >> 4 | packed[j] >> 6 << 4)
         }
     };
-    Group {
-        q,
-        scale: f16::from_f32(d * f32::from(s)),
-        least: f16::from_f32(-d_least * f32::from(m)),
-    }
+    Group { q, scale: f16::from_f32(d * f32::from(s)), min: f16::from_f32(-d_min * f32::from(m)) }
 }
 
 /// Thirty-two bytes hold two groups: the low nibbles are the first.
@@ -197,7 +193,7 @@ mod tests {
             let rows: Vec<&[u8]> = bytes.chunks(bytes.len() / 3).collect();
             let got = unpacked(dtype, &rows);
             for (i, (got, want)) in got.iter().zip(&want).enumerate() {
-                // Scale and least value of a K-block are rounded to f16.
+                // Scale and minimum of a K-block are rounded to f16.
                 let most = if exact { 1e-7 } else { 1e-3 };
                 assert!((got - want).abs() <= most, "{dtype:?} value {i}: {got}, not {want}");
             }

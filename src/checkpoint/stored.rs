@@ -324,7 +324,7 @@ mod tests {
                 file.write_all(&[&[0; 7], &bytes[..], &[0; 3]].concat()).unwrap();
                 let file = WeightFile::open(file.path()).unwrap();
                 let shape = (form, rows, width, head_dim);
-                for (to, rounded) in [(F32, false), (F32, true), (Bf16, false), (Int4Least, true)] {
+                for (to, rounded) in [(F32, false), (F32, true), (Bf16, false), (Int4Min, true)] {
                     let mut want = in_order(&values, width, head_dim);
                     if rounded {
                         want.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());

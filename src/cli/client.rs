@@ -78,7 +78,7 @@ impl Client {
         let host = parsed.host_str().unwrap_or_default().trim_matches(['[', ']']);
         let here = host == "localhost"
             || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        let mut builder = reqwest::Client::builder()
+        let mut builder = crate::tls::client()
             .connect_timeout(Duration::from_secs(10))
             .timeout(timeout)
             .tcp_nodelay(true);

@@ -7,7 +7,7 @@
 use super::{bad_argument, say};
 use crate::access::{Access, Key, Limits, NewKey, Scope, Secret};
 use crate::config::{Config, Given};
-use crate::database;
+use crate::database::Storage;
 use crate::error::Result;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
@@ -132,8 +132,9 @@ pub fn run(args: KeyArgs) -> Result<()> {
     let dir = Config::load(args.config.as_deref(), Given::of(&settings))?.data_dir;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     super::block_on(async {
-        let _lock = database::lock(&dir)?;
-        let access = Access::open(&dir, None).await?;
+        let storage = Storage::of(&dir);
+        storage.lock()?;
+        let access = Access::open_in(&storage, None).await?;
         match args.verb {
             Verb::Add(add) => {
                 say(&made(&access.create(add.key(), now).await.map_err(as_argument)?));
@@ -148,6 +149,7 @@ pub fn run(args: KeyArgs) -> Result<()> {
                 say(&format!("revoked {}\n", key.id));
             }
         }
+        storage.close().await;
         Ok(())
     })
 }

@@ -10,7 +10,7 @@ use crate::adapters::format::{files::AdapterFiles, write};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::source;
 use crate::error::{Error, Result};
-use crate::merge::outlook::{Outlook, Prospect};
+use crate::merge::compatibility::{Compatibility, CompatibilityReport};
 use crate::merge::report::{Overall, Report, SiteReport};
 use crate::merge::spec::{Election, Method, Options, OutputScale, Source, Spec, Units};
 use crate::merge::{Merge, Merged, Progress, check_sources, picture};
@@ -139,7 +139,7 @@ pub fn run(args: MergeArgs) -> Result<()> {
     let read = &mut |source: usize, place| adapters[source].read(place);
     let Some(out) = args.out else {
         advanced("looking", || merge.look(threads, read))?;
-        say(&prospects(&merge.outlook()));
+        say(&prospects(&merge.compatibility()));
         return Ok(());
     };
     advanced("merging", || merge.step(threads, read))?;
@@ -313,12 +313,12 @@ fn line(name: &str, ranks: &str, of: &Overall) -> String {
 }
 
 /// The same before anything is merged.
-fn prospects(outlook: &Outlook) -> String {
+fn prospects(outlook: &CompatibilityReport) -> String {
     let mut out = format!(
         "{:<14} {:>5} {:>9} {:>10} {:>9} {:>8}\n",
         "projection", "sites", "rank", "eff. rank", "alignment", "cosine"
     );
-    let mut line = |name: &str, ranks: &str, of: &Prospect| {
+    let mut line = |name: &str, ranks: &str, of: &Compatibility| {
         out += &format!(
             "{name:<14} {:>5} {ranks:>9} {:>10.2} {:>9} {:>8}\n",
             of.sites,
@@ -329,7 +329,7 @@ fn prospects(outlook: &Outlook) -> String {
     };
     for name in projections(outlook.sites.iter().map(|s| s.projection)) {
         let sites = outlook.sites.iter().filter(|s| s.projection == name);
-        line(name, &span(sites.clone().map(|s| s.rank)), &Prospect::of(sites));
+        line(name, &span(sites.clone().map(|s| s.rank)), &Compatibility::of(sites));
     }
     line("all", "", &outlook.overall);
     out

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 impl Config {
     /// What a tenant, or an adapter, may get ahead of another one that waits.
-    pub fn turn_tokens(&self) -> usize {
-        TURN_TOKENS_MIN.max(TURN_STEPS * self.rows_max)
+    pub fn quantum_tokens(&self) -> usize {
+        QUANTUM_TOKENS_MIN.max(QUANTUM_STEPS * self.rows_max)
     }
 
     /// Prompt tokens of waiting sequences together; at least one prompt as long as the context.
@@ -59,7 +59,7 @@ mod tests {
     #[test]
     fn what_follows_is_by_default_what_it_was_as_a_setting() {
         let config = Config::load(None, Given::default()).unwrap();
-        assert_eq!(config.turn_tokens(), 512);
+        assert_eq!(config.quantum_tokens(), 512);
         assert_eq!(config.waiting_tokens_max(131_072), 524_288);
         assert_eq!(config.stream_events_max(), 1024);
         assert_eq!(config.adapter_wait_max(), Duration::from_secs(30));
@@ -79,7 +79,7 @@ mod tests {
             ("request_seconds_max", "3600"),
         ];
         let config = Config::load(None, Given::of(&given)).unwrap();
-        assert_eq!(config.turn_tokens(), 16_384);
+        assert_eq!(config.quantum_tokens(), 16_384);
         assert_eq!(config.waiting_tokens_max(512), 4096 * 2048);
         assert_eq!(config.stream_events_max(), 8192, "one step can bring as many");
         assert_eq!(config.adapter_wait_max(), Duration::from_millis(500));

@@ -35,7 +35,7 @@ macro_rules! gone {
 }
 
 pub const GONE: &[Gone] = gone! {
-    turn_tokens => format!("it is {TURN_STEPS} times rows_max, at least {TURN_TOKENS_MIN}");
+    turn_tokens => format!("it is {QUANTUM_STEPS} times rows_max, at least {QUANTUM_TOKENS_MIN}");
     waiting_tokens_max => format!(
         "it is {WAITING_TOKENS_EACH} for each place of waiting_max, at least {WAITING_TOKENS_MIN}"
     );

@@ -32,8 +32,8 @@ pub const USAGE_COMMIT_TIME: Duration = Duration::from_millis(100);
 
 /// Tokens that a tenant, or an adapter, may get ahead of another one that waits: two steps' rows. A
 /// turn shorter than a step would be none.
-pub(super) const TURN_TOKENS_MIN: usize = 512;
-pub(super) const TURN_STEPS: usize = 2;
+pub(super) const QUANTUM_TOKENS_MIN: usize = 512;
+pub(super) const QUANTUM_STEPS: usize = 2;
 /// Prompt tokens that wait, for each place in the queue: long prompts fill it sooner than short
 /// ones, and 512 Ki tokens (2 MiB) are held by any machine.
 pub(super) const WAITING_TOKENS_MIN: usize = 524_288;

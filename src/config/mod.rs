@@ -65,8 +65,10 @@ impl Config {
         if let Some(why) = web::wrong_host(&self.allow_hosts) {
             return Err(blame("allow_hosts", &why));
         }
-        // Keys that were made lie in the data directory; whoever opens them asks `guarded` again.
-        self.guarded(self.data_dir.join("access.db").exists())
+        // Keys that were made lie in the data directory, once in a file of their own; whoever opens
+        // them asks `guarded` again.
+        let made = |name: &&str| self.data_dir.join(name).exists();
+        self.guarded(["polylora.db", "access.db"].iter().any(made))
     }
 
     /// Refuses an address that others can reach, or pages of any origin, where nobody needs a key;

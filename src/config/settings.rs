@@ -8,7 +8,7 @@ use super::machine;
 use super::size::{GIB, MIB, Size, TIB};
 use super::table::{Row, settings};
 use super::value::*;
-use polylora_kernels::Place;
+use polylora_kernels::DeviceChoice;
 use std::path::PathBuf;
 
 /// Served when nobody names a model: `model::source::DEMO`, which a test holds equal (this module
@@ -53,7 +53,7 @@ settings! {
     allow_open: bool = false;
     /// Where steps run: auto, cpu or cuda:N; auto is the CPU, and cuda:N is refused, because the
     /// steps of this version do not run on a GPU yet
-    device: Place = Place::Auto;
+    device: DeviceChoice = DeviceChoice::Auto;
     /// Threads of the engine; default: this machine's physical cores
     threads: usize = machine::cores(), in 1..=1024;
     /// Most tokens of prompt and answer together; 0: what the model and KV memory allow

@@ -4,7 +4,7 @@
 //! thing to know: an error follows the key in a sentence: "is 'int3'; expected …".
 
 use super::size::Size;
-use polylora_kernels::Place;
+use polylora_kernels::DeviceChoice;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -158,7 +158,7 @@ impl Value for Size {
     }
 }
 
-impl Value for Place {
+impl Value for DeviceChoice {
     const KIND: Kind = Kind::Text;
     fn read(texts: &[String]) -> Result<Self, String> {
         let text = text(texts)?;

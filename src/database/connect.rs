@@ -28,6 +28,11 @@ pub async fn writable(path: &Path) -> sqlx::Result<SqliteConnection> {
         .await
 }
 
+/// To write a mark into a file that has no log, and is made if need be.
+pub async fn plain(path: &Path) -> sqlx::Result<SqliteConnection> {
+    options(path).create_if_missing(true).connect().await
+}
+
 /// To read what was committed, on a disk that may take nothing; and whether it had to be by one of
 /// the ways around.
 pub async fn readable(path: &Path) -> sqlx::Result<(SqliteConnection, bool)> {

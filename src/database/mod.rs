@@ -1,14 +1,17 @@
 //! The data directory's lock, and its SQLite files: how one is opened, brought to this program's
 //! format, read and changed.
 //!
-//! Owns every connection, and begins and ends every transaction. Never knows a table: who opens a
-//! file brings its migrations. The thing to know: after any error the connection is closed and the
-//! next change opens a new one, so what a failed commit left behind can never swallow a later one.
+//! Owns every connection, and begins and ends every transaction. Never reads or changes a row of
+//! its own. The thing to know: after any error the connection is closed and the next change opens a
+//! new one, so what a failed commit left behind can never swallow a later one.
 
+mod catalogue;
 mod connect;
+mod moved;
 mod storage;
 
 use crate::error::{Error, Kind, Result};
+use moved::Moved;
 use sqlx::query::Query;
 use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Connection as _};
@@ -66,6 +69,8 @@ struct Files {
     name: String,
     path: PathBuf,
     migrations: Vec<&'static str>,
+    /// Files that it has taken in.
+    moved: &'static [Moved],
     storage: Storage,
     writer: Arc<AsyncMutex<Option<SqliteConnection>>>,
     reader: AsyncMutex<Option<Reader>>,
@@ -82,21 +87,49 @@ type Statement<'q> = Query<'q, Sqlite, SqliteArguments>;
 
 impl Database {
     /// Opens or creates `name` in the directory of `storage`, every commit synced, and applies the
-    /// migrations that it lacks. A migration is one or more statements; the list only ever grows:
-    /// migration n turns format n into n + 1 in one transaction. On a disk that takes no writes,
+    /// migrations that it lacks, all in one transaction. A migration is one or more statements; the
+    /// list only ever grows: migration n turns format n into n + 1. On a disk that takes no writes,
     /// what is there can be read, and what is not is empty. Errors: `data_dir_unsupported` (a newer
     /// format), `storage_full` (an older format that cannot be brought up).
     pub async fn open(storage: &Storage, name: &str, migrations: &[&'static str]) -> Result<Self> {
+        Self::open_moving(storage, name, migrations, &[]).await
+    }
+
+    /// Opens `polylora.db`, or shares it with whoever has opened it in this storage: one file, one
+    /// connection that writes. Whoever brings an older directory up holds its lock. Errors: those
+    /// of `open`.
+    pub async fn catalogue(storage: &Storage) -> Result<Self> {
+        let _opening = storage.opening().await;
+        let (name, migrations) = (catalogue::NAME, catalogue::MIGRATIONS);
+        match storage.opened(name) {
+            Some(files) => Ok(Self { files }),
+            None => Self::open_moving(storage, name, migrations, catalogue::MOVED).await,
+        }
+    }
+
+    async fn open_moving(
+        storage: &Storage,
+        name: &str,
+        migrations: &[&'static str],
+        moved: &'static [Moved],
+    ) -> Result<Self> {
         let files = Arc::new(Files {
             name: name.to_owned(),
             path: storage.dir().join(name),
             migrations: migrations.to_vec(),
+            moved,
             storage: storage.clone(),
             writer: Arc::default(),
             reader: AsyncMutex::default(),
         });
         match files.connect_writer().await {
-            Ok(connection) => *files.writer.lock().await = Some(connection),
+            Ok(connection) => {
+                *files.writer.lock().await = Some(connection);
+                if let Err(error) = moved::put_aside(storage, moved).await {
+                    // What they held is in this file: they are only in the way.
+                    tracing::warn!(%error, "the next start tries again");
+                }
+            }
             Err(e) if e.code == FULL => {}
             Err(e) => return Err(e),
         }
@@ -148,12 +181,10 @@ impl Files {
     async fn connect_writer(&self) -> Result<SqliteConnection> {
         let mut connection = connect::writable(&self.path).await.map_err(|e| self.failed(&e))?;
         let found = self.format(&mut connection).await?;
-        let known = self.migrations.len();
-        for (format, migration) in (1..).zip(&self.migrations).skip(found) {
-            self.write(&mut connection, migration, format).await?;
-        }
-        if found == known {
-            self.write(&mut connection, "", known).await?;
+        if found < self.migrations.len() {
+            self.bring_up(&mut connection, found).await?;
+        } else {
+            self.write(&mut connection, "", found).await?;
         }
         Ok(connection)
     }
@@ -180,22 +211,21 @@ impl Files {
 
     async fn connect_reader(&self) -> Result<Reader> {
         let wrong = |e: sqlx::Error| Error::fault(format!("{}: {e}", self.name));
+        let mut found = 0;
         if self.path.exists() {
             let (mut connection, around) = connect::readable(&self.path).await.map_err(wrong)?;
             // SQLite opens for reading only what it cannot open for writing, and says nothing.
             let in_need = around || self.storage.check().is_err();
-            let found = self.format(&mut connection).await?;
-            let known = self.migrations.len();
-            if found == known {
+            found = self.format(&mut connection).await?;
+            if found == self.migrations.len() {
                 return Ok(Reader { connection, in_need });
             }
-            if found > 0 {
-                let message = format!(
-                    "{} has format {found} and cannot be brought to {known}: nothing is written",
-                    self.name
-                );
-                return Err(storage::full(message));
-            }
+        }
+        if found > 0 || !self.waiting(found).await?.is_empty() {
+            let (name, known) = (&self.name, self.migrations.len());
+            return Err(storage::full(format!(
+                "{name} has format {found} and cannot be brought to {known}: nothing is written"
+            )));
         }
         // Never made, and cannot be now.
         let mut connection = connect::in_memory().await.map_err(wrong)?;
@@ -251,15 +281,19 @@ impl Files {
         }
     }
 
-    /// What a failed write means; turns the storage if it is its fault.
     fn failed(&self, error: &sqlx::Error) -> Error {
-        let message = format!("{}: {error}", self.name);
-        if !is_storage(error) {
-            return Error::fault(message);
-        }
-        self.storage.turn(&message);
-        storage::full(message)
+        failed(&self.storage, &self.name, error)
     }
+}
+
+/// What a failed write means; turns the storage if it is its fault.
+fn failed(storage: &Storage, name: &str, error: &sqlx::Error) -> Error {
+    let message = format!("{name}: {error}");
+    if !is_storage(error) {
+        return Error::fault(message);
+    }
+    storage.turn(&message);
+    storage::full(message)
 }
 
 /// Whether SQLite could not write: READONLY, IOERR, FULL, CANTOPEN. Memory that lacked is none.

@@ -5,14 +5,14 @@
 //! turns it for all; serving goes on, changes are refused until a probe has written and synced a
 //! file in the directory and committed to every database.
 
-use super::Files;
+use super::{Files, Lock};
 use crate::error::{Error, Kind, Result};
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard, watch};
 
 /// Between two probes.
 const PROBE_PERIOD: Duration = Duration::from_secs(2);
@@ -39,13 +39,32 @@ struct Inner {
     /// Why it is read-only; `None`: it is not.
     state: watch::Sender<Option<String>>,
     databases: Mutex<Vec<Weak<Files>>>,
+    /// One file that several share is opened at a time.
+    opening: AsyncMutex<()>,
+    lock: Mutex<Option<Lock>>,
 }
 
 impl Storage {
     /// The storage in `dir`, taken for writable until a write fails. Touches nothing.
     pub fn of(dir: impl Into<PathBuf>) -> Self {
-        let state = watch::Sender::new(None);
-        Self { inner: Arc::new(Inner { dir: dir.into(), state, databases: Mutex::default() }) }
+        let inner = Inner {
+            dir: dir.into(),
+            state: watch::Sender::new(None),
+            databases: Mutex::default(),
+            opening: AsyncMutex::default(),
+            lock: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Takes the directory for this process, until the last clone is gone; a second time changes
+    /// nothing. Errors: `data_dir_locked`.
+    pub fn lock(&self) -> Result<()> {
+        let mut lock = self.inner.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if lock.is_none() {
+            *lock = Some(super::lock(self.dir())?);
+        }
+        Ok(())
     }
 
     pub fn dir(&self) -> &Path {
@@ -139,6 +158,15 @@ impl Storage {
         for database in self.open_databases() {
             database.close().await;
         }
+    }
+
+    pub(super) async fn opening(&self) -> AsyncMutexGuard<'_, ()> {
+        self.inner.opening.lock().await
+    }
+
+    /// The open database of this name.
+    pub(super) fn opened(&self, name: &str) -> Option<Arc<Files>> {
+        self.open_databases().into_iter().find(|files| files.name == name)
     }
 
     fn open_databases(&self) -> Vec<Arc<Files>> {

@@ -1,12 +1,12 @@
 //! From a plan to the flat arrays of one step.
 //!
-//! Owns the order of rows: sequences of one blend are neighbours, base rows come last. Never
+//! Owns the order of rows: sequences of one mix are neighbours, base rows come last. Never
 //! decides who runs. The thing to know: a sequence's lease is checked against the bank here, once a
 //! step: wrong weights are a loud bug, never an answer.
 
 use super::scheduler::{Plan, Planned};
 use super::sequence::Sequence;
-use crate::adapters::bank::{Bank, Blend};
+use crate::adapters::bank::{AdapterMix, Bank};
 use crate::model::Batch;
 
 /// What a row of logits is for.
@@ -25,7 +25,7 @@ pub struct Builder {
     pub batch: Batch,
     /// One entry per row of logits, in the logits' order.
     pub logit_rows: Vec<LogitRow>,
-    /// Plan indices ordered by blend.
+    /// Plan indices ordered by mix.
     order: Vec<u32>,
 }
 
@@ -41,10 +41,10 @@ impl Builder {
                 pages: Vec::with_capacity(page_entries),
                 page_indptr: Vec::with_capacity(sequences_max + 1),
                 segment_indptr: Vec::with_capacity(sequences_max + 1),
-                segment_blends: Vec::with_capacity(sequences_max),
+                segment_mixes: Vec::with_capacity(sequences_max),
                 logit_rows: Vec::with_capacity(logit_rows_max),
                 logit_indptr: Vec::with_capacity(sequences_max + 1),
-                logit_blends: Vec::with_capacity(sequences_max),
+                logit_mixes: Vec::with_capacity(sequences_max),
             },
             logit_rows: Vec::with_capacity(logit_rows_max),
             order: Vec::with_capacity(sequences_max),
@@ -55,11 +55,11 @@ impl Builder {
     /// sequence leased.
     pub fn build(&mut self, plan: &Plan, running: &[Sequence], bank: &Bank) {
         self.clear();
-        let blend_of = |i: u32| running[plan.entries()[i as usize].sequence].blend();
+        let blend_of = |i: u32| running[plan.entries()[i as usize].sequence].mix();
         self.order.extend(0..plan.entries().len() as u32);
         self.order.sort_unstable_by_key(|&i| {
-            let blend = blend_of(i);
-            (blend.is_none(), blend, i)
+            let mix = blend_of(i);
+            (mix.is_none(), mix, i)
         });
         for at in 0..self.order.len() {
             let planned = self.order[at];
@@ -83,11 +83,11 @@ impl Builder {
         b.page_indptr.push(0);
         b.segment_indptr.clear();
         b.segment_indptr.push(0);
-        b.segment_blends.clear();
+        b.segment_mixes.clear();
         b.logit_rows.clear();
         b.logit_indptr.clear();
         b.logit_indptr.push(0);
-        b.logit_blends.clear();
+        b.logit_mixes.clear();
         self.logit_rows.clear();
         self.order.clear();
     }
@@ -108,32 +108,32 @@ impl Builder {
         }
         b.pages.extend_from_slice(&sequence.pages);
         b.page_indptr.push(b.pages.len() as u32);
-        let Some(blend) = sequence.blend() else { return };
-        extend_segment(&mut b.segment_indptr, &mut b.segment_blends, blend, b.tokens.len());
+        let Some(mix) = sequence.mix() else { return };
+        extend_segment(&mut b.segment_indptr, &mut b.segment_mixes, mix, b.tokens.len());
         if row.samples || row.prompt_logits {
-            extend_segment(&mut b.logit_indptr, &mut b.logit_blends, blend, b.logit_rows.len());
+            extend_segment(&mut b.logit_indptr, &mut b.logit_mixes, mix, b.logit_rows.len());
         }
     }
 
     /// Invariant 6: borders strictly increasing, adapters distinct, base rows in no segment.
     fn check(&self) {
         let b = &self.batch;
-        for (indptr, blends) in
-            [(&b.segment_indptr, &b.segment_blends), (&b.logit_indptr, &b.logit_blends)]
+        for (indptr, mixes) in
+            [(&b.segment_indptr, &b.segment_mixes), (&b.logit_indptr, &b.logit_mixes)]
         {
             assert!(indptr.windows(2).all(|w| w[0] < w[1]), "an empty segment");
-            assert!(blends.windows(2).all(|w| w[0] < w[1]), "a blend in two segments");
+            assert!(mixes.windows(2).all(|w| w[0] < w[1]), "a mix in two segments");
         }
         assert_eq!(b.page_indptr.len(), self.order.len() + 1);
         assert_eq!(b.logit_rows.len(), self.logit_rows.len());
     }
 }
 
-fn extend_segment(indptr: &mut Vec<u32>, blends: &mut Vec<Blend>, blend: Blend, end: usize) {
-    if blends.last() == Some(&blend) {
+fn extend_segment(indptr: &mut Vec<u32>, mixes: &mut Vec<AdapterMix>, mix: AdapterMix, end: usize) {
+    if mixes.last() == Some(&mix) {
         *indptr.last_mut().expect("starts at 0") = end as u32;
     } else {
-        blends.push(blend);
+        mixes.push(mix);
         indptr.push(end as u32);
     }
 }

@@ -12,7 +12,7 @@ pub struct EngineOptions {
     /// Sequences running at once.
     pub sequences_max: usize,
     /// Tokens that a tenant or adapter may be ahead of one that waits, places being equal.
-    pub turn_tokens: usize,
+    pub quantum_tokens: usize,
     /// Sequences waiting, and their prompt tokens together.
     pub waiting_max: usize,
     pub waiting_tokens_max: usize,

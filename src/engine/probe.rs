@@ -64,9 +64,9 @@ fn batch(prompts: &[Vec<u32>], slot: Slot, first_page: u32) -> Batch {
         }
         if half == 0 {
             b.segment_indptr.push(b.tokens.len() as u32);
-            b.segment_blends.push(slot.into());
+            b.segment_mixes.push(slot.into());
             b.logit_indptr = vec![0, b.logit_rows.len() as u32];
-            b.logit_blends.push(slot.into());
+            b.logit_mixes.push(slot.into());
         }
     }
     b

@@ -9,7 +9,7 @@ use super::queue::QueuePermit;
 use super::request::{Admitted, Event, EventSender, FinishReason, Request, Sampling, TokenEvent};
 use super::sampler::History;
 use crate::adapters::Digest;
-use crate::adapters::bank::Blend;
+use crate::adapters::bank::AdapterMix;
 use crate::adapters::composition::Composition;
 use crate::error::{Error, Kind};
 use std::time::{Duration, Instant};
@@ -155,8 +155,8 @@ impl Sequence {
     }
 
     /// Where its adapters must be in the bank; `None` is the base model.
-    pub fn blend(&self) -> Option<Blend> {
-        self.lease.as_ref().map(Composition::blend)
+    pub fn mix(&self) -> Option<AdapterMix> {
+        self.lease.as_ref().map(Composition::mix)
     }
     /// The identity of what it is computed with.
     pub fn digest(&self) -> Option<Digest> {

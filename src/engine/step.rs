@@ -77,7 +77,7 @@ impl Engine {
             rows_max: o.rows_max,
             logit_rows_max: o.logit_rows_max,
             sequences_max: o.sequences_max,
-            turn_tokens: o.turn_tokens,
+            quantum_tokens: o.quantum_tokens,
             waiting_max: o.waiting_max,
             waiting_tokens_max: o.waiting_tokens_max,
             pages: o.kv_pages,
@@ -234,7 +234,7 @@ impl Engine {
         while at < self.removals.len() {
             let slot = self.removals[at].slot;
             let users = self.scheduler.running().iter().chain(self.scheduler.waiting());
-            if users.into_iter().any(|s| s.blend().is_some_and(|b| b.has(slot))) {
+            if users.into_iter().any(|s| s.mix().is_some_and(|b| b.has(slot))) {
                 at += 1;
                 continue;
             }

@@ -238,7 +238,7 @@ pub const GROUPS: &[Group] = codes! {
         insufficient_memory [] "The memory that the settings ask for is not there."
         kv_memory_too_small [] "`kv_bytes` does not hold even one sequence."
         data_dir_locked [] "Another process uses the data directory."
-        data_dir_unsupported [] "A later version wrote the data directory."
+        data_dir_unsupported [] "A later version wrote the data directory, or parts of it."
         data_dir_other_base [] "The data directory belongs to another base model."
         port_unavailable [] "The address cannot be listened on."
         refused [] "A client command was refused by the server; the message is the server's."

@@ -94,6 +94,14 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// Characters of a client's text that a message repeats.
+const SHOWN_CHARS: usize = 160;
+
+/// A client's text as a message repeats it: its beginning, if it is long.
+pub fn brief(text: &str) -> String {
+    text.chars().take(SHOWN_CHARS).collect()
+}
+
 impl From<polylora_kernels::Error> for Error {
     /// What a device refuses or fails at is nothing that a request could mend.
     fn from(error: polylora_kernels::Error) -> Self {

@@ -1,7 +1,7 @@
-//! `jobs.db`: what was ordered, how it stands, and the reports of what was made.
+//! Rows of jobs in `polylora.db`: what was ordered, how it stands, the reports of what was made.
 //!
-//! Owns the tables. Never decides what happens to a job. The thing to know: every change is synced
-//! when the call returns, and a job that is over is never changed again.
+//! Owns the statements on them. Never decides what happens to a job. The thing to know: every
+//! change is synced when the call returns, and a job that is over is never changed again.
 
 use super::evaluate::EvaluationSet;
 use super::job::{Failure, Job, Outcome, Owner, State};
@@ -13,18 +13,6 @@ use serde::de::DeserializeOwned;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 use std::sync::Arc;
-
-const MIGRATIONS: &[&str] = &["
-    CREATE TABLE jobs (
-        number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,
-        key TEXT NOT NULL, tenant TEXT, spec TEXT NOT NULL, sets TEXT,
-        state TEXT NOT NULL, restarts INTEGER NOT NULL DEFAULT 0,
-        created INTEGER NOT NULL, started INTEGER, ended INTEGER,
-        outcome TEXT, failure TEXT) STRICT;
-    CREATE TABLE reports (
-        id TEXT PRIMARY KEY REFERENCES jobs (id), report TEXT NOT NULL, picture TEXT NOT NULL,
-        evaluation TEXT) STRICT;
-"];
 
 /// A report as it is kept: JSON, SVG, and JSON.
 pub struct StoredReport {
@@ -38,9 +26,9 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens `jobs.db`. Errors: `data_dir_unsupported`.
+    /// Opens `polylora.db`. Errors: `data_dir_unsupported`.
     pub async fn open(storage: &Storage) -> Result<Self> {
-        Ok(Self { database: Database::open(storage, "jobs.db", MIGRATIONS).await? })
+        Ok(Self { database: Database::catalogue(storage).await? })
     }
 
     /// Every job, oldest first, each with its number. Those that were running when the server ended
@@ -71,7 +59,7 @@ impl Journal {
         .bind(job.created as i64);
         let mut t = self.database.begin().await?;
         let rows = t.rows(insert).await?;
-        let added = rows.first().ok_or_else(|| Error::fault("jobs.db: a job was not added"))?;
+        let added = rows.first().ok_or_else(|| Error::fault("polylora.db: a job was not added"))?;
         let added = read(added)?;
         t.commit().await?;
         Ok(added)
@@ -164,7 +152,7 @@ fn read(row: &SqliteRow) -> Result<(u64, Job)> {
         id: needed("id")?,
         owner: Owner { key: needed("key")?, tenant: text("tenant")? },
         work: Arc::new(Work::parse(&needed("spec")?).map_err(|e| bad("spec", &e))?),
-        state: known.ok_or_else(|| Error::fault(format!("jobs.db: a job is {state}")))?,
+        state: known.ok_or_else(|| Error::fault(format!("polylora.db: a job is {state}")))?,
         progress: None,
         restarts: time("restarts")?.unwrap_or(0),
         created: time("created")?.unwrap_or(0),
@@ -177,7 +165,7 @@ fn read(row: &SqliteRow) -> Result<(u64, Job)> {
 }
 
 fn json(value: &impl Serialize) -> Result<String> {
-    serde_json::to_string(value).map_err(|e| Error::fault(format!("cannot write jobs.db: {e}")))
+    serde_json::to_string(value).map_err(|e| Error::fault(format!("cannot write polylora.db: {e}")))
 }
 
 fn parsed<T: DeserializeOwned>(text: &str, column: &str) -> Result<T> {
@@ -185,9 +173,9 @@ fn parsed<T: DeserializeOwned>(text: &str, column: &str) -> Result<T> {
 }
 
 fn bad(column: &str, e: &serde_json::Error) -> Error {
-    Error::fault(format!("jobs.db: a bad {column}: {e}"))
+    Error::fault(format!("polylora.db: a bad {column}: {e}"))
 }
 
 fn failed(e: sqlx::Error) -> Error {
-    Error::fault(format!("the journal jobs.db: {e}"))
+    Error::fault(format!("polylora.db: {e}"))
 }

@@ -1,9 +1,9 @@
 //! Jobs: work that is done beside serving, tenants in turns, and that survives the server.
 //!
-//! Owns `jobs.db`, the queue of jobs and the task that works on them. Never sees HTTP, and of what a
-//! job does only what `work` says; results are published as uploads are. The thing to know: a job that the server's end
-//! interrupted begins anew, and the version that it published carries its id, so it never publishes
-//! twice.
+//! Owns the queue of jobs, their rows in `polylora.db` and the task that works on them. Never sees
+//! HTTP, and of what a job does only what `work` says; results are published as uploads are. The
+//! thing to know: a job that the server's end interrupted begins anew, and the version that it
+//! published carries its id, so it never publishes twice.
 
 mod desk;
 pub mod evaluate;
@@ -141,7 +141,7 @@ impl Watch {
 }
 
 impl Jobs {
-    /// Opens `jobs.db` and goes on with what is in it. Errors: `data_dir_unsupported`.
+    /// Opens `polylora.db` and goes on with the jobs in it. Errors: `data_dir_unsupported`.
     pub async fn open(
         storage: &Storage,
         registry: Registry,

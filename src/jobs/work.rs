@@ -9,7 +9,7 @@ use super::rights::Rights;
 use super::stage::{Progress, Stage};
 use crate::adapters::registry::{PinnedSource, Registry};
 use crate::adapters::version::{Lineage, Parent};
-use crate::error::{Error, Kind as ErrorKind, Result};
+use crate::error::{Error, Kind as ErrorKind, Result, brief};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
@@ -137,7 +137,7 @@ impl Kind {
 
     /// 404 for a job that nobody has, or that the caller may not know of.
     pub fn not_found(self, id: &str) -> Error {
-        let shown: String = id.chars().take(64).collect();
+        let shown = brief(id);
         let error = match self {
             Self::Merge => {
                 Error::not_found("merge_not_found", format!("there is no merge `{shown}`"))

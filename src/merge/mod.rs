@@ -7,10 +7,10 @@
 
 mod budget;
 mod cluster;
+pub mod compatibility;
 mod entrywise;
 mod leading;
 mod lego;
-pub mod outlook;
 pub mod picture;
 mod random;
 pub mod report;
@@ -20,9 +20,9 @@ pub mod spec;
 mod stack;
 
 use crate::adapters::format::config::RANK_MAX;
-use crate::adapters::format::factors::{FactorDims, ModuleFactors, OpenAdapter, Place};
+use crate::adapters::format::factors::{FactorDims, FactorSite, ModuleFactors, OpenAdapter};
 use crate::error::{Error, Result};
-use outlook::{Outlook, Prospect, SiteOutlook};
+use compatibility::{Compatibility, CompatibilityReport, SiteCompatibility};
 use report::{Overall, Report, Survey};
 use site::{MergedSite, Order};
 use spec::{Method, Spec, refuse};
@@ -33,7 +33,7 @@ use std::collections::BTreeMap;
 const UNITS_MAX: usize = 4096;
 
 /// Reads what a source (by number) has at a place; called in the order of sites.
-pub type Reader<'a> = dyn FnMut(usize, Place) -> Result<Option<ModuleFactors>> + 'a;
+pub type Reader<'a> = dyn FnMut(usize, FactorSite) -> Result<Option<ModuleFactors>> + 'a;
 
 /// A merge under way.
 pub struct Merge {
@@ -48,7 +48,7 @@ pub struct Merge {
 
 /// What is known of a site from the headers.
 struct SitePlan {
-    place: Place,
+    place: FactorSite,
     dims: FactorDims,
     /// Rank of the result: given, or the largest that the site can use.
     rank: usize,
@@ -65,7 +65,7 @@ pub struct Progress {
 
 /// The result.
 pub struct Merged {
-    pub modules: BTreeMap<Place, ModuleFactors>,
+    pub modules: BTreeMap<FactorSite, ModuleFactors>,
     pub report: Report,
 }
 
@@ -123,12 +123,12 @@ pub fn check_sources(
 impl Merge {
     /// Plans a merge; `modules` has one list a source, in the order of the spec. Errors:
     /// `invalid_merge`, `base_mismatch`, `ranks_differ`, `rank_out_of_range`.
-    pub fn new(spec: Spec, modules: &[&[(Place, FactorDims)]]) -> Result<Self> {
+    pub fn new(spec: Spec, modules: &[&[(FactorSite, FactorDims)]]) -> Result<Self> {
         spec.check()?;
         if modules.len() != spec.sources.len() {
             return Err(refuse("every source needs its modules"));
         }
-        let mut at: BTreeMap<Place, Vec<(usize, FactorDims)>> = BTreeMap::new();
+        let mut at: BTreeMap<FactorSite, Vec<(usize, FactorDims)>> = BTreeMap::new();
         for (source, list) in modules.iter().enumerate() {
             for (place, dims) in *list {
                 at.entry(*place).or_default().push((source, *dims));
@@ -181,11 +181,12 @@ impl Merge {
     }
 
     /// What was seen of the sites looked at.
-    pub fn outlook(self) -> Outlook {
+    pub fn compatibility(self) -> CompatibilityReport {
         let seen = self.sites.iter().zip(self.surveys);
-        let sites: Vec<_> =
-            seen.map(|(p, survey)| SiteOutlook::new(p.place, p.dims, p.rank, survey)).collect();
-        Outlook { spec: self.spec, overall: Prospect::of(sites.iter()), sites }
+        let sites: Vec<_> = seen
+            .map(|(p, survey)| SiteCompatibility::new(p.place, p.dims, p.rank, survey))
+            .collect();
+        CompatibilityReport { spec: self.spec, overall: Compatibility::of(sites.iter()), sites }
     }
 
     /// Advances by up to `sites` sites, each on a thread of its own. Errors leave the merge as it
@@ -286,7 +287,7 @@ fn usable(method: Method, dims: FactorDims, ranks: usize) -> usize {
 
 fn plan(
     spec: &Spec,
-    place: Place,
+    place: FactorSite,
     parts: &[(usize, FactorDims)],
     largest: usize,
 ) -> Result<SitePlan> {

@@ -6,7 +6,7 @@
 
 use super::spec::Spec;
 use super::stack::{Part, Product, Stack};
-use crate::adapters::format::factors::Place;
+use crate::adapters::format::factors::FactorSite;
 use crate::error::Result;
 use faer::Mat;
 use serde::Serialize;
@@ -199,7 +199,7 @@ pub fn measure(stack: &Stack, parts: &[Part<'_>], merged: &Product) -> Result<Me
 
 impl SiteReport {
     pub fn new(
-        place: Place,
+        place: FactorSite,
         merged: &Product,
         survey: Survey,
         measured: &Measured,

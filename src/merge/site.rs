@@ -10,14 +10,14 @@ use super::random::{Stream, word};
 use super::report::{self, SiteReport};
 use super::spec::{Form, Method, Rule, Spec, refuse};
 use super::stack::{Part, Product, Stack};
-use crate::adapters::format::factors::{FactorDims, ModuleFactors, Place};
+use crate::adapters::format::factors::{FactorDims, FactorSite, ModuleFactors};
 use crate::error::{Error, Result};
 use faer::{Mat, MatRef};
 
 /// Everything that decides a site's result beside the factors.
 pub struct Order<'a> {
     pub spec: &'a Spec,
-    pub place: Place,
+    pub place: FactorSite,
     /// Rank of the result, for methods that take one.
     pub rank: usize,
 }

@@ -5,7 +5,7 @@
 //! bit, so all of it goes into the report.
 
 use crate::adapters::format::config::RANK_MAX;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use serde::{Deserialize, Serialize};
 
 /// How adapters become one. `docs/merging.md` has a line on each.
@@ -120,7 +120,7 @@ impl Method {
     pub fn named(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|m| m.name() == name).ok_or_else(|| {
             let names = Self::ALL.map(Self::name).join(", ");
-            let shown: String = name.chars().take(64).collect();
+            let shown = brief(name);
             refuse(format!("`{shown}` is no merge method; there are {names}")).param("method")
         })
     }

@@ -2,10 +2,10 @@
 //!
 //! Owns the plain records. Never computes.
 
-use crate::adapters::bank::Blend;
+use crate::adapters::bank::AdapterMix;
 use polylora_kernels::KvDtype;
 
-/// The rows of one step. Adapter rows first, grouped by blend; base rows last. Buffers are reused
+/// The rows of one step. Adapter rows first, grouped by mix; base rows last. Buffers are reused
 /// from step to step.
 #[derive(Debug, Default, Clone)]
 pub struct Batch {
@@ -22,12 +22,12 @@ pub struct Batch {
     /// `[G + 1]` row borders
     pub segment_indptr: Vec<u32>,
     /// `[G]` what each segment is computed with
-    pub segment_blends: Vec<Blend>,
+    pub segment_mixes: Vec<AdapterMix>,
     /// Rows whose logits are wanted, ascending. `[S']`
     pub logit_rows: Vec<u32>,
-    /// `[G' + 1]` borders over `logit_rows` of the segments that have any, and their blends
+    /// `[G' + 1]` borders over `logit_rows` of the segments that have any, and their mixes
     pub logit_indptr: Vec<u32>,
-    pub logit_blends: Vec<Blend>,
+    pub logit_mixes: Vec<AdapterMix>,
 }
 
 /// Sizes that are fixed at start.

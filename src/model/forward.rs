@@ -140,14 +140,14 @@ impl<'a> Step<'a> {
     }
 
     fn segments(&self) -> Segments<'a> {
-        let Batch { segment_indptr: indptr, segment_blends: blends, .. } = self.batch;
-        Segments { indptr, blends, residents: self.residents }
+        let Batch { segment_indptr: indptr, segment_mixes: mixes, .. } = self.batch;
+        Segments { indptr, mixes, residents: self.residents }
     }
 
     /// Over `logit_rows`.
     fn logit_segments(&self) -> Segments<'a> {
-        let Batch { logit_indptr: indptr, logit_blends: blends, .. } = self.batch;
-        Segments { indptr, blends, residents: self.residents }
+        let Batch { logit_indptr: indptr, logit_mixes: mixes, .. } = self.batch;
+        Segments { indptr, mixes, residents: self.residents }
     }
 
     fn page_rows(&self) -> Rows<'a> {

@@ -217,7 +217,7 @@ impl Loader<'_> {
             },
             Some(dtype) => {
                 let table = matches!(name, "model.embed_tokens.weight" | "lm_head.weight");
-                let four = matches!(dtype, WeightDtype::Int4 | WeightDtype::Int4Least);
+                let four = matches!(dtype, WeightDtype::Int4 | WeightDtype::Int4Min);
                 (if table && four { WeightDtype::Int8 } else { dtype }, false)
             }
         };

@@ -5,10 +5,10 @@
 //! stream and a whole answer are the same characters by construction.
 
 pub mod bounded;
-mod canned;
 pub mod detokenizer;
 mod pieces;
 mod python;
+mod samples;
 pub mod sandbox;
 pub mod stop;
 pub mod template;

@@ -5,6 +5,7 @@
 //! know: it follows Python's spacing, escapes and float digits, since a model was trained on text
 //! with them.
 
+use crate::clock::date;
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 use std::fmt::Write;
@@ -224,33 +225,15 @@ fn unwritable(e: std::fmt::Error) -> Error {
     Error::new(ErrorKind::WriteFailure, "out of room").with_source(e)
 }
 
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-const WEEKDAYS: [&str; 7] =
-    ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
-const DAY_SECONDS: u64 = 86_400;
-
 /// `now.strftime(format)` in UTC and English: the same prompt on every server. Errors: a directive
 /// that is not among `%Y %y %m %d %e %B %b %A %a %j %H %I %M %S %p %F %T %%`, each also with `-`.
 pub(super) fn strftime(now: SystemTime, format: &str) -> Result<String, Error> {
-    let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let day_of_era = seconds / DAY_SECONDS;
-    let (year, month, day, day_of_year) = civil(day_of_era);
-    let month_name = MONTHS[month as usize - 1];
-    let weekday = WEEKDAYS[(day_of_era as usize + 4) % 7];
-    let [hour, minute, second] = [seconds % DAY_SECONDS / 3600, seconds % 3600 / 60, seconds % 60];
+    let now = date(now.duration_since(UNIX_EPOCH).unwrap_or_default());
+    let (year, month) = (now.year() as u64, u64::from(u8::from(now.month())));
+    let (day, day_of_year) = (u64::from(now.day()), u64::from(now.ordinal()));
+    let (month_name, weekday) = (now.month().to_string(), now.weekday().to_string());
+    let (hour, minute, second) = now.to_hms();
+    let [hour, minute, second] = [hour, minute, second].map(u64::from);
     let hour12 = (hour + 11) % 12 + 1;
     let mut out = String::new();
     let mut chars = format.chars();
@@ -280,9 +263,9 @@ pub(super) fn strftime(now: SystemTime, format: &str) -> Result<String, Error> {
             'S' => number(second, 2),
             'e' if padded => write!(out, "{day:2}"),
             'e' => write!(out, "{day}"),
-            'B' => out.write_str(month_name),
+            'B' => out.write_str(&month_name),
             'b' => out.write_str(&month_name[..3]),
-            'A' => out.write_str(weekday),
+            'A' => out.write_str(&weekday),
             'a' => out.write_str(&weekday[..3]),
             'p' => out.write_str(if hour < 12 { "AM" } else { "PM" }),
             'F' => write!(out, "{year:04}-{month:02}-{day:02}"),
@@ -298,29 +281,4 @@ pub(super) fn strftime(now: SystemTime, format: &str) -> Result<String, Error> {
         .map_err(unwritable)?;
     }
     Ok(out)
-}
-
-/// (year, month, day, day of the year) of a count of days since 1970-01-01.
-fn civil(days: u64) -> (u64, u64, u64, u64) {
-    let leap = |year: u64| {
-        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-    };
-    let mut year = 1970;
-    let mut left = days;
-    while left >= 365 + u64::from(leap(year)) {
-        left -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let day_of_year = left + 1;
-    let february = 28 + u64::from(leap(year));
-    let lengths = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 1;
-    for length in lengths {
-        if left < length {
-            break;
-        }
-        left -= length;
-        month += 1;
-    }
-    (year, month, left + 1, day_of_year)
 }

@@ -1,4 +1,4 @@
-//! Strangers' templates run in another process.
+//! Untrusted templates run in another process.
 //!
 //! Owns the worker processes, their limits and the frames between. Never trusts a worker: what it
 //! takes too long for, or dies of, is the template's fault and ends that request only. The thing to
@@ -8,7 +8,7 @@
 //! A frame is its length (u32 LE), then bytes. Down: a `Job` as JSON. Up: one byte (a `Reply`), and
 //! the prompt, or an `Refusal` as JSON.
 
-use super::canned::invalid;
+use super::samples::invalid;
 use super::template::{ChatInputs, ChatTemplate, OUTPUT_BYTES_MAX, cut, exceeded};
 use crate::error::{Error, Kind, Result};
 use crossbeam_channel::{Receiver, bounded};
@@ -144,7 +144,7 @@ impl Sandbox {
             }),
         };
         let prompt = self.run(&job)?;
-        // A worker runs a stranger's program: its word alone is not taken.
+        // A worker runs an untrusted program: its word alone is not taken.
         if prompt.len() > bytes_max { Err(exceeded(bytes_max)) } else { Ok(prompt) }
     }
 

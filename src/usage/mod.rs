@@ -102,12 +102,12 @@ pub struct UsageLog {
 }
 
 /// A request's place in the queue.
-pub struct Place {
+pub struct LogPermit {
     permit: mpsc::OwnedPermit<Message>,
     pending: Arc<AtomicU64>,
 }
 
-impl Place {
+impl LogPermit {
     /// Hands the record over; never waits. The receipt resolves when it is committed.
     pub fn write(self, record: Record) -> Receipt {
         let (committed, receipt) = oneshot::channel();
@@ -155,12 +155,12 @@ impl UsageLog {
     /// A place for one record; `sync`: it must be committed before its answer ends. Errors:
     /// `usage_backlogged` when the disk is so far behind that the queue is full, or takes nothing
     /// that an answer would have to wait for: what cannot be accounted for is not computed.
-    pub fn reserve(&self, sync: bool) -> Result<Place> {
+    pub fn reserve(&self, sync: bool) -> Result<LogPermit> {
         if sync && self.storage.read_only().is_some() {
             return Err(backlogged());
         }
         let permit = self.queue.clone().try_reserve_owned().map_err(|_| backlogged())?;
-        Ok(Place { permit, pending: self.pending.clone() })
+        Ok(LogPermit { permit, pending: self.pending.clone() })
     }
 
     /// Waits until every record handed over before is committed.

@@ -1,6 +1,6 @@
 //! A client of another tenant that asks the same small thing over and over, and what it saw.
 
-use reqwest::{Client, Method};
+use reqwest::Method;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,7 +46,7 @@ impl Canary {
         let singing = on.clone();
         let (url, key) = (url.to_owned(), key.map(str::to_owned));
         let task = tokio::spawn(async move {
-            let client = Client::builder().no_proxy().build().expect("a client");
+            let client = support::client().build().expect("a client");
             let mut seen = Seen::default();
             while singing.load(Ordering::Relaxed) {
                 let request = match &song {
@@ -103,11 +103,4 @@ async fn first(mut answer: reqwest::Response, begun: Instant) -> reqwest::Result
         }
     }
     Ok(time.unwrap_or_else(|| begun.elapsed()))
-}
-
-/// A line of `/proc/<pid>/status` in kB, such as `VmRSS:`.
-pub fn kilobytes(pid: u32, line: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let found = status.lines().find_map(|l| l.strip_prefix(line));
-    found.map_or(0, |l| l.trim().trim_end_matches(" kB").parse().expect("kilobytes"))
 }

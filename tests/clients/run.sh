@@ -1,18 +1,14 @@
 #!/usr/bin/env bash
 # Runs the official OpenAI clients (Python, Node) against the real program on the demo model.
-# The packages are pinned and cached in target/clients; set POLYLORA_BINARY to test another build.
+# The packages are pinned and cached in target/clients; set POLYLORA_PROGRAM to test another build.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 here=tests/clients
-cache=target/clients
-binary=${POLYLORA_BINARY:-}
-if [[ -z $binary ]]; then
-  for binary in target/release/polylora target/debug/polylora; do
-    [[ -x $binary ]] && break
-  done
-fi
-[[ -x $binary ]] || { echo "no program at $binary: build it first" >&2; exit 1; }
+target=${CARGO_TARGET_DIR:-target}
+cache=$target/clients
+binary=${POLYLORA_PROGRAM:-$target/debug/polylora}
+[[ -x $binary ]] || { echo "no program at $binary: make test-clients builds it" >&2; exit 1; }
 mkdir -p "$cache"
 
 if ! cmp -s "$here/requirements.txt" "$cache/requirements.txt"; then

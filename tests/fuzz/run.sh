@@ -9,7 +9,7 @@ if [ $# -eq 0 ]; then
   set -- safetensors config gguf template request archive
 fi
 cp ../../Cargo.lock Cargo.lock # the versions that the program has
-POLYLORA_CORPUS="$PWD/corpus" cargo test --quiet --manifest-path ../../Cargo.toml --test hostile seeds
+POLYLORA_CORPUS="$PWD/corpus" cargo test --quiet --manifest-path ../../Cargo.toml --test attacks seeds
 for target in "$@"; do
   cargo +nightly fuzz run --fuzz-dir . "$target" "corpus/$target" -- \
     -max_total_time="$seconds" -max_len=65536 -timeout=20 -rss_limit_mb=2048

@@ -1,6 +1,6 @@
 """Makes models.json: logits and rope tables of Hugging Face transformers for tiny models.
 
-The weights are a formula (`tests/common/tiny.rs` has the same one), so that no weights are stored.
+The weights are a formula (`tests/support/src/tiny.rs` has the same one), so that no weights are stored.
 Needs torch and transformers: `python make_models.py > models.json`.
 """
 

@@ -118,6 +118,24 @@ fn broken_links(path: &str, text: &str, pages: &BTreeMap<String, String>) -> Vec
     wrong
 }
 
+#[test]
+fn tests_that_pages_name_are_there() {
+    none(prose().iter().flat_map(|(path, text)| missing_tests(path, text)).collect());
+}
+
+/// Tests in back-quotes that are not there; `tests/a/{b,c}` names two.
+fn missing_tests(path: &str, text: &str) -> Vec<String> {
+    let named = r"`((?:kernels/)?tests/[^`{\s]*)(?:\{([^`}]*)\})?`";
+    let named = Regex::new(named).expect("a pattern");
+    let all = named.captures_iter(text).map(|c| c.expect("no backtrack limit"));
+    let paths = all.flat_map(|c| {
+        let ends = c.get(2).map_or("", |ends| ends.as_str()).split(',');
+        ends.map(|end| format!("{}{end}", &c[1])).collect::<Vec<_>>()
+    });
+    let missing = paths.filter(|p| !root().join(p).exists());
+    missing.map(|p| format!("{path}: {p} is not there")).collect()
+}
+
 fn resolved(from: &str, link: &str) -> String {
     let mut parts: Vec<&str> = from.split('/').collect();
     parts.pop();
@@ -210,6 +228,10 @@ fn the_rules_for_pages_find_what_they_forbid() {
         wrong,
         ["docs/a.md: docs/a.md has no heading #x", "docs/a.md: gone.md is not there"]
     );
+
+    let tests = "`tests/tidy.rs` `tests/gone.rs` `tests/{tidy,gone}` in tests/prose";
+    let gone = ["docs/a.md: tests/gone.rs is not there", "docs/a.md: tests/gone is not there"];
+    assert_eq!(missing_tests("docs/a.md", tests), gone);
 
     let made = "Error::new(\n Kind::Busy,\n \"queue_full\", m); Error::invalid(\"bad_thing\", m)";
     let made: Vec<_> = codes_made(made).into_iter().collect();

@@ -17,8 +17,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("merge", &["adapters"]),
     ("jobs", &["merge", "engine", "adapters", "clock", "database", "share"]),
     ("model", &["adapters", "checkpoint", "shape"]),
-    ("checkpoint", &["adapters", "shape"]),
-    ("text", &["checkpoint"]),
+    ("checkpoint", &["adapters", "shape", "tls"]),
+    ("text", &["checkpoint", "clock"]),
     ("engine", &["model", "adapters", "metrics"]),
     ("usage", &["clock", "database", "metrics"]),
     (
@@ -45,6 +45,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "metrics",
             "shape",
             "terminal",
+            "tls",
         ],
     ),
     (
@@ -61,6 +62,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "database",
             "shape",
             "terminal",
+            "tls",
         ],
     ),
 ];
@@ -77,6 +79,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tokenizers", &["src/text/", "src/checkpoint/"]),
     ("minijinja", &["src/text/"]),
     ("cudarc", &[]),
+    ("rustls", &["src/tls.rs"]),
     ("faer", &["src/merge/"]),
     ("rlimit", &["src/text/", "src/assembly/listen.rs"]),
     ("rustix", &["src/api/", "src/jobs/", "src/text/", "src/adapters/store/"]),
@@ -87,9 +90,9 @@ const CRATES: &[(&str, &[&str])] = &[
 const TWIN_PATHS: &[&str] = &[
     "kernels/src/lib.rs",
     "kernels/src/device.rs",
-    "kernels/src/act.rs",
+    "kernels/src/act/mod.rs",
     "kernels/src/delta.rs",
-    "kernels/src/matrix.rs",
+    "kernels/src/matrix/mod.rs",
     "kernels/src/plane.rs",
     "kernels/src/linear/mod.rs",
 ];
@@ -116,7 +119,8 @@ const BUDGETS: &[(&str, &[&str], usize)] = &[
     ("metrics", &["metrics/"], 800),
     ("config", &["config/"], 1400),
     ("error", &["error/"], 500),
-    ("database", &["database/"], 900),
+    // The tables of adapters, access and jobs are in it.
+    ("database", &["database/"], 1100),
     ("assembly", &["assembly/"], 1300),
     ("cli", &["cli/"], 3600),
 ];
@@ -212,7 +216,7 @@ fn the_paths_of_cpu_and_gpu_part_in_few_places() {
     let wrong = strays(&[
         file("kernels/src/glu.rs", "fn op() { crate::cuda::linear(gpu); }"),
         file("kernels/src/norm.rs", "fn op() { On::Cuda(x.cuda()) } // cuda::linear"),
-        file("kernels/src/act.rs", "use crate::cuda::{self, Gpu};"),
+        file("kernels/src/act/mod.rs", "use crate::cuda::{self, Gpu};"),
         file("kernels/src/plane.rs", "struct Plane;"),
     ]);
     let plane = "kernels/src/plane.rs may name cuda::, and does not";
@@ -225,6 +229,9 @@ fn no_file_names_one_that_names_it() {
         Graph::of(files).circles().iter().map(|circle| circle.join(" ↔ ")).collect()
     };
     none(circles(&files("src", &[".rs"])));
+    let kernels = files("kernels/src", &[".rs"]).into_iter();
+    let kernels = kernels.map(|(path, text)| (path["kernels/".len()..].to_owned(), text));
+    none(circles(&kernels.collect::<Vec<_>>()));
     let planted = |b: &str| {
         let file = |path: &str, text: &str| (path.to_owned(), text.to_owned());
         [
@@ -247,7 +254,9 @@ fn a_directory_has_its_first_page_inside() {
     let doubled = |path: &&String| {
         let inside = format!("{}/", path.trim_end_matches(".rs"));
         // A test binary is named by its file; its parts are beside it.
-        path.starts_with("src/") && paths.iter().any(|other| other.starts_with(&inside))
+        !path.starts_with("tests/")
+            && !path.contains("/tests/")
+            && paths.iter().any(|other| other.starts_with(&inside))
     };
     none(paths.iter().filter(doubled).map(|path| format!("{path}: belongs in mod.rs")).collect());
 }

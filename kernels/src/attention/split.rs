@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use crate::Error;
-use crate::attention::{Job, PART};
+use crate::attention::job::{Job, PART};
 use crate::buffer::Buffer;
 use crate::device::Memory;
 use crate::kv::Layout;

@@ -29,9 +29,9 @@ pub(super) fn gemm(
         (Entry::GemmMany, MANY_ROWS, MANY_OUTPUTS)
     };
     let args = [
-        Arg::Address(w.values.address(gpu)),
-        Arg::Address(x.values.address(gpu)),
-        Arg::Address(y.address(gpu)),
+        Arg::Address(w.values.address(gpu.memory())),
+        Arg::Address(x.values.address(gpu.memory())),
+        Arg::Address(y.address(gpu.memory())),
         Arg::count(rows),
         Arg::count(outputs),
         Arg::count(x.stride()),

@@ -123,7 +123,7 @@ impl LoraScratch {
             for (delta, weight) in at.segments.deltas(g, at.site) {
                 check_delta(delta, at.weight, at.i, g);
                 let delta = delta.on().cuda();
-                let (a, b) = (delta.a.address(gpu), delta.b.address(gpu));
+                let (a, b) = (delta.a.address(gpu.memory()), delta.b.address(gpu.memory()));
                 add(Part { a, b, rank: delta.rank as u32, weight });
             }
         });
@@ -147,13 +147,14 @@ pub(super) fn lora(
         return Ok(());
     }
     words.write(0, table.words())?;
-    let parts = words.address(gpu);
+    let parts = words.address(gpu.memory());
     let [firsts, chunks] = table.offsets().map(|bytes| Arg::Address(parts + bytes));
     let parts = Arg::Address(parts);
-    let (x_at, u_at) = (Arg::Address(x.values.address(gpu)), Arg::Address(u.address(gpu)));
+    let (x_at, u_at) =
+        (Arg::Address(x.values.address(gpu.memory())), Arg::Address(u.address(gpu.memory())));
     let u_stride = Arg::count(*rank_max);
     let shrink = [parts, firsts, chunks, x_at, u_at, Arg::count(x.stride()), u_stride];
-    let y_at = Arg::Address(y.address(gpu));
+    let y_at = Arg::Address(y.address(gpu.memory()));
     let (outputs_at, b_stride) = (Arg::count(outputs), Arg::count(b_stride(outputs)));
     let expand = [parts, firsts, chunks, u_at, y_at, outputs_at, b_stride, u_stride];
     let blocks = outputs.div_ceil(EXPAND_OUTPUTS);

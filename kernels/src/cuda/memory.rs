@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr, ValidAsZeroBits};
 
-use crate::cuda::{Error, Gpu};
+use crate::cuda::Error;
 
 /// The memory of one GPU, by the stream that orders all work with it.
 #[derive(Clone)]
@@ -91,9 +91,9 @@ impl<T: Stored> Buffer<T> {
     ///
     /// # Panics
     /// If it lies on another GPU.
-    pub(super) fn address(&self, gpu: &Gpu) -> u64 {
-        assert!(Arc::ptr_eq(self.values.stream(), gpu.stream()), "memory of another GPU");
-        self.values.device_ptr(gpu.stream()).0
+    pub(super) fn address(&self, memory: &Memory) -> u64 {
+        assert!(Arc::ptr_eq(self.values.stream(), memory.stream()), "memory of another GPU");
+        self.values.device_ptr(memory.stream()).0
     }
 }
 

@@ -18,6 +18,7 @@ mod linear;
 mod lora;
 mod matrix;
 mod memory;
+mod sizes;
 mod table;
 
 pub(crate) use act::Act;
@@ -30,16 +31,4 @@ pub(crate) use matrix::Matrix;
 use memory::Buffer;
 pub use memory::Memory;
 pub(crate) use memory::Plane;
-
-/// Inputs of a step of a sum: rows of x, W and A are padded with zeros to so many.
-const STEP: usize = 32;
-/// Threads of a block, in every kernel.
-const THREADS: u32 = 128;
-/// Rows, and outputs or ranks, of a block that reads straight from memory.
-const FEW_ROWS: usize = 16;
-const FEW_OUTPUTS: usize = 16;
-/// Rows and outputs of a block that goes through shared memory.
-const MANY_ROWS: usize = 32;
-const MANY_OUTPUTS: usize = 64;
-/// Outputs of a block that adds deltas.
-const EXPAND_OUTPUTS: usize = 256;
+use sizes::*;

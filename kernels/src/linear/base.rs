@@ -15,12 +15,13 @@ use crate::act::Outlier;
 use crate::act::cpu::Act;
 use crate::buffer::Shared;
 use crate::device::{Cpu, part};
-use crate::linear::cpu::{Change, FEW_ROWS, Sites};
+use crate::linear::change::{Change, FEW_ROWS};
 use crate::linear::floats::Floats;
 use crate::linear::ints::Ints;
-use crate::linear::lines::{LINE, Lines};
+use crate::linear::lines::Lines;
+use crate::linear::operands::{Linear, SITES_MAX};
+use crate::linear::stream::LINE;
 use crate::linear::tile::{Block, Product, Tile, X, rows_max, ticks};
-use crate::linear::{Linear, SITES_MAX};
 use crate::matrix::BLOCK;
 use crate::matrix::cpu::Matrix;
 use crate::simd::{Isa, Kernel, LANES, Simd};
@@ -102,6 +103,9 @@ impl Cut {
     }
 }
 
+/// The sites of a call.
+pub(super) type Sites<'a> = [Option<Site<'a>>; SITES_MAX];
+
 /// One site of a call, as its tasks see it.
 pub(super) struct Site<'a> {
     pub(super) weight: &'a Matrix,
@@ -149,9 +153,9 @@ impl<'a> Site<'a> {
             WeightDtype::Bf16 => task.run::<Floats<true>>(),
             WeightDtype::Int8 => task.run::<Ints<8, 32, false>>(),
             WeightDtype::Int8By16 => task.run::<Ints<8, 16, false>>(),
-            WeightDtype::Int8Least => task.run::<Ints<8, 32, true>>(),
+            WeightDtype::Int8Min => task.run::<Ints<8, 32, true>>(),
             WeightDtype::Int4 => task.run::<Ints<4, 32, false>>(),
-            WeightDtype::Int4Least => task.run::<Ints<4, 32, true>>(),
+            WeightDtype::Int4Min => task.run::<Ints<4, 32, true>>(),
         }
     }
 }

@@ -9,128 +9,16 @@ use std::ops::Range;
 use std::sync::atomic::AtomicUsize;
 
 use crate::act::cpu::Act;
-use crate::buffer::Buffer;
 use crate::device::{Cpu, part};
-use crate::linear::base::{Cut, Site};
+use crate::linear::base::{Cut, Site, Sites};
 use crate::linear::call::Call;
+use crate::linear::change::{Change, Piece};
 use crate::linear::delta::Delta;
-use crate::linear::lines::LINE;
-use crate::linear::{Linear, PARTS_MAX, SITES_MAX, check_delta, check_ranks};
-use crate::matrix::BLOCK;
+use crate::linear::operands::{Linear, SITES_MAX, check_delta, check_ranks};
+use crate::linear::scratch::{PIECE_RANKS, PIECE_ROWS, Scratch};
+use crate::linear::stream::LINE;
 use crate::segments::Segments;
 use crate::simd::{Kernel, Simd};
-
-/// So few rows are one tile high: they read weights and factors once, as a stream.
-pub(super) const FEW_ROWS: usize = 6;
-/// Rows and ranks of a piece of u at most. Sixteen ranks of a row are a cache line, which two
-/// threads should not write.
-const PIECE_ROWS: usize = 32;
-const PIECE_RANKS: usize = 16;
-/// Turns a thread takes, at most, to make its share of u.
-pub(super) const TURNS_PER_THREAD: usize = 4;
-/// Rows times blocks whose y (256 bytes each) the deltas are added to while it is near.
-pub(super) const STRETCH: usize = 1024;
-
-/// The sites of a call.
-pub(super) type Sites<'a> = [Option<Site<'a>>; SITES_MAX];
-
-/// A delta of one site and the rows it changes. Looked up once a call: a delta's own page has left
-/// the caches since the last step, and many tasks ask for it.
-#[derive(Clone, Copy)]
-pub(super) struct Change {
-    delta: *const Delta,
-    pub(super) weight: f32,
-    rows: [u32; 2],
-    /// Where its ranks start in the rows of u.
-    pub(super) column: u32,
-    /// No other change of the same rows comes after it.
-    pub(super) last: bool,
-    /// Its products are of bf16 pairs: it reads x rounded, and its u is rounded.
-    pub(super) pairs: bool,
-    /// B, where it is of bf16 and all that is added; else null.
-    pub(super) words: *const u32,
-    pub(super) rank: u32,
-}
-
-// SAFETY: a delta is immutable, and its owner outlives the call that listed it.
-unsafe impl Send for Change {}
-unsafe impl Sync for Change {}
-
-impl Change {
-    /// # Safety
-    /// Within the call that listed it.
-    #[inline(always)]
-    pub(super) unsafe fn delta(&self) -> &Delta {
-        &*self.delta
-    }
-
-    #[inline(always)]
-    pub(super) fn rows(&self) -> Range<usize> {
-        self.rows[0] as usize..self.rows[1] as usize
-    }
-
-    /// Words of B of a whole block of outputs.
-    #[inline(always)]
-    pub(super) fn block_words(&self) -> usize {
-        self.rank.div_ceil(2) as usize * BLOCK
-    }
-
-    /// B of a block, those before it whole; `words` is not null.
-    #[inline(always)]
-    pub(super) fn block(&self, block: usize) -> *const u32 {
-        self.words.wrapping_add(block * self.block_words())
-    }
-}
-
-/// A piece of u: some rows of one change of a site, and some ranks.
-#[derive(Clone, Copy)]
-pub(super) struct Piece {
-    pub(super) site: u32,
-    pub(super) change: u32,
-    pub(super) rows: [u32; 2],
-    pub(super) ranks: [u32; 2],
-}
-
-/// Memory of [`linear`], taken once.
-pub(super) struct Scratch {
-    /// `[SITES_MAX, rows_max, u_stride]`
-    pub(super) u: Buffer<f32>,
-    pub(super) u_stride: usize,
-    /// Of all sites, site by site, by rows; where each site's start.
-    pub(super) changes: Vec<Change>,
-    pub(super) firsts: [usize; SITES_MAX + 1],
-    pub(super) pieces: Vec<Piece>,
-    /// By task of the base product: who is to add its deltas.
-    pub(super) left_by: Vec<AtomicUsize>,
-    pub(super) rows_max: usize,
-    rank_max: usize,
-}
-
-impl Scratch {
-    /// For steps of at most `rows_max` rows, and ranks of a row's deltas of at most `rank_max` in
-    /// sum.
-    pub(super) fn new(rows_max: usize, rank_max: usize) -> Scratch {
-        // Rows of u start at a cache line of their own.
-        let u_stride = rank_max.next_multiple_of(PIECE_RANKS);
-        Scratch {
-            u: Buffer::zeroed(SITES_MAX * rows_max * u_stride),
-            u_stride,
-            changes: Vec::with_capacity(SITES_MAX * rows_max * PARTS_MAX),
-            firsts: [0; SITES_MAX + 1],
-            pieces: Vec::with_capacity(rows_max * pieces_max(rank_max)),
-            left_by: Vec::new(),
-            rows_max,
-            rank_max,
-        }
-    }
-
-    /// Bytes that each row takes.
-    pub(super) fn row_bytes(rank_max: usize) -> usize {
-        let u = SITES_MAX * rank_max.next_multiple_of(PIECE_RANKS) * size_of::<f32>();
-        let changes = SITES_MAX * PARTS_MAX * size_of::<Change>();
-        u + changes + pieces_max(rank_max) * size_of::<Piece>()
-    }
-}
 
 /// See [`super::linear`]; shapes are checked but for the deltas'.
 pub(super) fn linear(
@@ -236,12 +124,6 @@ impl Kernel for Ask<'_, '_> {
             }
         }
     }
-}
-
-/// Pieces of u by row, at most: a segment has a row at least, so chunks of rows never outnumber
-/// rows; each delta may end in a piece that is not full.
-fn pieces_max(rank_max: usize) -> usize {
-    SITES_MAX * (rank_max.div_ceil(PIECE_RANKS) + PARTS_MAX - 1)
 }
 
 /// Cuts the rows of one change into pieces of at most `PIECE_ROWS` rows by `PIECE_RANKS` ranks.

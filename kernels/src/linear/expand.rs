@@ -7,10 +7,10 @@
 use std::hint::black_box;
 use std::ops::Range;
 
-use crate::linear::cpu::{Change, FEW_ROWS};
-use crate::linear::delta::{FactorB, Stream, block_start, block_width, ranks_b};
+use crate::linear::change::{Change, FEW_ROWS};
+use crate::linear::delta::{FactorB, block_start, block_width, ranks_b};
 use crate::linear::halves::{Halves, multiply};
-use crate::linear::lines::LINE;
+use crate::linear::stream::{LINE, Stream};
 use crate::matrix::{BLOCK, BLOCK_PANELS};
 use crate::simd::{Element, GROUP, Kernel, LANES, Simd};
 

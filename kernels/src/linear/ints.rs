@@ -1,6 +1,6 @@
 //! A tile of y = x·Wᵀ with integer weights and 8-bit activations.
 //!
-//! y = Σ over groups of  a·(s·Σ(q − zero)·x + least·Σx),   a: the activation's scale, s: W's.
+//! y = Σ over groups of  a·(s·Σ(q − zero)·x + min·Σx),   a: the activation's scale, s: W's.
 //! The sums of integers are exact, wherever they start; a lane's float is one chain over the groups
 //! in order and then the outliers, so y has the same bits in any batch and on any CPU with fused
 //! multiply-add. Outliers come last, from a list: a tile that looked for them group by group would
@@ -101,8 +101,8 @@ impl<const BITS: usize, const GROUP: usize, const LEAST: bool> Ints<BITS, GROUP,
             let sum = S::load_n(y, n);
             let mut sum = S::fma(w, S::mul(S::load_f16(head.cast::<f16>()), x), sum);
             if LEAST {
-                let least = S::load_f16(head.add(block.panels * SCALE_WORDS).cast::<f16>());
-                sum = S::fma(least, x, sum);
+                let min = S::load_f16(head.add(block.panels * SCALE_WORDS).cast::<f16>());
+                sum = S::fma(min, x, sum);
             }
             S::store_n(y, n, sum);
         }
@@ -126,9 +126,9 @@ impl<const BITS: usize, const GROUP: usize, const LEAST: bool> Ints<BITS, GROUP,
                 acc[r][p] = S::fma(S::to_float(dots[r][p]), scale, acc[r][p]);
             }
             if LEAST {
-                let least = S::load_f16(head.add(tile.panels * SCALE_WORDS).cast::<f16>());
+                let min = S::load_f16(head.add(tile.panels * SCALE_WORDS).cast::<f16>());
                 for r in 0..ROWS {
-                    acc[r][p] = S::fma(least, S::splat(rests[r]), acc[r][p]);
+                    acc[r][p] = S::fma(min, S::splat(rests[r]), acc[r][p]);
                 }
             }
         }

@@ -7,7 +7,8 @@
 
 use std::mem::MaybeUninit;
 
-use crate::linear::cpu::Change;
+use crate::linear::change::Change;
+use crate::linear::stream::LINE;
 
 /// Lines of B to bring near beside the products of a block, in the order in which they are read.
 pub(super) struct Lines {
@@ -17,8 +18,6 @@ pub(super) struct Lines {
 
 /// Lines of a block's deltas at most that are fetched beside its products; the rest is later.
 const LINES_MAX: usize = 1024;
-/// Bytes of a cache line.
-pub(super) const LINE: usize = 64;
 /// One line a step.
 pub(super) const RATE_ONE: usize = 1 << 16;
 

@@ -1,7 +1,7 @@
 //! y = gain ∘ (x·Wᵀ + Σ w·(x·Aᵀ)·Bᵀ) + Σ w·delta.bias + bias,   one to three sites that read the
 //! same x.
 //!
-//! x `[T, I]`   W `[O, I]`   y `[T, O]`   and for every segment its blend of residents, each with
+//! x `[T, I]`   W `[O, I]`   y `[T, O]`   and for every segment its mix of residents, each with
 //! its own A `[R, I]`, B `[O, R]` (scale folded in), gain `[O]`, bias `[O]` and weight w. Rows
 //! without a delta are x·Wᵀ + bias and cost nothing beyond it. A gain is of a delta alone, of
 //! weight 1. Several deltas are each a change of the same rows by the same code; their u = x·Aᵀ lie
@@ -17,6 +17,7 @@
 
 mod base;
 mod call;
+mod change;
 mod cpu;
 pub(crate) mod delta;
 mod expand;
@@ -24,33 +25,23 @@ mod floats;
 mod halves;
 mod ints;
 mod lines;
+mod operands;
+mod scratch;
 mod shrink;
+mod stream;
 mod tile;
 
+use crate::Error;
 use crate::act::Act;
 use crate::cuda;
 use crate::device::{Device, Kind, Memory, On};
-use crate::matrix::Matrix;
 use crate::segments::Segments;
-use crate::{Delta, Error, Plane, Vector};
-
-/// Sites of one call at most.
-pub const SITES_MAX: usize = 3;
-/// Weighted deltas of one segment at most.
-pub const PARTS_MAX: usize = 8;
-
-/// One site: y = x·Wᵀ (+ segment deltas) (+ bias). `y` is `[T, O]`.
-pub struct Linear<'a> {
-    pub weight: &'a Matrix,
-    pub bias: Option<&'a Vector>,
-    /// Its index among a resident's deltas.
-    pub site: usize,
-    pub y: &'a mut Plane,
-}
+pub use operands::{Linear, PARTS_MAX, SITES_MAX};
+pub(crate) use operands::{check_delta, check_ranks};
 
 /// Memory of [`linear`], taken once.
 pub struct LoraScratch {
-    on: On<cpu::Scratch, cuda::LoraScratch>,
+    on: On<scratch::Scratch, cuda::LoraScratch>,
     rows_max: usize,
 }
 
@@ -62,7 +53,7 @@ impl LoraScratch {
     /// A GPU without room.
     pub fn new(memory: &Memory, rows_max: usize, rank_max: usize) -> Result<LoraScratch, Error> {
         let on = match memory {
-            Memory::Cpu => On::Cpu(cpu::Scratch::new(rows_max, rank_max)),
+            Memory::Cpu => On::Cpu(scratch::Scratch::new(rows_max, rank_max)),
             Memory::Cuda(memory) => {
                 On::Cuda(Box::new(cuda::LoraScratch::new(memory, rows_max, rank_max)?))
             }
@@ -72,7 +63,7 @@ impl LoraScratch {
 
     /// Bytes that each row takes.
     pub fn row_bytes(rank_max: usize) -> usize {
-        cpu::Scratch::row_bytes(rank_max)
+        scratch::Scratch::row_bytes(rank_max)
     }
 }
 
@@ -116,21 +107,4 @@ fn check(x: &Act, rows: usize, outs: &[Linear<'_>], segments: Segments<'_>, scra
         assert!(out.y.holds(rows, outputs), "site {i}: y holds {rows} rows of {outputs}");
         assert!(out.bias.is_none_or(|b| b.len() == outputs), "site {i}: bias has {outputs} values");
     }
-}
-
-/// The check of a delta, where an arm lists it: to look at all deltas beforehand would be a pass
-/// over memory that has left the caches.
-pub(crate) fn check_delta(delta: &Delta, weight: &Matrix, i: usize, g: usize) {
-    let (outputs, inputs) = (weight.outputs(), weight.inputs());
-    assert!(
-        delta.outputs() == outputs && delta.inputs() == inputs,
-        "site {i}, segment {g}: a delta of [{}, {}] on W [{outputs}, {inputs}]",
-        delta.outputs(),
-        delta.inputs(),
-    );
-}
-
-/// The same of the ranks that a segment's deltas at a site have in sum.
-pub(crate) fn check_ranks(rank: usize, rank_max: usize) {
-    assert!(rank <= rank_max, "rank {rank}, scratch for {rank_max}");
 }

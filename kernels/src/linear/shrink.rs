@@ -8,8 +8,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use crate::linear::delta::Stream;
-use crate::linear::lines::LINE;
+use crate::linear::stream::{LINE, Stream};
 use crate::simd::{Element, GROUP, Kernel, LANES, Simd};
 
 /// Ranks that are stored, and computed, together.

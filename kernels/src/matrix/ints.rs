@@ -1,10 +1,10 @@
 //! Weights as small integers: groups of 16 or 32 inputs of an output share a scale, and, where the
-//! dtype has one, a least value:   w = scale · (q − zero) + least.
+//! dtype has one, a minimum:   w = scale · (q − zero) + min.
 //!
 //! Owns the layout of such a step, packing, quantising and reading back. Never multiplies. A step
 //! is one group of every panel of the block:
 //!
-//!   scales `[panels][16]` f16, least values `[panels][16]` f16 (if any), q `[words][panels][16]`
+//!   scales `[panels][16]` f16, minimums `[panels][16]` f16 (if any), q `[words][panels][16]`
 //!
 //! An 8-bit word holds four consecutive inputs, the first in the low byte. A 4-bit word holds
 //! eight: the first four in the low nibbles of its bytes, the others in the high ones. q is
@@ -19,7 +19,7 @@ use super::cpu::Matrix;
 use crate::WeightDtype;
 use crate::simd::LANES;
 
-/// Words of a panel's scales, or least values.
+/// Words of a panel's scales, or minimums.
 pub(crate) const SCALE_WORDS: usize = LANES / 2;
 
 /// Weights `[O, I]` in groups, row-major, as a file has them. `I` is a multiple of the group.
@@ -28,8 +28,8 @@ pub struct Grouped<'a> {
     pub q: &'a [u8],
     /// `[O, I / group]`
     pub scales: &'a [f16],
-    /// `[O, I / group]`, empty unless the dtype has least values.
-    pub least: &'a [f16],
+    /// `[O, I / group]`, empty unless the dtype has minimums.
+    pub min: &'a [f16],
 }
 
 /// One group of an output: 32 integers, or 16 and no more.
@@ -38,8 +38,8 @@ pub struct Group {
     /// At most 4 or 8 bits as the dtype says.
     pub q: [u8; 32],
     pub scale: f16,
-    /// Zero unless the dtype has least values.
-    pub least: f16,
+    /// Zero unless the dtype has minimums.
+    pub min: f16,
 }
 
 impl Matrix {
@@ -56,10 +56,10 @@ impl Matrix {
         let size = dtype.group().expect("integers have groups");
         assert!(inputs.is_multiple_of(size), "rows of {inputs} in groups of {size}");
         let count = inputs / size;
-        let least = if dtype.has_least() { outputs * count } else { 0 };
+        let min = if dtype.has_min() { outputs * count } else { 0 };
         assert_eq!(from.q.len(), outputs * inputs, "q is [{outputs}, {inputs}]");
         assert_eq!(from.scales.len(), outputs * count, "scales are [{outputs}, {count}]");
-        assert_eq!(from.least.len(), least, "least values are [{outputs}, {count}] or none");
+        assert_eq!(from.min.len(), min, "minimums are [{outputs}, {count}] or none");
         Self::packed_here(dtype, outputs, inputs, |panel| {
             let first = panel.outputs().start;
             panel.pack_groups(|n, step| {
@@ -69,8 +69,8 @@ impl Matrix {
                 let (output, mut q) = (first + n, [0; 32]);
                 q[..size].copy_from_slice(&from.q[output * inputs + step * size..][..size]);
                 let at = output * count + step;
-                let least = from.least.get(at).copied().unwrap_or(f16::ZERO);
-                Group { q, scale: from.scales[at], least }
+                let min = from.min.get(at).copied().unwrap_or(f16::ZERO);
+                Group { q, scale: from.scales[at], min }
             });
         })
     }
@@ -81,9 +81,9 @@ impl Matrix {
         let zero = f32::from(self.dtype.zero());
         for (step, out) in out.chunks_mut(size).enumerate() {
             let group = self.get(output, step);
-            let (scale, least) = (group.scale.to_f32(), group.least.to_f32());
+            let (scale, min) = (group.scale.to_f32(), group.min.to_f32());
             for (value, q) in out.iter_mut().zip(group.q) {
-                *value = scale * (f32::from(q) - zero) + least;
+                *value = scale * (f32::from(q) - zero) + min;
             }
         }
     }
@@ -100,7 +100,7 @@ impl Matrix {
         let dtype = self.dtype;
         let half = |words: &[u32]| f16::from_bits((words[lane / 2] >> (16 * (lane % 2))) as u16);
         let scale = half(&self.words[start..]);
-        let least = match dtype.has_least() {
+        let min = match dtype.has_min() {
             true => half(&self.words[start + panels * SCALE_WORDS..]),
             false => f16::ZERO,
         };
@@ -115,30 +115,30 @@ impl Matrix {
                 };
             }
         }
-        Group { q, scale, least }
+        Group { q, scale, min }
     }
 }
 
 impl Group {
     /// What stands where a row has no more inputs: weights of 0.
     pub fn none(dtype: WeightDtype) -> Group {
-        Group { q: [dtype.zero(); 32], scale: f16::ZERO, least: f16::ZERO }
+        Group { q: [dtype.zero(); 32], scale: f16::ZERO, min: f16::ZERO }
     }
 
-    /// Rounds values: symmetric about zero, or from the least value to the largest.
+    /// Rounds values: symmetric about zero, or from the minimum to the largest.
     pub(super) fn of(dtype: WeightDtype, values: &[f32]) -> Group {
         let top = f32::from(dtype.top());
-        let least = values.iter().copied().fold(f32::INFINITY, f32::min);
+        let min = values.iter().copied().fold(f32::INFINITY, f32::min);
         let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let (least, scale) = match dtype.has_least() {
-            true => (f16::from_f32(least), f16::from_f32((largest - least) / top)),
+        let (min, scale) = match dtype.has_min() {
+            true => (f16::from_f32(min), f16::from_f32((largest - min) / top)),
             false => {
                 let steps = top - f32::from(dtype.zero());
-                (f16::ZERO, f16::from_f32(largest.max(-least) / steps))
+                (f16::ZERO, f16::from_f32(largest.max(-min) / steps))
             }
         };
         // Rounded with the scale that is stored, so that its rounding is made up for.
-        let (step, origin) = (scale.to_f32(), least.to_f32());
+        let (step, origin) = (scale.to_f32(), min.to_f32());
         let mut q = [dtype.zero(); 32];
         for (q, value) in q.iter_mut().zip(values) {
             let steps = if step > 0.0 { (value - origin) / step } else { 0.0 };
@@ -146,7 +146,7 @@ impl Group {
             // Adding 2^23 leaves no room for a fraction: to the nearest, ties to even.
             *q = ((steps + 8_388_608.0) - 8_388_608.0) as u8;
         }
-        Group { q, scale, least }
+        Group { q, scale, min }
     }
 }
 
@@ -165,12 +165,12 @@ impl WeightDtype {
         (32 * self.step_words()) as f64 / (LANES * self.step_inputs()) as f64
     }
 
-    /// Whether a group has a least value.
-    pub(crate) fn has_least(self) -> bool {
-        matches!(self, WeightDtype::Int8Least | WeightDtype::Int4Least)
+    /// Whether a group has a minimum.
+    pub(crate) fn has_min(self) -> bool {
+        matches!(self, WeightDtype::Int8Min | WeightDtype::Int4Min)
     }
 
-    /// The stored integer that stands for 0 (for the least value, where there is one).
+    /// The stored integer that stands for 0 (for the minimum, where there is one).
     pub(crate) fn zero(self) -> u8 {
         match self {
             WeightDtype::Int8 | WeightDtype::Int8By16 => 128,
@@ -182,7 +182,7 @@ impl WeightDtype {
     /// The largest stored integer.
     fn top(self) -> u8 {
         match self {
-            WeightDtype::Int4 | WeightDtype::Int4Least => 15,
+            WeightDtype::Int4 | WeightDtype::Int4Min => 15,
             _ => 255,
         }
     }
@@ -192,8 +192,8 @@ impl WeightDtype {
         match self {
             WeightDtype::F32 => 1,
             WeightDtype::Bf16 => 2,
-            WeightDtype::Int8 | WeightDtype::Int8By16 | WeightDtype::Int8Least => 4,
-            WeightDtype::Int4 | WeightDtype::Int4Least => 8,
+            WeightDtype::Int8 | WeightDtype::Int8By16 | WeightDtype::Int8Min => 4,
+            WeightDtype::Int4 | WeightDtype::Int4Min => 8,
         }
     }
 
@@ -210,7 +210,7 @@ impl WeightDtype {
     /// Words of a panel before its values.
     pub(crate) fn head_words(self) -> usize {
         match self.group() {
-            Some(_) => SCALE_WORDS * (1 + usize::from(self.has_least())),
+            Some(_) => SCALE_WORDS * (1 + usize::from(self.has_min())),
             None => 0,
         }
     }

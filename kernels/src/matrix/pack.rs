@@ -225,20 +225,20 @@ impl Panel<'_> {
     fn put_groups<const N: usize>(self, group: impl Fn(usize, usize) -> Group) {
         let (dtype, panels, index) = (self.dtype, self.panels, self.index);
         let (head, words) = (dtype.head_words(), dtype.group_words());
-        let least_at = dtype.has_least().then_some(panels * SCALE_WORDS);
+        let min_at = dtype.has_min().then_some(panels * SCALE_WORDS);
         for (step, to) in self.words.chunks_mut(panels * dtype.step_words()).enumerate() {
-            let (mut scales, mut least) = ([f16::ZERO; LANES], [f16::ZERO; LANES]);
+            let (mut scales, mut min) = ([f16::ZERO; LANES], [f16::ZERO; LANES]);
             let mut values = [[0u32; LANES]; 8];
             for lane in 0..self.outputs {
                 let group = group(lane, step);
-                (scales[lane], least[lane]) = (group.scale, group.least);
+                (scales[lane], min[lane]) = (group.scale, group.min);
                 for (q, values) in group.q.as_chunks::<N>().0.iter().zip(&mut values) {
                     values[lane] = word(q);
                 }
             }
             put_halves(&mut to[index * SCALE_WORDS..], &scales);
-            if let Some(at) = least_at {
-                put_halves(&mut to[at + index * SCALE_WORDS..], &least);
+            if let Some(at) = min_at {
+                put_halves(&mut to[at + index * SCALE_WORDS..], &min);
             }
             let to = &mut to[panels * head + index * LANES..];
             for (to, values) in to.chunks_mut(panels * LANES).zip(&values[..words]) {
@@ -266,14 +266,14 @@ mod tests {
     use super::*;
     use crate::simd::Isa;
 
-    /// Dtype, inputs of a step, integers in a word, whether it has least values, as the module
+    /// Dtype, inputs of a step, integers in a word, whether it has minimums, as the module
     /// pages say.
     const INTS: [(WeightDtype, usize, usize, bool); 5] = [
         (WeightDtype::Int8, 32, 4, false),
         (WeightDtype::Int8By16, 16, 4, false),
-        (WeightDtype::Int8Least, 32, 4, true),
+        (WeightDtype::Int8Min, 32, 4, true),
         (WeightDtype::Int4, 32, 8, false),
-        (WeightDtype::Int4Least, 32, 8, true),
+        (WeightDtype::Int4Min, 32, 8, true),
     ];
     const SHAPES: [(usize, usize); 10] = [
         (1, 1),
@@ -332,13 +332,13 @@ mod tests {
 
     /// Packs groups value by value.
     fn slow_groups(
-        (dtype, size, each, has_least): (WeightDtype, usize, usize, bool),
+        (dtype, size, each, has_min): (WeightDtype, usize, usize, bool),
         outputs: usize,
         inputs: usize,
         group: impl Fn(usize, usize) -> Group,
     ) -> Vec<u32> {
         let steps = inputs.div_ceil(32) * (32 / size);
-        let head = if has_least { 16 } else { 8 };
+        let head = if has_min { 16 } else { 8 };
         let of_panel = head + size / each * 16;
         let mut words = vec![0; outputs.div_ceil(16) * steps * of_panel];
         assert_eq!(of_panel, dtype.step_words());
@@ -349,9 +349,9 @@ mod tests {
                 let group = group(output, step);
                 let at = start + step * panels * of_panel;
                 words[at + lane / 2] |= u32::from(group.scale.to_bits()) << (lane % 2 * 16);
-                if has_least {
+                if has_min {
                     let word = &mut words[at + panels * 8 + lane / 2];
-                    *word |= u32::from(group.least.to_bits()) << (lane % 2 * 16);
+                    *word |= u32::from(group.min.to_bits()) << (lane % 2 * 16);
                 }
                 for (i, &q) in group.q[..size].iter().enumerate() {
                     let shift = match each {
@@ -427,7 +427,7 @@ mod tests {
                 let mut group = |_| Group {
                     q: std::array::from_fn(|_| rng.next() as u8 >> (8 - 32 / each)),
                     scale: f16::from_bits(rng.next() as u16),
-                    least: f16::from_bits(rng.next() as u16),
+                    min: f16::from_bits(rng.next() as u16),
                 };
                 let groups: Vec<Group> = (0..outputs * steps).map(&mut group).collect();
                 let of_file = |o: usize, step: usize| groups[o * steps + step];

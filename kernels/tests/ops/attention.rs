@@ -6,7 +6,7 @@ use crate::common::{
 };
 use polylora_kernels::reference::{attend, rms_norm, rotate};
 use polylora_kernels::{
-    Act, AttentionScratch, Blend, Device, Dtype, Isa, KvCache, KvDtype, NormWeight, Resident,
+    Act, AdapterMix, AttentionScratch, Device, Dtype, Isa, KvCache, KvDtype, NormWeight, Resident,
     Residents, RopeStore, RopeTable, Rows, Segments, Slot, attention, rope_store,
 };
 
@@ -137,8 +137,8 @@ impl World {
         let mut residents = Residents::new(1);
         let taken = residents.install(Resident { norms, ..Resident::default() });
         assert!(taken.is_ok_and(|slot| slot == Slot(0)));
-        let blends = &[Blend::from(Slot(0))][..indptr.len() - 1];
-        let segments = Segments { indptr, blends, residents: &residents };
+        let mixes = &[AdapterMix::from(Slot(0))][..indptr.len() - 1];
+        let segments = Segments { indptr, mixes, residents: &residents };
         let base = vector(&self.norm);
         let [mut q, mut k, v] = [(q, self.heads), (k, self.kv_heads), (v, self.kv_heads)]
             .map(|(x, heads)| plane(&x, heads * self.dim));

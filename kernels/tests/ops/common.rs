@@ -4,7 +4,7 @@
 use half::bf16;
 use polylora_kernels::reference::Factors;
 use polylora_kernels::{
-    Act, Blend, Delta, Device, Dtype, FactorDtype, Isa, KvDtype, Linear, LoraScratch, Matrix,
+    Act, AdapterMix, Delta, Device, Dtype, FactorDtype, Isa, KvDtype, Linear, LoraScratch, Matrix,
     Memory, Plane, Resident, Residents, Segments, Slot, Vector, WeightDtype, linear,
 };
 
@@ -113,9 +113,9 @@ pub const KV_DTYPES: [KvDtype; 3] = [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8]
 pub const INTS: [WeightDtype; 5] = [
     WeightDtype::Int8,
     WeightDtype::Int8By16,
-    WeightDtype::Int8Least,
+    WeightDtype::Int8Min,
     WeightDtype::Int4,
-    WeightDtype::Int4Least,
+    WeightDtype::Int4Min,
 ];
 
 pub fn weight_dtypes() -> impl Iterator<Item = WeightDtype> {
@@ -168,8 +168,8 @@ pub fn install(residents: &mut Residents, deltas: Vec<Option<Delta>>) -> Slot {
 }
 
 /// The resident as it is, or nothing.
-pub fn alone(slot: Option<usize>) -> Blend {
-    Blend::new(slot.map(|slot| (Slot(slot as u32), 1.0)))
+pub fn alone(slot: Option<usize>) -> AdapterMix {
+    AdapterMix::new(slot.map(|slot| (Slot(slot as u32), 1.0)))
 }
 
 /// That integer weights see in the rows an op wrote what they see in the same rows set by hand.

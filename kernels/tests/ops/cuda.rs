@@ -11,9 +11,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::common::{Rng, assert_close};
 use polylora_kernels::reference::segment_of;
 use polylora_kernels::{
-    Act, AttentionScratch, Blend, Delta, Device, Dtype, EmbedDelta, Error, FactorDtype, Gate,
-    KvCache, Linear, LoraScratch, Matrix, PARTS_MAX, Place, Plane, Resident, Residents, RopeTable,
-    Segments, Slot, Vector, WeightDtype, embed, glu, gpus, linear,
+    Act, AdapterMix, AttentionScratch, Delta, Device, DeviceChoice, Dtype, EmbedDelta, Error,
+    FactorDtype, Gate, KvCache, Linear, LoraScratch, Matrix, PARTS_MAX, Plane, Resident, Residents,
+    RopeTable, Segments, Slot, Vector, WeightDtype, embed, glu, gpus, linear,
 };
 
 /// Says it past the test harness, which swallows what a passing test prints.
@@ -23,7 +23,7 @@ fn say(line: &str) {
 
 /// GPU 0, or nothing and a line.
 fn gpu() -> Option<Device> {
-    match Device::open(Place::Cuda(0), 1) {
+    match Device::open(DeviceChoice::Cuda(0), 1) {
         Ok(gpu) => Some(gpu),
         Err(why @ (Error::NoDriver | Error::NoSuchGpu { found: 0, .. })) => {
             let test = std::thread::current().name().unwrap_or("a test").to_owned();
@@ -167,8 +167,8 @@ fn residents(deltas: impl IntoIterator<Item = Delta>) -> Residents {
     residents
 }
 
-fn of(parts: &[(usize, f32)]) -> Blend {
-    Blend::new(parts.iter().map(|&(slot, weight)| (Slot(slot as u32), weight)))
+fn of(parts: &[(usize, f32)]) -> AdapterMix {
+    AdapterMix::new(parts.iter().map(|&(slot, weight)| (Slot(slot as u32), weight)))
 }
 
 /// Some rows, what multiplies them, and the weighted adapters of each segment.
@@ -181,7 +181,7 @@ struct Case {
     adapters: Vec<Adapter>,
     residents: Residents,
     indptr: Vec<u32>,
-    blends: Vec<Vec<(usize, f32)>>,
+    mixes: Vec<Vec<(usize, f32)>>,
 }
 
 const RANK_MAX: usize = 600;
@@ -201,13 +201,13 @@ impl Case {
             residents: residents(adapters.iter().map(|adapter| adapter.delta(gpu))),
             adapters,
             indptr: vec![0],
-            blends: Vec::new(),
+            mixes: Vec::new(),
         }
     }
 
-    fn segment(&mut self, rows: usize, blend: &[(usize, f32)]) {
+    fn segment(&mut self, rows: usize, mix: &[(usize, f32)]) {
         self.indptr.push(self.indptr[self.indptr.len() - 1] + rows as u32);
-        self.blends.push(blend.to_vec());
+        self.mixes.push(mix.to_vec());
     }
 
     fn rows(&self) -> usize {
@@ -220,16 +220,16 @@ impl Case {
         gpu: &Device,
         rows: std::ops::Range<usize>,
         indptr: &[u32],
-        blends: &[Vec<(usize, f32)>],
+        mixes: &[Vec<(usize, f32)>],
     ) -> Vec<f32> {
         let x = &self.x[rows.start * self.inputs..rows.end * self.inputs];
-        let blends: Vec<Blend> = blends.iter().map(|blend| of(blend)).collect();
-        let segments = Segments { indptr, blends: &blends, residents: &self.residents };
+        let mixes: Vec<AdapterMix> = mixes.iter().map(|mix| of(mix)).collect();
+        let segments = Segments { indptr, mixes: &mixes, residents: &self.residents };
         product_with(gpu, x, &self.weight, segments, RANK_MAX)
     }
 
     fn run(&self, gpu: &Device) -> Vec<f32> {
-        self.run_rows(gpu, 0..self.rows(), &self.indptr, &self.blends)
+        self.run_rows(gpu, 0..self.rows(), &self.indptr, &self.mixes)
     }
 
     fn check(&self, gpu: &Device, what: &str) {
@@ -238,9 +238,9 @@ impl Case {
             let x = &self.x[t * self.inputs..][..self.inputs];
             let mut want: Vec<f64> = self.w.chunks(self.inputs).map(|w| dot(w, x)).collect();
             let segment = segment_of(&self.indptr, t);
-            let blend = segment.map_or(&[][..], |g| &self.blends[g]);
+            let mix = segment.map_or(&[][..], |g| &self.mixes[g]);
             let mut ranks = 0;
-            for &(adapter, weight) in blend {
+            for &(adapter, weight) in mix {
                 ranks += self.adapters[adapter].rank;
                 let change = self.adapters[adapter].change(x, weight);
                 want.iter_mut().zip(change).for_each(|(y, change)| *y += change);
@@ -281,8 +281,8 @@ fn gpu_lora_of_any_rank_and_popularity_equals_the_f64_loop() {
             let mut case = Case::new(&gpu, &mut rng, rows, &RANKS);
             for (i, rows) in popularity(name, rows).into_iter().enumerate() {
                 // The adapters of every seventh segment do not touch this site.
-                let blend = [(i % RANKS.len(), 1.0)];
-                case.segment(rows, if i % 7 == 6 { &[] } else { &blend });
+                let mix = [(i % RANKS.len(), 1.0)];
+                case.segment(rows, if i % 7 == 6 { &[] } else { &mix });
             }
             case.check(&gpu, name);
         }
@@ -318,9 +318,9 @@ fn gpu_lora_gives_a_row_the_same_bits_alone_and_among_others() {
         let among = case.run(&gpu);
         for t in [0, 1, 2, 7, 15, 16, 17, 33, 39] {
             let segment = segment_of(&case.indptr, t);
-            let blends: Vec<_> = segment.map(|g| case.blends[g].clone()).into_iter().collect();
-            let indptr: &[u32] = if blends.is_empty() { &[0] } else { &[0, 1] };
-            let alone = case.run_rows(&gpu, t..t + 1, indptr, &blends);
+            let mixes: Vec<_> = segment.map(|g| case.mixes[g].clone()).into_iter().collect();
+            let indptr: &[u32] = if mixes.is_empty() { &[0] } else { &[0, 1] };
+            let alone = case.run_rows(&gpu, t..t + 1, indptr, &mixes);
             let row = &among[t * case.outputs..][..case.outputs];
             assert_eq!(bits(&alone), bits(row), "{name}, row {t}");
         }
@@ -381,8 +381,8 @@ fn gpu_shapes_that_do_not_fit_are_refused_before_a_launch() {
     let before = gpu.op_calls();
     let mut refuse = |weight: &Matrix, rows: usize, indptr: &[u32], slot: usize| {
         refused(|| {
-            let blends = &[Blend::from(Slot(slot as u32))][..indptr.len() - 1];
-            let segments = Segments { indptr, blends, residents: &residents };
+            let mixes = &[AdapterMix::from(Slot(slot as u32))][..indptr.len() - 1];
+            let segments = Segments { indptr, mixes, residents: &residents };
             let outs = &mut [Linear { weight, bias: None, site: 0, y: &mut y }];
             linear(&gpu, &x, rows, outs, segments, &mut scratch);
         })
@@ -448,7 +448,7 @@ fn gpu_operations_that_only_the_cpu_has_are_told_to_the_reader() {
 #[test]
 fn opening_a_gpu_gives_one_or_one_line() {
     let index = std::env::var("EMULATED_OPEN").map_or(0, |n| n.parse().expect("a number"));
-    let line = match Device::open(Place::Cuda(index), 1) {
+    let line = match Device::open(DeviceChoice::Cuda(index), 1) {
         Ok(gpu) => gpu.name(),
         Err(why) => {
             let names = gpus();

@@ -10,14 +10,14 @@ use polylora_kernels::{
     Act, Device, Dtype, Grouped, Linear, Matrix, Segments, WeightDtype, linear,
 };
 
-/// What a dtype's page says of it: bits, group, zero, whether there are least values.
+/// What a dtype's page says of it: bits, group, zero, whether there are minimums.
 fn said(dtype: WeightDtype) -> (u32, usize, u8, bool) {
     match dtype {
         WeightDtype::Int8 => (8, 32, 128, false),
         WeightDtype::Int8By16 => (8, 16, 128, false),
-        WeightDtype::Int8Least => (8, 32, 0, true),
+        WeightDtype::Int8Min => (8, 32, 0, true),
         WeightDtype::Int4 => (4, 32, 8, false),
-        WeightDtype::Int4Least => (4, 32, 0, true),
+        WeightDtype::Int4Min => (4, 32, 0, true),
         _ => unreachable!("{dtype:?} has no groups"),
     }
 }
@@ -26,13 +26,13 @@ fn said(dtype: WeightDtype) -> (u32, usize, u8, bool) {
 struct File {
     q: Vec<u8>,
     scales: Vec<f16>,
-    least: Vec<f16>,
+    mins: Vec<f16>,
     weights: Vec<f32>,
 }
 
 impl File {
     fn new(rng: &mut Rng, dtype: WeightDtype, outputs: usize, inputs: usize) -> File {
-        let (bits, group, zero, has_least) = said(dtype);
+        let (bits, group, zero, has_min) = said(dtype);
         let count = outputs * inputs / group;
         let halves = |rng: &mut Rng, n| -> Vec<f16> {
             rng.values(n).into_iter().map(f16::from_f32).collect()
@@ -40,18 +40,18 @@ impl File {
         let q: Vec<u8> = (0..outputs * inputs).map(|_| rng.below(1 << bits) as u8).collect();
         let scales: Vec<f16> =
             halves(rng, count).into_iter().map(|s| f16::from_f32(s.to_f32() / 64.0)).collect();
-        let least = halves(rng, if has_least { count } else { 0 });
+        let mins = halves(rng, if has_min { count } else { 0 });
         let weight = |(i, q): (usize, &u8)| {
             let steps = f32::from(*q) - f32::from(zero);
-            let least = least.get(i / group).map_or(0.0, |l| l.to_f32());
-            scales[i / group].to_f32() * steps + least
+            let min = mins.get(i / group).map_or(0.0, |l| l.to_f32());
+            scales[i / group].to_f32() * steps + min
         };
         let weights = q.iter().enumerate().map(weight).collect();
-        File { q, scales, least, weights }
+        File { q, scales, mins, weights }
     }
 
     fn matrix(&self, dtype: WeightDtype, outputs: usize, inputs: usize) -> Matrix {
-        let from = Grouped { q: &self.q, scales: &self.scales, least: &self.least };
+        let from = Grouped { q: &self.q, scales: &self.scales, min: &self.mins };
         Matrix::from_groups(CPU, dtype, outputs, inputs, &from).expect("memory")
     }
 }
@@ -140,12 +140,12 @@ fn an_outlier_leaves_the_others_of_its_group_their_steps() {
 fn the_largest_integers_are_multiplied_as_others() {
     let (outputs, inputs) = (32, 64);
     for dtype in INTS {
-        let (bits, group, zero, has_least) = said(dtype);
+        let (bits, group, zero, has_min) = said(dtype);
         for q in [0, (1u32 << bits) - 1].map(|q| q as u8) {
             let scales = vec![f16::ONE; outputs * inputs / group];
-            let least = vec![f16::ZERO; if has_least { scales.len() } else { 0 }];
+            let mins = vec![f16::ZERO; if has_min { scales.len() } else { 0 }];
             let weights = vec![f32::from(q) - f32::from(zero); outputs * inputs];
-            let file = File { q: vec![q; weights.len()], scales, least, weights };
+            let file = File { q: vec![q; weights.len()], scales, mins, weights };
             let matrix = file.matrix(dtype, outputs, inputs);
             for signs in [[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]] {
                 let x: Vec<f32> = (0..inputs).map(|i| 127.0 * signs[i % 2]).collect();
@@ -165,7 +165,7 @@ fn the_largest_integers_are_multiplied_as_others() {
 fn rounding_to_groups_is_off_by_half_a_step_at_most() {
     let mut rng = Rng(2);
     for dtype in INTS {
-        let (bits, group, _, has_least) = said(dtype);
+        let (bits, group, _, has_min) = said(dtype);
         for (size, shift) in [(1.0f32, 0.0f32), (1e-3, 0.0), (0.5, 3.0)] {
             let (outputs, inputs) = (40, 100);
             let values: Vec<f32> =
@@ -180,11 +180,11 @@ fn rounding_to_groups_is_off_by_half_a_step_at_most() {
                         values.iter().copied().chain((values.len() < group).then_some(0.0));
                     let (low, high) = padded
                         .fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
-                    let step = match has_least {
+                    let step = match has_min {
                         true => (high - low) / ((1 << bits) - 1) as f32,
                         false => high.max(-low) / ((1 << (bits - 1)) - 1) as f32,
                     };
-                    // Scale and least value are rounded to f16, small ones in steps of 2^-24.
+                    // Scale and minimum are rounded to f16, small ones in steps of 2^-24.
                     let most = 0.52 * step + high.abs().max(low.abs()) * 2e-3 + 255.0 * 3e-8;
                     for (held, value) in held.iter().zip(values) {
                         let error = (held - value).abs();

@@ -7,8 +7,8 @@ use crate::common::{
 };
 use polylora_kernels::reference::{linear_row, segment_of};
 use polylora_kernels::{
-    Act, Blend, Delta, Device, Dtype, FactorDtype, Isa, Linear, Matrix, Residents, Segments, Slot,
-    Vector, WeightDtype, linear,
+    Act, AdapterMix, Delta, Device, Dtype, FactorDtype, Isa, Linear, Matrix, Residents, Segments,
+    Slot, Vector, WeightDtype, linear,
 };
 
 /// A site, its adapters and some rows.
@@ -26,7 +26,7 @@ struct Case {
     indptr: Vec<u32>,
     /// Adapter of each segment; `None` leaves that segment at the base.
     segments: Vec<Option<usize>>,
-    blends: Vec<Blend>,
+    mixes: Vec<AdapterMix>,
 }
 
 impl Case {
@@ -53,7 +53,7 @@ impl Case {
             residents: Residents::new(16),
             indptr: vec![0],
             segments: Vec::new(),
-            blends: Vec::new(),
+            mixes: Vec::new(),
         }
     }
 
@@ -61,7 +61,7 @@ impl Case {
         let start = self.indptr[self.indptr.len() - 1];
         self.indptr.push(start + rows as u32);
         self.segments.push(adapter);
-        self.blends.push(alone(adapter));
+        self.mixes.push(alone(adapter));
     }
 
     fn adapter(&mut self, adapter: Adapter) {
@@ -84,8 +84,8 @@ impl Case {
         let mut y = plane(&vec![f32::NAN; rows * self.outputs], self.outputs);
         let bias = self.bias();
         let mut outs = [Linear { weight: &self.weight, bias: bias.as_ref(), site: 0, y: &mut y }];
-        let Case { indptr, blends, residents, .. } = self;
-        let segments = Segments { indptr, blends, residents };
+        let Case { indptr, mixes, residents, .. } = self;
+        let segments = Segments { indptr, mixes, residents };
         linear(dev, &self.act(), rows, &mut outs, segments, &mut scratch(rows, 512));
         read_all(dev, &mut y)
     }
@@ -210,13 +210,13 @@ fn three_sites_of_one_call_each_get_their_own_product() {
         // Segment 0 changes the first and last site, segment 1 only the last.
         let has = |i: usize, g: usize| i == 2 || (i == 0 && g == 0);
         let mut residents = Residents::new(2);
-        let blends = [0, 1].map(|g| {
+        let mixes = [0, 1].map(|g| {
             let mut deltas: Vec<Option<Delta>> = (0..6).map(|_| None).collect();
             (0..3).filter(|&i| has(i, g)).for_each(|i| deltas[site(i)] = Some(adapters[i].delta()));
-            Blend::from(install(&mut residents, deltas))
+            AdapterMix::from(install(&mut residents, deltas))
         });
         let indptr = &[0, 4, 7];
-        let segments = Segments { indptr, blends: &blends, residents: &residents };
+        let segments = Segments { indptr, mixes: &mixes, residents: &residents };
         linear(&dev, &act, rows, &mut outs, segments, &mut scratch(rows, 8));
         drop(outs);
         let y = y.map(|mut y| read_all(&dev, &mut y));
@@ -264,8 +264,8 @@ fn of_one(case: &Case, dev: &Device, t: usize, adapter: Option<usize>) -> Vec<f3
     let bias = case.bias();
     let mut outs = [Linear { weight: &case.weight, bias: bias.as_ref(), site: 0, y: &mut y }];
     let indptr: &[u32] = if adapter.is_some() { &[0, 1] } else { &[0] };
-    let blends: Vec<Blend> = adapter.map(|a| Slot(a as u32).into()).into_iter().collect();
-    let segments = Segments { indptr, blends: &blends, residents: &case.residents };
+    let mixes: Vec<AdapterMix> = adapter.map(|a| Slot(a as u32).into()).into_iter().collect();
+    let segments = Segments { indptr, mixes: &mixes, residents: &case.residents };
     linear(dev, &x, 1, &mut outs, segments, &mut scratch(1, 512));
     read_all(dev, &mut y)
 }
@@ -325,7 +325,7 @@ fn a_rank_beyond_the_scratch_is_refused() {
     let mut outs = [Linear { weight: &weight, bias: None, site: 0, y: &mut y }];
     let x = Act::new(CPU, Dtype::F32, 1, 16).expect("memory");
     let residents = residents([adapter.delta()]);
-    let segments = Segments { indptr: &[0, 1], blends: &[Slot(0).into()], residents: &residents };
+    let segments = Segments { indptr: &[0, 1], mixes: &[Slot(0).into()], residents: &residents };
     linear(&Device::cpu(1), &x, 1, &mut outs, segments, &mut scratch(1, 8));
 }
 
@@ -346,7 +346,7 @@ fn int8_holds(values: &[f32], as_a: bool) -> Vec<f32> {
     let mut y = plane(&vec![f32::NAN; n], outputs);
     let mut outs = [Linear { weight: &weight, bias: None, site: 0, y: &mut y }];
     let indptr = &[0, inputs as u32];
-    let segments = Segments { indptr, blends: &[Slot(0).into()], residents: &residents };
+    let segments = Segments { indptr, mixes: &[Slot(0).into()], residents: &residents };
     let dev = Device::cpu(1);
     linear(&dev, &x, inputs, &mut outs, segments, &mut scratch(inputs, 1));
     read_all(&dev, &mut y)

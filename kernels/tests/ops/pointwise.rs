@@ -6,8 +6,9 @@ use crate::common::{
 };
 use polylora_kernels::reference::{self, rms_norm, segment_of};
 use polylora_kernels::{
-    Act, Blend, Device, Dtype, EmbedDelta, Gate, Linear, Matrix, NormWeight, Resident, Residents,
-    Residual, Segments, WeightDtype, add_norm, add_norm_rows, argmax, embed, glu, linear,
+    Act, AdapterMix, Device, Dtype, EmbedDelta, Gate, Linear, Matrix, NormWeight, Resident,
+    Residents, Residual, Segments, WeightDtype, add_norm, add_norm_rows, argmax, embed, glu,
+    linear,
 };
 
 fn wide(x: &[f32]) -> Vec<f64> {
@@ -35,8 +36,8 @@ fn add_norm_equals_the_f64_loop_with_and_without_residual_and_post_norm() {
             let mut residents = Residents::new(1);
             let norms = vec![Some(vector(&own))];
             let taken = residents.install(Resident { norms, ..Resident::default() });
-            let blends = &[Blend::from(taken.map_err(|_| "full").expect("a slot"))];
-            let segments = Segments { indptr: &[0, end], blends, residents: &residents };
+            let mixes = &[AdapterMix::from(taken.map_err(|_| "full").expect("a slot"))];
+            let segments = Segments { indptr: &[0, end], mixes, residents: &residents };
             let (base, base_post) = (vector(&w), vector(&post));
             let weight = NormWeight { base: &base, norm: 0 };
             let post_weight = NormWeight { base: &base_post, norm: 1 };
@@ -118,12 +119,12 @@ fn embed_looks_up_scales_and_adds_the_segments_delta() {
             let neither = residents.install(Resident::default()).map_err(|_| "full");
             let tokens: Vec<u32> = (0..rows).map(|_| rng.below(vocab) as u32).collect();
             // The first has one, the second none, the third the weighted sum of two.
-            let blends = &[
-                Blend::from(slots[0]),
-                Blend::from(neither.expect("a slot")),
-                Blend::new(slots.into_iter().zip([-1.5, 0.7])),
+            let mixes = &[
+                AdapterMix::from(slots[0]),
+                AdapterMix::from(neither.expect("a slot")),
+                AdapterMix::new(slots.into_iter().zip([-1.5, 0.7])),
             ];
-            let segments = Segments { indptr: &[0, 6, 11, 17], blends, residents: &residents };
+            let segments = Segments { indptr: &[0, 6, 11, 17], mixes, residents: &residents };
             let mut h = plane(&vec![0.0; rows * hidden], hidden);
             embed(&dev, &matrix, &tokens, 3.0, segments, &mut h);
             let h = read_all(&dev, &mut h);

@@ -6,8 +6,8 @@ use crate::common::{
 };
 use polylora_kernels::reference::{linear_row, segment_of};
 use polylora_kernels::{
-    Act, Blend, Delta, Device, Dtype, Isa, Linear, Matrix, PARTS_MAX, Residents, Segments, Slot,
-    linear,
+    Act, AdapterMix, Delta, Device, Dtype, Isa, Linear, Matrix, PARTS_MAX, Residents, Segments,
+    Slot, linear,
 };
 
 /// A site, adapters, and segments that each have some of them, weighted.
@@ -84,9 +84,9 @@ impl Case {
         let mut y = plane(&vec![f32::NAN; rows.len() * self.outputs], self.outputs);
         let bias = self.bias.as_deref().map(vector);
         let mut outs = [Linear { weight: &self.weight, bias: bias.as_ref(), site: 0, y: &mut y }];
-        let blends: Vec<Blend> =
+        let mixes: Vec<AdapterMix> =
             (0..indptr.len() - 1).map(|g| of(&self.segments[of_row.unwrap_or(g)])).collect();
-        let segments = Segments { indptr, blends: &blends, residents: &self.residents };
+        let segments = Segments { indptr, mixes: &mixes, residents: &self.residents };
         linear(dev, &act, rows.len(), &mut outs, segments, &mut scratch(rows.len(), 512));
         read_all(dev, &mut y)
     }
@@ -116,9 +116,9 @@ impl Case {
     }
 }
 
-/// The blend of weighted slots.
-fn of(parts: &[(usize, f32)]) -> Blend {
-    Blend::new(parts.iter().map(|&(slot, weight)| (Slot(slot as u32), weight)))
+/// The mix of weighted slots.
+fn of(parts: &[(usize, f32)]) -> AdapterMix {
+    AdapterMix::new(parts.iter().map(|&(slot, weight)| (Slot(slot as u32), weight)))
 }
 
 /// Two to eight of the adapters without gains, with weights from -2 to 2; some twice.
@@ -191,8 +191,8 @@ fn a_weight_is_a_scale() {
     let [weighted, scaled] = [(0, -0.5), (1, 1.0)].map(|part| {
         let mut y = plane(&vec![0.0; 3 * outputs], outputs);
         let mut outs = [Linear { weight: &matrix, bias: None, site: 0, y: &mut y }];
-        let blends = &[of(&[part])];
-        let segments = Segments { indptr: &[0, 3], blends, residents: &residents };
+        let mixes = &[of(&[part])];
+        let segments = Segments { indptr: &[0, 3], mixes, residents: &residents };
         linear(&dev, &x, 3, &mut outs, segments, &mut scratch(3, rank));
         read_all(&dev, &mut y)
     });
@@ -206,8 +206,8 @@ fn sum_of(adapter: &Adapter, count: usize, rank_max: usize) {
     let mut y = plane(&[0.0; 16], 16);
     let mut outs = [Linear { weight: &weight, bias: None, site: 0, y: &mut y }];
     let residents = residents([adapter.delta()]);
-    let blends = &[of(&vec![(0, 0.5); count])];
-    let segments = Segments { indptr: &[0, 1], blends, residents: &residents };
+    let mixes = &[of(&vec![(0, 0.5); count])];
+    let segments = Segments { indptr: &[0, 1], mixes, residents: &residents };
     linear(&dev, &x, 1, &mut outs, segments, &mut scratch(1, rank_max));
 }
 

@@ -14,6 +14,8 @@ use tokio::io::AsyncWriteExt;
 
 /// Records that are in memory at once.
 const BATCH: i64 = 1000;
+/// Records that one change takes out: uploads and other deeds wait for it.
+const FORGOTTEN: usize = 10_000;
 
 /// One line of a file.
 #[derive(Serialize)]
@@ -51,7 +53,10 @@ impl Store {
         for dir in [Some(self.archives.as_path()), self.archives.parent()].into_iter().flatten() {
             File::open(dir).await.map_err(io)?.sync_all().await.map_err(io)?;
         }
-        self.forget(last).await?;
+        let bites = (first..=last).step_by(FORGOTTEN);
+        for end in bites.map(|from| last.min(from + FORGOTTEN as u64 - 1)) {
+            self.forget(end).await?;
+        }
         Ok(Some(Archived { file: format!("audit/{file}"), first, last, records }))
     }
 

@@ -1,7 +1,8 @@
-//! `access.db`: keys and the hashes of their secrets, limits, use of quotas, the audit log.
+//! Rows of access in `polylora.db`: keys and the hashes of their secrets, limits, use of quotas,
+//! the audit log.
 //!
-//! Owns the tables. Never holds a secret itself, and judges nothing. The thing to know: a change is
-//! one transaction, synced when the call returns.
+//! Owns the statements on them. Never holds a secret itself, and judges nothing. The thing to know:
+//! a change is one transaction, synced when the call returns.
 
 mod archive;
 
@@ -15,36 +16,6 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-
-const MIGRATIONS: &[&str] = &[
-    "
-    CREATE TABLE keys (
-        number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, label TEXT NOT NULL,
-        scopes TEXT NOT NULL, tenant TEXT, adapters TEXT NOT NULL, weight INTEGER NOT NULL,
-        limits TEXT NOT NULL, created INTEGER NOT NULL, expires INTEGER, revoked INTEGER,
-        last_used INTEGER) STRICT;
-    CREATE TABLE secrets (
-        hash BLOB PRIMARY KEY, key TEXT NOT NULL REFERENCES keys (id), expires INTEGER) STRICT;
-",
-    "
-    CREATE TABLE limits (name TEXT PRIMARY KEY, limits TEXT NOT NULL) STRICT;
-    CREATE TABLE usage (
-        subject TEXT PRIMARY KEY, day INTEGER NOT NULL, day_tokens INTEGER NOT NULL,
-        month INTEGER NOT NULL, month_tokens INTEGER NOT NULL) STRICT;
-    CREATE TABLE audit (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, key TEXT NOT NULL, tenant TEXT,
-        action TEXT NOT NULL, name TEXT, digest TEXT, outcome TEXT NOT NULL,
-        status INTEGER NOT NULL, request TEXT NOT NULL) STRICT;
-    CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit BEGIN
-        SELECT RAISE(ABORT, 'the audit log is append-only'); END;
-    CREATE TRIGGER audit_is_not_shortened BEFORE DELETE ON audit BEGIN
-        SELECT RAISE(ABORT, 'the audit log is append-only'); END;
-",
-    "
-    ALTER TABLE keys ADD COLUMN manage TEXT;
-    ALTER TABLE audit ADD COLUMN count INTEGER NOT NULL DEFAULT 1;
-",
-];
 
 const KEYS: &str = "SELECT * FROM keys ORDER BY number";
 const SECRETS: &str = "SELECT * FROM secrets";
@@ -65,7 +36,7 @@ impl Store {
         std::fs::create_dir_all(storage.dir()).map_err(|e| {
             Error::fault(format!("data directory {}: {e}", storage.dir().display()))
         })?;
-        let database = Database::open(storage, "access.db", MIGRATIONS).await?;
+        let database = Database::catalogue(storage).await?;
         Ok(Self { database, archives: storage.dir().join("audit") })
     }
 
@@ -198,7 +169,7 @@ impl Store {
         let row = |r: &SqliteRow| -> Result<(String, Limits)> {
             let text: String = r.try_get("limits").map_err(failed)?;
             let limits = serde_json::from_str(&text);
-            let limits = limits.map_err(|_| Error::fault("access.db: bad limits"))?;
+            let limits = limits.map_err(|_| Error::fault("polylora.db: bad limits"))?;
             Ok((r.try_get("name").map_err(failed)?, limits))
         };
         rows.iter().map(row).collect()
@@ -227,12 +198,16 @@ impl Store {
     }
 
     pub async fn records(&self, query: &Query) -> Result<Vec<Record>> {
-        let rows = sqlx::query(
-            "SELECT * FROM audit WHERE (?1 IS NULL OR tenant = ?1) AND (?2 IS NULL OR id < ?2)
-             ORDER BY id DESC LIMIT ?3",
-        );
-        let rows =
-            rows.bind(&query.tenant).bind(query.before.map(|n| n as i64)).bind(query.limit as i64);
+        // Two statements: each is answered without a look at records that are not asked for.
+        let rows = sqlx::query(match &query.tenant {
+            None => "SELECT * FROM audit WHERE id < ?1 ORDER BY id DESC LIMIT ?2",
+            Some(_) => {
+                "SELECT * FROM audit WHERE id < ?1 AND tenant = ?3 ORDER BY id DESC LIMIT ?2"
+            }
+        });
+        let before = query.before.and_then(|id| id.try_into().ok()).unwrap_or(i64::MAX);
+        let rows = rows.bind(before).bind(query.limit as i64);
+        let rows = query.tenant.iter().fold(rows, |rows, tenant| rows.bind(tenant));
         self.database.rows(rows).await?.iter().map(record).collect()
     }
 }
@@ -284,11 +259,11 @@ async fn add_secret(hash: &[u8; 32], key: &str, t: &mut Transaction) -> Result<(
 }
 
 fn json<T: serde::Serialize>(value: &T) -> Result<String> {
-    serde_json::to_string(value).map_err(|e| Error::fault(format!("access.db: {e}")))
+    serde_json::to_string(value).map_err(|e| Error::fault(format!("polylora.db: {e}")))
 }
 
 fn key(row: &SqliteRow) -> Result<Key> {
-    let bad = |what: &str| Error::fault(format!("access.db: a key has bad {what}"));
+    let bad = |what: &str| Error::fault(format!("polylora.db: a key has bad {what}"));
     let text = |column: &str| row.try_get::<String, _>(column).map_err(failed);
     let time = |column: &str| -> Result<Option<u64>> {
         let n: Option<i64> = row.try_get(column).map_err(failed)?;
@@ -319,12 +294,12 @@ fn secret(row: &SqliteRow) -> Result<SecretRow> {
     let hash: Vec<u8> = row.try_get("hash").map_err(failed)?;
     let expires: Option<i64> = row.try_get("expires").map_err(failed)?;
     Ok(SecretRow {
-        hash: hash.try_into().map_err(|_| Error::fault("access.db: a hash is no SHA-256"))?,
+        hash: hash.try_into().map_err(|_| Error::fault("polylora.db: a hash is no SHA-256"))?,
         key: row.try_get("key").map_err(failed)?,
         expires: expires.map(|n| n.max(0) as u64),
     })
 }
 
 fn failed(e: sqlx::Error) -> Error {
-    Error::fault(format!("access.db: {e}"))
+    Error::fault(format!("polylora.db: {e}"))
 }

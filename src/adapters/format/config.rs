@@ -7,7 +7,7 @@
 
 use super::json;
 use super::pattern::Pattern;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use serde_json::{Map, Value};
 
 /// Ranks that the server multiplies with.
@@ -264,7 +264,7 @@ impl Fields {
         match self.0.get("peft_type") {
             Some(Value::String(t)) if t == "LORA" => {}
             Some(Value::String(t)) => {
-                let t: String = t.chars().take(40).collect();
+                let t = brief(t);
                 return Err(Error::unprocessable(
                     "unsupported_peft_type",
                     format!("`peft_type` is {t}; only LORA is served"),
@@ -305,7 +305,7 @@ impl Fields {
             }
             let known = REFUSED_WHEN_SET.iter().find(|(n, _)| n == name);
             let why = known.map_or("nothing is known of this field", |(_, why)| why);
-            let name: String = name.chars().take(80).collect();
+            let name = brief(name);
             return Err(unsupported(&name, why));
         }
         Ok(())

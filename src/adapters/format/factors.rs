@@ -14,13 +14,13 @@ use std::path::Path;
 
 /// A module that factors can sit on. The order is the order of merging and of reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Place {
+pub enum FactorSite {
     Site(Site),
     /// `embed_tokens`: A is `[R, V]`, B is `[H, R]`.
     Embedding,
 }
 
-impl Place {
+impl FactorSite {
     /// Hugging Face's module path, e.g. `model.layers.3.self_attn.q_proj`.
     pub fn path(self) -> String {
         match self {
@@ -70,7 +70,7 @@ pub struct ModuleFactors {
 /// An adapter whose header was read and checked; values are still in the file.
 pub struct OpenAdapter {
     parsed: Parsed,
-    modules: Vec<(Place, FactorDims)>,
+    modules: Vec<(FactorSite, FactorDims)>,
 }
 
 /// Opens the adapter in `dir` and checks its names and shapes against `shape`. Errors: every
@@ -78,13 +78,13 @@ pub struct OpenAdapter {
 pub fn open(dir: &Path, shape: &ModelShape) -> Result<OpenAdapter> {
     let parsed = parse(&AdapterFiles::find(dir)?, shape)?;
     let dims = |f: &Factors, (inputs, outputs)| FactorDims { rank: f.rank, inputs, outputs };
-    let mut modules: Vec<(Place, FactorDims)> = Vec::new();
+    let mut modules: Vec<(FactorSite, FactorDims)> = Vec::new();
     for (&site, parts) in &parsed.sites {
         let factors = parts.factors.as_ref();
-        modules.extend(factors.map(|f| (Place::Site(site), dims(f, shape.site_dims(site)))));
+        modules.extend(factors.map(|f| (FactorSite::Site(site), dims(f, shape.site_dims(site)))));
     }
     let table = (shape.vocab, shape.hidden);
-    modules.extend(parsed.embedding.as_ref().map(|f| (Place::Embedding, dims(f, table))));
+    modules.extend(parsed.embedding.as_ref().map(|f| (FactorSite::Embedding, dims(f, table))));
     Ok(OpenAdapter { parsed, modules })
 }
 
@@ -93,19 +93,19 @@ impl OpenAdapter {
         &self.parsed.summary
     }
 
-    /// Every module with factors, in the order of `Place`.
-    pub fn modules(&self) -> &[(Place, FactorDims)] {
+    /// Every module with factors, in the order of `FactorSite`.
+    pub fn modules(&self) -> &[(FactorSite, FactorDims)] {
         &self.modules
     }
 
     /// Reads one module's factors; `None` where the adapter has none. Errors: `non_finite_values`.
-    pub fn read(&self, place: Place) -> Result<Option<ModuleFactors>> {
+    pub fn read(&self, place: FactorSite) -> Result<Option<ModuleFactors>> {
         let Some((_, dims)) = self.modules.iter().find(|(p, _)| *p == place) else {
             return Ok(None);
         };
         let factors = match place {
-            Place::Site(site) => self.parsed.sites.get(&site).and_then(|s| s.factors.as_ref()),
-            Place::Embedding => self.parsed.embedding.as_ref(),
+            FactorSite::Site(site) => self.parsed.sites.get(&site).and_then(|s| s.factors.as_ref()),
+            FactorSite::Embedding => self.parsed.embedding.as_ref(),
         };
         let factors = factors.expect("a module is listed for its factors");
         let (a, b) = prepare::read_factors(&self.parsed, factors)?;

@@ -6,7 +6,7 @@
 
 use super::json;
 use crate::adapters::BaseText;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
@@ -130,7 +130,7 @@ fn unsupported(field: &str, why: &str) -> Error {
 }
 
 fn wrong(field: &str, value: &Value, expected: &str) -> Error {
-    let shown: String = value.to_string().chars().take(60).collect();
+    let shown = brief(&value.to_string());
     invalid(field, format!("`{field}` of generation_config.json is {shown}; expected {expected}"))
 }
 
@@ -228,7 +228,7 @@ impl Fields {
                 Value::Bool(true) => false,
             };
             if !asks_nothing && !IRRELEVANT.contains(&name.as_str()) {
-                let name: String = name.chars().take(60).collect();
+                let name = brief(name);
                 let why = match neutral {
                     Some(_) => "it would change answers and is not served",
                     None => "nothing is known of it",

@@ -8,7 +8,7 @@ use super::modules::{Module, short};
 use super::names::unreadable;
 use super::parsed::{Factors, Layout, Parsed, SiteParts, check_rank, check_shape, dims, summarize};
 use super::tensors::{Storage, TENSORS_MAX, Tensor, TensorFile, TensorId, check_layout};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use crate::shape::{ModelShape, Projection, Site};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -221,7 +221,7 @@ fn scale(alpha: f32, rank: usize) -> f32 {
 }
 
 fn cut(s: &str) -> String {
-    s.chars().take(120).collect()
+    brief(s)
 }
 
 /// A metadata value, as far as the loader looks at it.

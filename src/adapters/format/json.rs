@@ -4,6 +4,7 @@
 //! which of two values counts, so a file that leans on it means different adapters to different
 //! programs.
 
+use crate::error::brief;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use std::fmt;
@@ -74,7 +75,7 @@ impl<'de> Visitor<'de> for AnyValue {
         let mut object = Map::new();
         while let Some(name) = map.next_key::<String>()? {
             if object.contains_key(&name) {
-                let shown: String = name.chars().take(60).collect();
+                let shown = brief(&name);
                 return Err(M::Error::custom(format!("`{shown}` is there twice")));
             }
             let Unique(value) = map.next_value()?;

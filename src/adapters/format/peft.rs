@@ -64,7 +64,7 @@ pub fn parse(config: &PeftConfig, file: TensorFile, shape: &ModelShape) -> Resul
     };
     let mut norm_paths = BTreeMap::new();
     for (&module, group) in &groups {
-        let place = Place { config, shape, file: &parsed.file, module, group };
+        let place = ModuleTensors { config, shape, file: &parsed.file, module, group };
         match module {
             Module::Norm(norm) => {
                 parsed.norms.insert(norm, place.norm()?);
@@ -224,7 +224,7 @@ fn check_tying(config: &PeftConfig, shape: &ModelShape, parsed: &Parsed) -> Resu
 }
 
 /// One module of the file on its way into `Parsed`.
-struct Place<'a> {
+struct ModuleTensors<'a> {
     config: &'a PeftConfig,
     shape: &'a ModelShape,
     file: &'a TensorFile,
@@ -232,7 +232,7 @@ struct Place<'a> {
     group: &'a Group,
 }
 
-impl Place<'_> {
+impl ModuleTensors<'_> {
     fn role(&self, role: Role) -> Option<TensorId> {
         self.group.roles.get(&role).copied()
     }

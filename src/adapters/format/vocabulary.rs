@@ -8,7 +8,7 @@
 
 use super::names::{TOKENIZER, unreadable};
 use crate::adapters::BaseText;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use serde::Deserialize;
 use serde::de::{
     DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
@@ -62,7 +62,7 @@ impl Comparison<'_> {
         if found.map(u64::from) == Some(id) || self.padding == Some(token) {
             return Ok(());
         }
-        let shown: String = token.chars().take(60).collect();
+        let shown = brief(token);
         let there = match found {
             Some(there) => format!("is token {there} of the base"),
             None => "is no token of the base".to_owned(),

@@ -4,7 +4,7 @@
 //! know: alpha equals the rank everywhere, so the factors' product is the whole change, and equal
 //! factors become equal bytes.
 
-use super::factors::{ModuleFactors, Place};
+use super::factors::{FactorSite, ModuleFactors};
 use super::names::{CONFIG, TENSORS};
 use crate::database::write_failed;
 use crate::error::{Error, Result};
@@ -18,7 +18,7 @@ use std::path::Path;
 /// scale must be 1. Errors: `storage_full`, or `internal_error` when the files cannot be written.
 pub fn write(
     dir: &Path,
-    modules: &BTreeMap<Place, ModuleFactors>,
+    modules: &BTreeMap<FactorSite, ModuleFactors>,
     base_model: Option<&str>,
 ) -> Result<()> {
     let what = |what: &str| format!("cannot write {what} in {}", dir.display());
@@ -37,7 +37,7 @@ pub fn write(
 }
 
 /// The config that PEFT and this server read: alpha = r everywhere.
-fn config(modules: &BTreeMap<Place, ModuleFactors>, base_model: Option<&str>) -> Value {
+fn config(modules: &BTreeMap<FactorSite, ModuleFactors>, base_model: Option<&str>) -> Value {
     let rank = usual(modules.values().map(|m| m.dims.rank));
     let by_name = by_name(modules);
     let layers = modules.keys().filter_map(|p| p.layer()).max().map_or(0, |l| l + 1);
@@ -79,8 +79,10 @@ fn config(modules: &BTreeMap<Place, ModuleFactors>, base_model: Option<&str>) ->
 }
 
 /// Modules of one name with their ranks, by name.
-fn by_name(modules: &BTreeMap<Place, ModuleFactors>) -> BTreeMap<&str, Vec<(Place, usize)>> {
-    let mut out: BTreeMap<&str, Vec<(Place, usize)>> = BTreeMap::new();
+fn by_name(
+    modules: &BTreeMap<FactorSite, ModuleFactors>,
+) -> BTreeMap<&str, Vec<(FactorSite, usize)>> {
+    let mut out: BTreeMap<&str, Vec<(FactorSite, usize)>> = BTreeMap::new();
     for (place, m) in modules {
         out.entry(place.name()).or_default().push((*place, m.dims.rank));
     }
@@ -95,10 +97,10 @@ fn usual(ranks: impl Iterator<Item = usize>) -> usize {
 }
 
 /// A and B under PEFT's names.
-fn tensors(place: Place, m: &ModuleFactors) -> [(String, Factor<'_>); 2] {
+fn tensors(place: FactorSite, m: &ModuleFactors) -> [(String, Factor<'_>); 2] {
     let [a, b] = match place {
-        Place::Embedding => ["lora_embedding_A", "lora_embedding_B"],
-        Place::Site(_) => ["lora_A.weight", "lora_B.weight"],
+        FactorSite::Embedding => ["lora_embedding_A", "lora_embedding_B"],
+        FactorSite::Site(_) => ["lora_A.weight", "lora_B.weight"],
     };
     let name = |part: &str| format!("base_model.model.{}.{part}", place.path());
     let d = m.dims;

@@ -10,10 +10,10 @@ use super::state::RegistryState;
 use super::{Inner, Registry, detached};
 use crate::adapters::actor::Actor;
 use crate::adapters::alias::{Alias, Target, check_targets, invalid};
-use crate::error::{Error, Kind, Result};
+use crate::clock::unix_seconds;
+use crate::error::{Error, Kind, Result, brief};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 impl Registry {
     /// Makes an alias, or gives one new weights; true when it is new. Errors: `invalid_name`,
@@ -46,7 +46,7 @@ impl Registry {
                             alias.name
                         ))),
                         (None, _) => {
-                            let shown: String = to.chars().take(160).collect();
+                            let shown = brief(&to);
                             Err(invalid(format!("`{}` does not lead to `{shown}`", alias.name)))
                         }
                     }
@@ -170,7 +170,7 @@ impl Inner {
     ) -> Result<Alias> {
         // Guarded until the alias itself keeps them from being pruned.
         let _holds = self.state().hold_targets(&targets)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let now = unix_seconds();
         let previous = match before {
             Some(before) if before.targets != targets => Some(before.targets.clone()),
             Some(before) => before.previous.clone(),
@@ -208,7 +208,7 @@ fn names_of(alias: &str, targets: &[Target], previous: Option<&[Target]>) -> BTr
 }
 
 fn alias_not_found(name: &str) -> Error {
-    let shown: String = name.chars().take(160).collect();
+    let shown = brief(name);
     // In the words of a missing adapter: they share their names, and who may not know of a name
     // gets these.
     Error::not_found("adapter_not_found", format!("there is no adapter or alias `{shown}`"))

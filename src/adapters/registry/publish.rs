@@ -12,9 +12,9 @@ use crate::adapters::format::{self, Summary, files::AdapterFiles};
 use crate::adapters::version::servable;
 use crate::adapters::version::{Entry, Lineage, Publish, Version};
 use crate::blocking::blocking;
+use crate::clock::unix_seconds;
 use crate::error::{Error, Kind, Result};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What an upload turned out to hold.
 struct Checked {
@@ -167,7 +167,7 @@ impl Inner {
             summary: checked.summary,
             logit_change_max,
             forced: how.force,
-            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            created: unix_seconds(),
             file_bytes: checked.bytes,
             resident_bytes,
             lineage: how.lineage.clone(),

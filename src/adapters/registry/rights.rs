@@ -8,7 +8,7 @@ use super::state::RegistryState;
 use super::{Inner, Registry};
 use crate::adapters::actor::{Actor, Right, Tenant};
 use crate::adapters::version::{Lineage, Version};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, brief};
 use crate::share::fair;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -76,7 +76,7 @@ impl Inner {
         if allowed {
             return Ok(());
         }
-        let shown: String = name.chars().take(160).collect();
+        let shown = brief(name);
         let message =
             format!("your key may not change `{shown}`: another than your tenant owns it");
         Err(Error::new(Kind::Forbidden, "name_not_allowed", message).param("name"))

@@ -10,7 +10,7 @@ use crate::adapters::Digest;
 use crate::adapters::alias::Alias;
 use crate::adapters::bank::Slot;
 use crate::adapters::version::{
-    Cold, Entry, State, Stats, Version, ineffective, model_not_found, servable,
+    Cold, Entry, State, Stats, Version, VersionRef, ineffective, model_not_found, servable,
 };
 use crate::error::Result;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -116,19 +116,13 @@ impl RegistryState {
         held: &[Digest],
         tenant: &Arc<str>,
     ) -> Result<(Arc<Version>, Option<Lease>)> {
-        let (name, number) = match model.split_once('@') {
-            None => match self.aliases.get(model) {
-                Some(alias) => {
-                    let target = alias.choose(sticky);
-                    (target.name.as_str(), Some(target.number))
-                }
-                None => (model, None),
-            },
-            Some((name, number)) => {
-                // Only the way that versions are printed; no version has the number 0.
-                let parsed = number.parse().ok().filter(|n: &u64| n.to_string() == number);
-                (name, Some(parsed.unwrap_or(0)))
+        let asked = VersionRef::parse(model).ok_or_else(|| model_not_found(model))?;
+        let (name, number) = match (asked.number, self.aliases.get(asked.name)) {
+            (None, Some(alias)) => {
+                let target = alias.choose(sticky);
+                (target.name.as_str(), Some(target.number))
             }
+            (number, _) => (asked.name, number),
         };
         let versions = self.names.get_mut(name);
         let found = versions.and_then(|v| v.held.get_mut(&number.unwrap_or(v.current)));

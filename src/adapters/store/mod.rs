@@ -1,6 +1,6 @@
 //! The store: adapter files by digest on disk, and the catalogue of names and versions in SQLite.
 //!
-//! Owns the data directory: `adapters/sha256/`, `orphans/`, `staging/`, `polylora.db`, `lock`.
+//! Owns `adapters/sha256/`, `orphans/` and `staging/`, and the catalogue's rows in `polylora.db`.
 //! Never loads an adapter and knows no leases. The thing to know: a version appears whole or not at
 //! all: files are synced and renamed into place first, one transaction names them after, and
 //! opening sets aside what no row names, if the catalogue has seen it.
@@ -14,7 +14,7 @@ use super::alias::Alias;
 use super::format::files::AdapterFiles;
 use super::version::Version;
 use crate::clock::{Now, Trusted};
-use crate::database::{self, Database, FULL, Storage, Transaction};
+use crate::database::{Database, FULL, Storage, Transaction};
 use crate::error::{Error, Kind, Result};
 use sqlx::Row as _;
 use sqlx::query::Query;
@@ -26,41 +26,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// How the catalogue came to its format, oldest first. "IF NOT EXISTS" in the first: files made
-/// before migrations were counted have these tables.
-const MIGRATIONS: &[&str] = &[
-    "
-    CREATE TABLE IF NOT EXISTS names (
-        name TEXT PRIMARY KEY, current INTEGER, next_number INTEGER NOT NULL) STRICT;
-    CREATE TABLE IF NOT EXISTS versions (
-        name TEXT NOT NULL, number INTEGER NOT NULL, digest TEXT NOT NULL,
-        summary TEXT NOT NULL,
-        logit_change_max REAL, forced INTEGER NOT NULL, created INTEGER NOT NULL,
-        file_bytes INTEGER NOT NULL, resident_bytes INTEGER NOT NULL,
-        PRIMARY KEY (name, number)) STRICT;
-",
-    "
-    ALTER TABLE versions ADD COLUMN lineage TEXT NOT NULL DEFAULT '{\"kind\":\"uploaded\"}';
-    ALTER TABLE versions ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
-    CREATE TABLE base (only INTEGER PRIMARY KEY CHECK (only = 1), digest TEXT NOT NULL) STRICT;
-    CREATE TABLE aliases (
-        alias TEXT PRIMARY KEY, targets TEXT NOT NULL, previous TEXT,
-        created INTEGER NOT NULL, updated INTEGER NOT NULL) STRICT;
-",
-    // When the catalogue last changed, in Unix milliseconds: whether it has seen a file.
-    "
-    CREATE TABLE changed (only INTEGER PRIMARY KEY CHECK (only = 1), at INTEGER NOT NULL) STRICT;
-    INSERT INTO changed SELECT 1, 1000 * max(
-        (SELECT coalesce(max(created), 0) FROM versions),
-        (SELECT coalesce(max(updated), 0) FROM aliases));
-",
-    "
-    CREATE TABLE owners (name TEXT PRIMARY KEY, tenant TEXT) STRICT;
-    INSERT INTO owners (name) SELECT DISTINCT name FROM versions;
-    INSERT OR IGNORE INTO owners (name) SELECT alias FROM aliases;
-",
-];
-
 /// The data directory of one server.
 pub struct Store {
     blobs: PathBuf,
@@ -71,7 +36,6 @@ pub struct Store {
     staged: AtomicU64,
     /// By which orphans age.
     time: Mutex<Trusted>,
-    _lock: database::Lock,
 }
 
 /// What the catalogue holds.
@@ -101,10 +65,10 @@ impl Store {
             done => done,
         };
         let (blobs, staging) = (dir.join("adapters").join("sha256"), dir.join("staging"));
-        let lock = database::lock(dir)?;
+        storage.lock()?;
         needed(fs::create_dir_all(&blobs))?;
         let interrupted = orphans::interrupted(&staging);
-        let catalogue = Database::open(storage, "polylora.db", MIGRATIONS).await?;
+        let catalogue = Database::catalogue(storage).await?;
         let store = Self {
             blobs,
             staging,
@@ -112,7 +76,6 @@ impl Store {
             storage: storage.clone(),
             staged: AtomicU64::new(0),
             time: Mutex::new(Trusted::new(None, Now::read())),
-            _lock: lock,
         };
         store.check_base(dir, base).await?;
         let catalogue = store.read().await?;

@@ -7,6 +7,7 @@
 use super::shown::owner;
 use crate::access::Caller;
 use crate::adapters::alias::{Alias, Target};
+use crate::adapters::version::VersionRef;
 use crate::adapters::version::model_not_found;
 use crate::api::Api;
 use crate::api::http::auth::actor;
@@ -15,7 +16,7 @@ use crate::api::wire::{
     AliasDeleted, AliasFields, AliasList, AliasShown, AliasTarget, ErrorBody, PromoteFields,
     VersionOrId,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use axum::Json;
 use axum::extract::{Extension, Path, State};
 use axum::response::{IntoResponse, Response};
@@ -137,19 +138,18 @@ pub async fn remove(
 /// The targets that the weights name.
 fn targets(fields: AliasFields) -> Result<Vec<Target>> {
     let target = |(key, weight): (&String, &u32)| {
-        let (name, number) = match (key.split_once('@'), &fields.adapter) {
-            (Some((name, number)), _) => (name, number),
-            (None, Some(adapter)) => (adapter.as_str(), key.as_str()),
-            (None, None) => ("", ""),
+        let written = match &fields.adapter {
+            Some(adapter) if !key.contains('@') => format!("{adapter}@{key}"),
+            _ => key.clone(),
         };
-        let number = number.parse().ok().filter(|n: &u64| n.to_string() == number);
-        let number = number.filter(|_| !name.is_empty()).ok_or_else(|| {
-            let shown: String = key.chars().take(160).collect();
+        let named = VersionRef::parse(&written).filter(|version| !version.name.is_empty());
+        let Some(VersionRef { name, number: Some(number) }) = named else {
             let message = format!(
-                "`{shown}` names no version: expected name@version, or with `adapter` a number"
+                "`{}` names no version: expected name@version, or with `adapter` a number",
+                brief(key)
             );
-            Error::invalid("invalid_alias", message).param("weights")
-        })?;
+            return Err(Error::invalid("invalid_alias", message).param("weights"));
+        };
         Ok(Target { name: name.to_owned(), number, weight: *weight })
     };
     fields.weights.iter().map(target).collect()

@@ -6,7 +6,7 @@
 
 use super::received::{Budget, Files, GGUF};
 use crate::database::write_failed;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Component, Path};
@@ -87,7 +87,7 @@ impl Names {
     /// The place for the entry `path`, by its last part. Errors: `archive_path_not_allowed` for a
     /// path that leads out, `ambiguous_upload` for an adapter's files in two directories.
     fn place(&mut self, path: &str, files: &mut Files) -> Result<Option<std::path::PathBuf>> {
-        let shown: String = path.chars().take(200).collect();
+        let shown = brief(path);
         let outside = || {
             Error::invalid(
                 "archive_path_not_allowed",
@@ -126,7 +126,7 @@ impl Names {
 }
 
 fn link(path: &str) -> Error {
-    let shown: String = path.chars().take(200).collect();
+    let shown = brief(path);
     Error::invalid(
         "archive_link_not_allowed",
         format!("the archive's entry `{shown}` is not a plain file or directory"),

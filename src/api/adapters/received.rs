@@ -4,7 +4,7 @@
 //! says where a name belongs, if anywhere.
 
 use crate::adapters::registry::{Registry, Staging};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, brief};
 use std::path::PathBuf;
 
 /// A GGUF adapter that comes without a name.
@@ -63,7 +63,7 @@ impl Files {
 
     /// Where the file `name` is to be written; `None` when an adapter does not need it.
     pub fn place(&mut self, name: &str) -> Result<Option<PathBuf>> {
-        let shown: String = name.chars().take(200).collect();
+        let shown = brief(name);
         let Some(place) = self.staging.file_path(name) else {
             if self.ignored.len() < IGNORED_MAX {
                 self.ignored.push(shown);

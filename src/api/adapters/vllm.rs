@@ -15,7 +15,7 @@ use crate::api::http::touched::Touched;
 use crate::api::http::{auth, errors};
 use crate::api::wire::{LoadLora, PeerError, PeerErrorBody, UnloadLora};
 use crate::database::write_failed;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, brief};
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
@@ -71,7 +71,7 @@ pub async fn unload(
         Failure::new(
             StatusCode::NOT_FOUND,
             "NotFoundError",
-            format!("The lora adapter '{}' cannot be found.", shown(&name)),
+            format!("The lora adapter '{}' cannot be found.", brief(&name)),
         )
     };
     if name.is_empty() {
@@ -104,7 +104,7 @@ async fn load_checked(
         return Err(Failure::input("'is_3d_lora_weight' is not supported."));
     }
     if !caller.sees(&name) {
-        let message = format!("Your key may not use the name '{}'.", shown(&name));
+        let message = format!("Your key may not use the name '{}'.", brief(&name));
         return Err(Failure::new(StatusCode::FORBIDDEN, "InvalidUserInput", message));
     }
     let place = upload::permit(api, caller)?;
@@ -116,7 +116,7 @@ async fn load_checked(
         return Err(Failure::input(format!(
             "The lora adapter '{}' has already been loaded. If you want to load the adapter in \
              place, set 'load_inplace' to True.",
-            shown(&name)
+            brief(&name)
         )));
     }
     let (dirs, most) = (api.config.adapter_dirs.clone(), api.config.upload_bytes_max.0);
@@ -241,8 +241,4 @@ fn said(name: String, text: String) -> Response {
 
 fn touched(name: String) -> Extension<Touched> {
     Extension(Touched { name: Some(name), digest: None })
-}
-
-fn shown(name: &str) -> String {
-    name.chars().take(160).collect()
 }

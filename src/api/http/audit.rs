@@ -14,7 +14,7 @@ use crate::access::audit::Record;
 use crate::api::Api;
 use crate::clock::Now;
 use crate::database::FULL;
-use crate::error::Error;
+use crate::error::{Error, brief};
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -80,7 +80,7 @@ async fn carry_out(
         key: caller.id().to_owned(),
         tenant: caller.tenant().map(str::to_owned),
         action,
-        name: touched.name.or(subject).map(|name| name.chars().take(160).collect()),
+        name: touched.name.or(subject).map(|name| brief(&name)),
         digest: touched.digest,
         outcome: code.map_or("ok", |code| code.0).to_owned(),
         status: response.status().as_u16(),

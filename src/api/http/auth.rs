@@ -4,8 +4,8 @@
 //! know: a name in a path is judged here by the caller's patterns alone, before anybody looks
 //! whether it exists: so a forbidden name that exists and one that does not take the same way.
 
+use super::connection::Connection;
 use super::errors::{not_allowed, not_found};
-use super::line::Line;
 use super::request;
 use super::scope::{Matched, Scope};
 use crate::access::{self, Caller, Reach};
@@ -36,7 +36,7 @@ pub async fn require_key(
         Ok(caller) => caller,
         Err(error) => return error.into_response(),
     };
-    if let Some(line) = request.extensions().get::<Arc<Line>>() {
+    if let Some(line) = request.extensions().get::<Arc<Connection>>() {
         line.admit();
     }
     let counted = scope == Some(Scope::Inference) && changes(&request);

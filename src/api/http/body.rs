@@ -11,7 +11,7 @@ use super::paced::Paced;
 use crate::access::{Caller, Ticket};
 use crate::api::Api;
 use crate::api::wire::known;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, brief};
 use axum::extract::{FromRequest, Request};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
@@ -214,7 +214,7 @@ fn rest_held<T: DeserializeOwned + PartialSchema>(mut body: Fields) -> Result<(T
     body.fields.retain(|f| !known.contains(&f.name.as_str()));
     let fields = fields::<T>();
     if let Some(field) = body.fields.iter().find(|f| !fields.contains(&f.name)) {
-        let shown: String = field.name.chars().take(64).collect();
+        let shown = brief(&field.name);
         return Err(Error::invalid("unknown_parameter", format!("unknown parameter `{shown}`"))
             .param(shown));
     }

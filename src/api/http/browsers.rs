@@ -4,13 +4,13 @@
 //! the headers of every answer. Never looks at a key. The thing to know: without keys whoever
 //! reaches the port is the operator, and every page in the operator's browser reaches it.
 
+use super::connection::Connection;
 use super::errors::UNSUPPORTED_MEDIA_TYPE;
-use super::line::Line;
-use super::places::Full;
+use super::permits::Full;
 use super::scope::{Matched, Scope};
 use super::sites::{self, Names};
 use crate::api::Api;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, brief};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -39,14 +39,12 @@ const PREFLIGHT_SECONDS: u64 = 7200;
 const ASKED_BYTES_MAX: usize = 4096;
 /// Nothing that we send runs, loads or is framed, but for the page at `/docs`.
 const POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
-/// Of a host or origin in a message.
-const SHOWN_CHARS_MAX: usize = 100;
 
 /// Holds a request against the place its connection has, and against the names of this server.
 pub async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let Matched { scope, methods, .. } = Matched::of(&request);
     let public = scope == Some(Scope::Public);
-    let line = request.extensions().get::<Arc<Line>>();
+    let line = request.extensions().get::<Arc<Connection>>();
     if let Some(full) = line.and_then(|line| line.reserved)
         && !public
     {
@@ -94,7 +92,7 @@ fn exhausted(api: &Api, full: Full) -> Error {
 /// `missing_host`, `host_not_allowed`, `origin_not_allowed`.
 fn known(api: &Api, request: &Request) -> Result<()> {
     let config = &api.config;
-    let line = request.extensions().get::<Arc<Line>>();
+    let line = request.extensions().get::<Arc<Connection>>();
     let names = Names {
         own: &config.host,
         allowed: &config.allow_hosts,
@@ -132,7 +130,7 @@ fn known(api: &Api, request: &Request) -> Result<()> {
 }
 
 fn host_not_allowed(host: &str) -> Error {
-    let shown: String = host.chars().take(SHOWN_CHARS_MAX).collect();
+    let shown = brief(host);
     let message = format!(
         "a server without keys answers to localhost, to its own address and to `host`, not to \
          '{shown}': add that name to allow_hosts (--allow-hosts or POLYLORA_ALLOW_HOSTS), or set \
@@ -142,7 +140,7 @@ fn host_not_allowed(host: &str) -> Error {
 }
 
 fn origin_not_allowed(origin: &str) -> Error {
-    let shown: String = origin.chars().take(SHOWN_CHARS_MAX).collect();
+    let shown = brief(origin);
     let message = format!(
         "web pages of other origins ('{shown}') may not call a server without keys: add the \
          origin to allow_origins (--allow-origins or POLYLORA_ALLOW_ORIGINS)"

@@ -7,7 +7,7 @@
 use crate::access::Caller;
 use crate::adapters::registry::ALIASED;
 use crate::api::wire::{ErrorBody, ErrorDetail};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, brief};
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode};
@@ -133,7 +133,7 @@ pub fn invalid_value(param: &str, message: impl Into<String>) -> Error {
 
 /// The answer for a name that nobody has, or that the caller may not know of.
 pub fn not_found(name: &str) -> Error {
-    let shown: String = name.chars().take(160).collect();
+    let shown = brief(name);
     Error::not_found("adapter_not_found", format!("there is no adapter or alias `{shown}`"))
         .param("name")
 }
@@ -148,7 +148,7 @@ pub fn told(error: Error, caller: &Caller) -> Error {
 
 /// A name that the caller must not give, whether it exists or not.
 pub fn not_allowed(name: &str) -> Error {
-    let shown: String = name.chars().take(160).collect();
+    let shown = brief(name);
     let message = format!("your key may not use the name `{shown}`");
     Error::new(Kind::Forbidden, "name_not_allowed", message).param("name")
 }

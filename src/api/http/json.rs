@@ -5,7 +5,7 @@
 //! and only then read, field by field, into the type that wants it.
 
 use super::intake::Bounds;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use serde::de::IgnoredAny;
 use std::ops::Range;
 
@@ -81,7 +81,7 @@ fn within(field: &Field, bounds: &Bounds) -> Result<()> {
     if field.values <= most {
         return Ok(());
     }
-    let shown: String = field.name.chars().take(64).collect();
+    let shown = brief(&field.name);
     Err(too_many(&format!("`{shown}`"), most).param(shown))
 }
 
@@ -129,7 +129,7 @@ fn after_string(body: &[u8], open: usize) -> usize {
     body.len()
 }
 
-/// Line and column of what follows `before`, as serde_json counts them.
+/// Connection and column of what follows `before`, as serde_json counts them.
 fn place(before: &[u8]) -> (usize, usize) {
     let line = before.iter().filter(|&&b| b == b'\n').count() + 1;
     let begun = before.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);

@@ -3,7 +3,7 @@
 //! Owns what all routes share. Never looks into a body. The thing to know: a response head is due
 //! before the deadline, and streams carry the same deadline on.
 
-use super::line::Line;
+use super::connection::Connection;
 use super::{browsers, errors, unread};
 use crate::access::Standing;
 use crate::api::Api;
@@ -95,7 +95,7 @@ pub async fn edge(State(api): State<Arc<Api>>, mut request: Request, next: Next)
         completion_tokens = field::Empty,
     );
     let granted = browsers::granted(&api, request.headers());
-    let line = request.extensions().get::<Arc<Line>>().cloned();
+    let line = request.extensions().get::<Arc<Connection>>().cloned();
     let (request, loan) = unread::lend(request, line.clone());
     let mut response = match is_text(request.uri().path()) {
         true => contained(deadline, next.run(request)).instrument(span.clone()).await,

@@ -5,7 +5,7 @@
 //! the client's side is kept from hyper while an answer is due, since TCP tells a client that hung
 //! up and one that waits apart only when something is sent to it: an interim answer is sent.
 
-use super::line::Line;
+use super::connection::Connection;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -35,7 +35,7 @@ const UNREAD_TIME_MAX: Duration = Duration::from_secs(2);
 /// A stream that keeps these times.
 pub struct Socket<S> {
     stream: S,
-    line: Arc<Line>,
+    line: Arc<Connection>,
     write_time_max: Duration,
     /// While a write waits.
     waiting: Option<Waiting>,
@@ -66,7 +66,7 @@ struct Leftover {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
-    pub fn new(stream: S, line: Arc<Line>, write_time_max: Duration) -> Self {
+    pub fn new(stream: S, line: Arc<Connection>, write_time_max: Duration) -> Self {
         let sent_at = Instant::now();
         Self { stream, line, write_time_max, waiting: None, sent_at, ended: None, leftover: None }
     }

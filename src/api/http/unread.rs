@@ -4,7 +4,7 @@
 //! rest is read, so that the connection can go on; a long one makes the answer say `connection:
 //! close`, and the socket reads on for a moment, so that a client that still sends sees it.
 
-use super::line::Line;
+use super::connection::Connection;
 use axum::body::Body;
 use axum::extract::Request;
 use bytes::Bytes;
@@ -28,7 +28,7 @@ struct Lent {
     back: Option<oneshot::Sender<Rest>>,
     /// The client waits with the body until somebody wants it, or it is broken off.
     beyond: bool,
-    line: Option<Arc<Line>>,
+    line: Option<Arc<Connection>>,
 }
 
 enum Rest {
@@ -42,7 +42,7 @@ enum Rest {
 pub struct Loan(Option<oneshot::Receiver<Rest>>);
 
 /// Lends the body out.
-pub fn lend(request: Request, line: Option<Arc<Line>>) -> (Request, Loan) {
+pub fn lend(request: Request, line: Option<Arc<Connection>>) -> (Request, Loan) {
     if request.body().is_end_stream() {
         return (request, Loan(None));
     }

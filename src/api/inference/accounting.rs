@@ -1,11 +1,11 @@
 //! What one request used, told once: to the metrics of its adapter and to the usage log.
 //!
 //! Owns the figures of a request from the moment it is queued to its end. Never changes an answer.
-//! The thing to know: an account is settled exactly once, by the end of its answer or, when the
+//! The thing to know: an meter is settled exactly once, by the end of its answer or, when the
 //! client went away, by being dropped; its place in the log's queue is taken before anything runs.
 
 use super::in_flight::InFlightGuard;
-use super::resolve::Target;
+use super::resolve::ResolvedModel;
 use crate::access::Ticket;
 use crate::adapters::composition::Composition;
 use crate::api::Api;
@@ -16,7 +16,7 @@ use crate::engine::{Admission, FinishReason};
 use crate::error::{Error, Result};
 use crate::metrics::adapters::{BASE, COMPOSED};
 use crate::metrics::{AdapterSeries, Outcome};
-use crate::usage::{Place as LogPlace, Receipt, Record};
+use crate::usage::{LogPermit, Receipt, Record};
 use http::StatusCode;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -32,8 +32,8 @@ pub struct Used {
     pub completion: u64,
 }
 
-/// One request's account.
-pub struct Account {
+/// One request's meter.
+pub struct RequestMeter {
     series: Arc<AdapterSeries>,
     pub origin: Origin,
     /// By choice: when its newest token came.
@@ -49,18 +49,18 @@ pub struct Account {
     /// What it took of its key's and its adapter's limits.
     ticket: Ticket,
     /// Taken by the settlement.
-    record: Option<(LogPlace, Box<Record>)>,
+    record: Option<(LogPermit, Box<Record>)>,
     /// Whether answers wait for their record's commit, and the commit to wait for.
     waits: bool,
     receipt: Option<Receipt>,
 }
 
-impl Account {
-    /// Opens the account of a request for `target`, let in by `ticket`, whose answer will be called
+impl RequestMeter {
+    /// Opens the meter of a request for `target`, let in by `ticket`, whose answer will be called
     /// `id`. Errors: `usage_backlogged`.
     pub fn open(
         api: &Arc<Api>,
-        target: &Target,
+        target: &ResolvedModel,
         origin: Origin,
         id: &str,
         ticket: Ticket,
@@ -108,7 +108,7 @@ impl Account {
     /// Reserves `tokens` of what key and adapter may use. Errors: those of [`Access::reserve`].
     ///
     /// [`Access::reserve`]: crate::access::Access::reserve
-    pub fn admit(&mut self, api: &Api, target: &Target, tokens: u64) -> Result<()> {
+    pub fn admit(&mut self, api: &Api, target: &ResolvedModel, tokens: u64) -> Result<()> {
         let names = names(target);
         let names = names.iter().map(String::as_str);
         api.access.reserve(&mut self.ticket, names, tokens, Now::read())
@@ -195,7 +195,7 @@ impl Account {
 }
 
 /// The adapters that a request is at, each name once.
-fn names(target: &Target) -> BTreeSet<String> {
+fn names(target: &ResolvedModel) -> BTreeSet<String> {
     target.versions().into_iter().map(|version| version.name.clone()).collect()
 }
 

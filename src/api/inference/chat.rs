@@ -3,11 +3,11 @@
 //! Owns the chat format: messages in, a message or deltas out. Never generates: `generate` does.
 //! The thing to know: it has the same skeleton as `completions`: check, lease, encode, run, show.
 
-use super::accounting::Account;
-use super::choice::Piece;
+use super::accounting::RequestMeter;
+use super::choice::TextDelta;
 use super::encode::Rendered;
 use super::entry::Entry;
-use super::generate::{Prompt, Run, Show, reason_word};
+use super::generate::{Prompt, ResponseFormat, Run, reason_word};
 use super::sampling::{self, Checked};
 use super::templates::Conversation;
 use super::{logprobs, messages, model_ref, stream};
@@ -67,8 +67,8 @@ pub async fn post(
         };
         ticket.worked(prompt.tokens.len() as u64);
         let id = random_id("chatcmpl-");
-        let account = Account::open(&api, &target, origin, &id, ticket)?;
-        let run = Run::start(&api, &target, &checked, vec![prompt], tokens_default, account)?;
+        let meter = RequestMeter::open(&api, &target, origin, &id, ticket)?;
+        let run = Run::start(&api, &target, &checked, vec![prompt], tokens_default, meter)?;
         let show = ChatShow {
             text: api.text.clone(),
             id,
@@ -146,13 +146,13 @@ impl ChatShow {
     }
 }
 
-impl Show for ChatShow {
+impl ResponseFormat for ChatShow {
     fn opening(&self, index: usize) -> Option<String> {
         let delta = ChatDelta { role: Some("assistant"), content: Some(String::new()) };
         Some(self.one(index, delta, None))
     }
 
-    fn piece(&self, index: usize, piece: &Piece) -> String {
+    fn piece(&self, index: usize, piece: &TextDelta) -> String {
         let choice = ChatChunkChoice {
             index,
             delta: ChatDelta { role: None, content: Some(piece.text.clone()) },
@@ -170,7 +170,7 @@ impl Show for ChatShow {
         self.chunk(Vec::new(), Some(usage))
     }
 
-    fn whole(&self, choices: Vec<(Piece, FinishReason)>, usage: Usage) -> String {
+    fn whole(&self, choices: Vec<(TextDelta, FinishReason)>, usage: Usage) -> String {
         let choices = choices.into_iter().enumerate().map(|(index, (piece, reason))| ChatChoice {
             index,
             logprobs: self.scores.then(|| logprobs::chat(&self.text, &piece.scored)),

@@ -26,13 +26,13 @@ pub struct Scored {
 
 /// What became visible.
 #[derive(Debug, Default, Clone, PartialEq)]
-pub struct Piece {
+pub struct TextDelta {
     pub text: String,
     /// Empty unless scores were asked for.
     pub scored: Vec<Scored>,
 }
 
-impl Piece {
+impl TextDelta {
     pub fn is_empty(&self) -> bool {
         self.text.is_empty() && self.scored.is_empty()
     }
@@ -117,7 +117,7 @@ impl Choice {
     }
 
     /// Takes one event: what became visible, and the end if this is it.
-    pub fn take(&mut self, event: Event) -> Result<(Piece, Option<Ended>)> {
+    pub fn take(&mut self, event: Event) -> Result<(TextDelta, Option<Ended>)> {
         match event {
             Event::Prompt(token) => {
                 if let Some(echo) = &mut self.echo {
@@ -126,7 +126,7 @@ impl Choice {
                         self.characters += echo.detokenizer.push(token.token).chars().count();
                     }
                 }
-                Ok((Piece::default(), None))
+                Ok((TextDelta::default(), None))
             }
             Event::Token(token) => Ok(self.token(&token)),
             Event::Finished { reason, completion_tokens, .. } => {
@@ -136,9 +136,9 @@ impl Choice {
         }
     }
 
-    fn token(&mut self, token: &TokenEvent) -> (Piece, Option<Ended>) {
+    fn token(&mut self, token: &TokenEvent) -> (TextDelta, Option<Ended>) {
         if self.echo.as_ref().is_some_and(|e| e.only) {
-            return (Piece::default(), None);
+            return (TextDelta::default(), None);
         }
         let mut piece = self.prompt();
         self.tokens += 1;
@@ -167,7 +167,11 @@ impl Choice {
         }
     }
 
-    fn finish(&mut self, reason: FinishReason, completion_tokens: u32) -> (Piece, Option<Ended>) {
+    fn finish(
+        &mut self,
+        reason: FinishReason,
+        completion_tokens: u32,
+    ) -> (TextDelta, Option<Ended>) {
         let only_prompt = self.echo.as_ref().is_some_and(|e| e.only);
         let mut piece = self.prompt();
         let mut ended = Ended { reason, completion_tokens: u64::from(completion_tokens) };
@@ -191,12 +195,12 @@ impl Choice {
     }
 
     /// The echoed prompt, once.
-    fn prompt(&mut self) -> Piece {
+    fn prompt(&mut self) -> TextDelta {
         match self.echo.take() {
-            None => Piece::default(),
+            None => TextDelta::default(),
             Some(echo) => {
                 self.characters = echo.text.chars().count();
-                Piece { text: echo.text.to_string(), scored: echo.scored }
+                TextDelta { text: echo.text.to_string(), scored: echo.scored }
             }
         }
     }

@@ -4,10 +4,10 @@
 //! know: it has the same skeleton as `chat`: check, lease, encode, run, show; choices are numbered
 //! prompt by prompt.
 
-use super::accounting::Account;
-use super::choice::{Echoed, Piece};
+use super::accounting::RequestMeter;
+use super::choice::{Echoed, TextDelta};
 use super::entry::Entry;
-use super::generate::{Prompt, Run, Show, reason_word};
+use super::generate::{Prompt, ResponseFormat, Run, reason_word};
 use super::sampling::{self, Checked};
 use super::{logprobs, model_ref, stream};
 use crate::access::Caller;
@@ -74,8 +74,8 @@ pub async fn post(
         let prompts = api.on_text(&caller, longest, all > SHORT_TEXT_BYTES, work).await?;
         ticket.worked(prompts.iter().map(|p| p.tokens.len() as u64).sum());
         let id = random_id("cmpl-");
-        let account = Account::open(&api, &target, origin, &id, ticket)?;
-        let run = Run::start(&api, &target, &checked, prompts, default, account)?;
+        let meter = RequestMeter::open(&api, &target, origin, &id, ticket)?;
+        let run = Run::start(&api, &target, &checked, prompts, default, meter)?;
         let show = CompletionShow {
             text: api.text.clone(),
             id,
@@ -231,7 +231,7 @@ impl CompletionShow {
         self.body(choices, self.include_usage.then_some(usage))
     }
 
-    fn choice(&self, index: usize, piece: &Piece) -> CompletionChoice {
+    fn choice(&self, index: usize, piece: &TextDelta) -> CompletionChoice {
         CompletionChoice {
             index,
             text: piece.text.clone(),
@@ -241,12 +241,12 @@ impl CompletionShow {
     }
 }
 
-impl Show for CompletionShow {
+impl ResponseFormat for CompletionShow {
     fn opening(&self, _index: usize) -> Option<String> {
         None
     }
 
-    fn piece(&self, index: usize, piece: &Piece) -> String {
+    fn piece(&self, index: usize, piece: &TextDelta) -> String {
         self.chunk(vec![self.choice(index, piece)], None)
     }
 
@@ -264,7 +264,7 @@ impl Show for CompletionShow {
         self.chunk(Vec::new(), Some(usage))
     }
 
-    fn whole(&self, choices: Vec<(Piece, FinishReason)>, usage: Usage) -> String {
+    fn whole(&self, choices: Vec<(TextDelta, FinishReason)>, usage: Usage) -> String {
         let choices = choices.iter().enumerate().map(|(index, (piece, reason))| {
             let mut choice = self.choice(index, piece);
             choice.finish_reason = Some(reason_word(*reason));

@@ -1,12 +1,12 @@
 //! What chat and plain completions share: submit the sequences, then collect or stream what comes.
 //!
 //! Owns the life of a request from its tokens to its last piece. Never knows which of the two wire
-//! formats is spoken: that is `Show`. The thing to know: a `Run` owns the event streams; dropping
+//! formats is spoken: that is `ResponseFormat`. The thing to know: a `Run` owns the event streams; dropping
 //! it anywhere cancels every sequence in it.
 
-use super::accounting::{Account, Used, outcome};
-use super::choice::{Choice, Echoed, Ended, Piece};
-use super::resolve::Target;
+use super::accounting::{RequestMeter, Used, outcome};
+use super::choice::{Choice, Echoed, Ended, TextDelta};
+use super::resolve::ResolvedModel;
 use super::sampling::{Checked, in_vocabulary};
 use crate::api::Api;
 use crate::api::http::errors::status;
@@ -34,17 +34,17 @@ pub struct Prompt {
 }
 
 /// A wire format.
-pub trait Show: Send + 'static {
+pub trait ResponseFormat: Send + 'static {
     /// The event that opens a choice in a stream, as JSON.
     fn opening(&self, index: usize) -> Option<String>;
     /// The event for a piece of a choice.
-    fn piece(&self, index: usize, piece: &Piece) -> String;
+    fn piece(&self, index: usize, piece: &TextDelta) -> String;
     /// The event that ends a choice.
     fn ending(&self, index: usize, reason: FinishReason) -> String;
     /// The event after the last choice.
     fn usage(&self, usage: Usage) -> String;
     /// The answer in one body.
-    fn whole(&self, choices: Vec<(Piece, FinishReason)>, usage: Usage) -> String;
+    fn whole(&self, choices: Vec<(TextDelta, FinishReason)>, usage: Usage) -> String;
 }
 
 /// OpenAI's word for how a choice ended.
@@ -65,18 +65,18 @@ pub struct Run {
     /// Tokens of each prompt; choices per prompt.
     prompts: Vec<u64>,
     n: usize,
-    account: Account,
+    meter: RequestMeter,
 }
 
 impl Run {
     /// Queues every sequence of the request, all or none.
     pub fn start(
         api: &Arc<Api>,
-        target: &Target,
+        target: &ResolvedModel,
         checked: &Checked,
         prompts: Vec<Prompt>,
         tokens_default: Option<u32>,
-        account: Account,
+        meter: RequestMeter,
     ) -> Result<Self> {
         let (mut requests, mut tokens) = (Vec::new(), 0);
         let stops = Stops::new(checked.stops.clone());
@@ -86,7 +86,7 @@ impl Run {
             ended: vec![None; prompts.len() * checked.n],
             prompts: prompts.iter().map(|p| p.tokens.len() as u64).collect(),
             n: checked.n,
-            account,
+            meter,
         };
         for prompt in prompts {
             let tokens_max = room(api.context, checked, &prompt, tokens_default)?;
@@ -119,7 +119,7 @@ impl Run {
             tokens += each;
             requests.push(request);
         }
-        run.account.admit(api, target, tokens)?;
+        run.meter.admit(api, target, tokens)?;
         let mut admissions = Vec::new();
         for request in requests {
             for stream in api.engine.submit_n(request, checked.n)? {
@@ -127,18 +127,18 @@ impl Run {
                 run.events.insert(run.events.len(), events(stream));
             }
         }
-        run.account.queued(admissions);
+        run.meter.queued(admissions);
         Ok(run)
     }
 
     /// Waits until the first choice is in a step: what happens before that still has a status of
     /// its own.
     pub async fn admitted(&mut self) -> Result<()> {
-        let Some(first) = self.account.admissions().first().cloned() else {
+        let Some(first) = self.meter.admissions().first().cloned() else {
             return Ok(());
         };
-        if tokio::time::timeout_at(self.account.until(), first.wait()).await.is_err() {
-            return Err(self.failed(self.account.late()));
+        if tokio::time::timeout_at(self.meter.until(), first.wait()).await.is_err() {
+            return Err(self.failed(self.meter.late()));
         }
         if first.get().is_none() {
             // Over before it began: its only event says why.
@@ -148,24 +148,24 @@ impl Run {
     }
 
     /// What a choice shows next, and its end; `None` when all are over.
-    pub async fn next(&mut self) -> Result<Option<(usize, Piece, Option<FinishReason>)>> {
+    pub async fn next(&mut self) -> Result<Option<(usize, TextDelta, Option<FinishReason>)>> {
         let (index, event) = loop {
-            let until = self.account.until();
+            let until = self.meter.until();
             match tokio::time::timeout_at(until, self.events.next()).await {
                 Ok(Some(next)) => break next,
                 Ok(None) => {
                     let reasons = self.ended.iter().flatten().map(|e| e.reason);
-                    self.account.settle(self.used(), outcome(reasons), StatusCode::OK);
-                    self.account.recorded().await?;
+                    self.meter.settle(self.used(), outcome(reasons), StatusCode::OK);
+                    self.meter.recorded().await?;
                     return Ok(None);
                 }
                 // It came into a step in the last moment of its time in the queue.
-                Err(_) if until < self.account.until() => {}
-                Err(_) => return Err(self.failed(self.account.late())),
+                Err(_) if until < self.meter.until() => {}
+                Err(_) => return Err(self.failed(self.meter.late())),
             }
         };
         if matches!(event, Event::Token(_)) {
-            self.account.token(index);
+            self.meter.token(index);
         }
         let (piece, ended) = self.choices[index].take(event).map_err(|e| self.failed(e))?;
         if ended.is_some() {
@@ -176,7 +176,7 @@ impl Run {
     }
 
     fn failed(&mut self, error: Error) -> Error {
-        self.account.settle(self.used(), Outcome::Failed, status(&error));
+        self.meter.settle(self.used(), Outcome::Failed, status(&error));
         error
     }
 
@@ -187,8 +187,7 @@ impl Run {
     /// What the choices used so far: prompts that have been in a step, and tokens handed on.
     fn used(&self) -> Used {
         let mut used = Used::default();
-        for (prompt, admissions) in
-            self.prompts.iter().zip(self.account.admissions().chunks(self.n))
+        for (prompt, admissions) in self.prompts.iter().zip(self.meter.admissions().chunks(self.n))
         {
             // Later choices of a prompt find the pages of the first: the least is what the request
             // found.
@@ -215,8 +214,8 @@ impl Run {
     }
 
     /// Runs to the end and answers in one body.
-    pub async fn collect(mut self, show: impl Show) -> Result<String> {
-        let mut whole = vec![(Piece::default(), FinishReason::Length); self.choices()];
+    pub async fn collect(mut self, show: impl ResponseFormat) -> Result<String> {
+        let mut whole = vec![(TextDelta::default(), FinishReason::Length); self.choices()];
         while let Some((index, piece, reason)) = self.next().await? {
             let (all, end) = &mut whole[index];
             all.text += &piece.text;
@@ -230,7 +229,7 @@ impl Run {
 impl Drop for Run {
     /// Whoever let go of it before its end cancelled it.
     fn drop(&mut self) {
-        self.account.settle(self.used(), Outcome::Cancelled, client_closed());
+        self.meter.settle(self.used(), Outcome::Cancelled, client_closed());
     }
 }
 

@@ -7,7 +7,7 @@
 use crate::api::http::body::kind;
 use crate::api::http::errors::invalid_value;
 use crate::config::limits::MESSAGES_MAX;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use serde_json::{Map, Value};
 
 /// Fields of a message that a template may read.
@@ -37,7 +37,7 @@ fn message(path: &str, value: Value) -> Result<Value> {
     };
     message.retain(|name, value| !value.is_null() && !ECHOED.contains(&name.as_str()));
     if let Some(name) = message.keys().find(|n| !FIELDS.contains(&n.as_str())) {
-        let shown: String = name.chars().take(64).collect();
+        let shown = brief(name);
         return Err(Error::invalid(
             "unknown_parameter",
             format!("`{path}` has an unknown field `{shown}`"),

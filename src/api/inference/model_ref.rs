@@ -9,30 +9,30 @@ use crate::adapters::bank::PARTS_MAX;
 use crate::adapters::composition::weight;
 use crate::api::http::errors::invalid_value;
 use crate::api::wire::{MergedAdapters, SamplingFields};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 
 /// Longest part of a sum, its weight included: answers repeat it with each of their events.
 const PART_BYTES_MAX: usize = 160;
 
 /// Whom a request asks for, before anything is looked up.
 #[derive(Debug, PartialEq)]
-pub struct Asked {
+pub struct ModelRef {
     /// None: the base.
-    pub parts: Vec<AskedPart>,
+    pub parts: Vec<ModelPart>,
     /// The field that says so.
     pub param: &'static str,
 }
 
 /// `name` or `name@version`, and how much of it.
 #[derive(Debug, PartialEq)]
-pub struct AskedPart {
+pub struct ModelPart {
     pub name: String,
     pub weight: f32,
     /// What an error calls it.
     pub shown: String,
 }
 
-impl AskedPart {
+impl ModelPart {
     fn new(name: &str, weight: f32) -> Self {
         Self { name: name.to_owned(), weight, shown: name.to_owned() }
     }
@@ -41,8 +41,8 @@ impl AskedPart {
 /// Reads a `model`: the base's name, or `name`, `name@version`, each perhaps with `:weight`, joined
 /// by `+`, perhaps all behind `base:`. Errors: `model_not_found`, `invalid_weight`,
 /// `too_many_adapters`.
-pub fn read(model: &str, base: &str) -> Result<Asked> {
-    let asked = |parts| Asked { parts, param: "model" };
+pub fn read(model: &str, base: &str) -> Result<ModelRef> {
+    let asked = |parts| ModelRef { parts, param: "model" };
     if model == base {
         return Ok(asked(Vec::new()));
     }
@@ -61,7 +61,7 @@ pub fn read(model: &str, base: &str) -> Result<Asked> {
         if !is_plain(name) {
             return Err(not_found(model));
         }
-        parts.push(AskedPart::new(name, weight(name, factor).map_err(|e| e.param("model"))?));
+        parts.push(ModelPart::new(name, weight(name, factor).map_err(|e| e.param("model"))?));
     }
     if let [alone] = &mut parts[..] {
         alone.shown = model.to_owned();
@@ -85,7 +85,7 @@ fn check_count(parts: usize, param: &str) -> Result<()> {
 
 /// What a completion asks for: `model`, or beside the base's name `adapters`, LoRAX's `adapter_id`
 /// or `merged_adapters`.
-pub fn asked(fields: &SamplingFields, base: &str) -> Result<Asked> {
+pub fn asked(fields: &SamplingFields, base: &str) -> Result<ModelRef> {
     if fields.adapter_source.as_deref().is_some_and(|source| source != "local") {
         let message = "`adapter_source` may only be `local`: adapters are uploaded, never fetched";
         return Err(Error::invalid("unsupported_parameter", message).param("adapter_source"));
@@ -131,15 +131,15 @@ pub fn asked(fields: &SamplingFields, base: &str) -> Result<Asked> {
 /// (name, weight, the path of the weight) of each part.
 type Named = Vec<(String, f64, String)>;
 
-fn listed(named: Named, param: &'static str) -> Result<Asked> {
+fn listed(named: Named, param: &'static str) -> Result<ModelRef> {
     check_count(named.len(), param)?;
     let part = |(name, factor, path): (String, f64, String)| {
         if !is_plain(&name) {
             return Err(not_found(&name));
         }
-        Ok(AskedPart::new(&name, weight(&name, factor).map_err(|e| e.param(path))?))
+        Ok(ModelPart::new(&name, weight(&name, factor).map_err(|e| e.param(path))?))
     };
-    Ok(Asked { parts: named.into_iter().map(part).collect::<Result<_>>()?, param })
+    Ok(ModelRef { parts: named.into_iter().map(part).collect::<Result<_>>()?, param })
 }
 
 /// The parts of LoRAX's `merged_adapters`, where it is their weighted sum.
@@ -167,7 +167,7 @@ fn merged_parts(merged: &MergedAdapters) -> Result<Named> {
         ),
         "ties" | "dare_linear" | "dare_ties" => Some("it prunes and adds A and B each for itself"),
         other => {
-            let shown: String = other.chars().take(40).collect();
+            let shown = brief(other);
             let message = format!("`{shown}` is no merge strategy; only `cat` is served here");
             return Err(invalid_value("merged_adapters.merge_strategy", message));
         }

@@ -4,12 +4,12 @@
 //! `model_not_found`. The thing to know: the headers are taken from the lease itself, so they name
 //! what computes, not what was asked.
 
-use super::model_ref::{self, Asked, AskedPart};
+use super::model_ref::{self, ModelPart, ModelRef};
 use crate::access::Caller;
 use crate::adapters::composition::{Composition, Part};
 use crate::adapters::format::generation::Generation;
 pub use crate::adapters::version::model_not_found as not_found;
-use crate::adapters::version::{Entry, Version};
+use crate::adapters::version::{Entry, Version, VersionRef};
 use crate::api::Api;
 use crate::api::http::auth;
 use crate::error::Result;
@@ -18,7 +18,7 @@ use http::{HeaderName, HeaderValue};
 use std::sync::Arc;
 
 /// What a request runs on.
-pub struct Target {
+pub struct ResolvedModel {
     /// `None`: the base.
     pub lease: Option<Composition>,
     /// Whose it is.
@@ -29,8 +29,8 @@ pub struct Target {
 }
 
 /// Refuses, as names that nobody has, those that `caller` may not know of.
-fn check_seen(caller: &Caller, asked: &Asked) -> Result<()> {
-    let hidden = |part: &&AskedPart| !caller.sees_version(&part.name);
+fn check_seen(caller: &Caller, asked: &ModelRef) -> Result<()> {
+    let hidden = |part: &&ModelPart| !caller.sees_version(&part.name);
     match asked.parts.iter().find(hidden) {
         Some(part) => Err(not_found(&part.shown)),
         None => Ok(()),
@@ -40,13 +40,18 @@ fn check_seen(caller: &Caller, asked: &Asked) -> Result<()> {
 impl Api {
     /// Leases all that is asked for, loading what is not resident. An alias leads the same `user`,
     /// else the same key, to the same version.
-    pub async fn lease(&self, caller: &Caller, asked: Asked, user: Option<&str>) -> Result<Target> {
+    pub async fn lease(
+        &self,
+        caller: &Caller,
+        asked: ModelRef,
+        user: Option<&str>,
+    ) -> Result<ResolvedModel> {
         check_seen(caller, &asked)?;
         let caller = caller.clone();
         let sticky = user.or_else(|| caller.own_id());
         if asked.parts.is_empty() {
             let digest = self.base_digest.to_string();
-            return Ok(Target { lease: None, caller, id: "base".to_owned(), digest });
+            return Ok(ResolvedModel { lease: None, caller, id: "base".to_owned(), digest });
         }
         let names: Vec<&str> = asked.parts.iter().map(|part| part.name.as_str()).collect();
         let leases = self.registry.acquire_all(&names, sticky, &auth::tenant(&caller)).await;
@@ -59,7 +64,7 @@ impl Api {
         let parts = leases.into_iter().zip(weights).map(|(lease, weight)| Part { lease, weight });
         let lease = Composition::new(parts.collect()).map_err(|e| e.param(asked.param))?;
         let (id, digest) = (lease.id(), lease.digest().to_string());
-        Ok(Target { lease: Some(lease), caller, id, digest })
+        Ok(ResolvedModel { lease: Some(lease), caller, id, digest })
     }
 
     /// Looks up what `model` names, without loading or leasing; none is the base.
@@ -83,20 +88,15 @@ impl Api {
 
     /// The version that `name` or `name@version` means.
     fn entry(&self, name: &str, shown: &str) -> Result<Entry> {
-        let (name, number) = match name.split_once('@') {
+        let asked = VersionRef::parse(name).ok_or_else(|| not_found(shown))?;
+        let (name, number) = match (asked.number, self.registry.alias(asked.name)) {
             // An alias is shown as the version that most of its requests get.
-            None => match self.registry.alias(name) {
-                Ok(alias) => {
-                    let most = alias.targets.into_iter().max_by_key(|t| t.weight);
-                    let most = most.ok_or_else(|| not_found(shown))?;
-                    (most.name, Some(most.number))
-                }
-                Err(_) => (name.to_owned(), None),
-            },
-            Some((name, number)) => {
-                let number = number.parse::<u64>().map_err(|_| not_found(shown))?;
-                (name.to_owned(), Some(number))
+            (None, Ok(alias)) => {
+                let most = alias.targets.into_iter().max_by_key(|t| t.weight);
+                let most = most.ok_or_else(|| not_found(shown))?;
+                (most.name, Some(most.number))
             }
+            (number, _) => (asked.name.to_owned(), number),
         };
         let found =
             self.registry.versions(&name).into_iter().find(|entry| {
@@ -106,7 +106,7 @@ impl Api {
     }
 }
 
-impl Target {
+impl ResolvedModel {
     /// What it is called, as the answer's header says it.
     pub fn id(&self) -> &str {
         &self.id

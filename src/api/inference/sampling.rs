@@ -3,14 +3,14 @@
 //! Owns every range. Never clamps: a value out of range is refused, naming the parameter. The thing
 //! to know: all floats that leave here are finite and all token ids are below the vocabulary.
 
-use super::resolve::Target;
+use super::resolve::ResolvedModel;
 use crate::api::Api;
 use crate::api::http::errors::invalid_value;
 use crate::api::wire::{SamplingFields, Stop};
 use crate::config::limits::{CHOICES_MAX, LOGIT_BIAS_MAX, STOPS_MAX};
 use crate::engine::Sampling;
 use crate::engine::request::TOP_LOGPROBS_MAX;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
 
@@ -43,7 +43,12 @@ pub struct Checked {
 impl Checked {
     /// Fills in what the client left open from the adapter's own defaults. Returns its
     /// `max_new_tokens`, which the context may cut.
-    pub fn fill(&mut self, asked: &SamplingFields, target: &Target, api: &Api) -> Option<u32> {
+    pub fn fill(
+        &mut self,
+        asked: &SamplingFields,
+        target: &ResolvedModel,
+        api: &Api,
+    ) -> Option<u32> {
         let own = target.generation()?;
         let sampling = &mut self.sampling;
         let or = |asked: Option<f64>, own: Option<f32>, now: f32| match asked {
@@ -225,7 +230,7 @@ fn logit_bias(map: Option<&Map<String, Value>>, api: &Api) -> Result<Vec<(u32, f
     }
     map.iter()
         .map(|(key, bias)| {
-            let shown: String = key.chars().take(32).collect();
+            let shown = brief(key);
             let path = format!("logit_bias.{shown}");
             let token = key
                 .parse()

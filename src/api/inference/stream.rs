@@ -4,7 +4,7 @@
 //! success. The thing to know: nothing is sent before it is asked for, so a client that does not
 //! read stalls only its own body.
 
-use super::generate::{Run, Show};
+use super::generate::{ResponseFormat, Run};
 use super::sampling::Checked;
 use crate::api::http::sse::{data, event_stream, failure};
 use crate::error::{Error, Result};
@@ -31,7 +31,11 @@ struct Live<S> {
 }
 
 /// The answer as it was asked for: as a stream, or in one body.
-pub async fn respond(mut run: Run, show: impl Show, checked: &Checked) -> Result<Response> {
+pub async fn respond(
+    mut run: Run,
+    show: impl ResponseFormat,
+    checked: &Checked,
+) -> Result<Response> {
     if checked.stream {
         run.admitted().await?;
         return Ok(live(run, show, checked.include_usage));
@@ -40,7 +44,7 @@ pub async fn respond(mut run: Run, show: impl Show, checked: &Checked) -> Result
     Ok((json, run.collect(show).await?).into_response())
 }
 
-fn live(run: Run, show: impl Show, include_usage: bool) -> Response {
+fn live(run: Run, show: impl ResponseFormat, include_usage: bool) -> Response {
     let frames = (0..run.choices())
         .filter_map(|index| show.opening(index))
         .map(|json| data(&json))
@@ -54,7 +58,7 @@ fn live(run: Run, show: impl Show, include_usage: bool) -> Response {
     event_stream(Body::from_stream(stream.fuse()))
 }
 
-impl<S: Show> Live<S> {
+impl<S: ResponseFormat> Live<S> {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(frame) = self.frames.pop_front() {

@@ -22,7 +22,7 @@ use crate::api::wire::{
     ErrorBody, EvaluationExample, EvaluationFields, MergeFailure, MergeFields, MergeList,
     MergeProgress, MergeResult, MergeShown, MergeSource, MergeSourceShown,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use crate::jobs::evaluate::{EvaluationSet, Example};
 use crate::jobs::{
     Job, Kind, MergeSpec, Owner, Rights, State as JobState, Submission, Watch, Work,
@@ -101,7 +101,7 @@ pub async fn create(
     let (spec, kept) = ordered(&api, &caller, &fields, name)?;
     let kept = Arc::new(kept);
     if dry {
-        return Ok(Json(api.jobs.survey_merge(&spec, kept, tenant).await?).into_response());
+        return Ok(Json(api.jobs.merge_compatibility(&spec, kept, tenant).await?).into_response());
     }
     let owner = Owner { key: caller.id().to_owned(), tenant: caller.tenant().map(str::to_owned) };
     let most = caller.limits().merges_max.filter(|_| owner.tenant.is_some());
@@ -245,10 +245,8 @@ fn ordered(
     name: String,
 ) -> Result<(MergeSpec, Vec<PinnedSource>)> {
     let options = fields.options.as_ref().map(|o| o.options()).unwrap_or_default();
-    let source = |s: &MergeSource| Source {
-        name: s.model.chars().take(160).collect(),
-        weight: s.weight.unwrap_or(1.0),
-    };
+    let source =
+        |s: &MergeSource| Source { name: brief(&s.model), weight: s.weight.unwrap_or(1.0) };
     let spec = Spec {
         method: Method::asked(fields.method.as_deref(), fields.sources.len())?,
         sources: fields.sources.iter().map(source).collect(),

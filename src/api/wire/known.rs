@@ -58,7 +58,7 @@ const REFUSED: &[(&str, &[&str])] = &[
     ("web_search_options", &[]),
 ];
 
-/// The known strangers among these fields, given as name and JSON; refuses the first that would
+/// The fields of other servers among these, given as name and JSON; refuses the first that would
 /// change the answer.
 pub fn settle<'a>(fields: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Vec<&'static str>> {
     let fields: Vec<(&str, &str)> = fields.collect();

@@ -60,7 +60,7 @@ impl Remote<'_> {
     }
 
     async fn fetch_all(&self, part: &Path) -> Result<(), String> {
-        let client = Client::builder()
+        let client = crate::tls::client()
             .user_agent(concat!("polylora/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)

@@ -8,7 +8,7 @@
 mod merge;
 mod reference;
 
-use crate::adapters::bank::{Bank, Blend, Slot};
+use crate::adapters::bank::{AdapterMix, Bank, Slot};
 use crate::adapters::format;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::source;
@@ -197,7 +197,7 @@ impl Ours {
             Some(_) => (vec![0, rows], vec![0, 1]),
             None => (vec![0], vec![0]),
         };
-        let blends: Vec<Blend> = self.slot.map(Blend::from).into_iter().collect();
+        let mixes: Vec<AdapterMix> = self.slot.map(AdapterMix::from).into_iter().collect();
         let batch = Batch {
             tokens: tokens.to_vec(),
             positions: (position as u32..end as u32).collect(),
@@ -205,10 +205,10 @@ impl Ours {
             pages: (0..pages).collect(),
             page_indptr: vec![0, pages],
             segment_indptr,
-            segment_blends: blends.clone(),
+            segment_mixes: mixes.clone(),
             logit_rows: vec![rows - 1],
             logit_indptr,
-            logit_blends: blends,
+            logit_mixes: mixes,
         };
         let logits = self.model.forward(&batch, &self.bank)?;
         Ok(logits)

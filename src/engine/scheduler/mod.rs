@@ -30,7 +30,7 @@ pub struct Budgets {
     /// gets its row.
     pub sequences_max: usize,
     /// Tokens that a tenant or adapter may be ahead of one that waits, places being equal.
-    pub turn_tokens: usize,
+    pub quantum_tokens: usize,
     /// Sequences that wait for their first step, and their prompt tokens together. Whoever submits
     /// has counted.
     pub waiting_max: usize,
@@ -86,7 +86,7 @@ impl Scheduler {
             running: Vec::with_capacity(running_max),
             queued: 0,
             queued_tokens: 0,
-            shares: Shares::new(b.turn_tokens),
+            shares: Shares::new(b.quantum_tokens),
             prompts: Vec::with_capacity(running_max),
             // In a step a place among the running sees a sequence cancelled or preempted, one
             // admitted, perhaps preempted again, another in its stead, sampled and ended.

@@ -55,8 +55,8 @@ fn floor<'a>(shares: impl Iterator<Item = &'a Share>) -> u64 {
 }
 
 impl Shares {
-    pub fn new(turn_tokens: usize) -> Self {
-        Self { tenants: Vec::new(), turn: turn_tokens as u64 * TOKEN }
+    pub fn new(quantum_tokens: usize) -> Self {
+        Self { tenants: Vec::new(), turn: quantum_tokens as u64 * TOKEN }
     }
 
     /// Counts a new sequence in.

@@ -10,7 +10,7 @@ use crate::adapters::format::write;
 use crate::adapters::registry::{PinnedSource, Registry};
 use crate::error::{Error, Kind, Result};
 use crate::jobs::stage::Progress;
-use crate::merge::outlook::Outlook;
+use crate::merge::compatibility::CompatibilityReport;
 use crate::merge::{Merge, check_sources, picture};
 use std::path::Path;
 
@@ -67,8 +67,8 @@ impl Plan {
     }
 
     /// What looking has shown.
-    pub fn outlook(self) -> Outlook {
-        self.merge.outlook()
+    pub fn compatibility(self) -> CompatibilityReport {
+        self.merge.compatibility()
     }
 
     /// Writes the merged adapter into `dir`; its report as JSON and as SVG.

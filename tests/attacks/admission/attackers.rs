@@ -39,7 +39,7 @@ impl Attack {
         assert!(polylora_kernels::give_way(), "this thread gives way");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         // Its connections end with it.
-        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let client = support::client().build().expect("a client");
         let one = async || match &self.does {
             Does::Flood { path, body } => {
                 let request = client.post(format!("{url}{path}")).bearer_auth(key);

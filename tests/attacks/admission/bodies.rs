@@ -1,10 +1,10 @@
 //! Bodies of many values, bodies that stall, and fields that are far too long.
 
 use super::Two;
-use crate::live::{BASE, hello, rest, with};
 use serde_json::json;
 use std::io::Write;
 use std::time::Duration;
+use support::live::{BASE, hello, rest, with};
 
 const CHAT: &str = "/v1/chat/completions";
 

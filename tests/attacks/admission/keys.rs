@@ -1,8 +1,8 @@
 //! Work that is refused counts against the key that asked for it.
 
 use super::{Two, limited};
-use crate::live::{BASE, CONTEXT, hello};
 use serde_json::json;
+use support::live::{BASE, CONTEXT, hello};
 
 #[tokio::test]
 async fn a_key_with_one_request_a_minute_makes_the_server_work_once() {

@@ -1,16 +1,17 @@
 //! The long run: each attack in turn on the demo model, beside a canary of another tenant.
 
 use super::attackers::{Attack, attacks, ordinary};
-use crate::canary::{Canary, Seen, Song, kilobytes};
-use crate::common::server::Server;
-use crate::live::whole;
-use crate::soak;
+use crate::canary::{Canary, Seen, Song};
 use reqwest::{Client, Method};
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+use support::live::whole;
+use support::server::Server;
+use support::server::kilobytes;
+use support::soak::soak;
 
 pub const MODEL: &str = "smollm2-135m-instruct";
 /// How long each attack lasts, and after the last one until memory is looked at again.
@@ -43,7 +44,7 @@ impl Rig {
         let number: f64 = words.next().and_then(|n| n.parse().ok()).expect("a number");
         let unit = if words.next() == Some("GiB") { 1 << 20 } else { 1 << 10 };
         let ledger_kb = (number * f64::from(unit)) as u64;
-        let client = Client::builder().no_proxy().build().expect("a client");
+        let client = support::client().build().expect("a client");
         let mut rig = Self {
             server,
             client,
@@ -67,7 +68,7 @@ impl Rig {
     }
 
     fn kb(&self, line: &str) -> u64 {
-        kilobytes(self.server.pid(), line)
+        kilobytes(self.server.id(), line)
     }
 
     /// What the canary and a health probe see while nothing or this happens.
@@ -190,7 +191,7 @@ async fn no_request_ends_a_process_of_little_address_space() {
     let rig = Rig::start().await;
     templates(&rig).await;
     let limit = rig.ledger_kb * 1024 + BESIDE_BYTES;
-    let pid = rig.server.pid().to_string();
+    let pid = rig.server.id().to_string();
     let set = std::process::Command::new("prlimit")
         .args(["--pid", &pid, &format!("--as={limit}")])
         .status();

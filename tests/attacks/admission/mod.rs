@@ -9,10 +9,10 @@ mod prompts;
 mod templates;
 mod uploads;
 
-use crate::live::{Answer, BASE, Live, hello, whole};
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use support::live::{Answer, BASE, Live, hello, whole};
 
 /// A server with two tenants, of which one means harm.
 pub struct Two {
@@ -48,7 +48,7 @@ impl Two {
 
     /// Most memory that the server ever had, in kB.
     pub fn peak(&self) -> u64 {
-        crate::canary::kilobytes(self.live.server.pid(), "VmHWM:")
+        support::server::kilobytes(self.live.server.id(), "VmHWM:")
     }
 
     /// Uploads an adapter with more in its config, and more files.

@@ -1,8 +1,8 @@
 //! Prompts that cannot fit a context, by text, by tokens and by template.
 
 use super::Two;
-use crate::live::{BASE, CONTEXT, hello, with};
 use serde_json::{Value, json};
+use support::live::{BASE, CONTEXT, hello, with};
 
 /// 3 MB that would take the tokenizer a gigabyte, and 150 kB that could be a context's, are both
 /// refused for little.

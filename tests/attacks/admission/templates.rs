@@ -1,10 +1,10 @@
 //! Templates of adapters that write without end, take long, or bring huge tokens.
 
 use super::Two;
-use crate::live::{BASE, hello};
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use support::live::{BASE, hello};
 
 /// What the trial at an upload sees.
 const SOBER: &str = "{% for m in messages %}{{ m.content }}{% endfor %}";

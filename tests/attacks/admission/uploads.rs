@@ -1,11 +1,11 @@
 //! Uploads: hostile patterns, places held for nothing, indexes without files.
 
 use super::Two;
-use crate::live::whole;
 use reqwest::Method;
 use serde_json::json;
 use std::io::{Cursor, Write};
 use std::net::TcpStream;
+use support::live::whole;
 
 /// Patterns that compute for ever, one each of several kinds; the server ends when told to.
 #[tokio::test]
@@ -76,7 +76,7 @@ async fn uploads_that_stall_leave_places_free_and_are_given_up() {
     let put = two.upload(&two.canary, "canary-u", json!({}), &[]).await;
     assert_eq!(put.status, 201, "a place is free: {}", put.text);
     let ends = tokio::task::spawn_blocking(move || {
-        let end = |socket| crate::live::rest(socket).0.split(' ').nth(1).map(str::to_owned);
+        let end = |socket| support::live::rest(socket).0.split(' ').nth(1).map(str::to_owned);
         open.into_iter().filter_map(end).collect::<Vec<String>>()
     });
     let mut ends = ends.await.expect("read");

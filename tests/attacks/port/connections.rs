@@ -2,13 +2,12 @@
 
 use super::{connect, connect_from, header, outcome, request, until_closed};
 use crate::canary::{Canary, Song};
-use crate::live::{BASE, ENDLESS, Live, hello, with};
-use crate::soak;
-use reqwest::Client;
 use serde_json::json;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
+use support::live::{BASE, ENDLESS, Live, PATIENCE, hello, with};
+use support::soak::soak;
 
 /// What an attacker's connection says before it says no more.
 const SHAPES: [(&str, &[u8]); 6] = [
@@ -41,7 +40,7 @@ async fn attack(live: &Live, from: u8, shape: &str, says: &[u8]) -> Option<TcpSt
 async fn answered(live: &Live, key: &str) -> (usize, usize) {
     let mut good = (0, 0);
     for _ in 0..5 {
-        let client = Client::builder().no_proxy().timeout(Duration::from_secs(20)).build();
+        let client = support::client().timeout(PATIENCE).build();
         let client = client.expect("a client");
         let url = &live.server.url;
         let probe = client.get(format!("{url}/live")).send().await;
@@ -99,9 +98,9 @@ async fn a_request_under_way_is_not_cut_for_newcomers() {
     for _ in 0..50 {
         held.push(attack(&live, 1, "", b"").await);
     }
-    let (_, body) = crate::live::rest(stream);
+    let (_, body) = support::live::rest(stream);
     assert!(body.ends_with("data: [DONE]\n\n"), "the stream was cut");
-    let (head, _) = crate::live::rest(whole);
+    let (head, _) = support::live::rest(whole);
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
 }
 

@@ -1,12 +1,12 @@
 //! Text from outside in log lines and terminals: nobody forges a line or floods the log.
 
-use crate::live::{BASE, Live};
 use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use support::live::{BASE, Live};
 use tempfile::NamedTempFile;
 
 /// What an attacker wants to see at the start of a line.
@@ -54,7 +54,7 @@ fn uploads(good: &Path, text: &str) -> Vec<(&'static str, Form)> {
         ("target", both(config(json!(4), json!({"target_modules": [text]})), tensors("x"))),
         (
             "template",
-            crate::live::form(good).part("c", part(template.into_bytes(), "chat_template.jinja")),
+            support::live::form(good).part("c", part(template.into_bytes(), "chat_template.jinja")),
         ),
         ("entry", Form::new().part("a", part(tar, "adapter.tar"))),
     ]
@@ -87,7 +87,7 @@ async fn logged(format: &str, texts: &[String]) -> (String, usize) {
     for text in texts {
         for (what, form) in uploads(&good, text) {
             let put = live.request(reqwest::Method::PUT, "/v1/adapters/x").multipart(form);
-            let answer = crate::live::whole(put).await;
+            let answer = support::live::whole(put).await;
             assert!((400..500).contains(&answer.status), "{what}: {}", answer.text);
             refused += 1;
         }
@@ -162,7 +162,7 @@ fn what_a_model_says_does_not_drive_the_terminal() {
     );
     for (answer, good) in [(stream, true), (refusal, false)] {
         let url = answers_once(answer);
-        let program = env!("CARGO_BIN_EXE_polylora");
+        let program = support::command::program();
         let args = ["chat", "--url", &url, "--model-name", BASE, "Hi"];
         let done = Command::new(program).args(args).output().expect("it runs");
         let shown = if good { done.stdout } else { done.stderr };

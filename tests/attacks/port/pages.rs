@@ -2,9 +2,9 @@
 //! an operator lets in.
 
 use super::{exchange, header, outcome, request};
-use crate::live::{BASE, Live, hello, with};
 use serde_json::{Value, json};
 use std::process::Command;
+use support::live::{BASE, Live, hello, with};
 
 const JSON: &str = "Content-Type: application/json\r\n";
 
@@ -162,7 +162,7 @@ async fn what_people_use_is_not_in_the_way() {
     // What changes something and needs no body.
     let roll = request("POST /v1/aliases/prod/rollback", &own, "", "");
     assert_eq!(outcome(&exchange(&live, &roll)), "200");
-    let program = env!("CARGO_BIN_EXE_polylora");
+    let program = support::command::program();
     for args in [
         ["chat", "--url", &live.server.url, "--model-name", BASE, "--max-tokens", "2", "Hi"],
         [
@@ -282,9 +282,9 @@ async fn counts_of_requests_are_told_to_those_who_may_send_some() {
         assert_eq!(open.get(path).await.json()["running"], 0);
         assert_eq!(keyed.get(path).await.json().get("running"), None, "{path}");
         let wrong = keyed.request(reqwest::Method::GET, path).bearer_auth("no");
-        assert_eq!(crate::live::whole(wrong).await.json().get("waiting"), None);
+        assert_eq!(support::live::whole(wrong).await.json().get("waiting"), None);
         let right = keyed.request(reqwest::Method::GET, path).bearer_auth("secret");
-        let right: Value = crate::live::whole(right).await.json();
+        let right: Value = support::live::whole(right).await.json();
         assert_eq!((&right["running"], &right["waiting"]), (&json!(0), &json!(0)));
     }
 }
@@ -297,7 +297,7 @@ fn settings_that_would_open_too_much_stop_the_start() {
         ("--allow-origins", "chat.example", "scheme"),
         ("--allow-hosts", "http://box.lan", "host names"),
     ] {
-        let start = Command::new(env!("CARGO_BIN_EXE_polylora"))
+        let start = Command::new(support::command::program())
             .args(["serve", "--model", "nowhere", flag, value, "--data-dir"])
             .arg(data.path())
             .output()

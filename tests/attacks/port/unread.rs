@@ -1,10 +1,10 @@
 //! Bodies that nobody reads, and clients that end their side first: each sees its answer.
 
 use super::{connect, exchange, header, outcome, request, until_closed};
-use crate::live::{BASE, ENDLESS, Live, hello, with};
 use serde_json::json;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use support::live::{BASE, ENDLESS, Live, hello, with};
 
 const JSON: &str = "Content-Type: application/json\r\n";
 

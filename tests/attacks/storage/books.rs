@@ -5,8 +5,6 @@
 //! was refused must not, and only one that a kill cut off may be either.
 
 use super::disk::Disk;
-use crate::common::adapters::Noise;
-use crate::live::{BASE, Live, form, hello};
 use polylora::adapters::format::files::AdapterFiles;
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
@@ -15,6 +13,8 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
+use support::adapters::Noise;
+use support::live::{BASE, Live, form, hello};
 use tempfile::TempDir;
 
 /// The operator's key.
@@ -79,7 +79,7 @@ impl Books {
             live: None,
             disk,
             home: Some(home),
-            http: Client::builder().no_proxy().build().expect("a client"),
+            http: support::client().build().expect("a client"),
             noise: Noise(seed),
             contents: Vec::new(),
             flags: [&["--versions-kept", "1000"], flags].concat(),

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -23,13 +24,13 @@
 
 struct control {
     uint32_t kind;   /* one of the kinds below */
-    uint32_t pad;
+    uint32_t skip;   /* calls that would fail, and are let through first */
     int64_t left;    /* failures still to come; negative: no end */
     uint64_t failed; /* failures so far */
     char only[64];   /* only paths that contain this */
 };
 
-enum { NONE, FULL, WRITE_ERROR, SYNC_ERROR, READ_ONLY };
+enum { NONE, FULL, WRITE_ERROR, SYNC_ERROR, READ_ONLY, KILL };
 enum { GROWS = 1, WRITES = 2, SYNCS = 4, CHANGES = 8 };
 
 static struct control *control;
@@ -56,7 +57,14 @@ static int fails(const char *path, int does) {
     if (kind == WRITE_ERROR && (does & WRITES)) error = EIO;
     if (kind == SYNC_ERROR && (does & SYNCS)) error = EIO;
     if (kind == READ_ONLY && (does & (GROWS | WRITES | CHANGES))) error = EROFS;
+    if (kind == KILL && does) error = EIO;
     if (!error || (control->only[0] && !strstr(path, control->only))) return 0;
+    uint32_t skip = __atomic_load_n(&control->skip, __ATOMIC_ACQUIRE);
+    while (skip > 0)
+        if (__atomic_compare_exchange_n(&control->skip, &skip, skip - 1, 0, __ATOMIC_ACQ_REL,
+                                        __ATOMIC_ACQUIRE))
+            return 0;
+    if (kind == KILL) raise(SIGKILL);
     int64_t left = __atomic_load_n(&control->left, __ATOMIC_ACQUIRE);
     do {
         if (left == 0) return 0;

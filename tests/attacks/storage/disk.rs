@@ -18,6 +18,8 @@ pub enum Fault {
     WriteError = 2,
     SyncError = 3,
     ReadOnly = 4,
+    /// Not the disk: the process is killed at the call.
+    Kill = 5,
 }
 
 impl Fault {
@@ -25,6 +27,7 @@ impl Fault {
 }
 
 /// Offsets in the file, as in `struct control`.
+const SKIP: u64 = 4;
 const LEFT: u64 = 8;
 const FAILED: u64 = 16;
 const ONLY: u64 = 24;
@@ -66,13 +69,23 @@ impl Disk {
 
     /// From now on it fails so; only for paths that contain `only`, and at most `times` times.
     pub fn fail(&self, fault: Fault, only: &str, times: Option<i64>) {
+        self.set(fault, 0, only, times);
+    }
+
+    fn set(&self, fault: Fault, skip: u32, only: &str, times: Option<i64>) {
         self.heal();
+        self.write(&skip.to_ne_bytes(), SKIP);
         let mut name = [0; 64];
         name[..only.len()].copy_from_slice(only.as_bytes());
         self.write(&name, ONLY);
         self.write(&times.unwrap_or(-1).to_ne_bytes(), LEFT);
         self.write(&0u64.to_ne_bytes(), FAILED);
         self.write(&(fault as u32).to_ne_bytes(), 0);
+    }
+
+    /// From the call after `calls` more on, it fails so for good.
+    pub fn fail_after(&self, fault: Fault, calls: u32) {
+        self.set(fault, calls, "", None);
     }
 
     /// It is sound again.

@@ -2,10 +2,10 @@
 
 use super::books::{Books, Change, World};
 use super::disk::Fault;
-use crate::live::{BASE, hello};
 use reqwest::StatusCode;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use support::live::{BASE, hello};
 
 /// Adapters' directories below `dir`.
 fn blobs(dir: &Path) -> usize {

@@ -1,10 +1,10 @@
 //! The audit log: a flood of refusals, and a rotation.
 
 use super::{OPERATOR, ask, get, number};
-use crate::live::Live;
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
+use support::live::Live;
 
 /// Records of one key, all pages.
 async fn records(live: &Live, id: &str) -> Vec<Value> {
@@ -77,7 +77,7 @@ async fn an_operator_rotates_the_log_into_a_file() {
     assert_eq!(number(&rest["first"]), 21);
     let mut lines = Vec::new();
     for moved in [&moved, &rest] {
-        let file = live.data_dir().join(moved["file"].as_str().expect("a file"));
+        let file = live.data().join(moved["file"].as_str().expect("a file"));
         let text = std::fs::read_to_string(file).expect("it is there");
         let read = |line: &str| serde_json::from_str::<Value>(line).expect("a line of JSON");
         lines.extend(text.lines().map(read));
@@ -91,7 +91,7 @@ async fn an_operator_rotates_the_log_into_a_file() {
     assert_eq!(left[0]["action"], "POST /v1/audit/rotate");
     assert_eq!(left[0]["name"], rest["file"]);
     let dir = live.crash();
-    let file = SqliteConnectOptions::new().filename(dir.path().join("data/access.db"));
+    let file = SqliteConnectOptions::new().filename(dir.path().join("data/polylora.db"));
     let pool = SqlitePool::connect_with(file).await.expect("a database");
     let deleted = sqlx::query("DELETE FROM audit").execute(&pool).await.expect_err("refused");
     assert!(deleted.to_string().contains("append-only"), "{deleted}");

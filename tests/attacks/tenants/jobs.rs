@@ -1,10 +1,10 @@
 //! Merges and surveys: a tenant's many long orders, and another's small one.
 
 use super::{OPERATOR, ask, get, key};
-use crate::live::{BASE, Live, form, hello, whole, with};
 use polylora::shape::Projection;
 use reqwest::Method;
 use serde_json::{Value, json};
+use support::live::{BASE, Live, form, hello, whole, with};
 
 /// Sites of each source: seven projections of three layers.
 const SITES: u64 = 21;

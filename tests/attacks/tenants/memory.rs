@@ -1,13 +1,13 @@
 //! Residency: a tenant that makes many adapters hot does not push out one that has few.
 
 use super::{OPERATOR, ask, chat, get, key, number, upload};
-use crate::live::Live;
 use reqwest::Method;
 use serde_json::{Value, json};
+use support::live::Live;
 
 async fn loads(live: &Live) -> u64 {
     let metrics = live.request(reqwest::Method::GET, "/metrics").bearer_auth(OPERATOR);
-    let page = crate::live::whole(metrics).await.text;
+    let page = support::live::whole(metrics).await.text;
     let series = "polylora_adapter_loads_total ";
     let line = page.lines().find_map(|l| l.strip_prefix(series)).expect("the series");
     line.parse::<f64>().expect("a number") as u64
@@ -112,7 +112,7 @@ async fn one_tenants_requests_that_wait_for_memory_come_through() {
     }
     let over = std::sync::atomic::AtomicBool::new(false);
     let crowd = async || {
-        let body = crate::live::hello("acme-0", 200);
+        let body = support::live::hello("acme-0", 200);
         while !over.load(std::sync::atomic::Ordering::Relaxed) {
             ask(&live, &acme, Method::POST, "/v1/chat/completions", body.clone()).await;
         }

@@ -1,22 +1,46 @@
 //! A data directory from before names had owners.
 
 use super::{OPERATOR, ask, get, key, upload};
-use crate::live::Live;
 use reqwest::Method;
 use serde_json::{Value, json};
-use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _};
 use std::path::Path;
 use std::process::Stdio;
+use support::live::Live;
 
-/// Takes the tables of the catalogue back to the format before owners and the time of changes.
-const CATALOGUE: &str = "DROP TABLE owners; DROP TABLE changed; PRAGMA user_version = 2;";
+/// Takes the tables back to the formats before owners and the time of changes, when access and jobs
+/// had files of their own.
+const BEFORE: &str = "
+    CREATE TABLE access.keys AS SELECT number, id, label, scopes, tenant, adapters, weight, limits,
+        created, expires, revoked, last_used FROM main.keys;
+    CREATE TABLE access.secrets AS SELECT * FROM main.secrets;
+    CREATE TABLE access.limits AS SELECT * FROM main.limits;
+    CREATE TABLE access.usage AS SELECT * FROM main.usage;
+    CREATE TABLE access.audit AS SELECT id, at, key, tenant, action, name, digest, outcome, status,
+        request FROM main.audit;
+    PRAGMA access.user_version = 2;
+    CREATE TABLE jobs.jobs AS SELECT number, id, key, tenant, json_remove(spec, '$.rights') AS spec,
+        sets, state, restarts, created, started, ended, outcome, failure FROM main.jobs;
+    CREATE TABLE jobs.reports AS SELECT * FROM main.reports;
+    PRAGMA jobs.user_version = 1;
+    DROP TABLE main.secrets; DROP TABLE main.keys; DROP TABLE main.limits; DROP TABLE main.usage;
+    DROP TABLE main.audit; DROP TABLE main.reports; DROP TABLE main.jobs;
+    DROP TABLE owners; DROP TABLE changed;
+    PRAGMA main.user_version = 2;";
 
-/// Runs statements on a database of a server that is down.
-async fn change(file: &Path, statements: &'static str) {
-    let options = SqliteConnectOptions::new().filename(file);
-    let pool = SqlitePool::connect_with(options).await.expect("a database");
-    sqlx::raw_sql(statements).execute(&pool).await.expect("changed");
-    pool.close().await;
+/// The databases of a server that is down, as they were.
+async fn take_back(data: &Path) {
+    let options = SqliteConnectOptions::new().create_if_missing(true);
+    let options = options.filename(data.join("polylora.db"));
+    let mut connection = options.connect().await.expect("a database");
+    for name in ["access", "jobs"] {
+        let file = data.join(format!("{name}.db")).to_str().expect("UTF-8").to_owned();
+        let attach = sqlx::query("ATTACH DATABASE ? AS ?").bind(file).bind(name);
+        attach.execute(&mut connection).await.expect("attached");
+    }
+    sqlx::raw_sql(BEFORE).execute(&mut connection).await.expect("as it was");
+    connection.close().await.expect("closed");
 }
 
 #[tokio::test]
@@ -44,11 +68,7 @@ async fn names_from_before_go_to_the_tenant_whose_key_or_job_made_them() {
     // The tables as they were.
     let dir = live.crash();
     let data = dir.path().join("data");
-    change(&data.join("polylora.db"), CATALOGUE).await;
-    let access = "ALTER TABLE keys DROP COLUMN manage; ALTER TABLE audit DROP COLUMN count;
-                  PRAGMA user_version = 2;";
-    change(&data.join("access.db"), access).await;
-    change(&data.join("jobs.db"), "UPDATE jobs SET spec = json_remove(spec, '$.rights');").await;
+    take_back(&data).await;
 
     let mut live = Live::start_in(dir, &flags, Stdio::inherit());
     for _ in 0..2 {

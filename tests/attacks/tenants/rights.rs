@@ -1,9 +1,9 @@
 //! A key that may use an adapter tries every route that changes one.
 
 use super::{OPERATOR, ask, chat, get, key, upload};
-use crate::live::Live;
 use reqwest::Method;
 use serde_json::{Value, json};
+use support::live::Live;
 
 /// Every way to change what `name`, or the alias `alias`, means.
 fn changes(name: &str, alias: &str) -> Vec<(Method, String, Value)> {

@@ -1,10 +1,10 @@
 //! Names, disk and pins: a greedy tenant takes all it can get, the other keeps its share.
 
 use super::{OPERATOR, ask, chat, get, key, number, upload, upload_all};
-use crate::live::Live;
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::process::{Command, Stdio};
+use support::live::Live;
 
 #[tokio::test]
 async fn names_are_shared_by_tenants() {

@@ -1,4 +1,4 @@
-//! See `bodies::archive`.
+//! See `support::fuzz::archive`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| polylora_fuzz::bodies::archive(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| support::fuzz::archive(data));

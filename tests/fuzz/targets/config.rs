@@ -1,4 +1,4 @@
-//! See `bodies::config`.
+//! See `support::fuzz::config`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| polylora_fuzz::bodies::config(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| support::fuzz::config(data));

@@ -1,4 +1,4 @@
-//! See `bodies::gguf_file`.
+//! See `support::fuzz::gguf_file`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| polylora_fuzz::bodies::gguf_file(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| support::fuzz::gguf_file(data));

@@ -1,4 +1,4 @@
-//! See `bodies::request`.
+//! See `support::fuzz::request`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| polylora_fuzz::bodies::request(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| support::fuzz::request(data));

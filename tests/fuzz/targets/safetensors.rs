@@ -1,4 +1,4 @@
-//! See `bodies::safetensors`.
+//! See `support::fuzz::safetensors`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| polylora_fuzz::bodies::safetensors(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| support::fuzz::safetensors(data));

@@ -1,4 +1,4 @@
-//! See `bodies::template`.
+//! See `support::fuzz::template`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| polylora_fuzz::bodies::template(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| support::fuzz::template(data));

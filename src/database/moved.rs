@@ -1,0 +1,187 @@
+//! Files whose tables another file has taken in: found, copied in its transaction, put aside after.
+//!
+//! Owns the names `*.migrated` and the guard. Never removes a row. The thing to know: the copy is
+//! committed before the file is touched, so a kill leaves either what was or what is to be; the
+//! guard is an empty `access.db` of a format that no program has, which older programs refuse.
+
+use super::{Files, Storage, connect};
+use crate::error::{Error, Kind, Result};
+use sqlx::Connection as _;
+use sqlx::sqlite::SqliteConnection;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+/// The file that older programs open first, and the format that the guard has.
+const GUARDED: &str = "access.db";
+const GUARD: i64 = 1000;
+
+/// A file that was, and how its formats go on in the one that took it in.
+pub struct Moved {
+    pub file: &'static str,
+    /// Format n of the file is format `after + n` of the other.
+    pub after: usize,
+    /// How many formats it had of its own.
+    pub formats: usize,
+}
+
+/// What stands under the name of such a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Held {
+    Nothing,
+    Guard,
+    /// Tables of this format.
+    Tables(usize),
+}
+
+impl Moved {
+    /// Errors: `data_dir_unsupported` (a newer format).
+    async fn held(&self, dir: &Path) -> Result<Held> {
+        let path = dir.join(self.file);
+        if !path.exists() {
+            return Ok(Held::Nothing);
+        }
+        let found = format(&path).await.map_err(|e| Error::fault(format!("{}: {e}", self.file)))?;
+        if found == GUARD && self.file == GUARDED {
+            return Ok(Held::Guard);
+        }
+        match usize::try_from(found) {
+            Ok(n @ 1..) if n <= self.formats => Ok(Held::Tables(n)),
+            Ok(1..) => {
+                let (file, known) = (self.file, self.formats);
+                let message = format!("{file} has format {found}; this program knows {known}");
+                Err(Error::new(Kind::Conflict, "data_dir_unsupported", message))
+            }
+            Ok(0) | Err(_) => Ok(Held::Nothing),
+        }
+    }
+
+    /// Brings the file beside the connection's own, as `name`.
+    async fn attach(&self, name: &str, dir: &Path, to: &mut SqliteConnection) -> sqlx::Result<()> {
+        let path = dir.join(self.file).to_string_lossy().into_owned();
+        sqlx::query("ATTACH DATABASE ?1 AS ?2").bind(path).bind(name).execute(to).await.map(drop)
+    }
+}
+
+impl Files {
+    /// From format `found` to the last, with what other files held, in one transaction: a kill
+    /// leaves the one state or the other.
+    pub(super) async fn bring_up(
+        &self,
+        connection: &mut SqliteConnection,
+        found: usize,
+    ) -> Result<()> {
+        let (mut moves, mut names) = (BTreeMap::new(), Vec::new());
+        for (moved, format) in self.waiting(found).await? {
+            let name = format!("moved{}", names.len());
+            let attached = moved.attach(&name, self.storage.dir(), connection).await;
+            attached.map_err(|e| self.failed(&e))?;
+            let copy = copies(&name, connection).await.map_err(|e| self.failed(&e))?;
+            moves.insert(moved.after + format, copy);
+            names.push(name);
+        }
+        let mut all = String::new();
+        for (format, migration) in (1..).zip(&self.migrations).skip(found) {
+            let copy = moves.get(&format).map_or("", String::as_str);
+            all += &format!("{migration};{copy}");
+        }
+        self.write(connection, &all, self.migrations.len()).await?;
+        for name in names {
+            let detach = sqlx::query("DETACH DATABASE ?").bind(name).execute(&mut *connection);
+            detach.await.map_err(|e| self.failed(&e))?;
+        }
+        Ok(())
+    }
+
+    /// Files whose tables this one lacks at format `found`, with their own formats. Errors:
+    /// `data_dir_unsupported` (a newer one, or this one is a copy from before it took them in).
+    pub(super) async fn waiting(&self, found: usize) -> Result<Vec<(&'static Moved, usize)>> {
+        let mut waiting = Vec::new();
+        for moved in self.moved.iter().filter(|moved| found <= moved.after) {
+            match moved.held(self.storage.dir()).await? {
+                Held::Nothing => {}
+                Held::Tables(format) => waiting.push((moved, format)),
+                Held::Guard if found == 0 => {
+                    tracing::warn!("{} is new, and the one before held keys and jobs", self.name);
+                }
+                Held::Guard => {
+                    let message = format!(
+                        "{} has format {found}, and the {} that belongs to it is not there",
+                        self.name, moved.file
+                    );
+                    return Err(Error::new(Kind::Conflict, "data_dir_unsupported", message));
+                }
+            }
+        }
+        Ok(waiting)
+    }
+}
+
+/// Statements that copy all rows of what is attached as `name`, and the numbers that it never gives
+/// out again.
+async fn copies(name: &str, from: &mut SqliteConnection) -> sqlx::Result<String> {
+    let tables =
+        format!("SELECT name FROM {name}.sqlite_schema WHERE type = 'table' ORDER BY rowid");
+    let tables = sqlx::query_scalar(sqlx::AssertSqlSafe(tables));
+    let tables: Vec<String> = tables.fetch_all(from).await?;
+    let copy = |table: &String| match table.as_str() {
+        // Copied rows have entered their own numbers, those of rows that are gone are missing.
+        "sqlite_sequence" => format!(
+            "DELETE FROM main.sqlite_sequence WHERE name IN
+                 (SELECT name FROM {name}.sqlite_sequence);
+             INSERT INTO main.sqlite_sequence SELECT * FROM {name}.sqlite_sequence;"
+        ),
+        table => format!("INSERT INTO main.{table} SELECT * FROM {name}.{table};"),
+    };
+    let (last, first): (Vec<_>, Vec<_>) = tables.iter().partition(|t| *t == "sqlite_sequence");
+    Ok(first.into_iter().chain(last).map(copy).collect())
+}
+
+/// Renames what was moved, and writes the guard; what a kill left undone is done now.
+pub async fn put_aside(storage: &Storage, all: &[Moved]) -> Result<()> {
+    let dir = storage.dir();
+    for moved in all {
+        if let Held::Tables(_) = moved.held(dir).await? {
+            let what = format!("cannot put {} aside", moved.file);
+            rename(&dir.join(moved.file)).map_err(|e| storage.failed(&what, &e))?;
+            tracing::warn!(
+                "{0} is part of polylora.db now; what it was is kept as {0}.migrated",
+                moved.file
+            );
+        }
+    }
+    let guarded = all.iter().any(|moved| moved.file == GUARDED);
+    let path = dir.join(GUARDED);
+    if !guarded || path.exists() && format(&path).await.is_ok_and(|found| found == GUARD) {
+        return Ok(());
+    }
+    let failed = |e: sqlx::Error| super::failed(storage, GUARDED, &e);
+    let mut guard = connect::plain(&path).await.map_err(failed)?;
+    let mark = format!("PRAGMA user_version = {GUARD}");
+    let marked = sqlx::raw_sql(sqlx::AssertSqlSafe(mark)).execute(&mut guard).await;
+    // It is written, or was not.
+    let _ = guard.close().await;
+    marked.map(drop).map_err(failed)
+}
+
+/// The log goes first: it is of no use to a file that is not there.
+fn rename(path: &Path) -> io::Result<()> {
+    let beside = |of: &Path, end: &str| -> PathBuf { format!("{}{end}", of.display()).into() };
+    let to = beside(path, ".migrated");
+    for end in ["-wal", "-shm", ""] {
+        match fs::rename(beside(path, end), beside(&to, end)) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            done => done?,
+        }
+    }
+    File::open(path.parent().expect("a file lies in a directory"))?.sync_all()
+}
+
+async fn format(path: &Path) -> sqlx::Result<i64> {
+    let (mut connection, _) = connect::readable(path).await?;
+    let found = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await;
+    // It only read.
+    let _ = connection.close().await;
+    found
+}

@@ -1,0 +1,16 @@
+//! The parts of the server, one at a time: no model computes, and the program does not run.
+//!
+//! Owns what a part promises by itself. Never what they promise together: that is in `model` and
+//! `program`.
+
+mod adapters;
+mod merge;
+mod meters;
+mod pages;
+mod registry;
+mod sampler;
+mod scheduler;
+mod simulate;
+mod source;
+mod text;
+mod turns;

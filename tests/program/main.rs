@@ -1,0 +1,4 @@
+//! The real program as its users meet it: over HTTP, and at the command line.
+
+mod api;
+mod cli;
