@@ -439,7 +439,7 @@ fn gpu_operations_that_only_the_cpu_has_are_told_to_the_reader() {
     glu(&gpu, Gate::Silu, &g, &u, 2, &mut out);
     let table = matrix(&gpu, 4, 32, &[0.5; 4 * 32]);
     embed(&gpu, &table, &[1, 2], 1.0, Segments::none(), &mut h);
-    let said = h.read(&gpu, 2).err().expect("the first of the two").to_string();
+    let said = h.read(&gpu, 2).expect_err("the first of the two").to_string();
     assert!(said.starts_with("glu is for the CPU only"), "{said}");
     assert_eq!(h.read(&gpu, 2).expect("nothing failed since"), [0.0; 64]);
 }
