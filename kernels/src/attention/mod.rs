@@ -265,33 +265,33 @@ impl<E: Stored> Pages<'_, E> {
         }
         let of_row = (rows.start, *kv_head);
         let last = *span.end();
-        for tile in span.start() / TOKENS..=last / TOKENS {
-            let pages = self.pages(of_row, tile, last, [std::ptr::null(); TILE_PAGES]);
+        for four in span.start() / TOKENS..=last / TOKENS {
+            let pages = self.pages(of_row, four, last, [std::ptr::null(); TILE_PAGES]);
             let next = match *then {
-                Some((row, kv_head, position)) if tile == last / TOKENS => {
+                Some((row, kv_head, position)) if four == last / TOKENS => {
                     self.pages((row, kv_head), position / TOKENS, job.span(row).1, pages)
                 }
-                _ => self.pages(of_row, tile + 1, last, pages),
+                _ => self.pages(of_row, four + 1, last, pages),
             };
             for (tile, states) in states.chunks_mut(TILE).enumerate() {
-                let turn = Tile {
+                let work = Tile {
                     job,
                     pages,
                     next: if tile == 0 { next } else { pages },
-                    start: tile * TOKENS,
+                    start: four * TOKENS,
                     sums: sums.add(tile * TILE * stride),
                 };
                 match states.len() {
-                    1 => turn.tile::<S, 1>(states),
-                    2 => turn.tile::<S, 2>(states),
-                    3 => turn.tile::<S, 3>(states),
-                    _ => turn.tile::<S, TILE>(states),
+                    1 => work.tile::<S, 1>(states),
+                    2 => work.tile::<S, 2>(states),
+                    3 => work.tile::<S, 3>(states),
+                    _ => work.tile::<S, TILE>(states),
                 }
             }
         }
     }
 
-    /// A head's pages of a turn of a row's sequence; those of `none` from behind the page of
+    /// A head's four pages of a row's sequence; those of `none` from behind the page of
     /// position `last` on.
     #[inline(always)]
     unsafe fn pages(
