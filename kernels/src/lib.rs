@@ -27,8 +27,8 @@
 //!
 //! Rows are ordered so that rows of one adapter are neighbours and base rows come last. Segment `g`
 //! is the rows `indptr[g]..indptr[g + 1]`, with `indptr[0] = 0`, strictly increasing. Its
-//! [`AdapterMix`] names slots of [`Residents`] and their weights. Rows from `indptr[G]` on belong to
-//! no adapter and cost nothing beyond the base model.
+//! [`AdapterMix`] names slots of [`Residents`] and their weights. Rows from `indptr[G]` on belong
+//! to no adapter and cost nothing beyond the base model.
 //!
 //! # Numerics
 //!

@@ -5,13 +5,14 @@
 //! count in a PEFT directory, one .gguf, or one archive are ever sent.
 
 use super::client::{Client, ServerArgs};
-use super::{bad_argument, say};
 use crate::adapters::format::files::is_archive;
 use crate::adapters::format::names::{
     CONFIG, GENERATION, TEMPLATE, TENSORS, TOKENIZER, TOKENIZER_CONFIG,
 };
+use crate::cli::calls::bad_argument;
 use crate::config::human;
 use crate::error::Result;
+use crate::terminal::say;
 use clap::{Args, Subcommand};
 use reqwest::{Method, multipart};
 use serde_json::{Value, json};
@@ -100,7 +101,7 @@ struct VersionArgs {
 
 pub fn run(args: AdapterArgs) -> Result<()> {
     let client = Client::new(&args.server, Duration::from_secs(600))?;
-    super::block_on(async {
+    crate::cli::calls::block_on(async {
         match args.verb {
             Verb::Push { name, from, force } => push(&client, &name, &from, force).await,
             Verb::List => list(&client).await,

@@ -5,9 +5,9 @@
 //! the conversation, so adapters can be compared.
 
 use super::client::{Client, ServerArgs};
-use super::say;
 use crate::error::{Error, Result};
 use crate::terminal;
+use crate::terminal::say;
 use clap::Args;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -56,7 +56,7 @@ struct Conversation {
 }
 
 pub fn run(args: ChatArgs) -> Result<()> {
-    super::block_on(async {
+    crate::cli::calls::block_on(async {
         let client = Client::new(&args.server, Duration::from_secs(3600))?;
         let model = match args.model_name {
             Some(name) => name,

@@ -3,7 +3,7 @@
 //! Owns addresses, keys and how a server's refusal becomes one line. Never prints. The thing to
 //! know: a server on this machine is reached directly, whatever proxy the environment names.
 
-use super::bad_argument;
+use super::calls::bad_argument;
 use super::sse::{SseEvent, SseReader};
 use crate::error::{Error, Kind, Result};
 use clap::Args;
@@ -233,7 +233,7 @@ pub struct HealthArgs {
 /// Succeeds when `/ready` answers 200 within the wait.
 pub fn health(args: HealthArgs) -> Result<()> {
     let client = Client::new(&args.server, Duration::from_secs(5))?;
-    super::block_on(async {
+    crate::cli::calls::block_on(async {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(args.wait);
         loop {
             match client.send(client.request(Method::GET, "/ready")).await {

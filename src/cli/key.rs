@@ -4,11 +4,12 @@
 //! thing to know: it takes the directory's lock, so a server that runs on it makes this refuse
 //! rather than be changed behind its back.
 
-use super::{bad_argument, say};
 use crate::access::{Access, Key, Limits, NewKey, Scope, Secret};
+use crate::cli::calls::bad_argument;
 use crate::config::{Config, Given};
 use crate::database::Storage;
 use crate::error::Result;
+use crate::terminal::say;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -131,7 +132,7 @@ pub fn run(args: KeyArgs) -> Result<()> {
     settings.extend(args.data_dir.as_deref().map(|dir| ("data_dir", dir)));
     let dir = Config::load(args.config.as_deref(), Given::of(&settings))?.data_dir;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    super::block_on(async {
+    crate::cli::calls::block_on(async {
         let storage = Storage::of(&dir);
         storage.lock()?;
         let access = Access::open_in(&storage, None).await?;

@@ -4,17 +4,18 @@
 //! The thing to know: the result appears whole or not at all: it is made beside its place and
 //! renamed.
 
-use super::{bad_argument, say};
 use crate::adapters::format::factors::{OpenAdapter, infer_shape, open};
 use crate::adapters::format::{files::AdapterFiles, write};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::source;
+use crate::cli::calls::bad_argument;
 use crate::error::{Error, Result};
 use crate::merge::compatibility::{Compatibility, CompatibilityReport};
 use crate::merge::report::{Overall, Report, SiteReport};
 use crate::merge::spec::{Election, Method, Options, OutputScale, Source, Spec, Units};
 use crate::merge::{Merge, Merged, Progress, check_sources, picture};
 use crate::shape::ModelShape;
+use crate::terminal::say;
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 

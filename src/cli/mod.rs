@@ -7,6 +7,7 @@
 
 pub mod adapter;
 pub mod bench;
+mod calls;
 pub mod chat;
 pub mod client;
 pub mod key;
@@ -15,11 +16,9 @@ pub mod serve;
 pub mod sse;
 pub mod verify;
 
-use crate::error::{Error, Result};
-use crate::terminal::{on_terminal, say};
+use crate::terminal::on_terminal;
 use clap::{Args, Parser, Subcommand};
 use polylora_kernels::Dtype;
-use std::future::Future;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -149,18 +148,4 @@ fn refuse(e: &clap::Error) -> ExitCode {
         .collect();
     eprintln!("{}; see --help", said.join(" "));
     ExitCode::from(2)
-}
-
-/// An argument that clap alone cannot check.
-fn bad_argument(message: impl Into<String>) -> Error {
-    Error::invalid("invalid_arguments", message)
-}
-
-/// Runs a client's future to its end; clients need one thread and leave the cores to the server.
-fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Error::fault(format!("cannot start the runtime: {e}")))?
-        .block_on(future)
 }

@@ -3,7 +3,7 @@
 //! Owns the queries. Never sees what is not committed. The thing to know: filters that are not
 //! given are NULL, which every row passes.
 
-use super::Record;
+use super::record::Record;
 use crate::database::Database;
 use crate::error::{Error, Result};
 use sqlx::Row;

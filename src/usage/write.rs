@@ -5,7 +5,7 @@
 //! records that are not committed yet are all that a crash can lose, and old ones go by a time that
 //! a clock which was set does not move.
 
-use super::{Message, Record, UsageOptions};
+use super::record::{Message, Record, UsageOptions};
 use crate::clock::{Now, Trusted};
 use crate::database::{Database, FULL};
 use crate::error::Result;
@@ -182,7 +182,8 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{MIGRATIONS, read};
+    use super::super::read;
+    use super::super::record::MIGRATIONS;
     use super::*;
     use crate::database::Storage;
 

@@ -3,8 +3,8 @@
 //!
 //! 64 adapters, room for 8, Zipf traffic. The slow disk is a pause where a load reads rows of the
 //! base weights (DoRA). A short run only checks that everybody is answered. A soak measures:
-//! medians of five runs of 20 seconds, in turns with runs in which all 64 have room, and then p99 of the
-//! time to first token may differ by a fifth.
+//! medians of five runs of 20 seconds, in turns with runs in which all 64 have room, and then p99
+//! of the time to first token may differ by a fifth.
 
 use polylora::adapters::registry::{Registry, RegistryOptions};
 use polylora::adapters::version::Publish;

@@ -8,6 +8,7 @@
 use super::files::AdapterFiles;
 use super::generation::{self, Generation};
 use super::names::{TOKENIZER, TOKENIZER_CONFIG};
+pub use super::template::Template;
 use super::tokenizer_config::{TokenizerConfig, read, token_text};
 use super::vocabulary;
 use crate::adapters::BaseText;
@@ -19,16 +20,6 @@ use std::path::Path;
 const TEMPLATE_BYTES_MAX: u64 = 256 << 10;
 /// Longest start or end token that a template may write.
 const TOKEN_CHARS_MAX: usize = 256;
-
-/// A chat template and the tokens it may write.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Template {
-    /// Jinja, or a JSON list of `{"name", "template"}`.
-    pub text: String,
-    /// `None`: the base's.
-    pub bos_token: Option<String>,
-    pub eos_token: Option<String>,
-}
 
 /// All of it, checked.
 #[derive(Debug, Default)]

@@ -22,6 +22,7 @@ mod peft;
 mod prepare;
 mod safetensors;
 mod summary;
+pub mod template;
 mod tensors;
 mod tokenizer_config;
 mod vocabulary;

@@ -7,7 +7,8 @@
 //! file is never half written. A file put there by hand has no stamp and is checked the first time.
 
 use super::download::{Remote, remove, sha256_of};
-use super::{Places, hub, lock};
+use super::hub;
+use super::places::{Places, lock};
 use crate::error::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::fs::File;

@@ -6,7 +6,7 @@
 //! when all of it is there, so weights in the cache mean a whole model.
 
 use super::download::{Progress, remove, sha256_of};
-use super::{Places, lock};
+use super::places::{Places, lock};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use std::collections::BTreeSet;

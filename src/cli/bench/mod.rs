@@ -11,8 +11,9 @@ pub mod plan;
 pub mod report;
 
 use super::client::{Client, ServerArgs};
-use super::{bad_argument, say};
+use crate::cli::calls::bad_argument;
 use crate::error::{Error, Result};
+use crate::terminal::say;
 use clap::Args;
 use contender::Contender;
 use plan::{Endpoint, Plan, Popularity, Target};
@@ -130,7 +131,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
         say(&format!("{state}\n"));
         return write(&args, report::state_json(&state));
     }
-    super::block_on(async {
+    crate::cli::calls::block_on(async {
         let contest = contest(&args).await?;
         say(&contest.table());
         write(&args, contest.json(options(&args)))?;

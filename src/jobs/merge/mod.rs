@@ -1,6 +1,6 @@
-//! Merges as jobs.
+//! Merges as jobs, one kind of work.
 //!
-//! Owns what is special to them: the sources, the survey without a job, the steps. Never queues or
+//! Owns what is special to them: the sources, the report without a job, the steps. Never queues or
 //! publishes: that is the same for every kind of work.
 
 mod check;
