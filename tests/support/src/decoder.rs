@@ -34,7 +34,7 @@ pub fn model(checkpoint: &Checkpoint, dtype: Dtype, tokens: usize) -> Model {
     Model::new(Arc::new(weights), device, &options).expect("a model")
 }
 
-/// Logits of every row of every part, in order: [rows]`[V]`.
+/// Logits of every row of every part, in order: `[rows][V]`.
 pub fn step(model: &mut Model, parts: &[Part]) -> Vec<Vec<f32>> {
     let mut batch = Batch {
         page_indptr: vec![0],
