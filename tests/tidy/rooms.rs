@@ -234,6 +234,11 @@ const TIED: &[(&str, &str)] = &[
          crate::database::storage",
         "a storage probes the databases that tell it of a failed write",
     ),
+    ("crate::matrix ↔ crate::matrix::cpu", "what packs a matrix and what holds it"),
+    (
+        "crate::simd ↔ crate::simd::avx2 ↔ crate::simd::avx512 ↔ crate::simd::portable",
+        "a trait and its implementations, which the same file chooses from",
+    ),
 ];
 
 #[test]
@@ -241,14 +246,14 @@ fn no_file_names_one_that_names_it() {
     let circles = |files: &[(String, String)]| -> Vec<String> {
         Graph::of(files).circles().iter().map(|circle| circle.join(" ↔ ")).collect()
     };
-    let found = circles(&files("src", &[".rs"]));
+    let mut found = circles(&files("src", &[".rs"]));
+    let kernels = files("kernels/src", &[".rs"]).into_iter();
+    let kernels = kernels.map(|(path, text)| (path["kernels/".len()..].to_owned(), text));
+    found.extend(circles(&kernels.collect::<Vec<_>>()));
     let untied = TIED.iter().filter(|(tied, _)| !found.iter().any(|circle| circle == tied));
     none(untied.map(|(tied, _)| format!("{tied} is excepted, and is no circle")).collect());
     let new = |circle: &&String| !TIED.iter().any(|(tied, _)| tied == circle);
     none(found.iter().filter(new).cloned().collect());
-    let kernels = files("kernels/src", &[".rs"]).into_iter();
-    let kernels = kernels.map(|(path, text)| (path["kernels/".len()..].to_owned(), text));
-    none(circles(&kernels.collect::<Vec<_>>()));
     let planted = |b: &str| {
         let file = |path: &str, text: &str| (path.to_owned(), text.to_owned());
         [
