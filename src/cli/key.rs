@@ -6,13 +6,14 @@
 
 use crate::access::{Access, Key, Limits, NewKey, Scope, Secret};
 use crate::cli::calls::bad_argument;
+use crate::clock::Now;
 use crate::config::{Config, Given};
 use crate::database::Storage;
 use crate::error::Result;
 use crate::terminal::say;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -131,7 +132,7 @@ pub fn run(args: KeyArgs) -> Result<()> {
     settings.extend(args.model.as_deref().map(|model| ("model", model)));
     settings.extend(args.data_dir.as_deref().map(|dir| ("data_dir", dir)));
     let dir = Config::load(args.config.as_deref(), Given::of(&settings))?.data_dir;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = Now::read().wall;
     crate::cli::calls::block_on(async {
         let storage = Storage::of(&dir);
         storage.lock()?;

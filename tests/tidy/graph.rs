@@ -3,7 +3,7 @@
 //! Owns the reading of `use` and of paths, re-exports followed to the file that defines a name.
 //! Never judges style.
 
-use crate::source::code_of;
+use crate::source::{code_of, leaves};
 use fancy_regex::Regex;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,36 +33,6 @@ pub fn module_of(path: &str) -> Module {
         "lib" => "crate".to_owned(),
         _ => format!("crate::{}", inner.replace('/', "::")),
     }
-}
-
-/// The leaves of `a::{b, c::{self, d as e}}`, with the names they get.
-pub fn leaves(tree: &str) -> Vec<(Vec<String>, String)> {
-    fn walk(rest: &str, before: &[String], found: &mut Vec<(Vec<String>, String)>) {
-        let rest = rest.trim();
-        if let Some(group) = rest.strip_prefix('{').and_then(|r| r.strip_suffix('}')) {
-            let (mut depth, mut from) = (0, 0);
-            for (i, c) in group.char_indices().chain([(group.len(), ',')]) {
-                depth += i32::from(c == '{') - i32::from(c == '}');
-                if c == ',' && depth == 0 {
-                    walk(&group[from..i], before, found);
-                    from = i + 1;
-                }
-            }
-        } else if let Some((head, tail)) = rest.split_once("::") {
-            let path = [before, &[head.trim().to_owned()]].concat();
-            walk(tail, &path, found);
-        } else if !rest.is_empty() {
-            let (name, alias) = rest.split_once(" as ").unwrap_or((rest, rest));
-            let (name, alias) = (name.trim(), alias.trim());
-            match (name, before.last()) {
-                ("self", Some(last)) => found.push((before.to_vec(), last.clone())),
-                _ => found.push(([before, &[name.to_owned()]].concat(), alias.to_owned())),
-            }
-        }
-    }
-    let mut found = Vec::new();
-    walk(tree, &[], &mut found);
-    found
 }
 
 impl Graph {

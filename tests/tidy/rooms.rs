@@ -58,6 +58,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "model",
             "checkpoint",
             "adapters",
+            "clock",
             "config",
             "database",
             "shape",

@@ -87,6 +87,36 @@ pub fn functions(code: &str) -> Vec<(String, usize, usize)> {
     found
 }
 
+/// The leaves of `a::{b, c::{self, d as e}}`, with the names they get.
+pub fn leaves(tree: &str) -> Vec<(Vec<String>, String)> {
+    fn walk(rest: &str, before: &[String], found: &mut Vec<(Vec<String>, String)>) {
+        let rest = rest.trim();
+        if let Some(group) = rest.strip_prefix('{').and_then(|r| r.strip_suffix('}')) {
+            let (mut depth, mut from) = (0, 0);
+            for (i, c) in group.char_indices().chain([(group.len(), ',')]) {
+                depth += i32::from(c == '{') - i32::from(c == '}');
+                if c == ',' && depth == 0 {
+                    walk(&group[from..i], before, found);
+                    from = i + 1;
+                }
+            }
+        } else if let Some((head, tail)) = rest.split_once("::") {
+            let path = [before, &[head.trim().to_owned()]].concat();
+            walk(tail, &path, found);
+        } else if !rest.is_empty() {
+            let (name, alias) = rest.split_once(" as ").unwrap_or((rest, rest));
+            let (name, alias) = (name.trim(), alias.trim());
+            match (name, before.last()) {
+                ("self", Some(last)) => found.push((before.to_vec(), last.clone())),
+                _ => found.push(([before, &[name.to_owned()]].concat(), alias.to_owned())),
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(tree, &[], &mut found);
+    found
+}
+
 /// Modules of this crate that the code names.
 pub fn imports(code: &str) -> BTreeSet<String> {
     let path = Regex::new(r"\bcrate::(\w+)").expect("a pattern");
@@ -96,16 +126,8 @@ pub fn imports(code: &str) -> BTreeSet<String> {
         named.insert(c[1].to_owned());
     }
     for c in group.captures_iter(code).map(|c| c.expect("no backtrack limit")) {
-        let mut depth = 0;
-        let top: String = c[1]
-            .chars()
-            .filter(|ch| {
-                depth += i32::from(*ch == '{') - i32::from(*ch == '}');
-                depth == 0 && *ch != '}'
-            })
-            .collect();
-        let heads = top.split(',').map(|p| p.trim().split("::").next().unwrap_or_default());
-        named.extend(heads.filter(|h| !h.is_empty()).map(str::to_owned));
+        let heads = leaves(&format!("{{{}}}", &c[1])).into_iter();
+        named.extend(heads.map(|(path, _)| path[0].clone()));
     }
     named
 }

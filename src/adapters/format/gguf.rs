@@ -72,7 +72,7 @@ fn check_metadata(metadata: &BTreeMap<String, Value>, shape: &ModelShape) -> Res
     };
     let wanted = |key: &str, wanted: &str| match text(key)? {
         found if found == wanted => Ok(()),
-        found => Err(invalid(format!("`{key}` is `{}`, not `{wanted}`", cut(found)))),
+        found => Err(invalid(format!("`{key}` is `{}`, not `{wanted}`", brief(found)))),
     };
     wanted("general.type", "adapter")?;
     wanted("adapter.type", "lora")?;
@@ -82,7 +82,7 @@ fn check_metadata(metadata: &BTreeMap<String, Value>, shape: &ModelShape) -> Res
             "architecture_mismatch",
             format!(
                 "`general.architecture` is `{}`; the served model's is `{expected}`",
-                cut(found)
+                brief(found)
             ),
         ));
     }
@@ -91,7 +91,7 @@ fn check_metadata(metadata: &BTreeMap<String, Value>, shape: &ModelShape) -> Res
         if !ADAPTER_KEYS.contains(&key.as_str()) {
             return Err(Error::unprocessable(
                 "unsupported_config_field",
-                format!("the GGUF key `{}` changes how the adapter applies", cut(key)),
+                format!("the GGUF key `{}` changes how the adapter applies", brief(key)),
             ));
         }
     }
@@ -133,7 +133,7 @@ fn pair(file: &TensorFile, shape: &ModelShape) -> Result<BTreeMap<Module, Pair>>
                 format!(
                     "tensor `{}` fits no module of this model; names look like \
                      `blk.0.attn_q.weight.lora_a`",
-                    cut(&tensor.name)
+                    brief(&tensor.name)
                 ),
             ),
         })?;
@@ -220,10 +220,6 @@ fn scale(alpha: f32, rank: usize) -> f32 {
     if alpha == 0.0 { 1.0 } else { alpha / rank as f32 }
 }
 
-fn cut(s: &str) -> String {
-    brief(s)
-}
-
 /// A metadata value, as far as the loader looks at it.
 enum Value {
     Text(String),
@@ -266,7 +262,7 @@ fn open(path: &Path) -> Result<(BTreeMap<String, Value>, TensorFile)> {
         let kind = r.u32()?;
         let value = r.value(kind)?;
         if metadata.insert(key.clone(), value).is_some() {
-            return Err(invalid(format!("the key `{}` is there twice", cut(&key))));
+            return Err(invalid(format!("the key `{}` is there twice", brief(&key))));
         }
     }
     let alignment = match metadata.get("general.alignment") {
@@ -285,10 +281,10 @@ fn open(path: &Path) -> Result<(BTreeMap<String, Value>, TensorFile)> {
         let (Some(from), Some(to)) =
             (t.range.start.checked_add(start), t.range.end.checked_add(start))
         else {
-            return Err(invalid(format!("the offset of tensor `{}` overflows", cut(&t.name))));
+            return Err(invalid(format!("the offset of tensor `{}` overflows", brief(&t.name))));
         };
         if !t.range.start.is_multiple_of(alignment) {
-            return Err(invalid(format!("tensor `{}` is not aligned", cut(&t.name))));
+            return Err(invalid(format!("tensor `{}` is not aligned", brief(&t.name))));
         }
         t.range = from..to;
     }
@@ -365,7 +361,7 @@ impl Header {
         let name = self.string()?;
         let count = self.u32()?;
         if count > DIMENSIONS_MAX {
-            return Err(invalid(format!("tensor `{}` has {count} dimensions", cut(&name))));
+            return Err(invalid(format!("tensor `{}` has {count} dimensions", brief(&name))));
         }
         let mut shape = Vec::with_capacity(count as usize);
         for _ in 0..count {
@@ -383,7 +379,7 @@ impl Header {
                     "unsupported_dtype",
                     format!(
                         "tensor `{}` has GGML type {other}; F32, F16, BF16 and Q8_0 are supported",
-                        cut(short(&name))
+                        brief(short(&name))
                     ),
                 ));
             }
@@ -393,7 +389,7 @@ impl Header {
         let bytes = values.and_then(|n| storage.bytes(n)).map(|n| n as u64);
         let end = bytes.and_then(|n| start.checked_add(n));
         let Some(end) = end else {
-            return Err(invalid(format!("tensor `{}` has shape {shape:?}", cut(&name))));
+            return Err(invalid(format!("tensor `{}` has shape {shape:?}", brief(&name))));
         };
         Ok(Tensor { name, storage, shape, range: start..end })
     }

@@ -4,7 +4,8 @@
 //! every byte that comes out is counted as it comes, so a small archive cannot become a large
 //! directory.
 
-use super::received::{Budget, Files, GGUF};
+use super::received::{Budget, Files};
+use crate::adapters::format::names::GGUF;
 use crate::database::write_failed;
 use crate::error::{Error, Result, brief};
 use std::fs::File;

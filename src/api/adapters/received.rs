@@ -7,8 +7,6 @@ use crate::adapters::registry::{Registry, Staging};
 use crate::error::{Error, Kind, Result, brief};
 use std::path::PathBuf;
 
-/// A GGUF adapter that comes without a name.
-pub const GGUF: &str = "adapter.gguf";
 /// Bytes to the disk between two looks at what is left there.
 const DISK_STEP: usize = 256 << 10;
 /// Names listed back to the client, at most.

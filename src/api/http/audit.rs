@@ -64,10 +64,7 @@ async fn carry_out(
     let (mut response, subject) = match api.access.check_refusals(&caller, Now::read().monotonic) {
         Ok(()) => {
             let (mut parts, content) = request.into_parts();
-            let mut subject = parameter(&mut parts, "name").await;
-            if subject.is_none() {
-                subject = parameter(&mut parts, "id").await;
-            }
+            let subject = parameter(&mut parts, &["name", "id"]).await;
             (next.run(Request::from_parts(parts, content)).await, subject)
         }
         Err(flood) => (flood.into_response(), None),

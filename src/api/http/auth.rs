@@ -66,7 +66,7 @@ pub async fn judge(request: Request, next: Next) -> Response {
         return error.into_response();
     }
     let (mut parts, content) = request.into_parts();
-    if let Some(name) = parameter(&mut parts, "name").await.filter(|name| !caller.sees(name)) {
+    if let Some(name) = parameter(&mut parts, &["name"]).await.filter(|name| !caller.sees(name)) {
         return match parts.method == Method::PUT {
             true => not_allowed(&name).into_response(),
             false => not_found(&name).into_response(),
@@ -75,10 +75,11 @@ pub async fn judge(request: Request, next: Next) -> Response {
     next.run(Request::from_parts(parts, content)).await
 }
 
-/// A parameter of the path.
-pub async fn parameter(parts: &mut Parts, key: &str) -> Option<String> {
+/// A parameter of the path: the first of these that it has.
+pub async fn parameter(parts: &mut Parts, keys: &[&str]) -> Option<String> {
     let params = RawPathParams::from_request_parts(parts, &()).await.ok()?;
-    params.iter().find(|(k, _)| *k == key).map(|(_, value)| value.to_owned())
+    let of = |key: &&str| params.iter().find(|(k, _)| k == key).map(|(_, value)| value.to_owned());
+    keys.iter().find_map(of)
 }
 
 /// Whether `caller` may use routes of `scope`. Errors: `insufficient_scope`.
