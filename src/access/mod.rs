@@ -56,7 +56,7 @@ struct Inner {
     /// Records of deeds that were done when the disk took no more.
     late: Mutex<Vec<Record>>,
     /// One change at a time.
-    turn: tokio::sync::Mutex<()>,
+    changes: tokio::sync::Mutex<()>,
 }
 
 impl Access {
@@ -79,7 +79,7 @@ impl Access {
             refusals: Refusals::default(),
             bootstrap,
             late: Mutex::default(),
-            turn: tokio::sync::Mutex::new(()),
+            changes: tokio::sync::Mutex::new(()),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -117,7 +117,7 @@ impl Access {
     /// `operator_key_missing`, `key_limit_reached`.
     pub async fn create(&self, new: NewKey, now: Duration) -> Result<(Key, Secret)> {
         let key = new.check(now)?;
-        let _turn = self.inner.turn.lock().await;
+        let _change = self.inner.changes.lock().await;
         let keys = self.keys();
         if keys.len() >= KEYS_MAX {
             let message = format!("{KEYS_MAX} keys are kept, which is the limit");
@@ -147,7 +147,7 @@ impl Access {
             let message = format!("`overlap_seconds` must be from 0 to {OVERLAP_SECONDS_MAX}");
             return Err(Error::invalid("invalid_value", message).param("overlap_seconds"));
         }
-        let _turn = self.inner.turn.lock().await;
+        let _change = self.inner.changes.lock().await;
         let key = self.key(id)?;
         if key.revoked.is_some() {
             let message = format!("the key `{id}` is revoked; make a new one");
@@ -163,7 +163,7 @@ impl Access {
 
     /// Ends a key at once; a second time changes nothing. Errors: `key_not_found`.
     pub async fn revoke(&self, id: &str, now: Duration) -> Result<Key> {
-        let _turn = self.inner.turn.lock().await;
+        let _change = self.inner.changes.lock().await;
         if self.key(id)?.revoked.is_none() {
             let rows = self.inner.store.revoke(id, now.as_secs(), &self.used()).await?;
             self.replace(rows);
@@ -174,7 +174,7 @@ impl Access {
     /// Writes down when keys were last used, what they used of their quotas, and how many refusals
     /// were only counted. To be called now and then: a crash loses what is newer.
     pub async fn flush(&self) -> Result<()> {
-        let _turn = self.inner.turn.lock().await;
+        let _change = self.inner.changes.lock().await;
         self.record_late().await?;
         let sums = self.inner.refusals.take_sums();
         if let Err(e) = self.inner.store.record(&sums).await {
@@ -242,7 +242,7 @@ impl Access {
             let message = format!("`{bound}` bounds a tenant and goes with a key, not with a name");
             return Err(Error::invalid("invalid_value", message).param(bound));
         }
-        let _turn = self.inner.turn.lock().await;
+        let _change = self.inner.changes.lock().await;
         let write = || self.inner.adapters.write().unwrap_or_else(PoisonError::into_inner);
         if limits.is_empty() {
             self.inner.store.remove_limits(name).await?;
@@ -307,7 +307,7 @@ impl Access {
 
     /// Moves records out of the audit log into a file; `None` when there are none to move.
     pub async fn rotate_audit(&self, cut: Cut, now: Duration) -> Result<Option<Archived>> {
-        let _turn = self.inner.turn.lock().await;
+        let _change = self.inner.changes.lock().await;
         let before = match cut {
             Cut::Before(id) => id,
             Cut::Older(age) => {
@@ -332,7 +332,7 @@ impl Access {
         self.ring(Keyring::take_used)
     }
 
-    /// After a change; whoever calls holds the turn.
+    /// After a change; the caller holds `changes`.
     fn replace(&self, rows: keyring::Rows) {
         let ring = Keyring::new(rows, self.inner.bootstrap);
         *self.inner.ring.write().unwrap_or_else(PoisonError::into_inner) = ring;

@@ -143,8 +143,8 @@ pub(super) fn read_file(path: &Path) -> Result<Given> {
     let mut given = Given::default();
     for (name, value) in table {
         let at = |why: String| {
-            let place = line(name.span().start);
-            wrong(format!("{shown}:{place}: {} {why}", name.get_ref()))
+            let number = line(name.span().start);
+            wrong(format!("{shown}:{number}: {} {why}", name.get_ref()))
         };
         if let Some(gone) = Gone::named(name.get_ref()) {
             return Err(at(gone.why()));

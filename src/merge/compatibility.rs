@@ -45,11 +45,11 @@ pub struct SiteCompatibility {
 }
 
 impl SiteCompatibility {
-    pub fn new(place: FactorSite, dims: FactorDims, rank: usize, survey: Survey) -> Self {
+    pub fn new(site: FactorSite, dims: FactorDims, rank: usize, survey: Survey) -> Self {
         Self {
-            site: place.path(),
-            projection: place.name(),
-            layer: place.layer(),
+            site: site.path(),
+            projection: site.name(),
+            layer: site.layer(),
             inputs: dims.inputs,
             outputs: dims.outputs,
             rank,

@@ -32,7 +32,7 @@ use std::collections::BTreeMap;
 /// Most ranks of all sources at one site: beyond it the small core is no longer small.
 const UNITS_MAX: usize = 4096;
 
-/// Reads what a source (by number) has at a place; called in the order of sites.
+/// Reads what a source (by number) has at a site; called in the order of sites.
 pub type Reader<'a> = dyn FnMut(usize, FactorSite) -> Result<Option<ModuleFactors>> + 'a;
 
 /// A merge under way.
@@ -48,7 +48,7 @@ pub struct Merge {
 
 /// What is known of a site from the headers.
 struct SitePlan {
-    place: FactorSite,
+    site: FactorSite,
     dims: FactorDims,
     /// Rank of the result: given, or the largest that the site can use.
     rank: usize,
@@ -130,14 +130,14 @@ impl Merge {
         }
         let mut at: BTreeMap<FactorSite, Vec<(usize, FactorDims)>> = BTreeMap::new();
         for (source, list) in modules.iter().enumerate() {
-            for (place, dims) in *list {
-                at.entry(*place).or_default().push((source, *dims));
+            for (site, dims) in *list {
+                at.entry(*site).or_default().push((source, *dims));
             }
         }
         let largest = at.values().flatten().map(|(_, d)| d.rank).max().unwrap_or(0);
         let sites = at
             .into_iter()
-            .map(|(place, parts)| plan(&spec, place, &parts, largest))
+            .map(|(site, parts)| plan(&spec, site, &parts, largest))
             .collect::<Result<Vec<_>>>()?;
         if sites.is_empty() {
             return Err(refuse("the sources hold no factors"));
@@ -184,7 +184,7 @@ impl Merge {
     pub fn compatibility(self) -> CompatibilityReport {
         let seen = self.sites.iter().zip(self.surveys);
         let sites: Vec<_> = seen
-            .map(|(p, survey)| SiteCompatibility::new(p.place, p.dims, p.rank, survey))
+            .map(|(p, survey)| SiteCompatibility::new(p.site, p.dims, p.rank, survey))
             .collect();
         CompatibilityReport { spec: self.spec, overall: Compatibility::of(sites.iter()), sites }
     }
@@ -196,7 +196,7 @@ impl Merge {
             self.look(sites, read)?;
         } else {
             let merged = self.each(self.done.len(), sites, read, |plan, parts| {
-                let order = Order { spec: &self.spec, place: plan.place, rank: plan.rank };
+                let order = Order { spec: &self.spec, site: plan.site, rank: plan.rank };
                 site::merge(&order, parts)
             })?;
             self.done.extend(merged);
@@ -217,7 +217,7 @@ impl Merge {
         for plan in plans {
             let mut factors = Vec::new();
             for source in 0..self.spec.sources.len() {
-                let read = read(source, plan.place)?;
+                let read = read(source, plan.site)?;
                 factors.extend(read.map(|f| (source, f)));
             }
             inputs.push((plan, factors));
@@ -265,7 +265,7 @@ impl Merge {
         let mut modules = BTreeMap::new();
         let mut sites = Vec::with_capacity(self.done.len());
         for (plan, merged) in self.sites.iter().zip(self.done) {
-            modules.insert(plan.place, merged.factors);
+            modules.insert(plan.site, merged.factors);
             sites.push(merged.report);
         }
         let overall = Overall::of(&sites);
@@ -287,7 +287,7 @@ fn usable(method: Method, dims: FactorDims, ranks: usize) -> usize {
 
 fn plan(
     spec: &Spec,
-    place: FactorSite,
+    site: FactorSite,
     parts: &[(usize, FactorDims)],
     largest: usize,
 ) -> Result<SitePlan> {
@@ -299,7 +299,7 @@ fn plan(
                 "base_mismatch",
                 format!(
                     "`{}` is {} × {} in {} and {} × {} in {}",
-                    place.path(),
+                    site.path(),
                     dims.outputs,
                     dims.inputs,
                     name(first),
@@ -312,8 +312,7 @@ fn plan(
     }
     let ranks: usize = parts.iter().map(|(_, d)| d.rank).sum();
     let too_many = |limit: usize, hint: &str| {
-        let message =
-            format!("{ranks} ranks meet at `{}`, more than {limit}: {hint}", place.path());
+        let message = format!("{ranks} ranks meet at `{}`, more than {limit}: {hint}", site.path());
         Err(Error::unprocessable("rank_out_of_range", message))
     };
     if ranks > UNITS_MAX {
@@ -324,5 +323,5 @@ fn plan(
     }
     let wanted = spec.options.rank.unwrap_or(largest);
     let rank = wanted.min(usable(spec.method, dims, ranks));
-    Ok(SitePlan { place, dims, rank, units: ranks })
+    Ok(SitePlan { site, dims, rank, units: ranks })
 }

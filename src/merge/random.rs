@@ -1,6 +1,6 @@
 //! Random numbers that are the same wherever a merge runs.
 //!
-//! Owns one small generator (SplitMix64) and how a place in a merge becomes its seed. Never keeps
+//! Owns one small generator (SplitMix64) and how a part of a merge becomes its seed. Never keeps
 //! state between sites. The thing to know: a stream is named by words, so a site's numbers depend
 //! neither on the order of sites nor on threads.
 

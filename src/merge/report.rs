@@ -199,7 +199,7 @@ pub fn measure(stack: &Stack, parts: &[Part<'_>], merged: &Product) -> Result<Me
 
 impl SiteReport {
     pub fn new(
-        place: FactorSite,
+        site: FactorSite,
         merged: &Product,
         survey: Survey,
         measured: &Measured,
@@ -207,9 +207,9 @@ impl SiteReport {
     ) -> Self {
         let relative = |x: f64| if x == 0.0 { 0.0 } else { x / survey.norm_exact };
         Self {
-            site: place.path(),
-            projection: place.name(),
-            layer: place.layer(),
+            site: site.path(),
+            projection: site.name(),
+            layer: site.layer(),
             inputs: merged.a.nrows(),
             outputs: merged.b.nrows(),
             rank: merged.a.ncols(),

@@ -17,7 +17,7 @@ use faer::{Mat, MatRef};
 /// Everything that decides a site's result beside the factors.
 pub struct Order<'a> {
     pub spec: &'a Spec,
-    pub place: FactorSite,
+    pub site: FactorSite,
     /// Rank of the result, for methods that take one.
     pub rank: usize,
 }
@@ -33,7 +33,7 @@ pub struct MergedSite {
 pub fn merge(order: &Order<'_>, parts: &[Part<'_>]) -> Result<MergedSite> {
     let stack = Stack::new(parts);
     let survey = report::survey(&stack, parts, order.spec.sources.len())?;
-    let path = order.place.path();
+    let path = order.site.path();
     let mut lego = None;
     let product = match order.spec.method {
         Method::Cat => weighted(&stack, parts),
@@ -67,7 +67,7 @@ pub fn merge(order: &Order<'_>, parts: &[Part<'_>]) -> Result<MergedSite> {
     }
     let product = Product::of(&factors);
     let measured = report::measure(&stack, parts, &product)?;
-    let report = SiteReport::new(order.place, &product, survey, &measured, lego);
+    let report = SiteReport::new(order.site, &product, survey, &measured, lego);
     Ok(MergedSite { factors, report })
 }
 
@@ -141,7 +141,7 @@ fn entries_of_factors(order: &Order<'_>, parts: &[Part<'_>], rule: Rule) -> Resu
                 "{} mixes factors, which needs equal ranks: at `{}` {} has {} and {} has {}; the \
                  _svd form, svd and lego take any",
                 order.spec.method.name(),
-                order.place.path(),
+                order.site.path(),
                 name(&parts[0]),
                 dims.rank,
                 name(other),
@@ -173,7 +173,7 @@ fn entries_of_products(order: &Order<'_>, parts: &[Part<'_>], rule: Rule) -> Res
         return Err(refuse(format!(
             "{} needs the whole {outputs} × {inputs} product of `{}`, which is too large",
             order.spec.method.name(),
-            order.place.path()
+            order.site.path()
         )));
     }
     let full = |p: &Part<'_>| -> Vec<f32> {
@@ -206,7 +206,7 @@ const ROWS: usize = 256;
 
 /// DARE's choices depend on seed, site, source and tensor, not on the order of sources.
 fn streams(order: &Order<'_>, parts: &[Part<'_>], which: u64) -> Vec<Stream> {
-    let site = word(&order.place.path());
+    let site = word(&order.site.path());
     let source = |p: &Part<'_>| word(&order.spec.sources[p.source].name);
     parts.iter().map(|p| Stream::new(&[order.spec.seed, site, source(p), which])).collect()
 }

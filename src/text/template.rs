@@ -3,8 +3,8 @@
 //! Owns the Jinja environment, set up as transformers sets up its own, and the small repairs of
 //! messages that templates count on. Never encodes. The thing to know: a template has no files, no
 //! other templates, no clock but `strftime_now`, a budget of steps and of output; where it fails on
-//! a client's messages, that is the client's error, in the template's words. A template of a
-//! stranger is rendered in another process besides (`sandbox`): memory has no budget here.
+//! a client's messages, that is the client's error, in the template's words. An untrusted
+//! template is rendered in another process besides (`sandbox`): memory has no budget here.
 //!
 //! Messages are passed as they came, except: text parts of `content` are joined by a newline unless
 //! the template reads parts itself (it iterates over something named content); `arguments` of a

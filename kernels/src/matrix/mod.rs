@@ -11,15 +11,10 @@ use half::bf16;
 
 use crate::cuda;
 use crate::device::{Device, Kind, Memory, On};
-use crate::simd::LANES;
 use crate::{Error, WeightDtype};
+pub(crate) use cpu::{BLOCK, BLOCK_PANELS};
 pub use ints::{Group, Grouped};
 pub use pack::{Block, Panel};
-
-/// Panels of a full block.
-pub(crate) const BLOCK_PANELS: usize = 4;
-/// Outputs of a full block.
-pub(crate) const BLOCK: usize = BLOCK_PANELS * LANES;
 
 /// See the module page.
 pub struct Matrix {

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Kernel, LANES, Simd};
+use super::lanes::{Kernel, LANES, Simd};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2;

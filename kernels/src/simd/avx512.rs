@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Kernel, LANES, Simd};
+use super::lanes::{Kernel, LANES, Simd};
 
 /// `VNNI`: the CPU multiplies bytes itself. `BF16`: and bf16 pairs.
 #[derive(Clone, Copy)]

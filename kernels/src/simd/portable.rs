@@ -3,7 +3,7 @@
 
 use half::{bf16, f16};
 
-use super::{LANES, Simd};
+use super::lanes::{LANES, Simd};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;

@@ -99,11 +99,11 @@ impl OpenAdapter {
     }
 
     /// Reads one module's factors; `None` where the adapter has none. Errors: `non_finite_values`.
-    pub fn read(&self, place: FactorSite) -> Result<Option<ModuleFactors>> {
-        let Some((_, dims)) = self.modules.iter().find(|(p, _)| *p == place) else {
+    pub fn read(&self, site: FactorSite) -> Result<Option<ModuleFactors>> {
+        let Some((_, dims)) = self.modules.iter().find(|(p, _)| *p == site) else {
             return Ok(None);
         };
-        let factors = match place {
+        let factors = match site {
             FactorSite::Site(site) => self.parsed.sites.get(&site).and_then(|s| s.factors.as_ref()),
             FactorSite::Embedding => self.parsed.embedding.as_ref(),
         };

@@ -1,8 +1,8 @@
 //! The header of a safetensors file, read with limits.
 //!
 //! Owns the checks of that format: sizes, types, offsets, no overlap, no gap, no name twice. Never
-//! reads values. The thing to know: the file comes from a stranger, so no size in it is believed
-//! before it is compared with the file.
+//! reads values. The thing to know: the file is untrusted, so no size in it is believed before
+//! it is compared with the file's own.
 
 use super::names::unreadable;
 use super::tensors::{Storage, TENSORS_MAX, Tensor, TensorFile, check_layout};

@@ -1,6 +1,6 @@
 //! A bundle's tokenizer against the base's.
 //!
-//! Owns which differences matter. Never builds a tokenizer from a stranger's file: its tokens are
+//! Owns which differences matter. Never builds a tokenizer from an untrusted file: its tokens are
 //! read one by one and looked up. The thing to know: folders of PEFT carry a copy of the base's
 //! tokenizer; a token that the base has not, or has under another id, would make other prompts than
 //! the adapter was trained on, so it is refused; what training leaves behind (padding, truncation,

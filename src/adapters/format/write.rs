@@ -25,7 +25,7 @@ pub fn write(
     let failed = |name: &str, e: std::io::Error| write_failed(&what(name), &e);
     let config = format!("{:#}\n", config(modules, base_model));
     std::fs::write(dir.join(CONFIG), config).map_err(|e| failed(CONFIG, e))?;
-    let tensors = modules.iter().flat_map(|(place, m)| tensors(*place, m));
+    let tensors = modules.iter().flat_map(|(site, m)| tensors(*site, m));
     safetensors::serialize_to_file(tensors, None, &dir.join(TENSORS)).map_err(|e| match e {
         SafeTensorError::IoError(e) => failed(TENSORS, e),
         e => Error::fault(format!("{}: {e}", what(TENSORS))),
@@ -83,8 +83,8 @@ fn by_name(
     modules: &BTreeMap<FactorSite, ModuleFactors>,
 ) -> BTreeMap<&str, Vec<(FactorSite, usize)>> {
     let mut out: BTreeMap<&str, Vec<(FactorSite, usize)>> = BTreeMap::new();
-    for (place, m) in modules {
-        out.entry(place.name()).or_default().push((*place, m.dims.rank));
+    for (site, m) in modules {
+        out.entry(site.name()).or_default().push((*site, m.dims.rank));
     }
     out
 }
@@ -97,12 +97,12 @@ fn usual(ranks: impl Iterator<Item = usize>) -> usize {
 }
 
 /// A and B under PEFT's names.
-fn tensors(place: FactorSite, m: &ModuleFactors) -> [(String, Factor<'_>); 2] {
-    let [a, b] = match place {
+fn tensors(site: FactorSite, m: &ModuleFactors) -> [(String, Factor<'_>); 2] {
+    let [a, b] = match site {
         FactorSite::Embedding => ["lora_embedding_A", "lora_embedding_B"],
         FactorSite::Site(_) => ["lora_A.weight", "lora_B.weight"],
     };
-    let name = |part: &str| format!("base_model.model.{}.{part}", place.path());
+    let name = |part: &str| format!("base_model.model.{}.{part}", site.path());
     let d = m.dims;
     [
         (name(a), Factor { shape: [d.rank, d.inputs], values: &m.a }),

@@ -1,4 +1,4 @@
-//! The door of inference: a request takes its place at its key before its body is read.
+//! Where inference begins: a request counts against its key before its body is read.
 //!
 //! Owns nothing. Never judges anything but the key's limits. The thing to know: it stands before
 //! the body among a handler's arguments, and these are read in order.

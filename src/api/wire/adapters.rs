@@ -9,7 +9,9 @@ pub struct AdapterList {
     pub object: &'static str,
     /// Every version of every name, by name then version.
     pub data: Vec<AdapterVersion>,
+    /// Bytes of all resident versions.
     pub resident_bytes: u64,
+    /// Their budget.
     pub resident_bytes_max: u64,
 }
 
@@ -33,12 +35,15 @@ pub struct AdapterVersion {
     /// `name@version`
     pub id: String,
     pub name: String,
+    /// Counts from 1 for each name and is never given again.
     pub version: u64,
     /// The tenant that owns the name; null: an operator, or another tenant than yours.
     pub owner: Option<String>,
+    /// `sha256:` of the content: the same files have the same digest under any name.
     pub digest: String,
     /// `ready`, `ineffective` or `draining`
     pub state: &'static str,
+    /// Whether the bare name means this version.
     pub current: bool,
     /// Stays resident and is kept until unpinned.
     pub pinned: bool,
@@ -48,7 +53,9 @@ pub struct AdapterVersion {
     pub leases: usize,
     /// Unix seconds
     pub created: u64,
+    /// Bytes on disk.
     pub file_bytes: u64,
+    /// Bytes in memory while it is resident.
     pub resident_bytes: u64,
     /// Served although the probe saw no change.
     pub forced: bool,
@@ -67,12 +74,17 @@ pub struct AdapterProbe {
 /// What the adapter's files say.
 #[derive(Serialize, ToSchema)]
 pub struct AdapterSummary {
+    /// As PEFT names it: `lora`, `dora`, `ia3` and so on.
     pub method: String,
+    /// The largest rank of its modules.
     pub rank_max: usize,
     /// Linear maps of the model that it changes.
     pub sites: usize,
+    /// Modules it changes, by their last name.
     pub targets: Vec<String>,
+    /// Values in its tensors.
     pub parameters: u64,
+    /// What its config says it was trained on.
     pub base_model: Option<String>,
     /// Whether chats are rendered by a template of its own.
     pub chat_template: bool,
@@ -133,6 +145,7 @@ pub struct AdapterParent {
     /// `name@version` as it was called then.
     pub id: String,
     pub digest: String,
+    /// Its weight in the merge.
     pub weight: Option<f64>,
 }
 
@@ -163,6 +176,7 @@ pub struct AdapterDeleted {
     pub deleted: bool,
     /// `gone`, or `draining` while running requests still hold versions of it.
     pub state: &'static str,
+    /// What became free.
     pub freed_bytes: FreedBytes,
     /// Requests that still ran when `drain_seconds` were over, and were ended.
     pub cut: usize,

@@ -61,7 +61,9 @@ pub struct AliasTarget {
     /// `name@version`
     pub id: String,
     pub name: String,
+    /// The one that the name means now, or the one that was asked for.
     pub version: u64,
+    /// Share of requests, beside the other targets' weights.
     pub weight: u32,
     /// Of all requests, 0 to 1.
     pub share: f64,

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 pub struct AuditRecord {
     #[schema(example = "audit.record")]
     pub object: &'static str,
+    /// Counts up.
     pub id: u64,
     /// Unix milliseconds
     pub at: u64,
@@ -18,10 +19,12 @@ pub struct AuditRecord {
     pub tenant: Option<String>,
     /// Method and route
     pub action: String,
+    /// Of the adapter, alias, key or tenant that was changed.
     pub name: Option<String>,
     pub digest: Option<String>,
     /// `ok` or the error's code
     pub outcome: String,
+    /// HTTP status of the answer.
     pub status: u16,
     pub request_id: String,
     /// More than 1: so many refusals of this key, summed; the last of them is shown.
@@ -72,8 +75,11 @@ pub struct AuditRotated {
     pub object: &'static str,
     /// Where they are now, in the data directory; null: there were none.
     pub file: Option<String>,
+    /// How many went to the file.
     pub records: u64,
+    /// Id of the oldest of them.
     pub first: Option<u64>,
+    /// Id of the newest of them.
     pub last: Option<u64>,
 }
 

@@ -59,8 +59,10 @@ pub struct ChatChoice {
 
 #[derive(Serialize, ToSchema)]
 pub struct ChatMessage {
+    /// `assistant`.
     pub role: &'static str,
     pub content: String,
+    /// Always null: the server never refuses in the model's name.
     pub refusal: Option<String>,
 }
 
@@ -72,16 +74,20 @@ pub struct ChatLogprobs {
 
 #[derive(Serialize, ToSchema)]
 pub struct ChatLogprob {
+    /// Its text; a token that ends within a character shows replacement characters.
     pub token: String,
     /// Natural logarithm; -9999 stands for less than that.
     pub logprob: f32,
+    /// Its bytes, exact.
     pub bytes: Vec<u8>,
+    /// The most probable tokens at its position.
     pub top_logprobs: Vec<TopLogprob>,
 }
 
 #[derive(Serialize, ToSchema)]
 pub struct TopLogprob {
     pub token: String,
+    /// Natural logarithm of its probability.
     pub logprob: f32,
     pub bytes: Vec<u8>,
 }
@@ -107,13 +113,16 @@ pub struct ChatChunkChoice {
     pub index: usize,
     pub delta: ChatDelta,
     pub logprobs: Option<ChatLogprobs>,
+    /// In the last chunk only: `stop` or `length`.
     pub finish_reason: Option<&'static str>,
 }
 
 #[derive(Default, Serialize, ToSchema)]
 pub struct ChatDelta {
+    /// In the first chunk only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'static str>,
+    /// Text to append.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
 }

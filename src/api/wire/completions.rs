@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 /// What only plain completions take.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct CompletionFields {
+    /// A text, token ids, or a list of either.
     pub prompt: Prompt,
     /// Alternatives per token, 0 to 20; the sampled token is always among them.
     pub logprobs: Option<i64>,
@@ -185,6 +186,7 @@ pub struct CompletionLogprobs {
     pub tokens: Vec<String>,
     /// Null for the first token of an echoed prompt.
     pub token_logprobs: Vec<Option<f32>>,
+    /// The most probable tokens at each position, with their log-probabilities.
     #[schema(value_type = Vec<Option<Object>>)]
     pub top_logprobs: Vec<Option<Alternatives>>,
     /// Characters of `text` before the token.

@@ -100,17 +100,22 @@ pub struct KeyObject {
     pub object: &'static str,
     pub id: String,
     pub label: String,
+    /// What it may do: `inference`, `admin` and so on.
     pub scopes: Vec<&'static str>,
     /// Null for an operator's.
     pub tenant: Option<String>,
+    /// Patterns of names it may use.
     pub adapters: Vec<String>,
     /// Null: names that its tenant owns, or that nobody has.
     pub manage: Option<Vec<String>>,
+    /// Share of the engine, beside other tenants' weights.
     pub weight: u32,
     pub limits: KeyLimits,
     /// Unix seconds
     pub created: u64,
+    /// Unix seconds; null for never.
     pub expires: Option<u64>,
+    /// Unix seconds; null while it is good.
     pub revoked: Option<u64>,
     /// To a minute.
     pub last_used: Option<u64>,

@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 /// A merge as it is to be.
 #[derive(Deserialize, ToSchema)]
 pub struct MergeFields {
+    /// Adapters to merge, two at least.
     pub sources: Vec<MergeSource>,
     /// Default `ties_svd`, of one source `svd`.
     #[schema(example = "lego")]
@@ -96,6 +97,7 @@ pub struct EvaluationFields {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluationExample {
+    /// A conversation that ends with the answer to be judged.
     pub messages: Vec<Value>,
 }
 
@@ -122,6 +124,7 @@ pub struct MergeShown {
     pub progress: Option<MergeProgress>,
     pub method: &'static str,
     pub sources: Vec<MergeSourceShown>,
+    /// Of what the method draws; the same seed gives the same bytes.
     pub seed: u64,
     /// How often it began anew because the server had ended under it.
     pub restarted: u64,
@@ -133,6 +136,7 @@ pub struct MergeShown {
     pub ended: Option<u64>,
     /// What came out; servable at once.
     pub result: Option<MergeResult>,
+    /// Why it failed.
     pub error: Option<MergeFailure>,
 }
 
@@ -140,6 +144,7 @@ pub struct MergeShown {
 pub struct MergeProgress {
     /// Sites done; with `spread` each counts twice.
     pub done: usize,
+    /// Sites in all, counted alike.
     pub total: usize,
 }
 
@@ -149,6 +154,7 @@ pub struct MergeSourceShown {
     pub model: String,
     /// `name@version` that it was.
     pub id: String,
+    /// Of the version that was current when the job was made.
     pub digest: String,
     pub weight: f64,
 }
@@ -162,6 +168,7 @@ pub struct MergeResult {
 
 #[derive(Serialize, ToSchema)]
 pub struct MergeFailure {
+    /// As in an error response.
     pub code: String,
     pub message: String,
 }

@@ -45,6 +45,7 @@ pub struct ErrorBody {
 pub struct ErrorDetail {
     /// One sentence for a person.
     pub message: String,
+    /// OpenAI's class of the error, such as `invalid_request_error`.
     #[serde(rename = "type")]
     pub kind: String,
     /// Path of the request field to blame, e.g. `messages[1].content`.
@@ -56,8 +57,11 @@ pub struct ErrorDetail {
 /// Tokens of a request over all its choices; a prompt counts once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Usage {
+    /// Those of the prompt, template included.
     pub prompt_tokens: u64,
+    /// Those generated, of all choices.
     pub completion_tokens: u64,
+    /// Their sum.
     pub total_tokens: u64,
     pub prompt_tokens_details: PromptTokensDetails,
 }

@@ -33,6 +33,7 @@ pub struct Model {
 pub struct ModelIdentity {
     /// `base` or `adapter`
     pub kind: &'static str,
+    /// Of the adapter's content or the base model's files.
     pub digest: String,
     /// Null for the base.
     pub version: Option<u64>,

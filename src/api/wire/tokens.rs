@@ -25,8 +25,10 @@ pub struct TokenizeRequest {
 #[derive(Serialize, ToSchema)]
 pub struct Tokenized {
     pub count: usize,
+    /// Longest prompt and answer together, in tokens.
     pub max_model_len: usize,
     pub tokens: Vec<u32>,
+    /// Their texts, if `return_token_strs` asked for them.
     pub token_strs: Option<Vec<String>>,
 }
 
@@ -62,8 +64,12 @@ pub struct Health {
 pub struct Version {
     pub name: &'static str,
     pub version: &'static str,
+    /// Served name of the base model.
     pub base: String,
+    /// Of its files.
     pub base_digest: String,
+    /// What computes: the CPU with its instruction set, or the GPU's name.
     pub device: String,
+    /// Longest prompt and answer together, in tokens.
     pub max_model_len: usize,
 }

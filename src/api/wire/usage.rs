@@ -15,6 +15,7 @@ pub struct UsagePage {
     /// In the order of their commits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub records: Option<Vec<UsageRecord>>,
+    /// Whether there are more: ask again with `after`.
     pub has_more: bool,
     /// `after` of the next page of records.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -44,17 +45,21 @@ pub struct UsageRecord {
     /// Unix milliseconds.
     pub ended_ms: u64,
     pub tenant: String,
+    /// Of the key that asked; never the key.
     pub key_id: String,
     /// As in the sums.
     pub adapter: String,
     /// 0 is the base model, or a sum of adapters.
     pub version: u64,
+    /// Of the adapter version that answered, or of the base.
     pub digest: String,
     pub prompt_tokens: u64,
+    /// Prompt tokens whose keys and values were there already.
     pub cached_tokens: u64,
     pub completion_tokens: u64,
     /// stop, length, cancelled or failed
     pub finish_reason: String,
+    /// Path of the request.
     pub route: String,
     /// 200, 499 where the client went away, or the status of the failure.
     pub status: u16,

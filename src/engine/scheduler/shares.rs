@@ -42,7 +42,7 @@ struct Tenant {
 pub struct Shares {
     tenants: Vec<Tenant>,
     /// How far ahead one may be of another that waits, when both hold as many places; weighted.
-    turn: u64,
+    quantum: u64,
 }
 
 fn cost(tokens: usize, sequence: &Sequence) -> u64 {
@@ -56,7 +56,7 @@ fn floor<'a>(shares: impl Iterator<Item = &'a Share>) -> u64 {
 
 impl Shares {
     pub fn new(quantum_tokens: usize) -> Self {
-        Self { tenants: Vec::new(), turn: quantum_tokens as u64 * TOKEN }
+        Self { tenants: Vec::new(), quantum: quantum_tokens as u64 * TOKEN }
     }
 
     /// Counts a new sequence in.
@@ -189,8 +189,8 @@ impl Shares {
 
     /// Whose running sequence, the newest of its tenant (or of its adapter), has to wait for
     /// `comer`. Between tenants: one that would still hold as many places as the comer's, and is
-    /// not behind it in tokens; with just as many places, one that is a turn ahead. Between
-    /// adapters of a tenant: one that is a turn ahead. Nobody gives way before it has a token to
+    /// not behind it in tokens; with just as many places, one that is a quantum ahead. Between
+    /// adapters of a tenant: one that is a quantum ahead. Nobody gives way before it has a token to
     /// show for its place, but for places its tenant has in excess; and none of those after the
     /// first `settled` does, which were taken in a moment ago.
     pub fn gives_way(
@@ -200,7 +200,7 @@ impl Shares {
         settled: usize,
     ) -> Option<usize> {
         let (tenant, adapter) = self.of(comer);
-        let place = cost(1, comer);
+        let one = cost(1, comer);
         let mut best: Option<(u64, u64, usize)> = None;
         for (at, sequence) in running.iter().enumerate().take(settled) {
             let same_tenant = sequence.flow.tenant == comer.flow.tenant;
@@ -209,13 +209,12 @@ impl Shares {
             }
             let (of_tenant, of_adapter) = self.of(sequence);
             let (its, ours) = if same_tenant { (of_adapter, adapter) } else { (of_tenant, tenant) };
-            let excess =
-                !same_tenant && its.load > ours.load + place && its.ahead() >= ours.ahead();
-            let turn = its.load >= ours.load + place
-                && its.ahead() > ours.ahead() + self.turn
+            let excess = !same_tenant && its.load > ours.load + one && its.ahead() >= ours.ahead();
+            let ahead = its.load >= ours.load + one
+                && its.ahead() > ours.ahead() + self.quantum
                 && sequence.has_gained;
             let key = (its.load, its.ahead(), at);
-            if (excess || turn) && best.is_none_or(|b| b < key) {
+            if (excess || ahead) && best.is_none_or(|b| b < key) {
                 best = Some(key);
             }
         }
