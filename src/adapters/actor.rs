@@ -44,4 +44,9 @@ impl Tenant {
     pub fn is_operator(&self) -> bool {
         self.name.is_empty()
     }
+
+    /// What its key allows it to have in memory, if that is bounded.
+    pub fn resident_bytes_max(&self) -> Option<u64> {
+        self.bounds.resident_bytes.filter(|_| !self.is_operator())
+    }
 }

@@ -11,6 +11,7 @@ pub mod bank;
 mod base;
 pub mod composition;
 pub mod format;
+pub mod ledger;
 pub mod registry;
 pub mod store;
 pub mod version;

@@ -1,5 +1,4 @@
-//! The data directory's lock, and its SQLite files: how one is opened, brought to this program's
-//! format, read and changed.
+//! The data directory and its SQLite files: how one is opened, read and changed.
 //!
 //! Owns every connection, and begins and ends every transaction. Never reads or changes a row of
 //! its own. The thing to know: after any error the connection is closed and the next change opens a
@@ -7,80 +6,28 @@
 
 mod catalogue;
 mod connect;
+mod directory;
+mod files;
+mod lock;
 mod moved;
 mod storage;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
+pub use directory::{DataDir, FULL, write_failed};
+use files::Files;
+pub use lock::lock;
 use moved::Moved;
+use sqlx::Connection as _;
 use sqlx::query::Query;
 use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteConnection, SqliteRow};
-use sqlx::{AssertSqlSafe, Connection as _};
-use std::fs::{self, File, TryLockError};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-pub use storage::{FULL, Storage, write_failed};
+pub use storage::Storage;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
-
-/// A data directory that is this process's. It goes with the value.
-pub struct Lock {
-    _files: Vec<File>,
-}
-
-/// Takes the data directory for this process, making it if need be. On a disk that takes no new
-/// file the directory itself is locked; it is always, so that two servers are kept apart whatever
-/// each of them could make. Errors: `data_dir_locked`.
-pub fn lock(dir: &Path) -> Result<Lock> {
-    let failed = |e: std::io::Error| Error::fault(format!("data directory {}: {e}", dir.display()));
-    fs::create_dir_all(dir).map_err(failed)?;
-    let path = dir.join("lock");
-    let named = File::create(&path).or_else(|_| File::open(&path));
-    let mut files = Vec::new();
-    for file in [named, File::open(dir)] {
-        let Ok(file) = file else { continue };
-        match file.try_lock() {
-            Ok(()) => files.push(file),
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::new(
-                    Kind::Conflict,
-                    "data_dir_locked",
-                    format!("data directory {} is in use by another server", dir.display()),
-                ));
-            }
-            // A file system that locks no directories locks the file.
-            Err(TryLockError::Error(e)) => tracing::debug!(error = %e, "a lock is not to be had"),
-        }
-    }
-    if files.is_empty() {
-        return Err(failed(std::io::Error::other("it cannot be locked")));
-    }
-    Ok(Lock { _files: files })
-}
 
 /// One SQLite file. Cheap to clone.
 #[derive(Clone)]
 pub struct Database {
     files: Arc<Files>,
-}
-
-/// The file and its two connections. One writes; the other reads, and is always open: the index of
-/// the log lives as long as a connection does, so opening the first anew reads back no commit that
-/// failed.
-struct Files {
-    name: String,
-    path: PathBuf,
-    migrations: Vec<&'static str>,
-    /// Files that it has taken in.
-    moved: &'static [Moved],
-    storage: Storage,
-    writer: Arc<AsyncMutex<Option<SqliteConnection>>>,
-    reader: AsyncMutex<Option<Reader>>,
-}
-
-/// A connection that reads. One that was opened in need may keep a writer out, or see no later
-/// commit: a writer replaces it.
-struct Reader {
-    connection: SqliteConnection,
-    in_need: bool,
 }
 
 type Statement<'q> = Query<'q, Sqlite, SqliteArguments>;
@@ -118,7 +65,7 @@ impl Database {
             path: storage.dir().join(name),
             migrations: migrations.to_vec(),
             moved,
-            storage: storage.clone(),
+            directory: DataDir::clone(storage),
             writer: Arc::default(),
             reader: AsyncMutex::default(),
         });
@@ -139,14 +86,14 @@ impl Database {
     }
 
     /// The data directory that it lies in.
-    pub fn storage(&self) -> &Storage {
-        &self.files.storage
+    pub fn storage(&self) -> &DataDir {
+        &self.files.directory
     }
 
     /// Begins a change; nothing of it lasts before `commit`. Errors: `storage_full`.
     pub async fn begin(&self) -> Result<Transaction> {
-        self.files.storage.check()?;
-        self.files.begin().await
+        self.files.directory.check()?;
+        Transaction::begin(&self.files).await
     }
 
     /// A change that is one statement; returns the rows that it changed. Errors: `storage_full`.
@@ -176,133 +123,6 @@ impl Database {
     }
 }
 
-impl Files {
-    /// A connection that has just written and synced something: the format, over itself.
-    async fn connect_writer(&self) -> Result<SqliteConnection> {
-        let mut connection = connect::writable(&self.path).await.map_err(|e| self.failed(&e))?;
-        let found = self.format(&mut connection).await?;
-        if found < self.migrations.len() {
-            self.bring_up(&mut connection, found).await?;
-        } else {
-            self.write(&mut connection, "", found).await?;
-        }
-        Ok(connection)
-    }
-
-    async fn write(&self, to: &mut SqliteConnection, what: &str, format: usize) -> Result<()> {
-        // PRAGMA takes no bound values; the number is ours, and migrations are the program's.
-        let all = format!("BEGIN IMMEDIATE; {what} ; PRAGMA user_version = {format}; COMMIT;");
-        let done = sqlx::raw_sql(AssertSqlSafe(all)).execute(to).await;
-        done.map(drop).map_err(|e| self.failed(&e))
-    }
-
-    /// How many migrations the file has had. Errors: `data_dir_unsupported`.
-    async fn format(&self, of: &mut SqliteConnection) -> Result<usize> {
-        let found = sqlx::query_scalar("PRAGMA user_version").fetch_one(of).await;
-        let found: i64 = found.map_err(|e| self.failed(&e))?;
-        let known = self.migrations.len();
-        let found = usize::try_from(found).unwrap_or(0);
-        if found <= known {
-            return Ok(found);
-        }
-        let message = format!("{} has format {found}; this program knows {known}", self.name);
-        Err(Error::new(Kind::Conflict, "data_dir_unsupported", message))
-    }
-
-    async fn connect_reader(&self) -> Result<Reader> {
-        let wrong = |e: sqlx::Error| Error::fault(format!("{}: {e}", self.name));
-        let mut found = 0;
-        if self.path.exists() {
-            let (mut connection, around) = connect::readable(&self.path).await.map_err(wrong)?;
-            // SQLite opens for reading only what it cannot open for writing, and says nothing.
-            let in_need = around || self.storage.check().is_err();
-            found = self.format(&mut connection).await?;
-            if found == self.migrations.len() {
-                return Ok(Reader { connection, in_need });
-            }
-        }
-        if found > 0 || !self.waiting(found).await?.is_empty() {
-            let (name, known) = (&self.name, self.migrations.len());
-            return Err(storage::full(format!(
-                "{name} has format {found} and cannot be brought to {known}: nothing is written"
-            )));
-        }
-        // Never made, and cannot be now.
-        let mut connection = connect::in_memory().await.map_err(wrong)?;
-        for migration in &self.migrations {
-            sqlx::raw_sql(*migration).execute(&mut connection).await.map_err(wrong)?;
-        }
-        Ok(Reader { connection, in_need: true })
-    }
-
-    async fn begin(self: &Arc<Self>) -> Result<Transaction> {
-        let mut slot = self.writer.clone().lock_owned().await;
-        let mut connection = match slot.take() {
-            Some(connection) => connection,
-            None => self.connect_writer().await?,
-        };
-        let begun = sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut connection).await;
-        let mut t = Transaction { connection: Some(connection), slot, files: self.clone() };
-        match begun {
-            Ok(_) => Ok(t),
-            Err(error) => Err(t.fail(&error).await),
-        }
-    }
-
-    /// Whether a commit gets to the disk. A reader that was opened in need is opened anew.
-    async fn probe(self: &Arc<Self>) -> Result<()> {
-        let mut slot = self.writer.lock().await;
-        let mut reader = self.reader.lock().await;
-        if reader.as_ref().is_some_and(|r| r.in_need)
-            && let Some(reader) = reader.take()
-        {
-            // It only read.
-            let _ = reader.connection.close().await;
-        }
-        let mut connection = match slot.take() {
-            Some(connection) => connection,
-            None => self.connect_writer().await?,
-        };
-        self.write(&mut connection, "", self.migrations.len()).await?;
-        *slot = Some(connection);
-        if reader.is_none() {
-            *reader = Some(self.connect_reader().await?);
-        }
-        Ok(())
-    }
-
-    /// Closes both connections, so that the log is folded into the file. Later calls open new ones.
-    async fn close(&self) {
-        let writer = self.writer.lock().await.take();
-        let reader = self.reader.lock().await.take().map(|reader| reader.connection);
-        for connection in writer.into_iter().chain(reader) {
-            // What it cannot fold stays in the log, for the next start.
-            let _ = connection.close().await;
-        }
-    }
-
-    fn failed(&self, error: &sqlx::Error) -> Error {
-        failed(&self.storage, &self.name, error)
-    }
-}
-
-/// What a failed write means; turns the storage if it is its fault.
-fn failed(storage: &Storage, name: &str, error: &sqlx::Error) -> Error {
-    let message = format!("{name}: {error}");
-    if !is_storage(error) {
-        return Error::fault(message);
-    }
-    storage.turn(&message);
-    storage::full(message)
-}
-
-/// Whether SQLite could not write: READONLY, IOERR, FULL, CANTOPEN. Memory that lacked is none.
-fn is_storage(error: &sqlx::Error) -> bool {
-    const IOERR_NOMEM: i32 = 10 | (12 << 8);
-    let code = error.as_database_error().and_then(|e| e.code()?.parse::<i32>().ok());
-    code.is_some_and(|code| code != IOERR_NOMEM && matches!(code & 0xff, 8 | 10 | 13 | 14))
-}
-
 /// A change under way. It begins and ends by statements of its own: `BEGIN` fails inside another
 /// transaction and `COMMIT` outside of one, so one that succeeds is SQLite's word for a commit.
 /// Dropped before that, or after an error, its connection goes with it and nothing is changed.
@@ -313,6 +133,20 @@ pub struct Transaction {
 }
 
 impl Transaction {
+    async fn begin(files: &Arc<Files>) -> Result<Self> {
+        let mut slot = files.writer.clone().lock_owned().await;
+        let mut connection = match slot.take() {
+            Some(connection) => connection,
+            None => files.connect_writer().await?,
+        };
+        let begun = sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut connection).await;
+        let mut t = Self { connection: Some(connection), slot, files: files.clone() };
+        match begun {
+            Ok(_) => Ok(t),
+            Err(error) => Err(t.fail(&error).await),
+        }
+    }
+
     /// Returns the rows that it changed.
     pub async fn run(&mut self, statement: Statement<'_>) -> Result<u64> {
         let done = statement.execute(self.open()?).await;
@@ -373,6 +207,8 @@ impl Transaction {
 mod tests {
     use super::*;
     use sqlx::Row as _;
+    use std::fs;
+    use std::path::Path;
 
     const ONE: &str = "CREATE TABLE a (x INTEGER) STRICT; INSERT INTO a VALUES (1);";
     const TWO: &str = "ALTER TABLE a ADD COLUMN y INTEGER; UPDATE a SET y = x + 1;";

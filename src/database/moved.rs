@@ -4,11 +4,11 @@
 //! committed before the file is touched, so a kill leaves either what was or what is to be; the
 //! guard is an empty `access.db` of a format that no program has, which older programs refuse.
 
-use super::{Files, Storage, connect};
+use super::connect;
+use super::directory::DataDir;
 use crate::error::{Error, Kind, Result};
 use sqlx::Connection as _;
 use sqlx::sqlite::SqliteConnection;
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ pub struct Moved {
 
 /// What stands under the name of such a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Held {
+pub enum Held {
     Nothing,
     Guard,
     /// Tables of this format.
@@ -37,7 +37,7 @@ enum Held {
 
 impl Moved {
     /// Errors: `data_dir_unsupported` (a newer format).
-    async fn held(&self, dir: &Path) -> Result<Held> {
+    pub async fn held(&self, dir: &Path) -> Result<Held> {
         let path = dir.join(self.file);
         if !path.exists() {
             return Ok(Held::Nothing);
@@ -58,69 +58,20 @@ impl Moved {
     }
 
     /// Brings the file beside the connection's own, as `name`.
-    async fn attach(&self, name: &str, dir: &Path, to: &mut SqliteConnection) -> sqlx::Result<()> {
+    pub async fn attach(
+        &self,
+        name: &str,
+        dir: &Path,
+        to: &mut SqliteConnection,
+    ) -> sqlx::Result<()> {
         let path = dir.join(self.file).to_string_lossy().into_owned();
         sqlx::query("ATTACH DATABASE ?1 AS ?2").bind(path).bind(name).execute(to).await.map(drop)
     }
 }
 
-impl Files {
-    /// From format `found` to the last, with what other files held, in one transaction: a kill
-    /// leaves the one state or the other.
-    pub(super) async fn bring_up(
-        &self,
-        connection: &mut SqliteConnection,
-        found: usize,
-    ) -> Result<()> {
-        let (mut moves, mut names) = (BTreeMap::new(), Vec::new());
-        for (moved, format) in self.waiting(found).await? {
-            let name = format!("moved{}", names.len());
-            let attached = moved.attach(&name, self.storage.dir(), connection).await;
-            attached.map_err(|e| self.failed(&e))?;
-            let copy = copies(&name, connection).await.map_err(|e| self.failed(&e))?;
-            moves.insert(moved.after + format, copy);
-            names.push(name);
-        }
-        let mut all = String::new();
-        for (format, migration) in (1..).zip(&self.migrations).skip(found) {
-            let copy = moves.get(&format).map_or("", String::as_str);
-            all += &format!("{migration};{copy}");
-        }
-        self.write(connection, &all, self.migrations.len()).await?;
-        for name in names {
-            let detach = sqlx::query("DETACH DATABASE ?").bind(name).execute(&mut *connection);
-            detach.await.map_err(|e| self.failed(&e))?;
-        }
-        Ok(())
-    }
-
-    /// Files whose tables this one lacks at format `found`, with their own formats. Errors:
-    /// `data_dir_unsupported` (a newer one, or this one is a copy from before it took them in).
-    pub(super) async fn waiting(&self, found: usize) -> Result<Vec<(&'static Moved, usize)>> {
-        let mut waiting = Vec::new();
-        for moved in self.moved.iter().filter(|moved| found <= moved.after) {
-            match moved.held(self.storage.dir()).await? {
-                Held::Nothing => {}
-                Held::Tables(format) => waiting.push((moved, format)),
-                Held::Guard if found == 0 => {
-                    tracing::warn!("{} is new, and the one before held keys and jobs", self.name);
-                }
-                Held::Guard => {
-                    let message = format!(
-                        "{} has format {found}, and the {} that belongs to it is not there",
-                        self.name, moved.file
-                    );
-                    return Err(Error::new(Kind::Conflict, "data_dir_unsupported", message));
-                }
-            }
-        }
-        Ok(waiting)
-    }
-}
-
 /// Statements that copy all rows of what is attached as `name`, and the numbers that it never gives
 /// out again.
-async fn copies(name: &str, from: &mut SqliteConnection) -> sqlx::Result<String> {
+pub async fn copies(name: &str, from: &mut SqliteConnection) -> sqlx::Result<String> {
     let tables =
         format!("SELECT name FROM {name}.sqlite_schema WHERE type = 'table' ORDER BY rowid");
     let tables = sqlx::query_scalar(sqlx::AssertSqlSafe(tables));
@@ -139,12 +90,12 @@ async fn copies(name: &str, from: &mut SqliteConnection) -> sqlx::Result<String>
 }
 
 /// Renames what was moved, and writes the guard; what a kill left undone is done now.
-pub async fn put_aside(storage: &Storage, all: &[Moved]) -> Result<()> {
-    let dir = storage.dir();
+pub async fn put_aside(directory: &DataDir, all: &[Moved]) -> Result<()> {
+    let dir = directory.dir();
     for moved in all {
         if let Held::Tables(_) = moved.held(dir).await? {
             let what = format!("cannot put {} aside", moved.file);
-            rename(&dir.join(moved.file)).map_err(|e| storage.failed(&what, &e))?;
+            rename(&dir.join(moved.file)).map_err(|e| directory.failed(&what, &e))?;
             tracing::warn!(
                 "{0} is part of polylora.db now; what it was is kept as {0}.migrated",
                 moved.file
@@ -156,7 +107,7 @@ pub async fn put_aside(storage: &Storage, all: &[Moved]) -> Result<()> {
     if !guarded || path.exists() && format(&path).await.is_ok_and(|found| found == GUARD) {
         return Ok(());
     }
-    let failed = |e: sqlx::Error| super::failed(storage, GUARDED, &e);
+    let failed = |e: sqlx::Error| directory.sql_failed(GUARDED, &e);
     let mut guard = connect::plain(&path).await.map_err(failed)?;
     let mark = format!("PRAGMA user_version = {GUARD}");
     let marked = sqlx::raw_sql(sqlx::AssertSqlSafe(mark)).execute(&mut guard).await;

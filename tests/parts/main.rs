@@ -4,6 +4,7 @@
 //! `program`.
 
 mod adapters;
+mod ledger;
 mod merge;
 mod meters;
 mod pages;

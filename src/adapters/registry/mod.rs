@@ -6,7 +6,6 @@
 //! version that it leased.
 
 mod aliases;
-mod fair;
 mod guards;
 mod keyed_mutex;
 mod lease;
@@ -24,6 +23,7 @@ use super::actor::{Actor, Tenant};
 use super::alias::Alias;
 use super::bank::BankSender;
 use super::format::{bundle, files};
+use super::ledger::Size;
 use super::store::{Catalogue, Store};
 use super::version::{Entry, Expected, Publish, Removal, Removed, Stats, Version};
 use super::{BaseBias, BaseRows, BaseText, Digest};
@@ -132,13 +132,14 @@ impl Registry {
         let store = Arc::new(store);
         tokio::spawn(keep_house(Arc::downgrade(&store)));
         let signals = Arc::new(Signals::default());
+        let memory = Size { bytes: options.resident_bytes_max, slots: options.residents_max };
         let inner = Arc::new(Inner {
             options,
             rows,
             bias,
             bank,
             store: store.clone(),
-            state: Arc::new(Mutex::new(restored(catalogue, signals.clone()))),
+            state: Arc::new(Mutex::new(restored(catalogue, memory, signals.clone()))),
             gate: Arc::default(),
             loads_queue: Pool::new(1),
             name_locks: KeyedMutex::new(),
@@ -293,8 +294,8 @@ impl Registry {
 
     /// (resident bytes, budget); bytes promised to loads under way included.
     pub fn residency(&self) -> (u64, u64) {
-        let used = self.inner.state().used_bytes();
-        (used, self.inner.options.resident_bytes_max)
+        let state = self.inner.state();
+        (state.ledger.used().bytes, state.ledger.max().bytes)
     }
 
     pub fn stats(&self) -> Stats {
@@ -305,7 +306,7 @@ impl Registry {
 /// Looks now and then for what was set aside long ago, while there is a store.
 async fn keep_house(store: Weak<Store>) {
     while let Some(store) = store.upgrade() {
-        let looked = tokio::task::spawn_blocking(move || store.remove_old_orphans());
+        let looked = tokio::task::spawn_blocking(move || store.orphans.remove_old());
         if looked.await.is_err() {
             return;
         }
@@ -314,7 +315,7 @@ async fn keep_house(store: Weak<Store>) {
 }
 
 /// The state as the catalogue has it.
-fn restored(catalogue: Catalogue, signals: Arc<Signals>) -> RegistryState {
+fn restored(catalogue: Catalogue, memory_max: Size, signals: Arc<Signals>) -> RegistryState {
     let mut names: BTreeMap<String, Versions> = BTreeMap::new();
     let owners: HashMap<String, Arc<str>> =
         catalogue.owners.into_iter().map(|(name, tenant)| (name, tenant.into())).collect();
@@ -335,7 +336,7 @@ fn restored(catalogue: Catalogue, signals: Arc<Signals>) -> RegistryState {
     }
     let aliases = catalogue.aliases.into_iter();
     let aliases = aliases.map(|a| (a.name.clone(), Alias { owner: owner(&a.name), ..a }));
-    RegistryState::new(names, aliases.collect(), signals)
+    RegistryState::new(names, aliases.collect(), memory_max, signals)
 }
 
 impl Inner {

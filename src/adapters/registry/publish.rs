@@ -156,9 +156,9 @@ impl Inner {
         let _pin = self.bring_new(digest, &how.by.tenant).await?;
         let (resident_bytes, logit_change_max) = {
             let state = self.state();
-            let resident = state.residents.get(&digest);
+            let resident = state.ledger.get(digest);
             let resident = resident.ok_or_else(|| Error::fault("a pinned adapter vanished"))?;
-            (resident.bytes, resident.logit_change_max)
+            (resident.bytes, resident.what.logit_change_max)
         };
         let version = Version {
             number: self.store.next_number(&name).await?,

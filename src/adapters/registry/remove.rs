@@ -48,7 +48,7 @@ impl Inner {
             let entries = state.entries_of(&name);
             let contents = entries.iter().map(|e| {
                 let digest = e.version.digest;
-                let resident = state.residents.get(&digest).map_or(0, |r| r.bytes);
+                let resident = state.ledger.get(digest).map_or(0, |r| r.bytes);
                 (digest, (resident, e.version.file_bytes))
             });
             let versions = entries.iter().map(|e| e.version.clone()).collect();
@@ -96,7 +96,7 @@ impl Inner {
         let state = self.state();
         let mut freed = (0, 0);
         for (digest, (resident, file)) in &leaving.contents {
-            if !state.residents.contains_key(digest) {
+            if state.ledger.get(*digest).is_none() {
                 freed.0 += resident;
             }
             if !state.refers_to(*digest) {

@@ -6,12 +6,14 @@
 
 use super::guards::Guard;
 use super::keyed_mutex::KeyedGuard;
-use super::reservation::{LoadRequest, Reservation, Reserved};
+use super::reservation::{Arrival, Reservation, Reserved};
+use super::state::Installed;
 use super::{Inner, detached};
 use crate::adapters::Digest;
 use crate::adapters::actor::Tenant;
 use crate::adapters::bank::{BankCommand, Prepared, Probe, Slot};
 use crate::adapters::format::{self, large};
+use crate::adapters::ledger::LoadRequest;
 use crate::adapters::version::Version;
 use crate::blocking::blocking;
 use crate::error::{Error, Kind, Result};
@@ -95,10 +97,9 @@ impl Inner {
                 turns.insert(*digest, self.digest_locks.take(*digest).await);
             }
             let sizes = contents.iter().map(|(digest, stored)| (*digest, stored.bytes));
-            let contents_needed = sizes.collect();
-            let tenant = tenant.clone();
-            let need = LoadRequest { contents: contents_needed, arrived, stored: true, tenant };
-            let Reserved { present: mut holds, rooms } = self.reserve(&need).await?;
+            let need = LoadRequest { contents: sizes.collect(), tenant: tenant.clone() };
+            let arrival = Arrival { at: arrived, stored: true };
+            let Reserved { present: mut holds, rooms } = self.reserve(&need, arrival).await?;
             turns.retain(|digest, _| rooms.iter().any(|room| room.promise.digest == *digest));
             let loads = rooms.into_iter().map(|room| {
                 let turn = turns.remove(&room.promise.digest);
@@ -131,7 +132,8 @@ impl Inner {
     ) -> impl Future<Output = Result<Loaded>> + use<> {
         let inner = self.clone();
         detached(async move {
-            let _turn = turn;
+            // Dropped in reverse: nobody gets the turn while the memory is still promised.
+            let (_turn, room) = (turn, room);
             let (digest, begun) = (room.promise.digest, Instant::now());
             let prepared = inner.prepare(digest, &room.promise.tenant).await?;
             let bytes = prepared.bytes as u64;
@@ -154,8 +156,9 @@ impl Inner {
         let begun = Instant::now();
         let prepared = self.prepare(digest, &tenant.name).await?;
         let contents = vec![(digest, prepared.bytes as u64)];
-        let need = LoadRequest { contents, arrived: begun, stored: false, tenant: tenant.clone() };
-        let Reserved { mut present, mut rooms } = self.reserve(&need).await?;
+        let need = LoadRequest { contents, tenant: tenant.clone() };
+        let arrival = Arrival { at: begun, stored: false };
+        let Reserved { mut present, mut rooms } = self.reserve(&need, arrival).await?;
         match (present.pop(), rooms.pop()) {
             (Some(pin), _) => Ok(pin),
             (None, Some(room)) => self.enter(prepared, known, room, begun).await,
@@ -181,7 +184,7 @@ impl Inner {
         metrics.load_seconds.observe((now - begun).as_secs_f64());
         metrics.adapter_loads.inc();
         let mut state = self.state();
-        state.admit(&room.promise, slot, change, now);
+        state.admit(&room.promise, Installed { slot, logit_change_max: change }, now);
         room.taken = true;
         let pin = state.pin(digest);
         drop(state);
@@ -204,18 +207,13 @@ impl Inner {
         .await
     }
 
-    /// Takes a resident that `choose_victim` marked out of the bank. The gate goes with it: should
+    /// Takes a resident that was marked as leaving out of the bank. The gate goes with it: should
     /// the caller be dropped, nobody passes before the engine has answered.
-    pub async fn evict(
-        self: &Arc<Self>,
-        gate: OwnedMutexGuard<()>,
-        digest: Digest,
-        slot: Slot,
-    ) -> Result<()> {
+    pub async fn evict(self: &Arc<Self>, gate: OwnedMutexGuard<()>, digest: Digest) -> Result<()> {
         let inner = self.clone();
         detached(async move {
             let _gate = gate;
-            inner.take_out(digest, slot).await?;
+            inner.take_out(digest).await?;
             inner.options.metrics.adapter_evictions.inc();
             Ok(())
         })
@@ -227,10 +225,8 @@ impl Inner {
         let unwanted = self.state().unwanted();
         for digest in unwanted {
             let _gate = self.gate.lock().await;
-            let slot = self.state().let_go(digest);
-            if let Some(slot) = slot
-                && let Err(e) = self.take_out(digest, slot).await
-            {
+            let leaves = self.state().let_go(digest);
+            if leaves && let Err(e) = self.take_out(digest).await {
                 tracing::warn!(%digest, error = %e, "cannot take an adapter out of the bank");
             }
         }
@@ -238,7 +234,9 @@ impl Inner {
 
     /// Takes a leaving resident out of the bank and its bytes off the ledger. If the engine
     /// refuses, it stays.
-    async fn take_out(&self, digest: Digest, slot: Slot) -> Result<()> {
+    async fn take_out(&self, digest: Digest) -> Result<()> {
+        let slot = self.state().ledger.get(digest).map(|r| r.what.slot);
+        let slot = slot.ok_or_else(|| Error::fault("a leaving adapter vanished"))?;
         let (reply, answer) = tokio::sync::oneshot::channel();
         let command = BankCommand::Remove { slot, digest, reply };
         let sent = (self.bank)(command);
@@ -246,16 +244,7 @@ impl Inner {
             Ok(()) => answer.await.unwrap_or_else(|_| Err(engine_gone())),
             Err(e) => Err(e),
         };
-        let mut state = self.state();
-        match &outcome {
-            Ok(()) => drop(state.residents.remove(&digest)),
-            Err(_) => {
-                if let Some(resident) = state.residents.get_mut(&digest) {
-                    resident.leaving = false;
-                }
-            }
-        }
-        drop(state);
+        self.state().ledger.settle(digest, outcome.is_ok());
         self.signals.room.notify_one();
         outcome
     }

@@ -218,8 +218,7 @@ impl RegistryState {
 
     /// Bytes of the files of one owner's versions, deleted ones in use included; each content once.
     fn disk_bytes_of(&self, owner: &str) -> u64 {
-        let living = self.names.values().flat_map(|v| v.held.values());
-        let all = living.chain(&self.departing).filter(|held| *held.owner == *owner);
+        let all = self.living().chain(&self.departing).filter(|held| *held.owner == *owner);
         let contents: HashMap<_, _> =
             all.map(|held| (held.version.digest, held.version.file_bytes)).collect();
         contents.values().sum()
@@ -227,8 +226,7 @@ impl RegistryState {
 
     /// Bytes that are pinned: one owner's, and all. A content that two have pinned counts for each.
     fn pinned_bytes(&self, owner: &str) -> (u64, u64) {
-        let living = self.names.values().flat_map(|v| v.held.values());
-        let pinned: Vec<_> = living.filter(|held| held.pinned).collect();
+        let pinned: Vec<_> = self.living().filter(|held| held.pinned).collect();
         let bytes = |of: &dyn Fn(&str) -> bool| -> u64 {
             let contents = pinned.iter().filter(|held| of(&held.owner));
             let contents: HashMap<_, _> =

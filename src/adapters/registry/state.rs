@@ -1,14 +1,15 @@
-//! The state: names, versions, residents and the byte ledger, as plain data.
+//! The state: names, versions, aliases, and the ledger of their memory, as plain data.
 //!
-//! Owns what a name means now and who holds what. Never waits, reads files or talks to the engine.
+//! Owns what a name means now and who leases it. Never waits, reads files or talks to the engine.
 //! The thing to know: counts of leases rise only under the state's lock, so a zero seen under it
 //! stays zero while it is held.
 
-use super::guards::{Guard, Resident, Signals, VersionState, Versions};
+use super::guards::{Guard, Signals, VersionState, Versions};
 use super::lease::{Lease, LeaseInner};
 use crate::adapters::Digest;
 use crate::adapters::alias::Alias;
 use crate::adapters::bank::Slot;
+use crate::adapters::ledger::{Answer, Ledger, LoadRequest, Promise, Size};
 use crate::adapters::version::{
     Cold, Entry, State, Stats, Version, VersionRef, ineffective, model_not_found, servable,
 };
@@ -18,12 +19,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 
-/// Bytes and a place promised to a load.
-pub struct Promise {
-    pub digest: Digest,
-    pub bytes: u64,
-    /// Whose load it is.
-    pub tenant: Arc<str>,
+/// What the engine said of an adapter that it took in.
+pub struct Installed {
+    pub slot: Slot,
+    pub logit_change_max: f32,
 }
 
 /// What a request's models led to.
@@ -45,20 +44,12 @@ pub struct RegistryState {
     pub aliases: BTreeMap<String, Alias>,
     /// Versions of deleted names that requests still use.
     pub departing: Vec<VersionState>,
-    pub residents: HashMap<Digest, Resident>,
-    /// Bytes and places promised to loads under way.
-    pub reserved: u64,
-    pub arriving: usize,
-    /// The first of the line for room has waited long: nobody goes before it.
-    pub claimed: bool,
+    pub ledger: Ledger<Installed>,
     pub loads_waiting: usize,
-    pub loads: u64,
-    pub evictions: u64,
     /// Why contents that were resident are not.
     left: HashMap<Digest, Cold>,
     /// Something drains or must go: the reaper has work when a hold ends.
     pub unsettled: bool,
-    clock: u64,
     signals: Arc<Signals>,
 }
 
@@ -66,29 +57,23 @@ impl RegistryState {
     pub fn new(
         names: BTreeMap<String, Versions>,
         aliases: BTreeMap<String, Alias>,
+        memory_max: Size,
         signals: Arc<Signals>,
     ) -> Self {
         Self {
             names,
             aliases,
             departing: Vec::new(),
-            residents: HashMap::new(),
-            reserved: 0,
-            arriving: 0,
-            claimed: false,
+            ledger: Ledger::new(memory_max),
             loads_waiting: 0,
-            loads: 0,
-            evictions: 0,
             left: HashMap::new(),
             unsettled: true,
-            clock: 0,
             signals,
         }
     }
 
-    /// Bytes of residents and of promises.
-    pub fn used_bytes(&self) -> u64 {
-        self.residents.values().map(|r| r.bytes).sum::<u64>() + self.reserved
+    pub fn living(&self) -> impl Iterator<Item = &VersionState> {
+        self.names.values().flat_map(|v| v.held.values())
     }
 
     /// Leases what `models` name, if all of it is resident. `held` are contents that the caller
@@ -130,52 +115,32 @@ impl RegistryState {
         if !servable(&found.version) {
             return Err(ineffective(&found.version));
         }
-        self.clock += 1;
         let digest = found.version.digest;
-        let open = |r: &&mut Resident| !r.leaving && (!r.closing || held.contains(&digest));
-        let Some(resident) = self.residents.get_mut(&digest).filter(open) else {
+        let Some(resident) = self.ledger.lend(digest, held.contains(&digest), tenant) else {
             return Ok((found.version.clone(), None));
         };
-        (resident.used, found.used) = (self.clock, self.clock);
-        resident.tenant = tenant.clone();
+        found.used = resident.used;
         let lease = LeaseInner {
             version: found.version.clone(),
-            slot: resident.slot,
+            slot: resident.what.slot,
             _holds: Some([
                 Guard::new(&found.leases, &self.signals),
-                Guard::new(&resident.leases, &self.signals),
+                Guard::new(&resident.holders, &self.signals),
             ]),
             cut: found.cut.clone(),
         };
         Ok((found.version.clone(), Some(Lease { inner: Arc::new(lease) })))
     }
 
-    /// Enters a loaded adapter as the one used last; its room is no longer a promise.
-    pub fn admit(&mut self, promise: &Promise, slot: Slot, change: f32, since: Instant) {
-        let (digest, bytes) = (promise.digest, promise.bytes);
-        self.reserved -= bytes;
-        self.arriving -= 1;
-        self.loads += 1;
-        self.clock += 1;
-        self.left.remove(&digest);
-        let resident = Resident {
-            slot,
-            bytes,
-            logit_change_max: change,
-            leases: Arc::default(),
-            used: self.clock,
-            tenant: promise.tenant.clone(),
-            entered: self.clock,
-            since,
-            leaving: false,
-            closing: false,
-        };
-        self.residents.insert(digest, resident);
-    }
-
     /// Why a content is not resident.
     pub fn why_cold(&self, digest: Digest) -> Cold {
         self.left.get(&digest).copied().unwrap_or(Cold::Restart)
+    }
+
+    /// Enters a loaded adapter.
+    pub fn admit(&mut self, promise: &Promise, what: Installed, since: Instant) {
+        self.left.remove(&promise.digest);
+        self.ledger.admit(promise, what, since);
     }
 
     /// Keeps a version from being pruned while something is done with it. Errors:
@@ -191,28 +156,23 @@ impl RegistryState {
 
     /// The same for a living version with this content, the one called `id` before others.
     pub fn keep_content(&self, digest: Digest, id: &str) -> Option<(Arc<Version>, Guard)> {
-        let living = self.names.values().flat_map(|v| v.held.values());
-        let same = living.filter(|h| h.version.digest == digest);
+        let same = self.living().filter(|h| h.version.digest == digest);
         let held = same.max_by_key(|h| h.version.id() == id)?;
         Some((held.version.clone(), Guard::new(&held.leases, &self.signals)))
     }
 
     /// Keeps a resident from eviction while something is done with it.
-    pub fn pin(&mut self, digest: Digest) -> Option<Guard> {
-        let resident = self.residents.get(&digest).filter(|r| r.open())?;
-        Some(Guard::new(&resident.leases, &self.signals))
+    pub fn pin(&self, digest: Digest) -> Option<Guard> {
+        Some(Guard::new(self.ledger.holders(digest)?, &self.signals))
     }
 
-    /// Marks the least recently used idle resident that `may` go as leaving; asked with the tenant
-    /// that used it last.
-    pub fn evict_idle(&mut self, may: impl Fn(&Digest, &str) -> bool) -> Option<(Digest, Slot)> {
-        let idle = self.residents.iter_mut().filter(|(d, r)| r.idle() && may(d, &r.tenant));
-        let (digest, resident) = idle.min_by_key(|(_, r)| r.used)?;
-        resident.leaving = true;
-        let victim = (*digest, resident.slot);
-        self.evictions += 1;
-        self.note_left(victim.0, Cold::Evicted);
-        Some(victim)
+    /// Asks the ledger for memory; notes why what must go before is gone.
+    pub fn reserve(&mut self, need: &LoadRequest, first: bool) -> Answer {
+        let answer = self.ledger.reserve(need, first);
+        if let Answer::Evict(digest) = answer {
+            self.note_left(digest, Cold::Evicted);
+        }
+        answer
     }
 
     /// Remembers why a content is not resident, as long as some version has it.
@@ -224,37 +184,32 @@ impl RegistryState {
 
     /// Contents that some version may be asked for, and that may therefore stay in the bank.
     fn warm(&self) -> HashSet<Digest> {
-        let living = self.names.values().flat_map(|v| v.held.values());
-        living.filter(|h| h.warm()).map(|h| h.version.digest).collect()
+        self.living().filter(|h| h.warm()).map(|h| h.version.digest).collect()
     }
 
     /// Digests in the bank that no live version wants and nobody uses.
     pub fn unwanted(&self) -> Vec<Digest> {
         let warm = self.warm();
-        let idle = self.residents.iter().filter(|(_, r)| r.idle());
-        idle.map(|(d, _)| *d).filter(|d| !warm.contains(d)).collect()
+        self.ledger.idle().filter(|d| !warm.contains(d)).collect()
     }
 
     /// Marks a resident as leaving if it is still unwanted.
-    pub fn let_go(&mut self, digest: Digest) -> Option<Slot> {
-        let living = self.names.values().flat_map(|v| v.held.values());
-        if living.filter(|h| h.version.digest == digest).any(VersionState::warm) {
-            return None;
+    pub fn let_go(&mut self, digest: Digest) -> bool {
+        let warm = self.living().any(|h| h.version.digest == digest && h.warm());
+        let leaves = !warm && self.ledger.let_go(digest);
+        if leaves {
+            self.note_left(digest, Cold::Replaced);
         }
-        let resident = self.residents.get_mut(&digest).filter(|r| r.idle())?;
-        resident.leaving = true;
-        let slot = resident.slot;
-        self.note_left(digest, Cold::Replaced);
-        Some(slot)
+        leaves
     }
 
     /// Replaced versions that are out of the bank, or kept there by another version, have drained.
     pub fn settle_drained(&mut self) {
         let warm = self.warm();
-        let residents = &self.residents;
-        let gone = |d: &Digest| !residents.contains_key(d) || warm.contains(d);
+        let ledger = &self.ledger;
+        let gone = |d: Digest| ledger.get(d).is_none() || warm.contains(&d);
         for held in self.names.values_mut().flat_map(|v| v.held.values_mut()) {
-            if held.draining && held.idle() && gone(&held.version.digest) {
+            if held.draining && held.idle() && gone(held.version.digest) {
                 held.draining = false;
             }
         }
@@ -296,27 +251,24 @@ impl RegistryState {
         let warm = self.warm();
         self.unsettled = waiting
             || !self.departing.is_empty()
-            || self.residents.keys().any(|digest| !warm.contains(digest))
-            || self.names.values().any(|v| v.held.values().any(|h| h.draining));
+            || self.ledger.digests().any(|digest| !warm.contains(&digest))
+            || self.living().any(|h| h.draining);
         (pruned.into_iter().map(|h| h.version).collect(), digests)
     }
 
     /// Whether a living version has this content.
     pub fn wanted(&self, digest: Digest) -> bool {
-        let mut living = self.names.values().flat_map(|v| v.held.values());
-        living.any(|h| h.version.digest == digest)
+        self.living().any(|h| h.version.digest == digest)
     }
 
     /// Whether any version, living or departing, has this content.
     pub fn refers_to(&self, digest: Digest) -> bool {
-        let living = self.names.values().flat_map(|v| v.held.values());
-        living.chain(&self.departing).any(|h| h.version.digest == digest)
+        self.living().chain(&self.departing).any(|h| h.version.digest == digest)
     }
 
     /// The probe's finding for a content that some version already has.
     pub fn known_change(&self, digest: Digest) -> Option<f32> {
-        let living = self.names.values().flat_map(|v| v.held.values());
-        let mut same = living.filter(|h| h.version.digest == digest);
+        let mut same = self.living().filter(|h| h.version.digest == digest);
         same.next().map(|h| h.version.logit_change_max)
     }
 
@@ -324,10 +276,8 @@ impl RegistryState {
     pub fn publish(&mut self, version: Version, current: bool, owner: Arc<str>) {
         let (name, number) = (version.name.clone(), version.number);
         let versions = self.names.entry(name.clone()).or_default();
-        self.clock += 1;
-        versions
-            .held
-            .insert(number, VersionState { used: self.clock, ..VersionState::new(version, owner) });
+        let used = self.ledger.tick();
+        versions.held.insert(number, VersionState { used, ..VersionState::new(version, owner) });
         if current {
             self.turn(&name, number);
         }
@@ -344,10 +294,9 @@ impl RegistryState {
             let led_to = self.aliases.values().any(|a| a.leads_to(name, before));
             held.draining = servable(&held.version) && !held.pinned && !led_to;
         }
-        self.clock += 1;
         if let Some(held) = versions.held.get_mut(&number) {
             held.draining = false;
-            held.used = self.clock;
+            held.used = self.ledger.tick();
         }
     }
 
@@ -360,8 +309,7 @@ impl RegistryState {
             held.draining = pin.is_none() && held.pinned && !current && !led_to;
             held.pinned = pin.is_some();
             if pin.is_some() {
-                self.clock += 1;
-                held.used = self.clock;
+                held.used = self.ledger.tick();
             }
             held.pin = pin;
         }
@@ -369,8 +317,7 @@ impl RegistryState {
 
     /// Versions that are pinned, in no order that matters.
     pub fn pinned(&self) -> Vec<Arc<Version>> {
-        let living = self.names.values().flat_map(|v| v.held.values());
-        living.filter(|h| h.pinned).map(|h| h.version.clone()).collect()
+        self.living().filter(|h| h.pinned).map(|h| h.version.clone()).collect()
     }
 
     pub fn pinned_contents(&self) -> HashSet<Digest> {
@@ -395,7 +342,7 @@ impl RegistryState {
         let theirs = |h: &&VersionState| versions.iter().any(|v| Arc::ptr_eq(v, &h.version));
         let mut leases = 0;
         for held in self.departing.iter().filter(theirs) {
-            leases += held.leases.load(Ordering::Acquire);
+            leases += held.leases.count();
             held.cut.store(true, Ordering::Relaxed);
         }
         leases
@@ -405,7 +352,7 @@ impl RegistryState {
     pub fn has_left(&self, versions: &[Arc<Version>]) -> bool {
         versions.iter().all(|v| {
             let used = self.departing.iter().any(|h| Arc::ptr_eq(v, &h.version));
-            !used && (!self.residents.contains_key(&v.digest) || self.wanted(v.digest))
+            !used && (self.ledger.get(v.digest).is_none() || self.wanted(v.digest))
         })
     }
 
@@ -428,17 +375,16 @@ impl RegistryState {
     }
 
     pub fn stats(&self) -> Stats {
-        let living = || self.names.values().flat_map(|v| v.held.values());
         Stats {
             names: self.names.len(),
-            versions: living().count(),
+            versions: self.living().count(),
             departing: self.departing.len(),
-            pinned: living().filter(|h| h.pinned).count(),
+            pinned: self.living().filter(|h| h.pinned).count(),
             aliases: self.aliases.len(),
-            residents: self.residents.len(),
-            resident_bytes: self.used_bytes(),
-            loads: self.loads,
-            evictions: self.evictions,
+            residents: self.ledger.len(),
+            resident_bytes: self.ledger.used().bytes,
+            loads: self.ledger.loads,
+            evictions: self.ledger.evictions,
             loads_waiting: self.loads_waiting,
         }
     }
@@ -459,7 +405,7 @@ impl RegistryState {
 
     fn entries<'a>(&'a self, versions: &'a Versions) -> impl Iterator<Item = Entry> + 'a {
         versions.held.iter().map(|(number, held)| {
-            let resident = self.residents.get(&held.version.digest);
+            let resident = self.ledger.get(held.version.digest);
             Entry {
                 version: held.version.clone(),
                 owner: held.owner.clone(),
@@ -470,8 +416,8 @@ impl RegistryState {
                 },
                 current: *number == versions.current,
                 pinned: held.pinned,
-                resident: resident.is_some_and(|r| !r.leaving && held.used >= r.entered),
-                leases: held.leases.load(Ordering::Relaxed),
+                resident: resident.is_some_and(|r| !r.leaving() && held.used >= r.entered),
+                leases: held.leases.count(),
             }
         })
     }

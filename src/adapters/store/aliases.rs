@@ -3,8 +3,8 @@
 //! Owns that table's statements. Never knows how an alias chooses. The thing to know: a row holds
 //! what the alias is and what it was before, so both change in one statement.
 
-use super::owners::{disown, own};
-use super::{Store, catalogue_error, json, number, text};
+use super::Store;
+use super::rows::{catalogue_error, disown, json, number, own, text};
 use crate::adapters::alias::{Alias, Target};
 use crate::error::{Error, Result};
 use sqlx::Row as _;

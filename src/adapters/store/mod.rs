@@ -8,21 +8,22 @@
 mod aliases;
 mod orphans;
 mod owners;
+mod rows;
 
 use super::Digest;
-use super::alias::Alias;
 use super::format::files::AdapterFiles;
 use super::version::Version;
-use crate::clock::{Now, Trusted};
+use crate::clock::Now;
 use crate::database::{Database, FULL, Storage, Transaction};
 use crate::error::{Error, Kind, Result};
-use sqlx::Row as _;
+use orphans::Orphans;
+pub use rows::Catalogue;
+use rows::{disown, json, number, own, text, version};
 use sqlx::query::Query;
-use sqlx::sqlite::{Sqlite, SqliteArguments, SqliteRow};
+use sqlx::sqlite::{Sqlite, SqliteArguments};
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -34,22 +35,8 @@ pub struct Store {
     storage: Storage,
     /// Number of the next staging directory.
     staged: AtomicU64,
-    /// By which orphans age.
-    time: Mutex<Trusted>,
-}
-
-/// What the catalogue holds.
-pub struct Catalogue {
-    pub versions: Vec<Version>,
-    /// (name, number of its current version)
-    pub current: Vec<(String, u64)>,
-    /// (name, number)
-    pub pinned: Vec<(String, u64)>,
-    pub aliases: Vec<Alias>,
-    /// When it last changed, since 1970; zero if it never did.
-    pub changed: Duration,
-    /// (name, tenant); an empty tenant is the operator
-    pub owners: Vec<(String, String)>,
+    /// What no version names.
+    pub orphans: Orphans,
 }
 
 impl Store {
@@ -75,13 +62,13 @@ impl Store {
             catalogue,
             storage: storage.clone(),
             staged: AtomicU64::new(0),
-            time: Mutex::new(Trusted::new(None, Now::read())),
+            orphans: Orphans::new(storage),
         };
         store.check_base(dir, base).await?;
         let catalogue = store.read().await?;
-        *store.time() = Trusted::new(Some(catalogue.changed), Now::read());
+        let named = catalogue.versions.iter().map(|v| store.blob(v.digest)).collect();
         // The marks of interrupted uploads lie in staging: cleared when they are of no more use.
-        needed(store.set_aside(&catalogue, &interrupted))?;
+        needed(store.orphans.set_aside(&store.blobs, &named, &catalogue, &interrupted))?;
         if storage.read_only().is_none() {
             if store.staging.exists() {
                 needed(fs::remove_dir_all(&store.staging))?;
@@ -191,7 +178,7 @@ impl Store {
         );
         t.run(next.bind(&version.name).bind(version.number as i64)).await?;
         if let Some(owner) = owner {
-            owners::own(&version.name, owner, &mut t).await?;
+            own(&version.name, owner, &mut t).await?;
         }
         if current {
             let turn = sqlx::query("UPDATE names SET current = ?2 WHERE name = ?1");
@@ -240,7 +227,7 @@ impl Store {
         ] {
             t.run(sqlx::query(statement).bind(name)).await?;
         }
-        owners::disown(name, &mut t).await?;
+        disown(name, &mut t).await?;
         t.commit().await
     }
 
@@ -343,41 +330,4 @@ fn sync_parents(place: &Path) -> std::io::Result<()> {
     let parent = place.parent().expect("a blob lies in a directory");
     File::open(parent)?.sync_all()?;
     File::open(parent.parent().expect("and that in another"))?.sync_all()
-}
-
-fn version(row: &SqliteRow) -> Result<Version> {
-    let bad = |what: &str| Error::fault(format!("polylora.db: a version has a bad {what}"));
-    let mut digest = [0; 32];
-    hex::decode_to_slice(text(row, "digest")?, &mut digest).map_err(|_| bad("digest"))?;
-    let change: Option<f64> = row.try_get("logit_change_max").map_err(catalogue_error)?;
-    Ok(Version {
-        name: text(row, "name")?,
-        number: number(row, "number")?,
-        digest: Digest(digest),
-        summary: serde_json::from_str(&text(row, "summary")?).map_err(|_| bad("summary"))?,
-        logit_change_max: change.map_or(f32::NAN, |c| c as f32),
-        forced: row.try_get("forced").map_err(catalogue_error)?,
-        created: number(row, "created")?,
-        file_bytes: number(row, "file_bytes")?,
-        resident_bytes: number(row, "resident_bytes")?,
-        lineage: serde_json::from_str(&text(row, "lineage")?).map_err(|_| bad("lineage"))?,
-    })
-}
-
-fn json(value: &impl serde::Serialize) -> Result<String> {
-    serde_json::to_string(value)
-        .map_err(|e| Error::fault(format!("cannot write to the catalogue: {e}")))
-}
-
-fn text(row: &SqliteRow, column: &str) -> Result<String> {
-    row.try_get(column).map_err(catalogue_error)
-}
-
-fn number(row: &SqliteRow, column: &str) -> Result<u64> {
-    let n: i64 = row.try_get(column).map_err(catalogue_error)?;
-    u64::try_from(n).map_err(|_| Error::fault(format!("polylora.db: {column} is {n}")))
-}
-
-fn catalogue_error(e: sqlx::Error) -> Error {
-    Error::fault(format!("the catalogue polylora.db: {e}"))
 }

@@ -4,14 +4,15 @@
 //! seen. The thing to know: a catalogue that is new, empty, or older than a file may be the one
 //! that is wrong, so the file stays where it is and the start says so.
 
-use super::{Catalogue, Store};
+use super::rows::Catalogue;
 use crate::adapters::Digest;
 use crate::clock::{Now, Trusted};
+use crate::database::Storage;
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Result};
 use std::path::{Path, PathBuf};
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 /// What was set aside is removed after so long.
@@ -34,29 +35,41 @@ pub fn interrupted(staging: &Path) -> HashSet<String> {
     entries.filter_map(name).collect()
 }
 
-impl Store {
-    pub(super) fn time(&self) -> MutexGuard<'_, Trusted> {
+/// The place of files that were set aside.
+pub struct Orphans {
+    storage: Storage,
+    /// By which they age.
+    time: Mutex<Trusted>,
+}
+
+impl Orphans {
+    pub fn new(storage: &Storage) -> Self {
+        Self { storage: storage.clone(), time: Mutex::new(Trusted::new(None, Now::read())) }
+    }
+
+    fn time(&self) -> MutexGuard<'_, Trusted> {
         self.time.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn orphans(&self) -> PathBuf {
+    fn dir(&self) -> PathBuf {
         self.storage.dir().join("orphans")
     }
 
-    /// Moves what no version names to `orphans/`, unless the catalogue may not know of it; and says
-    /// what was found.
-    pub(super) fn set_aside(
+    /// Moves what lies in `blobs` and is not `named` to `orphans/`, unless the catalogue may not
+    /// know of it; and says what was found.
+    pub fn set_aside(
         &self,
+        blobs: &Path,
+        named: &HashSet<PathBuf>,
         catalogue: &Catalogue,
         interrupted: &HashSet<String>,
     ) -> Result<()> {
-        let named: HashSet<PathBuf> =
-            catalogue.versions.iter().map(|v| self.blob(v.digest)).collect();
+        *self.time() = Trusted::new(Some(catalogue.changed), Now::read());
         let (mut unnamed, mut unseen) = (Vec::new(), 0);
-        if !self.blobs.exists() {
+        if !blobs.exists() {
             return Ok(());
         }
-        for prefix in directories(&self.blobs)? {
+        for prefix in directories(blobs)? {
             for blob in directories(&prefix)?.into_iter().filter(|blob| !named.contains(blob)) {
                 let name = blob.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 match interrupted.contains(&name) || made(&blob)? <= catalogue.changed {
@@ -85,22 +98,22 @@ impl Store {
         if count == 0 || self.storage.read_only().is_some() {
             return Ok(());
         }
-        fs::create_dir_all(self.orphans())?;
+        fs::create_dir_all(self.dir())?;
         for (name, blob) in unnamed {
             let since = Now::read().wall.as_secs();
-            fs::rename(&blob, self.orphans().join(format!("{since}-{name}")))
+            fs::rename(&blob, self.dir().join(format!("{since}-{name}")))
                 .or_else(|e| if again(&e) { fs::remove_dir_all(&blob) } else { Err(e) })?;
         }
-        File::open(self.orphans())?.sync_all()?;
+        File::open(self.dir())?.sync_all()?;
         let days = KEPT_FOR.as_secs() / 86_400;
         tracing::warn!(files = count, days, "set aside in orphans/ what no version names");
         Ok(())
     }
 
     /// Removes what was set aside long ago. Blocking.
-    pub fn remove_old_orphans(&self) {
+    pub fn remove_old(&self) {
         let now = self.time().look(Now::read());
-        for orphan in directories(&self.orphans()).unwrap_or_default() {
+        for orphan in directories(&self.dir()).unwrap_or_default() {
             let name = orphan.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let since = name.split_once('-').and_then(|(since, _)| since.parse().ok());
             let Some(since) = since.map(Duration::from_secs) else { continue };

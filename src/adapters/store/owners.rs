@@ -4,8 +4,8 @@
 //! tenant is from before names had owners; an empty tenant is the operator, whose rows stay when a
 //! name is deleted.
 
-use super::{Store, catalogue_error, text};
-use crate::database::Transaction;
+use super::Store;
+use super::rows::{catalogue_error, own, text};
 use crate::error::{Error, Result};
 use sqlx::Row as _;
 
@@ -46,16 +46,4 @@ impl Store {
             .map_err(|e| Error::fault(format!("cannot tell how full the disk is: {e}")))?;
         Ok((stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize))
     }
-}
-
-/// Within a change of the name.
-pub(super) async fn own(name: &str, tenant: &str, t: &mut Transaction) -> Result<()> {
-    let own = sqlx::query("INSERT OR REPLACE INTO owners (name, tenant) VALUES (?, ?)");
-    t.run(own.bind(name).bind(tenant)).await.map(drop)
-}
-
-/// A tenant's name is given up, the operator's is kept.
-pub(super) async fn disown(name: &str, t: &mut Transaction) -> Result<()> {
-    let disown = sqlx::query("DELETE FROM owners WHERE name = ? AND tenant IS NOT ''");
-    t.run(disown.bind(name)).await.map(drop)
 }

@@ -26,7 +26,7 @@ pub fn mix(mut z: u64) -> u64 {
 }
 
 /// The only source of chance.
-pub struct Dice(u64);
+pub struct Dice(pub u64);
 
 impl Dice {
     /// Uniform enough in `low..=high`.
@@ -75,7 +75,7 @@ impl Seen {
 }
 
 /// Says which world it was when one breaks.
-struct Seed(usize);
+pub struct Seed(pub usize);
 
 impl Drop for Seed {
     fn drop(&mut self) {
