@@ -165,7 +165,7 @@ impl Database {
             None => self.files.connect_reader().await?,
         };
         let rows = query.fetch_all(&mut reader.connection).await;
-        let rows = rows.map_err(|e| Error::fault(format!("{}: {e}", self.files.name)))?;
+        let rows = rows.map_err(|e| wrong(&self.files.name, &e))?;
         *slot = Some(reader);
         Ok(rows)
     }
@@ -210,7 +210,7 @@ impl Files {
     }
 
     async fn connect_reader(&self) -> Result<Reader> {
-        let wrong = |e: sqlx::Error| Error::fault(format!("{}: {e}", self.name));
+        let wrong = |e: sqlx::Error| wrong(&self.name, &e);
         let mut found = 0;
         if self.path.exists() {
             let (mut connection, around) = connect::readable(&self.path).await.map_err(wrong)?;
@@ -288,12 +288,24 @@ impl Files {
 
 /// What a failed write means; turns the storage if it is its fault.
 fn failed(storage: &Storage, name: &str, error: &sqlx::Error) -> Error {
-    let message = format!("{name}: {error}");
     if !is_storage(error) {
-        return Error::fault(message);
+        return wrong(name, error);
     }
+    let message = format!("{name}: {error}");
     storage.turn(&message);
     storage::full(message)
+}
+
+/// What any other failure means: the fault is ours.
+fn wrong(name: &str, error: &sqlx::Error) -> Error {
+    Error::fault(format!("{name}: {error}"))
+}
+
+impl From<sqlx::Error> for Error {
+    /// Whoever is given rows can only meet one that is not as its table says.
+    fn from(error: sqlx::Error) -> Self {
+        wrong("a row of a database", &error)
+    }
 }
 
 /// Whether SQLite could not write: READONLY, IOERR, FULL, CANTOPEN. Memory that lacked is none.

@@ -42,7 +42,7 @@ impl Moved {
         if !path.exists() {
             return Ok(Held::Nothing);
         }
-        let found = format(&path).await.map_err(|e| Error::fault(format!("{}: {e}", self.file)))?;
+        let found = format(&path).await.map_err(|e| super::wrong(self.file, &e))?;
         if found == GUARD && self.file == GUARDED {
             return Ok(Held::Guard);
         }

@@ -4,7 +4,7 @@
 //! tenant is from before names had owners; an empty tenant is the operator, whose rows stay when a
 //! name is deleted.
 
-use super::{Store, catalogue_error, text};
+use super::{Store, text};
 use crate::database::Transaction;
 use crate::error::{Error, Result};
 use sqlx::Row as _;
@@ -14,7 +14,7 @@ impl Store {
     pub async fn owner(&self, name: &str) -> Result<Option<String>> {
         let query = sqlx::query("SELECT tenant FROM owners WHERE name = ?").bind(name);
         let row = self.catalogue.row(query).await?;
-        row.map_or(Ok(None), |row| row.try_get("tenant").map_err(catalogue_error))
+        Ok(row.map_or(Ok(None), |row| row.try_get("tenant"))?)
     }
 
     /// Names whose owner is not known yet.
