@@ -14,7 +14,7 @@
 //! - [`adapters`]: formats, store, registry, bank
 //! - [`access`]: keys, tenants and what they may do
 //! - [`usage`]: what each request used, on disk
-//! - [`clock`], [`config`], [`database`], [`error`], [`metrics`], [`shape`], [`share`],
+//! - [`clock`], [`config`], [`database`], [`ending`], [`error`], [`metrics`], [`shape`], [`share`],
 //!   [`terminal`], [`tls`]: leaves
 //!
 //! The arithmetic is in the crate `polylora-kernels`.
@@ -30,6 +30,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod database;
+pub mod ending;
 pub mod engine;
 pub mod error;
 pub mod jobs;

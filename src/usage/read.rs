@@ -5,7 +5,8 @@
 
 use super::record::Record;
 use crate::database::Database;
-use crate::error::Result;
+use crate::ending::EndReason;
+use crate::error::{Error, Result};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 use std::time::Duration;
@@ -91,6 +92,8 @@ pub async fn records(
 }
 
 fn record(row: &SqliteRow) -> Result<(u64, Record)> {
+    let word: String = row.try_get("finish_reason")?;
+    let unknown = || Error::fault(format!("usage.db: a request ended as {word}"));
     let record = Record {
         id: row.try_get("id")?,
         request_id: row.try_get("request_id")?,
@@ -103,7 +106,7 @@ fn record(row: &SqliteRow) -> Result<(u64, Record)> {
         prompt_tokens: number(row, "prompt_tokens")?,
         cached_tokens: number(row, "cached_tokens")?,
         completion_tokens: number(row, "completion_tokens")?,
-        finish_reason: row.try_get("finish_reason")?,
+        finish_reason: EndReason::named(&word).ok_or_else(unknown)?,
         route: row.try_get("route")?,
         status: number(row, "status")? as u16,
     };

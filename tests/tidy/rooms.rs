@@ -19,13 +19,14 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("model", &["adapters", "checkpoint", "shape"]),
     ("checkpoint", &["adapters", "shape", "tls"]),
     ("text", &["checkpoint", "clock"]),
-    ("engine", &["model", "adapters", "metrics"]),
-    ("usage", &["clock", "database", "metrics"]),
+    ("engine", &["model", "adapters", "ending", "metrics"]),
+    ("metrics", &["ending"]),
+    ("usage", &["clock", "database", "ending", "metrics"]),
     (
         "api",
         &[
             "access", "jobs", "engine", "text", "merge", "adapters", "usage", "clock", "config",
-            "database", "metrics", "share",
+            "database", "ending", "metrics", "share",
         ],
     ),
     (
