@@ -15,7 +15,7 @@
 //! - [`access`]: keys, tenants and what they may do
 //! - [`usage`]: what each request used, on disk
 //! - [`clock`], [`config`], [`database`], [`ending`], [`error`], [`metrics`], [`shape`], [`share`],
-//!   [`terminal`], [`tls`]: leaves
+//!   [`terminal`], [`tls`], and headers of weight files: leaves
 //!
 //! The arithmetic is in the crate `polylora-kernels`.
 #![forbid(unsafe_code)]
@@ -33,6 +33,7 @@ pub mod database;
 pub mod ending;
 pub mod engine;
 pub mod error;
+mod header;
 pub mod jobs;
 pub mod merge;
 pub mod metrics;
