@@ -14,8 +14,8 @@
 //! - [`adapters`]: formats, store, registry, bank
 //! - [`access`]: keys, tenants and what they may do
 //! - [`usage`]: what each request used, on disk
-//! - [`clock`], [`config`], [`database`], [`error`], [`metrics`], [`shape`], [`share`],
-//!   [`terminal`], [`tls`]: leaves
+//! - [`clock`], [`config`], [`database`], [`ending`], [`error`], [`metrics`], [`shape`], [`share`],
+//!   [`terminal`], [`tls`], and headers of weight files: leaves
 //!
 //! The arithmetic is in the crate `polylora-kernels`.
 #![forbid(unsafe_code)]
@@ -30,8 +30,10 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod database;
+pub mod ending;
 pub mod engine;
 pub mod error;
+mod header;
 pub mod jobs;
 pub mod merge;
 pub mod metrics;

@@ -145,7 +145,7 @@ pub struct Entry {
     pub leases: usize,
 }
 
-/// What a change takes for granted about a name; it is checked in the name's own turn, so that
+/// What a change takes for granted about a name; it is checked under the name's own lock, so that
 /// nothing comes between. Broken: `version_conflict` (412).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expected {

@@ -123,7 +123,7 @@ struct Listener {
     api: Arc<Api>,
     listener: TcpListener,
     router: Router,
-    places: Arc<ConnectionPermits>,
+    permits: Arc<ConnectionPermits>,
     reserve: Arc<ConnectionPermits>,
     connections: JoinSet<()>,
     /// Tells connections to end after what they are at.
@@ -139,7 +139,7 @@ impl Listener {
             api: api.clone(),
             listener,
             router: routes::router(api.clone()),
-            places: ConnectionPermits::new(
+            permits: ConnectionPermits::new(
                 config.connections_max,
                 config.connections_per_address_max,
             ),
@@ -160,7 +160,7 @@ impl Listener {
                 Err(error) => {
                     tracing::warn!(%error, "accept failed");
                     // Perhaps there are no file descriptors left.
-                    self.places.close_one();
+                    self.permits.close_one();
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -170,10 +170,10 @@ impl Listener {
     /// Gives a connection its place, in the reserve if all others are at requests. One that finds
     /// no place there either is closed.
     fn take_in(&mut self, stream: TcpStream, peer: IpAddr) {
-        let (place, reserved) = match self.places.take(peer) {
-            Ok(place) => (place, None),
+        let (permit, reserved) = match self.permits.take(peer) {
+            Ok(permit) => (permit, None),
             Err(full) => match self.reserve.take(peer) {
-                Ok(place) => (place, Some(full)),
+                Ok(permit) => (permit, Some(full)),
                 Err(_) => return,
             },
         };
@@ -181,14 +181,14 @@ impl Listener {
         self.api.requests.intake.took(CONNECTION_BYTES);
         // Tokens are small and should leave at once.
         let _ = stream.set_nodelay(true);
-        let line = Connection::new(place.seat.clone(), local.ip().to_canonical(), reserved);
-        let socket = Socket::new(stream, line.clone(), self.write_time_max);
+        let connection = Connection::new(permit.seat.clone(), local.ip().to_canonical(), reserved);
+        let socket = Socket::new(stream, connection.clone(), self.write_time_max);
         let mut http = http1::Builder::new();
         let head_time_max = if reserved.is_some() { RESERVE_TIME } else { self.head_time_max };
         http.timer(TokioTimer::new()).header_read_timeout(head_time_max);
         http.keep_alive(reserved.is_none());
         let (router, closed) = (self.router.clone(), self.closing.subscribe());
-        let talk = converse(http, socket, line, router, closed, place);
+        let talk = converse(http, socket, connection, router, closed, permit);
         self.connections.spawn(async move {
             match reserved {
                 None => talk.await,
@@ -214,33 +214,35 @@ impl Listener {
 async fn converse(
     http: http1::Builder,
     socket: Socket<TcpStream>,
-    line: Arc<Connection>,
+    connection: Arc<Connection>,
     router: Router,
     mut closed: watch::Receiver<bool>,
-    mut place: ConnectionPermit,
+    mut permit: ConnectionPermit,
 ) {
     let router = TowerToHyperService::new(router);
-    let asked = line.clone();
+    let asked = connection.clone();
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        let turn = asked.ask(&request);
+        let exchange = asked.ask(&request);
         request.extensions_mut().insert(asked.clone());
         let answer = router.call(request);
-        async move { answer.await.map(|response| response.map(|body| Said { body, _turn: turn })) }
-    });
-    let mut connection = pin!(http.serve_connection(TokioIo::new(socket), service));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = async { drop(closed.wait_for(|closed| *closed).await) } => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+        async move {
+            answer.await.map(|response| response.map(|body| Said { body, _exchange: exchange }))
         }
-        _ = &mut place.lost => {
+    });
+    let mut served = pin!(http.serve_connection(TokioIo::new(socket), service));
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,
+        () = async { drop(closed.wait_for(|closed| *closed).await) } => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+        _ = &mut permit.lost => {
             // A request that was admitted while this was decided is answered.
-            if !line.is_busy() {
+            if !connection.is_busy() {
                 return;
             }
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            served.as_mut().graceful_shutdown();
+            served.await
         }
     };
     if let Err(error) = ended {

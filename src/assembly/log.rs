@@ -109,12 +109,7 @@ fn harmless(mut line: String) -> String {
 
 fn cut(value: &mut Value) {
     match value {
-        Value::String(text) => {
-            if let Some((at, _)) = text.char_indices().nth(FIELD_CHARS_MAX) {
-                text.truncate(at);
-                text.push('…');
-            }
-        }
+        Value::String(text) => crate::error::cut(text, FIELD_CHARS_MAX),
         Value::Array(all) => all.iter_mut().for_each(cut),
         Value::Object(all) => all.values_mut().for_each(cut),
         _ => {}

@@ -8,22 +8,33 @@
 
 use super::config_json::{check, embedding_scale, invalid, unsupported};
 use super::gguf_blocks::kept_as;
-use super::gguf_shape::{Metadata, rope};
+use super::gguf_shape::{ArchMetadata, rope};
 use super::stored::{Form, Stored, interleaved};
 use super::weight_file::WeightFile;
 use crate::error::Result;
+use crate::header::gguf::{Limits, Metadata, read};
+use crate::header::{Entry, Wrong};
 use crate::shape::{Activation, ModelShape};
 use candle_core::quantized::GgmlDType;
-use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 use half::bf16;
 use std::collections::{BTreeMap, HashMap};
-use std::io::BufReader;
 use std::path::Path;
+
+/// What an operator chose is read as others read it: vocabularies in the wild are not all UTF-8.
+const LIMITS: Limits = Limits {
+    tensors: 1 << 20,
+    keys: 1 << 16,
+    string_bytes: 1 << 30,
+    array_values: 1 << 24,
+    keeps_arrays: true,
+    mends_text: true,
+};
 
 /// An open GGUF file.
 pub struct Gguf {
     file: WeightFile,
-    content: Content,
+    metadata: Metadata,
+    tensors: HashMap<String, Entry<GgmlDType>>,
     /// Whether any tensor is stored in blocks.
     quantised: bool,
     gemma: bool,
@@ -35,10 +46,14 @@ impl Gguf {
     /// Opens the file and reads its header. Errors name the metadata key or the tensor.
     pub fn open(path: &Path) -> Result<(Self, ModelShape)> {
         let file = WeightFile::open(path)?;
-        let content = Content::read(&mut BufReader::new(file.file()));
-        let content = content.map_err(|e| file.wrong(&e))?;
-        let quantised = content.tensor_infos.values().any(|t| t.ggml_dtype.block_size() > 1);
-        let mut gguf = Self { file, content, quantised, gemma: false, interleaved: None };
+        let (metadata, tensors) =
+            read(file.file(), file.bytes(), &LIMITS).map_err(|wrong| match wrong {
+                Wrong::Stored { .. } => unsupported(file.wrong(&wrong).message),
+                _ => file.wrong(&wrong),
+            })?;
+        let quantised = tensors.iter().any(|t| t.stored.block_size() > 1);
+        let tensors = tensors.into_iter().map(|t| (t.name.clone(), t)).collect();
+        let mut gguf = Self { file, metadata, tensors, quantised, gemma: false, interleaved: None };
         let shape = gguf.shape()?;
         gguf.gemma = shape.norm_plus_one;
         gguf.interleaved = (shape.family == "llama").then_some((shape.heads, shape.kv_heads));
@@ -49,16 +64,16 @@ impl Gguf {
         &self.file
     }
 
-    pub fn metadata(&self) -> &HashMap<String, Value> {
-        &self.content.metadata
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
     }
 
     /// Of the most tensors, e.g. `gguf Q4_1`.
     pub fn storage(&self) -> String {
         let mut counts = BTreeMap::<String, usize>::new();
-        for info in self.content.tensor_infos.values() {
-            if info.shape.rank() > 1 {
-                let dtype = format!("{:?}", info.ggml_dtype);
+        for info in self.tensors.values() {
+            if info.shape.len() > 1 {
+                let dtype = format!("{:?}", info.stored);
                 *counts.entry(dtype).or_default() += 1;
             }
         }
@@ -69,13 +84,13 @@ impl Gguf {
 
     /// Whether the embedding table is stored in f32.
     pub fn stored_f32(&self) -> bool {
-        let table = self.content.tensor_infos.get("token_embd.weight");
-        table.is_some_and(|t| t.ggml_dtype == GgmlDType::F32)
+        let table = self.tensors.get("token_embd.weight");
+        table.is_some_and(|t| t.stored == GgmlDType::F32)
     }
 
     /// Hugging Face names of all tensors; a name this file's arch does not know comes as it is.
     pub fn names(&self) -> Vec<String> {
-        let names = self.content.tensor_infos.keys();
+        let names = self.tensors.keys();
         names
             .filter(|n| *n != "rope_freqs.weight")
             .map(|n| hf_name(n, self.gemma).unwrap_or_else(|| n.clone()))
@@ -84,19 +99,18 @@ impl Gguf {
 
     /// Whether some matrix is kept as the integers it is stored as.
     pub fn packed(&self) -> bool {
-        let matrices = self.content.tensor_infos.values().filter(|t| t.shape.rank() > 1);
-        matrices.into_iter().any(|t| kept_as(t.ggml_dtype).is_some())
+        let matrices = self.tensors.values().filter(|t| t.shape.len() > 1);
+        matrices.into_iter().any(|t| kept_as(t.stored).is_some())
     }
 
     /// The entry of a tensor, by its Hugging Face name.
-    fn info(&self, name: &str, dims: &[usize]) -> Result<Option<&TensorInfo>> {
+    fn info(&self, name: &str, dims: &[usize]) -> Result<Option<&Entry<GgmlDType>>> {
         let stored = gguf_name(name, self.gemma);
-        let Some(info) = stored.and_then(|n| self.content.tensor_infos.get(&n)) else {
+        let Some(info) = stored.and_then(|n| self.tensors.get(&n)) else {
             return Ok(None);
         };
-        if info.shape.dims() != dims {
-            let dims_there = info.shape.dims();
-            let why = format!("tensor {name} has shape {dims_there:?}, expected {dims:?}");
+        if info.shape != dims {
+            let why = format!("tensor {name} has shape {:?}, expected {dims:?}", info.shape);
             return Err(self.file.wrong(&why));
         }
         Ok(Some(info))
@@ -112,10 +126,14 @@ impl Gguf {
         Ok(Some(stored))
     }
 
-    fn at<'a>(&'a self, info: &TensorInfo, name: &'a str, dims: [usize; 2]) -> Result<Stored<'a>> {
-        let offset = self.content.tensor_data_offset.saturating_add(info.offset);
-        let form = Form::of(info.ggml_dtype);
-        let mut stored = Stored::new(&self.file, name, offset, form, dims)?;
+    fn at<'a>(
+        &'a self,
+        info: &Entry<GgmlDType>,
+        name: &'a str,
+        dims: [usize; 2],
+    ) -> Result<Stored<'a>> {
+        let form = Form::of(info.stored);
+        let mut stored = Stored::new(&self.file, name, info.range.start, form, dims)?;
         stored.rounded |= self.quantised;
         Ok(stored)
     }
@@ -151,18 +169,18 @@ impl Gguf {
     }
 
     fn shape(&self) -> Result<ModelShape> {
-        let meta = Metadata::new(&self.content.metadata)?;
+        let meta = ArchMetadata::new(&self.metadata)?;
         let family = meta.family()?;
         let (hidden, heads) =
             (meta.count("embedding_length")?, meta.count("attention.head_count")?);
         let gemma = family == "gemma3";
         let layers = meta.count("block_count")?;
         let head_dim = meta.count_or("attention.key_length")?.unwrap_or(hidden / heads);
-        let vocab = match self.content.tensor_infos.get("token_embd.weight") {
-            Some(info) => info.shape.dims()[0],
-            None => return Err(invalid("gguf: tensor token_embd.weight is missing")),
+        let vocab = match self.tensors.get("token_embd.weight") {
+            Some(Entry { shape, .. }) if !shape.is_empty() => shape[0],
+            _ => return Err(invalid("gguf: tensor token_embd.weight is missing")),
         };
-        let has = |name: &str| self.content.tensor_infos.contains_key(name);
+        let has = |name: &str| self.tensors.contains_key(name);
         let factors = match has("rope_freqs.weight") {
             true => Some(self.rope_factors(head_dim)?),
             false => None,
@@ -217,9 +235,9 @@ impl Gguf {
 
     fn rope_factors(&self, head_dim: usize) -> Result<Vec<f32>> {
         let name = "rope_freqs.weight";
-        let info = &self.content.tensor_infos[name];
-        if info.shape.dims() != [head_dim / 2] {
-            let (there, half) = (info.shape.dims(), head_dim / 2);
+        let info = &self.tensors[name];
+        if info.shape != [head_dim / 2] {
+            let (there, half) = (&info.shape, head_dim / 2);
             let why = format!("tensor {name} has shape {there:?}, expected [{half}]");
             return Err(self.file.wrong(&why));
         }

@@ -6,35 +6,17 @@
 
 use super::config_json::{invalid, unsupported, yarn_attention_factor};
 use crate::error::Result;
+use crate::header::gguf::{self, Value};
 use crate::shape::{Rope, RopeScaling};
-use candle_core::quantized::gguf_file::Value;
-use std::collections::HashMap;
 
 /// The metadata of one arch; keys are given without the arch.
-pub struct Metadata<'a> {
-    all: &'a HashMap<String, Value>,
+pub struct ArchMetadata<'a> {
+    all: &'a gguf::Metadata,
     arch: &'a str,
 }
 
-/// A number of any width; flags and text are none.
-pub fn number(value: &Value) -> Option<f64> {
-    Some(match *value {
-        Value::U8(v) => v.into(),
-        Value::I8(v) => v.into(),
-        Value::U16(v) => v.into(),
-        Value::I16(v) => v.into(),
-        Value::U32(v) => v.into(),
-        Value::I32(v) => v.into(),
-        Value::U64(v) => v as f64,
-        Value::I64(v) => v as f64,
-        Value::F32(v) => v.into(),
-        Value::F64(v) => v,
-        _ => return None,
-    })
-}
-
-impl<'a> Metadata<'a> {
-    pub fn new(all: &'a HashMap<String, Value>) -> Result<Self> {
+impl<'a> ArchMetadata<'a> {
+    pub fn new(all: &'a gguf::Metadata) -> Result<Self> {
         match all.get("general.architecture") {
             Some(Value::String(arch)) => Ok(Self { all, arch }),
             _ => Err(invalid("gguf: general.architecture is missing")),
@@ -77,10 +59,10 @@ impl<'a> Metadata<'a> {
         // A few writers store one value per layer; it must be the same one.
         let found = match value {
             Value::Array(list) => {
-                let first = list.first().and_then(number);
-                first.filter(|_| list.iter().all(|v| number(v) == first))
+                let first = list.first().and_then(Value::number);
+                first.filter(|_| list.iter().all(|v| v.number() == first))
             }
-            one => number(one),
+            one => one.number(),
         };
         match found {
             Some(v) => Ok(Some(v)),
@@ -131,7 +113,7 @@ impl<'a> Metadata<'a> {
 
 /// The rope of full-attention layers. `factors`: the content of `rope_freqs.weight`, which Llama
 /// 3.x files have.
-pub fn rope(meta: &Metadata, factors: Option<Vec<f32>>) -> Result<Rope> {
+pub fn rope(meta: &ArchMetadata, factors: Option<Vec<f32>>) -> Result<Rope> {
     let default = if meta.arch == "gemma3" { 1e6 } else { 1e4 };
     let theta = meta.number_or("rope.freq_base")?.unwrap_or(default);
     if let Some(factors) = factors {

@@ -5,10 +5,9 @@
 //! `llama` files hold SentencePiece scores, from which the merges are found again.
 
 use super::config_json::{invalid, unsupported};
-use super::gguf_shape::number;
 use super::parts::TextSource;
 use crate::error::Result;
-use candle_core::quantized::gguf_file::Value;
+use crate::header::gguf::{Metadata, Value};
 use serde_json::json;
 use std::collections::HashMap;
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -32,14 +31,14 @@ const CONTROL: u32 = 3;
 const USER_DEFINED: u32 = 4;
 
 struct Pieces<'a> {
-    metadata: &'a HashMap<String, Value>,
+    metadata: &'a Metadata,
     tokens: Vec<&'a str>,
     types: Vec<u32>,
 }
 
 /// Builds everything textual from the metadata. Errors name the key that is missing or not
 /// supported.
-pub fn text_source(metadata: &HashMap<String, Value>) -> Result<TextSource> {
+pub fn text_source(metadata: &Metadata) -> Result<TextSource> {
     let pieces = Pieces::new(metadata)?;
     let model =
         pieces.text("model").ok_or_else(|| invalid("gguf: tokenizer.ggml.model is missing"))?;
@@ -67,11 +66,11 @@ pub fn text_source(metadata: &HashMap<String, Value>) -> Result<TextSource> {
 }
 
 impl<'a> Pieces<'a> {
-    fn new(metadata: &'a HashMap<String, Value>) -> Result<Self> {
+    fn new(metadata: &'a Metadata) -> Result<Self> {
         let tokens = strings(metadata, "tokenizer.ggml.tokens")?;
         let types = match metadata.get("tokenizer.ggml.token_type") {
             Some(Value::Array(list)) if list.len() == tokens.len() => {
-                list.iter().map(|v| number(v).unwrap_or(1.0) as u32).collect()
+                list.iter().map(|v| v.number().unwrap_or(1.0) as u32).collect()
             }
             Some(_) => {
                 return Err(invalid("gguf: tokenizer.ggml.token_type has not one entry per token"));
@@ -98,7 +97,7 @@ impl<'a> Pieces<'a> {
     }
     /// A token id that the vocabulary has.
     fn id(&self, key: &str) -> Option<u32> {
-        let id = number(self.get(key)?)? as u32;
+        let id = self.get(key)?.number()? as u32;
         ((id as usize) < self.tokens.len()).then_some(id)
     }
 
@@ -199,7 +198,7 @@ impl<'a> Pieces<'a> {
         let ids: HashMap<&str, u32> = self.tokens.iter().copied().zip(0u32..).collect();
         let mut merges = Vec::new();
         for (token, score) in self.tokens.iter().zip(scores) {
-            let score = number(score).unwrap_or(0.0);
+            let score = score.number().unwrap_or(0.0);
             for (at, _) in token.char_indices().skip(1) {
                 let (left, right) = token.split_at(at);
                 if let (Some(l), Some(r)) = (ids.get(left), ids.get(right)) {
@@ -257,7 +256,7 @@ fn set_normalizer(tokenizer: &mut Tokenizer, value: serde_json::Value) -> Result
     }
 }
 
-fn strings<'a>(metadata: &'a HashMap<String, Value>, key: &str) -> Result<Vec<&'a str>> {
+fn strings<'a>(metadata: &'a Metadata, key: &str) -> Result<Vec<&'a str>> {
     let Some(Value::Array(list)) = metadata.get(key) else {
         return Err(invalid(format!("gguf: {key} is missing")));
     };

@@ -10,16 +10,16 @@ use super::parts::TextSource;
 use super::stored::{Form, Stored};
 use super::weight_file::WeightFile;
 use crate::error::Result;
+use crate::header::safetensors::{Limits, read};
+use crate::header::{Entry, Wrong};
 use crate::shape::ModelShape;
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// A header larger than this is no header.
-const HEADER_BYTES_MAX: u64 = 100 << 20;
+const LIMITS: Limits = Limits { bytes: 100 << 20, tensors: 1 << 20, dimensions: 8 };
 /// Tensors of multimodal files that the text model never reads.
 const OTHER_TOWERS: [&str; 4] = [
     "vision_tower.",
@@ -30,15 +30,9 @@ const OTHER_TOWERS: [&str; 4] = [
 
 pub struct Directory {
     config: WeightFile,
-    shards: Vec<Shard>,
+    shards: Vec<WeightFile>,
     /// Text-model name → shard and entry.
-    tensors: HashMap<String, (usize, TensorInfo)>,
-}
-
-struct Shard {
-    file: WeightFile,
-    /// Where tensor data starts.
-    data_start: u64,
+    tensors: HashMap<String, (usize, Entry<Dtype>)>,
 }
 
 impl Directory {
@@ -50,12 +44,16 @@ impl Directory {
         let text = text_source(path, &config)?;
         let mut shards = Vec::new();
         let mut tensors = HashMap::new();
-        for file in weight_files(path)? {
-            let (shard, metadata) = Shard::open(file)?;
-            for (name, info) in metadata.tensors() {
-                tensors.insert(text_name(&name), (shards.len(), info.clone()));
-            }
-            shards.push(shard);
+        for path in weight_files(path)? {
+            let file = WeightFile::open(&path)?;
+            let entries =
+                read(file.file(), file.bytes(), &LIMITS).map_err(|wrong| match wrong {
+                    Wrong::Stored { .. } => unsupported(file.wrong(&wrong).message),
+                    _ => file.wrong(&wrong),
+                })?;
+            let entries = entries.into_iter().map(|t| (text_name(&t.name), (shards.len(), t)));
+            tensors.extend(entries);
+            shards.push(file);
         }
         let directory = Self { config: WeightFile::open(&config_path)?, shards, tensors };
         Ok((directory, shape, text))
@@ -63,7 +61,7 @@ impl Directory {
 
     /// What the digest is over: config.json, then the weight files by name.
     pub fn files(&self) -> impl Iterator<Item = &WeightFile> {
-        std::iter::once(&self.config).chain(self.shards.iter().map(|shard| &shard.file))
+        std::iter::once(&self.config).chain(&self.shards)
     }
 
     pub fn storage(&self) -> String {
@@ -82,7 +80,7 @@ impl Directory {
     /// How the embedding table is stored.
     fn table(&self) -> Option<Dtype> {
         let (_, info) = self.tensors.get("model.embed_tokens.weight")?;
-        Some(info.dtype)
+        Some(info.stored)
     }
 
     pub fn names(&self) -> Vec<String> {
@@ -114,12 +112,12 @@ impl Directory {
         let Some((shard, info)) = self.tensors.get(name) else {
             return Ok(None);
         };
-        let Shard { file, data_start } = &self.shards[*shard];
+        let file = &self.shards[*shard];
         if info.shape != dims {
             let why = format!("tensor {name} has shape {:?}, expected {dims:?}", info.shape);
             return Err(file.wrong(&why));
         }
-        let form = match info.dtype {
+        let form = match info.stored {
             Dtype::BF16 => Form::Bf16,
             Dtype::F16 => Form::F16,
             Dtype::F32 => Form::F32,
@@ -130,32 +128,7 @@ impl Directory {
                 return Err(unsupported(file.wrong(&why).message));
             }
         };
-        let offset = data_start + info.data_offsets.0 as u64;
-        Stored::new(file, name, offset, form, as_rows).map(Some)
-    }
-}
-
-impl Shard {
-    fn open(path: PathBuf) -> Result<(Self, Metadata)> {
-        let file = WeightFile::open(&path)?;
-        let mut from = file.file();
-        let mut length = [0; 8];
-        from.read_exact(&mut length)
-            .map_err(|_| file.wrong(&"too short for a safetensors file"))?;
-        let header_bytes = u64::from_le_bytes(length);
-        if header_bytes > HEADER_BYTES_MAX || header_bytes + 8 > file.bytes() {
-            return Err(file.wrong(&"not a safetensors file, or cut off in its header"));
-        }
-        let mut header = vec![0; header_bytes as usize];
-        from.read_exact(&mut header).map_err(|e| file.wrong(&e))?;
-        let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| file.wrong(&e))?;
-        let data_start = header_bytes + 8;
-        let (size, wanted) = (file.bytes(), data_start + metadata.data_len() as u64);
-        if size != wanted {
-            let why = format!("has {size} bytes, its header speaks of {wanted}");
-            return Err(file.wrong(&why));
-        }
-        Ok((Self { file, data_start }, metadata))
+        Stored::new(file, name, info.range.start, form, as_rows).map(Some)
     }
 }
 

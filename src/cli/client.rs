@@ -5,7 +5,7 @@
 
 use super::calls::bad_argument;
 use super::sse::{SseEvent, SseReader};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, brief};
 use clap::Args;
 use futures::StreamExt;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
@@ -194,7 +194,7 @@ fn refusal(status: StatusCode, body: &str) -> Refusal {
     let value: Value = serde_json::from_str(body).unwrap_or(Value::Null);
     let error = &value["error"];
     let said = error["message"].as_str().or_else(|| error.as_str());
-    let said = said.map_or_else(|| body.chars().take(200).collect(), str::to_owned);
+    let said = said.map_or_else(|| brief(body), str::to_owned);
     let code = ["code", "type"].iter().find_map(|k| error[*k].as_str());
     let label = match status {
         StatusCode::OK => format!("stream: {}", code.unwrap_or("error")),

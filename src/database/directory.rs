@@ -1,8 +1,8 @@
 //! A data directory: this process's alone, and writable or read-only until there is room again.
 //!
-//! Owns that state, and the errors that turn it. Never turns it back by itself, nor opens a
-//! database. The thing to know: the first write that fails for want of room, or of a sound disk,
-//! turns it for all; serving goes on, changes are refused.
+//! Owns that state, and which errors make it read-only. Never makes it writable by itself, nor
+//! opens a database. The thing to know: the first write that fails for want of room, or of a sound
+//! disk, makes it read-only for all; serving goes on, changes are refused.
 
 use super::lock::{self, Lock};
 use crate::error::{Error, Kind, Result};
@@ -62,36 +62,38 @@ impl DataDir {
         }
     }
 
-    /// Nothing more is written until it turns back.
-    pub fn turn(&self, why: &str) {
-        let turned = self.state.send_if_modified(|state| {
-            let turns = state.is_none();
-            if turns {
+    /// Nothing more is written until it is writable again.
+    pub fn make_read_only(&self, why: &str) {
+        let changed = self.state.send_if_modified(|state| {
+            let was_writable = state.is_none();
+            if was_writable {
                 *state = Some(why.to_owned());
             }
-            turns
+            was_writable
         });
-        if turned {
+        if changed {
             tracing::error!(why, "storage is read-only: serving goes on, changes are refused");
         }
     }
 
-    /// What a failed write means, see [`write_failed`]; turns the storage if it is its fault.
+    /// What a failed write means, see [`write_failed`]; makes the storage read-only if it is the
+    /// disk's fault.
     pub fn failed(&self, what: &str, error: &io::Error) -> Error {
         let error = write_failed(what, error);
         if error.code == FULL {
-            self.turn(&error.message);
+            self.make_read_only(&error.message);
         }
         error
     }
 
-    /// What a write to a database that failed means; turns the storage if it is its fault.
+    /// What a failed write to a database means; makes the storage read-only if it is the disk's
+    /// fault.
     pub fn sql_failed(&self, name: &str, error: &sqlx::Error) -> Error {
-        let message = format!("{name}: {error}");
         if !is_storage(error) {
-            return Error::fault(message);
+            return wrong(name, error);
         }
-        self.turn(&message);
+        let message = format!("{name}: {error}");
+        self.make_read_only(&message);
         full(message)
     }
 
@@ -102,12 +104,12 @@ impl DataDir {
     }
 
     /// Waits until they may not.
-    pub async fn turned(&self) {
+    pub async fn became_read_only(&self) {
         let _ = self.state.subscribe().wait_for(Option::is_some).await;
     }
 
     /// What could not be written can be again.
-    pub fn turn_back(&self) {
+    pub fn make_writable(&self) {
         self.state.send_replace(None);
         tracing::warn!("storage is writable again");
     }
@@ -127,6 +129,18 @@ pub fn write_failed(what: &str, error: &io::Error) -> Error {
 pub fn full(message: String) -> Error {
     let error = Error::new(Kind::Capacity, "storage_full", message);
     Error { retry_after: Some(RETRY_SECONDS), ..error }
+}
+
+/// What any other failure of a database means: the fault is ours.
+pub fn wrong(name: &str, error: &sqlx::Error) -> Error {
+    Error::fault(format!("{name}: {error}"))
+}
+
+impl From<sqlx::Error> for Error {
+    /// Whoever is given rows can only meet one that is not as its table says.
+    fn from(error: sqlx::Error) -> Self {
+        wrong("a row of a database", &error)
+    }
 }
 
 /// Whether SQLite could not write: READONLY, IOERR, FULL, CANTOPEN. Memory that lacked is none.

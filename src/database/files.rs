@@ -4,7 +4,7 @@
 //! know: all migrations that a file lacks, and what other files held, come in one transaction.
 
 use super::connect;
-use super::directory::{DataDir, full};
+use super::directory::{DataDir, full, wrong};
 use super::moved::{Held, Moved, copies};
 use crate::error::{Error, Kind, Result};
 use sqlx::sqlite::SqliteConnection;
@@ -69,7 +69,7 @@ impl Files {
     }
 
     pub async fn connect_reader(&self) -> Result<Reader> {
-        let wrong = |e: sqlx::Error| Error::fault(format!("{}: {e}", self.name));
+        let wrong = |e: sqlx::Error| wrong(&self.name, &e);
         let mut found = 0;
         if self.path.exists() {
             let (mut connection, around) = connect::readable(&self.path).await.map_err(wrong)?;

@@ -13,6 +13,7 @@ mod moved;
 mod storage;
 
 use crate::error::{Error, Result};
+use directory::wrong;
 pub use directory::{DataDir, FULL, write_failed};
 use files::Files;
 pub use lock::lock;
@@ -112,7 +113,7 @@ impl Database {
             None => self.files.connect_reader().await?,
         };
         let rows = query.fetch_all(&mut reader.connection).await;
-        let rows = rows.map_err(|e| Error::fault(format!("{}: {e}", self.files.name)))?;
+        let rows = rows.map_err(|e| wrong(&self.files.name, &e))?;
         *slot = Some(reader);
         Ok(rows)
     }

@@ -5,7 +5,7 @@
 //! guard is an empty `access.db` of a format that no program has, which older programs refuse.
 
 use super::connect;
-use super::directory::DataDir;
+use super::directory::{DataDir, wrong};
 use crate::error::{Error, Kind, Result};
 use sqlx::Connection as _;
 use sqlx::sqlite::SqliteConnection;
@@ -42,7 +42,7 @@ impl Moved {
         if !path.exists() {
             return Ok(Held::Nothing);
         }
-        let found = format(&path).await.map_err(|e| Error::fault(format!("{}: {e}", self.file)))?;
+        let found = format(&path).await.map_err(|e| wrong(self.file, &e))?;
         if found == GUARD && self.file == GUARDED {
             return Ok(Held::Guard);
         }

@@ -1,6 +1,6 @@
 //! A data directory and the databases open in it.
 //!
-//! Owns the probe that turns it from read-only back to writable. Never writes what must last. The
+//! Owns the probe that makes it writable again. Never writes what must last. The
 //! thing to know: a probe has written and synced a file in the directory and committed to every
 //! database.
 
@@ -49,7 +49,7 @@ impl Storage {
     /// Probes every few seconds while the storage is read-only. Never returns.
     pub async fn watch(self) {
         loop {
-            self.turned().await;
+            self.became_read_only().await;
             tokio::time::sleep(PROBE_PERIOD).await;
             self.try_again().await;
         }
@@ -61,7 +61,7 @@ impl Storage {
             return;
         }
         match self.probe().await {
-            Ok(()) => self.turn_back(),
+            Ok(()) => self.make_writable(),
             Err(error) => tracing::debug!(%error, "storage stays read-only"),
         }
     }
@@ -126,7 +126,7 @@ mod tests {
     use std::io::ErrorKind;
 
     #[tokio::test]
-    async fn it_turns_by_the_disks_errors_and_back_by_a_probe() {
+    async fn the_disks_errors_make_it_read_only_and_a_probe_writable() {
         let dir = tempfile::tempdir().unwrap();
         let storage = Storage::of(dir.path());
         let error = storage.failed("a file", &io::Error::from(ErrorKind::PermissionDenied));

@@ -20,4 +20,4 @@ pub mod step;
 pub use handle::EngineHandle;
 pub use options::EngineOptions;
 pub use queue::shutting_down;
-pub use request::{Admission, Event, EventStream, FinishReason, Request, Sampling, TokenEvent};
+pub use request::{Admission, Event, EventStream, Request, Sampling, TokenEvent};

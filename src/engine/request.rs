@@ -4,6 +4,7 @@
 //! ring; the engine never waits for its reader, and dropping the reader is the cancellation.
 
 use crate::adapters::composition::Composition;
+use crate::ending::FinishReason;
 use crate::error::Error;
 use std::time::Duration;
 
@@ -81,14 +82,6 @@ pub struct TokenEvent {
     pub logprob: f32,
     pub top: [(u32, f32); TOP_LOGPROBS_MAX],
     pub top_len: u8,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
-    /// A stop token was sampled.
-    Stop,
-    /// tokens_max or the context was reached.
-    Length,
 }
 
 #[derive(Debug, Clone)]

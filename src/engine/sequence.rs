@@ -6,39 +6,17 @@
 
 use super::pages::{PAGE, PageHash, Seed, page_hash, pages_for, seed};
 use super::queue::QueuePermit;
-use super::request::{Admitted, Event, EventSender, FinishReason, Request, Sampling, TokenEvent};
+use super::request::{Admitted, Event, EventSender, Request, Sampling, TokenEvent};
 use super::sampler::History;
 use crate::adapters::Digest;
 use crate::adapters::bank::AdapterMix;
 use crate::adapters::composition::Composition;
+use crate::ending::{EndReason, FinishReason};
 use crate::error::{Error, Kind};
 use std::time::{Duration, Instant};
 
 /// Names a sequence for as long as the engine lives.
 pub type SequenceId = u64;
-
-/// How a sequence left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum EndReason {
-    Stop,
-    Length,
-    Cancelled,
-    Failed,
-}
-
-impl EndReason {
-    pub const ALL: [Self; 4] = [Self::Stop, Self::Length, Self::Cancelled, Self::Failed];
-
-    /// The label of metrics and logs.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-            Self::Cancelled => "cancelled",
-            Self::Failed => "failed",
-        }
-    }
-}
 
 /// Why a sequence ends, before its last event is made of it.
 pub(super) enum End {
@@ -287,10 +265,7 @@ impl Sequence {
                 if self.unread {
                     return self.finish(End::Abandoned);
                 }
-                match reason {
-                    FinishReason::Stop => EndReason::Stop,
-                    FinishReason::Length => EndReason::Length,
-                }
+                EndReason::Finished(reason)
             }
             End::Abandoned if self.sender.is_cancelled() => EndReason::Cancelled,
             End::Abandoned => {

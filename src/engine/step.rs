@@ -12,9 +12,10 @@ use super::probe;
 use super::queue::{Shared, shutting_down};
 use super::request::TokenEvent;
 use super::sampler::{History, Sampler};
-use super::scheduler::{Budgets, EndReason, Notice, Plan, Scheduler};
+use super::scheduler::{Budgets, Notice, Plan, Scheduler};
 use crate::adapters::Digest;
 use crate::adapters::bank::{Bank, BankCommand, Prepared, Probe, Slot};
+use crate::ending::EndReason;
 use crate::error::{Error, Kind, Result};
 use crate::metrics::Metrics;
 use crate::model::Model;
@@ -50,7 +51,7 @@ pub struct Engine {
     commands: Receiver<Command>,
     shared: Arc<Shared>,
     metrics: Arc<Metrics>,
-    /// By `EndReason`, looked up once.
+    /// By the index of the reason.
     ended: [IntCounter; EndReason::ALL.len()],
 }
 
@@ -259,16 +260,16 @@ impl Engine {
                     }
                 }
                 Notice::Preempted => m.preemptions.inc(),
-                Notice::Token { first, since } => {
+                Notice::Token { since } => {
                     m.generation_tokens.inc();
-                    let series =
-                        if first { &m.time_to_first_token } else { &m.inter_token_latency };
-                    series.observe(since.as_secs_f64());
+                    if let Some(since) = since {
+                        m.inter_token_latency.observe(since.as_secs_f64());
+                    }
                 }
-                Notice::Ended { reason, prompt_tokens, .. } => {
+                Notice::Ended { reason, prompt_tokens } => {
                     self.shared.end();
                     m.prompt_tokens.inc_by(prompt_tokens as u64);
-                    self.ended[reason as usize].inc();
+                    self.ended[reason.index()].inc();
                 }
             }
         }

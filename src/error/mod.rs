@@ -102,6 +102,14 @@ pub fn brief(text: &str) -> String {
     text.chars().take(SHOWN_CHARS).collect()
 }
 
+/// Cuts a text of ours to so many characters, and shows that it did.
+pub fn cut(text: &mut String, chars_max: usize) {
+    if let Some((end, _)) = text.char_indices().nth(chars_max) {
+        text.truncate(end);
+        text.push('…');
+    }
+}
+
 impl From<polylora_kernels::Error> for Error {
     /// What a device refuses or fails at is nothing that a request could mend.
     fn from(error: polylora_kernels::Error) -> Self {
@@ -119,5 +127,16 @@ mod tests {
         assert!(error.message.len() < MESSAGE_BYTES_MAX + 10 && error.message.ends_with('…'));
         assert!(error.message.capacity() < 2 * MESSAGE_BYTES_MAX);
         assert_eq!(Error::fault("short").message, "short");
+    }
+
+    #[test]
+    fn a_text_is_cut_between_characters_and_shows_it() {
+        let cut = |text: &str| {
+            let mut text = text.to_owned();
+            cut(&mut text, 3);
+            text
+        };
+        assert_eq!([cut(""), cut("äöü"), cut("äöüß")], ["", "äöü", "äöü…"]);
+        assert_eq!(brief(&"ä".repeat(1000)).chars().count(), SHOWN_CHARS);
     }
 }

@@ -111,7 +111,7 @@ impl Journal {
     pub async fn sets(&self, id: &str) -> Result<Vec<EvaluationSet>> {
         let query = sqlx::query("SELECT sets FROM jobs WHERE id = ?").bind(id);
         let sets = self.database.row(query).await?.map(|row| row.try_get("sets"));
-        let sets: Option<String> = sets.transpose().map_err(failed)?.flatten();
+        let sets: Option<String> = sets.transpose()?.flatten();
         sets.map_or(Ok(Vec::new()), |sets| parsed(&sets, "sets"))
     }
 
@@ -121,9 +121,9 @@ impl Journal {
         let row = self.database.row(row).await?;
         row.map(|row| {
             Ok(StoredReport {
-                report: row.try_get("report").map_err(failed)?,
-                picture: row.try_get("picture").map_err(failed)?,
-                evaluation: row.try_get("evaluation").map_err(failed)?,
+                report: row.try_get("report")?,
+                picture: row.try_get("picture")?,
+                evaluation: row.try_get("evaluation")?,
             })
         })
         .transpose()
@@ -140,10 +140,10 @@ impl Journal {
 }
 
 fn read(row: &SqliteRow) -> Result<(u64, Job)> {
-    let text = |column: &str| row.try_get::<Option<String>, _>(column).map_err(failed);
-    let needed = |column: &str| row.try_get::<String, _>(column).map_err(failed);
+    let text = |column: &str| row.try_get::<Option<String>, _>(column);
+    let needed = |column: &str| row.try_get::<String, _>(column);
     let time = |column: &str| {
-        let n: Option<i64> = row.try_get(column).map_err(failed)?;
+        let n: Option<i64> = row.try_get(column)?;
         Ok::<_, Error>(n.map(|n| n.max(0) as u64))
     };
     let state = needed("state")?;
@@ -174,8 +174,4 @@ fn parsed<T: DeserializeOwned>(text: &str, column: &str) -> Result<T> {
 
 fn bad(column: &str, e: &serde_json::Error) -> Error {
     Error::fault(format!("polylora.db: a bad {column}: {e}"))
-}
-
-fn failed(e: sqlx::Error) -> Error {
-    Error::fault(format!("polylora.db: {e}"))
 }

@@ -39,7 +39,7 @@ impl Inner {
             Err(_) if self.pace.is_stopping() => return,
             // Nothing of it is lost but time: it begins again when there is room.
             Err(e) if e.code == FULL && entry.waits.fetch_add(1, Relaxed) < WAITS_MAX => {
-                self.storage.turn(&e.message);
+                self.storage.make_read_only(&e.message);
                 tracing::warn!(job = id, error = %e, "a job waits for room on the disk");
                 entry.job.send_if_modified(|job| job.state != State::Cancelled && job.requeue());
                 return;

@@ -6,6 +6,7 @@
 //! end of compositions: all of them share [`COMPOSED`].
 
 use super::make::Make;
+use crate::ending::EndReason;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -19,47 +20,32 @@ pub const COMPOSED: &str = "_composed";
 /// Label of adapters beyond the bound. No adapter can have this name.
 pub const OTHER: &str = "_other";
 
-/// How a request ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    Stop,
-    Length,
-    /// Its client went away.
-    Cancelled,
-    Failed,
-}
-
-impl Outcome {
-    const ALL: [Self; 4] = [Self::Stop, Self::Length, Self::Cancelled, Self::Failed];
-
-    /// The label of metrics and usage records.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-            Self::Cancelled => "cancelled",
-            Self::Failed => "failed",
-        }
-    }
-}
+const FIRST_TOKEN: &str =
+    "From a request's arrival to its first token, loading its adapter included.";
 
 /// The figures of one adapter, or of all that share a label.
 pub struct AdapterSeries {
     prompt_tokens: IntCounter,
     cached_tokens: IntCounter,
     completion_tokens: IntCounter,
-    requests: [IntCounter; Outcome::ALL.len()],
+    requests: [IntCounter; EndReason::ALL.len()],
     time_to_first_token: Histogram,
+    /// The whole server's.
+    first_tokens: Histogram,
     inter_token: Histogram,
     queue_time: Histogram,
 }
 
 impl AdapterSeries {
-    /// A token of a request: its first, `since` the request came, or another, `since` the one
-    /// before.
-    pub fn token(&self, first: bool, since: Duration) {
-        let series = if first { &self.time_to_first_token } else { &self.inter_token };
-        series.observe(since.as_secs_f64());
+    /// A request's first token came, `since` the request did.
+    pub fn first_token(&self, since: Duration) {
+        self.time_to_first_token.observe(since.as_secs_f64());
+        self.first_tokens.observe(since.as_secs_f64());
+    }
+
+    /// Another token of a choice came, `since` the one before.
+    pub fn next_token(&self, since: Duration) {
+        self.inter_token.observe(since.as_secs_f64());
     }
 
     /// A sequence that was computed, and how long it had waited for its first step.
@@ -68,11 +54,11 @@ impl AdapterSeries {
     }
 
     /// A request that ended, with its tokens: prompt, of these cached, and completion.
-    pub fn ended(&self, outcome: Outcome, prompt: u64, cached: u64, completion: u64) {
+    pub fn ended(&self, reason: EndReason, prompt: u64, cached: u64, completion: u64) {
         self.prompt_tokens.inc_by(prompt);
         self.cached_tokens.inc_by(cached);
         self.completion_tokens.inc_by(completion);
-        self.requests[outcome as usize].inc();
+        self.requests[reason.index()].inc();
     }
 }
 
@@ -83,6 +69,7 @@ pub struct AdapterTable {
     completion_tokens: IntCounterVec,
     requests: IntCounterVec,
     time_to_first_token: HistogramVec,
+    first_tokens: Histogram,
     inter_token: HistogramVec,
     queue_time: HistogramVec,
     adapters_max: usize,
@@ -107,10 +94,9 @@ impl AdapterTable {
                 "Requests that ended, by reason.",
                 &["adapter", "finished_reason"],
             ),
-            time_to_first_token: m.seconds_by_adapter(
-                "adapter_time_to_first_token_seconds",
-                "From a request's arrival to its first token, loading its adapter included.",
-            ),
+            time_to_first_token: m
+                .seconds_by_adapter("adapter_time_to_first_token_seconds", FIRST_TOKEN),
+            first_tokens: m.seconds("time_to_first_token_seconds", FIRST_TOKEN),
             inter_token: m.seconds_by_adapter(
                 "adapter_inter_token_seconds",
                 "Between two tokens of a choice, as they were handed on.",
@@ -136,8 +122,9 @@ impl AdapterTable {
             prompt_tokens: counter(&self.prompt_tokens),
             cached_tokens: counter(&self.cached_tokens),
             completion_tokens: counter(&self.completion_tokens),
-            requests: Outcome::ALL.map(|o| self.requests.with_label_values(&[label, o.name()])),
+            requests: EndReason::ALL.map(|r| self.requests.with_label_values(&[label, r.name()])),
             time_to_first_token: histogram(&self.time_to_first_token),
+            first_tokens: self.first_tokens.clone(),
             inter_token: histogram(&self.inter_token),
             queue_time: histogram(&self.queue_time),
         })
@@ -179,8 +166,8 @@ impl AdapterTable {
         for of in [&self.prompt_tokens, &self.cached_tokens, &self.completion_tokens] {
             let _ = of.remove_label_values(&[label]);
         }
-        for outcome in Outcome::ALL {
-            let _ = self.requests.remove_label_values(&[label, outcome.name()]);
+        for reason in EndReason::ALL {
+            let _ = self.requests.remove_label_values(&[label, reason.name()]);
         }
         for of in [&self.time_to_first_token, &self.inter_token, &self.queue_time] {
             let _ = of.remove_label_values(&[label]);
@@ -190,7 +177,10 @@ impl AdapterTable {
 
 #[cfg(test)]
 mod tests {
-    use crate::metrics::{Gateway, Metrics, Outcome};
+    use crate::ending::{EndReason, FinishReason};
+    use crate::metrics::{Gateway, Metrics};
+
+    const STOP: EndReason = EndReason::Finished(FinishReason::Stop);
 
     fn page(metrics: &Metrics) -> String {
         metrics.render(&Gateway::default())
@@ -200,9 +190,9 @@ mod tests {
     fn names_beyond_the_bound_share_a_label_and_a_deleted_name_makes_room() {
         let metrics = Metrics::bounded(2);
         for name in ["a", "b", "c", "d"] {
-            metrics.series(Some(name)).ended(Outcome::Stop, 10, 4, 2);
+            metrics.series(Some(name)).ended(STOP, 10, 4, 2);
         }
-        metrics.series(None).ended(Outcome::Length, 5, 0, 1);
+        metrics.series(None).ended(EndReason::Finished(FinishReason::Length), 5, 0, 1);
         let prompt = |page: &str, label: &str| {
             let series = format!("polylora_adapter_prompt_tokens_total{{adapter=\"{label}\"}} ");
             page.lines().find_map(|l| l.strip_prefix(&series)).map(str::to_owned)
@@ -214,8 +204,8 @@ mod tests {
         }
         let late = metrics.series(Some("a"));
         metrics.forget_adapters(|name| name != "a");
-        late.ended(Outcome::Stop, 10, 0, 0);
-        metrics.series(Some("c")).ended(Outcome::Stop, 1, 0, 0);
+        late.ended(STOP, 10, 0, 0);
+        metrics.series(Some("c")).ended(STOP, 1, 0, 0);
         let after = page(&metrics);
         assert!(!after.contains("adapter=\"a\""), "{after}");
         assert_eq!(prompt(&after, "c").as_deref(), Some("1"));

@@ -8,7 +8,7 @@ pub mod adapters;
 mod gateway;
 mod make;
 
-pub use adapters::{AdapterSeries, Outcome};
+pub use adapters::AdapterSeries;
 pub use gateway::{Gateway, Loaded};
 
 use adapters::AdapterTable;
@@ -37,7 +37,6 @@ pub struct Metrics {
     pub step_rows: Histogram,
     pub step_seconds: Histogram,
     pub step_failures: IntCounter,
-    pub time_to_first_token: Histogram,
     pub inter_token_latency: Histogram,
     pub queue_time: Histogram,
     /// by `finished_reason`: stop, length, cancelled, failed
@@ -93,8 +92,6 @@ impl Metrics {
             step_seconds: m.seconds("step_seconds", "Duration of a step."),
             step_failures: m
                 .counter("step_failures_total", "Steps that failed; only their own requests did."),
-            time_to_first_token: m
-                .seconds("time_to_first_token_seconds", "From submission to the first token."),
             inter_token_latency: m
                 .seconds("inter_token_latency_seconds", "Between two tokens of a sequence."),
             queue_time: m

@@ -341,10 +341,7 @@ pub(super) fn refused(error: &minijinja::Error) -> Error {
 
 /// Cuts what a template says to what is passed on.
 pub(super) fn cut(mut words: String) -> String {
-    if let Some((end, _)) = words.char_indices().nth(WORDS_CHARS_MAX) {
-        words.truncate(end);
-        words.push('…');
-    }
+    crate::error::cut(&mut words, WORDS_CHARS_MAX);
     words
 }
 

@@ -5,6 +5,7 @@
 
 use super::record::Record;
 use crate::database::Database;
+use crate::ending::EndReason;
 use crate::error::{Error, Result};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
@@ -46,15 +47,11 @@ const RECORDS: &str = "
       AND (?3 IS NULL OR adapter = ?3) AND (?4 IS NULL OR tenant = ?4) AND sequence > ?6
     ORDER BY sequence LIMIT ?5";
 
-fn failed(error: sqlx::Error) -> Error {
-    Error::fault(format!("usage.db cannot be read: {error}"))
-}
-
 /// When the newest record ended, since 1970.
 pub async fn newest(database: &Database) -> Result<Option<Duration>> {
     let row = database.row(sqlx::query("SELECT max(ended_ms) AS newest FROM usage")).await?;
     let newest = row.map(|row| row.try_get::<Option<i64>, _>("newest")).transpose();
-    let newest = newest.map_err(failed)?.flatten();
+    let newest = newest?.flatten();
     Ok(newest.map(|ms| Duration::from_millis(ms.max(0) as u64)))
 }
 
@@ -65,7 +62,7 @@ pub async fn sums(database: &Database, filter: &Filter, limit: u64) -> Result<Ve
         .bind(&filter.adapter)
         .bind(&filter.tenant)
         .bind(limit as i64);
-    let sum = |row: &SqliteRow| {
+    let sum = |row: &SqliteRow| -> Result<Sum> {
         Ok(Sum {
             tenant: row.try_get("tenant")?,
             adapter: row.try_get("adapter")?,
@@ -75,8 +72,7 @@ pub async fn sums(database: &Database, filter: &Filter, limit: u64) -> Result<Ve
             completion_tokens: number(row, "completion_tokens")?,
         })
     };
-    let sums: sqlx::Result<Vec<Sum>> = database.rows(rows).await?.iter().map(sum).collect();
-    sums.map_err(failed)
+    database.rows(rows).await?.iter().map(sum).collect()
 }
 
 pub async fn records(
@@ -92,11 +88,12 @@ pub async fn records(
         .bind(&filter.tenant)
         .bind(limit as i64)
         .bind(after as i64);
-    let records: sqlx::Result<_> = database.rows(rows).await?.iter().map(record).collect();
-    records.map_err(failed)
+    database.rows(rows).await?.iter().map(record).collect()
 }
 
-fn record(row: &SqliteRow) -> sqlx::Result<(u64, Record)> {
+fn record(row: &SqliteRow) -> Result<(u64, Record)> {
+    let word: String = row.try_get("finish_reason")?;
+    let unknown = || Error::fault(format!("usage.db: a request ended as {word}"));
     let record = Record {
         id: row.try_get("id")?,
         request_id: row.try_get("request_id")?,
@@ -109,7 +106,7 @@ fn record(row: &SqliteRow) -> sqlx::Result<(u64, Record)> {
         prompt_tokens: number(row, "prompt_tokens")?,
         cached_tokens: number(row, "cached_tokens")?,
         completion_tokens: number(row, "completion_tokens")?,
-        finish_reason: row.try_get("finish_reason")?,
+        finish_reason: EndReason::named(&word).ok_or_else(unknown)?,
         route: row.try_get("route")?,
         status: number(row, "status")? as u16,
     };
@@ -117,6 +114,7 @@ fn record(row: &SqliteRow) -> sqlx::Result<(u64, Record)> {
 }
 
 /// Counts and times, which are never negative.
-fn number(row: &SqliteRow, column: &str) -> sqlx::Result<u64> {
-    row.try_get::<i64, _>(column).map(|n| n.max(0) as u64)
+fn number(row: &SqliteRow, column: &str) -> Result<u64> {
+    let n: i64 = row.try_get(column)?;
+    Ok(n.max(0) as u64)
 }

@@ -3,6 +3,7 @@
 //! Owns the plain types. Never writes one.
 
 use crate::database::Storage;
+use crate::ending::EndReason;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -47,8 +48,7 @@ pub struct Record {
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
     pub completion_tokens: u64,
-    /// stop, length, cancelled or failed
-    pub finish_reason: String,
+    pub finish_reason: EndReason,
     pub route: String,
     /// 200, 499 where the client went away, or the error's.
     pub status: u16,

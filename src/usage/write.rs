@@ -143,7 +143,7 @@ impl Writer {
                 .bind(r.prompt_tokens as i64)
                 .bind(r.cached_tokens as i64)
                 .bind(r.completion_tokens as i64)
-                .bind(&r.finish_reason)
+                .bind(r.finish_reason.name())
                 .bind(&r.route)
                 .bind(i64::from(r.status));
             t.run(insert).await?;
@@ -186,6 +186,7 @@ mod tests {
     use super::super::record::MIGRATIONS;
     use super::*;
     use crate::database::Storage;
+    use crate::ending::EndReason;
 
     const DAY: u64 = 86_400;
     /// A day in 2026, in seconds.
@@ -209,7 +210,7 @@ mod tests {
             prompt_tokens: 1,
             cached_tokens: 0,
             completion_tokens: 1,
-            finish_reason: "stop".to_owned(),
+            finish_reason: EndReason::Failed,
             route: text(),
             status: 200,
         }

@@ -339,8 +339,45 @@ fn a_file_that_is_changed_or_cut_while_it_is_read_is_refused_by_name() {
         let why = refused_midway(&checkpoint, || ());
         assert!(why.contains(file) && why.contains("the file ends within tensor"), "{why}");
     }
-    // A GGUF file's header says where tensors lie, not how long the file is.
-    let checkpoint = Checkpoint::open(&gguf).expect("its header is whole");
-    let why = refused_midway(&checkpoint, || ());
-    assert!(why.contains("tiny.gguf: the file ends within tensor"), "{why}");
+    // What is cut already is not begun.
+    for opened in [&gguf, &dir.path().to_owned()] {
+        let error = Checkpoint::open(opened).map(|_| ()).expect_err("it is cut");
+        assert_eq!(error.code, "invalid_model", "{error}");
+        assert!(error.message.contains("outside the file's data"), "{error}");
+    }
+}
+
+#[test]
+fn headers_of_models_are_read_as_strictly_as_those_of_adapters() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    tiny::write(dir.path(), &json!({"model_type": "llama"}), Storage::Bf16, 1);
+    let path = dir.path().join("model.safetensors");
+    let good = std::fs::read(&path).expect("written");
+    let size = u64::from_le_bytes(good[..8].try_into().expect("eight bytes")) as usize;
+    let (header, data) = (&good[8..8 + size], &good[8 + size..]);
+    let header = std::str::from_utf8(header).expect("text").trim_end();
+    let with = |header: &str, more: &[u8]| {
+        let size = (header.len() as u64).to_le_bytes();
+        [&size[..], header.as_bytes(), data, more].concat()
+    };
+    let entries: Value = serde_json::from_str(header).expect("JSON");
+    let norm = &entries["model.norm.weight"];
+    let again = format!("{{\"model.norm.weight\":{norm},{}", &header[1..]);
+    let there = norm["data_offsets"].to_string();
+    let moved = header.replace(&there, "[0,0]");
+    let odd = header.replacen("\"BF16\"", "\"F7\"", 1);
+    std::fs::write(&path, with(header, &[])).expect("written");
+    Checkpoint::open(dir.path()).expect("it is good so far");
+    for (bytes, code, words) in [
+        (with(&again, &[]), "invalid_model", "tensor `model.norm.weight` is in the file twice"),
+        (with(header, &[0; 8]), "invalid_model", "8 bytes of data belong to no tensor"),
+        (with(&moved, &[]), "invalid_model", "cannot lie at bytes 0..0"),
+        (with(&odd, &[]), "unsupported_model", "is stored as F7"),
+    ] {
+        std::fs::write(&path, bytes).expect("written");
+        let error = Checkpoint::open(dir.path()).map(|_| ()).expect_err(words);
+        assert_eq!(error.code, code, "{error}");
+        let named = error.message.contains("model.safetensors: ");
+        assert!(named && error.message.contains(words), "{words}: {error}");
+    }
 }

@@ -7,10 +7,9 @@ use futures::FutureExt;
 use polylora::adapters::Digest;
 use polylora::adapters::bank::Slot;
 use polylora::adapters::registry::Lease;
+use polylora::ending::FinishReason;
 use polylora::engine::pages::Pages;
-use polylora::engine::request::{
-    Event, EventStream, FinishReason, Request, Sampling, TokenEvent, channel,
-};
+use polylora::engine::request::{Event, EventStream, Request, Sampling, TokenEvent, channel};
 use polylora::engine::scheduler::{Budgets, Notice, Plan, Scheduler};
 use polylora::engine::sequence::Sequence;
 use polylora::error::Error;

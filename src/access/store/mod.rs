@@ -138,7 +138,7 @@ impl Store {
                 Ok(Period::of(number(r, of)?, number(r, tokens)?))
             };
             Ok(UsageRow {
-                subject: r.try_get("subject").map_err(failed)?,
+                subject: r.try_get("subject")?,
                 day: period("day", "day_tokens")?,
                 month: period("month", "month_tokens")?,
             })
@@ -167,10 +167,10 @@ impl Store {
     pub async fn limits(&self) -> Result<BTreeMap<String, Limits>> {
         let rows = self.database.rows(sqlx::query("SELECT * FROM limits")).await?;
         let row = |r: &SqliteRow| -> Result<(String, Limits)> {
-            let text: String = r.try_get("limits").map_err(failed)?;
+            let text: String = r.try_get("limits")?;
             let limits = serde_json::from_str(&text);
             let limits = limits.map_err(|_| Error::fault("polylora.db: bad limits"))?;
-            Ok((r.try_get("name").map_err(failed)?, limits))
+            Ok((r.try_get("name")?, limits))
         };
         rows.iter().map(row).collect()
     }
@@ -213,8 +213,8 @@ impl Store {
 }
 
 fn record(r: &SqliteRow) -> Result<Record> {
-    let text = |column: &str| r.try_get::<String, _>(column).map_err(failed);
-    let maybe = |column: &str| r.try_get::<Option<String>, _>(column).map_err(failed);
+    let text = |column: &str| r.try_get::<String, _>(column);
+    let maybe = |column: &str| r.try_get::<Option<String>, _>(column);
     Ok(Record {
         id: number(r, "id")?,
         at: number(r, "at")?,
@@ -231,7 +231,7 @@ fn record(r: &SqliteRow) -> Result<Record> {
 }
 
 fn number(row: &SqliteRow, column: &str) -> Result<u64> {
-    let n: i64 = row.try_get(column).map_err(failed)?;
+    let n: i64 = row.try_get(column)?;
     Ok(n.max(0) as u64)
 }
 
@@ -264,24 +264,24 @@ fn json<T: serde::Serialize>(value: &T) -> Result<String> {
 
 fn key(row: &SqliteRow) -> Result<Key> {
     let bad = |what: &str| Error::fault(format!("polylora.db: a key has bad {what}"));
-    let text = |column: &str| row.try_get::<String, _>(column).map_err(failed);
+    let text = |column: &str| row.try_get::<String, _>(column);
     let time = |column: &str| -> Result<Option<u64>> {
-        let n: Option<i64> = row.try_get(column).map_err(failed)?;
+        let n: Option<i64> = row.try_get(column)?;
         Ok(n.map(|n| n.max(0) as u64))
     };
     let split = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     let words = |column: &str| -> Result<Vec<String>> { Ok(split(&text(column)?)) };
-    let manage: Option<String> = row.try_get("manage").map_err(failed)?;
+    let manage: Option<String> = row.try_get("manage")?;
     let scope = |name: &String| Scope::ALL.into_iter().find(|s| s.name() == name);
     let scopes = words("scopes")?.iter().map(scope).collect::<Option<_>>();
     Ok(Key {
         id: text("id")?,
         label: text("label")?,
         scopes: scopes.ok_or_else(|| bad("scopes"))?,
-        tenant: row.try_get("tenant").map_err(failed)?,
+        tenant: row.try_get("tenant")?,
         adapters: words("adapters")?,
         manage: manage.as_deref().map(split),
-        weight: row.try_get("weight").map_err(failed)?,
+        weight: row.try_get("weight")?,
         limits: serde_json::from_str(&text("limits")?).map_err(|_| bad("limits"))?,
         created: time("created")?.unwrap_or(0),
         expires: time("expires")?,
@@ -291,15 +291,11 @@ fn key(row: &SqliteRow) -> Result<Key> {
 }
 
 fn secret(row: &SqliteRow) -> Result<SecretRow> {
-    let hash: Vec<u8> = row.try_get("hash").map_err(failed)?;
-    let expires: Option<i64> = row.try_get("expires").map_err(failed)?;
+    let hash: Vec<u8> = row.try_get("hash")?;
+    let expires: Option<i64> = row.try_get("expires")?;
     Ok(SecretRow {
         hash: hash.try_into().map_err(|_| Error::fault("polylora.db: a hash is no SHA-256"))?,
-        key: row.try_get("key").map_err(failed)?,
+        key: row.try_get("key")?,
         expires: expires.map(|n| n.max(0) as u64),
     })
-}
-
-fn failed(e: sqlx::Error) -> Error {
-    Error::fault(format!("polylora.db: {e}"))
 }

@@ -6,7 +6,7 @@
 //! matcher that counts its steps (`backtracking`); so a hostile pattern is an error and not a hang.
 
 use super::backtracking::Backtracking;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use fancy_regex::Expr;
 use regex::{Regex, RegexBuilder};
 
@@ -61,7 +61,7 @@ impl Pattern {
         let refuse = |why: String| {
             Error::unprocessable(
                 "invalid_adapter_config",
-                format!("`{field}`: cannot use the pattern `{}`: {why}", shown(text)),
+                format!("`{field}`: cannot use the pattern `{}`: {why}", brief(text)),
             )
             .param(field)
         };
@@ -131,7 +131,7 @@ impl Pattern {
     fn gave_up(&self, e: &str) -> Error {
         Error::unprocessable(
             "invalid_adapter_config",
-            format!("the pattern `{}` could not be matched: {e}", shown(&self.text)),
+            format!("the pattern `{}` could not be matched: {e}", brief(&self.text)),
         )
     }
 }
@@ -200,14 +200,6 @@ fn linear(expr: &Expr) -> Option<String> {
         expr.to_str(&mut text, 0);
         text
     })
-}
-
-/// At most 80 characters of a pattern, for messages.
-fn shown(text: &str) -> String {
-    match text.char_indices().nth(80) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
 }
 
 /// Rewrites Python syntax to fancy-regex's, or says what cannot be rewritten.

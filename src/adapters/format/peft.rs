@@ -9,7 +9,7 @@ use super::parsed::{
     BaseCopy, Factors, Layout, Parsed, SiteParts, Table, check_shape, dims, summarize,
 };
 use super::tensors::{TensorFile, TensorId};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use crate::shape::{ModelShape, Site};
 use std::collections::BTreeMap;
 
@@ -144,7 +144,8 @@ fn group(file: &TensorFile, modules: &Modules) -> Result<BTreeMap<Module, Group>
     match unknown.first() {
         None => Ok(groups),
         Some((_, path)) => {
-            let names: Vec<String> = unknown.iter().take(5).map(|(n, _)| shown(n)).collect();
+            let names: Vec<String> =
+                unknown.iter().take(5).map(|(n, _)| format!("`{}`", brief(n))).collect();
             Err(Error::unprocessable(
                 "unknown_tensor",
                 format!(
@@ -155,14 +156,6 @@ fn group(file: &TensorFile, modules: &Modules) -> Result<BTreeMap<Module, Group>
                 ),
             ))
         }
-    }
-}
-
-/// At most 120 characters of a stranger's tensor name.
-fn shown(name: &str) -> String {
-    match name.char_indices().nth(120) {
-        Some((end, _)) => format!("`{}…`", &name[..end]),
-        None => format!("`{name}`"),
     }
 }
 
@@ -182,7 +175,7 @@ fn check_targets(config: &PeftConfig, groups: &BTreeMap<Module, Group>) -> Resul
         None => Ok(()),
         Some(entry) => Err(Error::unprocessable(
             "target_not_found",
-            format!("`target_modules` names {}, but no tensor is for it", shown(entry)),
+            format!("`target_modules` names `{}`, but no tensor is for it", brief(entry)),
         )
         .param("target_modules")),
     }
@@ -198,9 +191,9 @@ fn check_saved_modules(config: &PeftConfig, modules: &Modules) -> Result<()> {
             return Err(Error::unprocessable(
                 "unsupported_modules_to_save",
                 format!(
-                    "`modules_to_save` names {}; only norms can be replaced whole. Train a LoRA \
+                    "`modules_to_save` names `{}`; only norms can be replaced whole. Train a LoRA \
                      on it instead, or merge it into the base",
-                    shown(entry)
+                    brief(entry)
                 ),
             )
             .param("modules_to_save"));
@@ -244,7 +237,7 @@ impl ModuleTensors<'_> {
     fn unknown(&self, id: TensorId, why: &str) -> Error {
         Error::unprocessable(
             "unknown_tensor",
-            format!("tensor {} has no use: {why}", shown(self.name(id))),
+            format!("tensor `{}` has no use: {why}", brief(self.name(id))),
         )
     }
 
@@ -298,7 +291,7 @@ impl ModuleTensors<'_> {
     fn missing(&self, id: TensorId, what: &str) -> Error {
         Error::unprocessable(
             "missing_factor",
-            format!("tensor {} is in the file without {what}", shown(self.name(id))),
+            format!("tensor `{}` is in the file without {what}", brief(self.name(id))),
         )
     }
 
@@ -383,7 +376,7 @@ impl ModuleTensors<'_> {
         if !frozen && table == Table::Embedding && !self.shape.tied_head {
             return Err(Error::unprocessable(
                 "base_weights_changed",
-                format!("tensor {} may differ from the base's table", shown(self.name(tensor))),
+                format!("tensor `{}` may differ from the base's table", brief(self.name(tensor))),
             ));
         }
         Ok(Some(BaseCopy { tensor, table, frozen }))

@@ -7,6 +7,7 @@
 use super::large;
 use super::names::unreadable;
 use crate::error::{Error, Result};
+use crate::header::{Entry, Wrong};
 use half::{bf16, f16};
 use std::fs::File;
 use std::ops::Range;
@@ -63,21 +64,7 @@ impl Storage {
 }
 
 /// One tensor of the file.
-#[derive(Debug, Clone)]
-pub struct Tensor {
-    pub name: String,
-    pub storage: Storage,
-    /// Row-major, slowest first.
-    pub shape: Vec<usize>,
-    /// Bytes from the start of the file.
-    pub range: Range<u64>,
-}
-
-impl Tensor {
-    pub fn values(&self) -> usize {
-        self.shape.iter().product()
-    }
-}
+pub type Tensor = Entry<Storage>;
 
 /// Index of a tensor in its file.
 pub type TensorId = usize;
@@ -120,7 +107,7 @@ impl TensorFile {
         out: &mut Vec<f32>,
     ) -> Result<()> {
         let tensor = &self.tensors[id];
-        let sizes = (tensor.storage.bytes(values.start), tensor.storage.bytes(values.len()));
+        let sizes = (tensor.stored.bytes(values.start), tensor.stored.bytes(values.len()));
         let (Some(skip), Some(len)) = sizes else {
             return Err(Error::fault(format!(
                 "values {values:?} of tensor `{}` are not whole blocks",
@@ -136,7 +123,7 @@ impl TensorFile {
             let n = piece.len().min((end - offset) as usize);
             let read = self.file.read_exact_at(&mut piece[..n], offset);
             read.map_err(|e| unreadable(&self.path, &e))?;
-            tensor.storage.decode(&piece[..n], out);
+            tensor.stored.decode(&piece[..n], out);
             offset += n as u64;
         }
         match out.iter().position(|v| !v.is_finite()) {
@@ -168,31 +155,20 @@ impl TensorFile {
     }
 }
 
-/// Checks that tensors lie in `data` of the file, do not overlap and are not named twice.
-/// Errors: `duplicate_tensor`, or `code` for the rest.
-pub fn check_layout(tensors: &[Tensor], data: Range<u64>, code: &'static str) -> Result<()> {
-    let mut order: Vec<&Tensor> = tensors.iter().collect();
-    order.sort_by(|a, b| a.name.cmp(&b.name));
-    if let Some(pair) = order.windows(2).find(|p| p[0].name == p[1].name) {
-        return Err(Error::unprocessable(
-            "duplicate_tensor",
-            format!("tensor `{}` is in the file twice", pair[0].name),
-        ));
-    }
-    order.sort_by_key(|t| (t.range.start, t.range.end));
-    let mut free = data.start;
-    for t in order {
-        if t.range.start < free || t.range.end > data.end {
-            return Err(Error::unprocessable(
-                code,
-                format!(
-                    "tensor `{}` lies at bytes {}..{}, outside the file's data ({}..{}) or on \
-                     another tensor",
-                    t.name, t.range.start, t.range.end, data.start, data.end
-                ),
-            ));
+/// A header's refusal: `unsupported_dtype` with the types that are served, `duplicate_tensor`, or
+/// the code for the rest, and the file's name.
+pub fn refused(
+    wrong: Wrong,
+    path: &Path,
+    (code, file): (&'static str, &str),
+    types: &str,
+) -> Error {
+    match wrong {
+        Wrong::Unreadable(e) => unreadable(path, &e),
+        Wrong::Twice(_) => Error::unprocessable("duplicate_tensor", wrong.to_string()),
+        Wrong::Stored { .. } => {
+            Error::unprocessable("unsupported_dtype", format!("{wrong}; {types} are supported"))
         }
-        free = t.range.end;
+        Wrong::Invalid(_) => Error::unprocessable(code, format!("{file}: {wrong}")),
     }
-    Ok(())
 }

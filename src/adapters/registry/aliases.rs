@@ -115,7 +115,7 @@ impl Inner {
     ) -> Result<(Alias, bool)> {
         self.check_name(&name)?;
         check_targets(&mut targets)?;
-        let _turns = self.turns_of(names_of(&name, &targets, None)).await;
+        let _locks = self.locks_of(names_of(&name, &targets, None)).await;
         self.check_right(&name, &by).await?;
         let before = self.state().aliases.get(&name).cloned();
         let _claim = self.claims.lock().await;
@@ -139,7 +139,7 @@ impl Inner {
         loop {
             let names = |a: &Alias| names_of(&a.name, &a.targets, a.previous.as_deref());
             let seen = names(&self.alias(&name)?);
-            let _turns = self.turns_of(seen.clone()).await;
+            let _locks = self.locks_of(seen.clone()).await;
             let before = self.alias(&name)?;
             // Changed while waiting: other names may now be at stake.
             if names(&before) == seen {
@@ -150,17 +150,17 @@ impl Inner {
         }
     }
 
-    /// The turns of several names, taken in one order everywhere, so that two of these never wait
+    /// The locks of several names, taken in one order everywhere, so that two of these never wait
     /// for each other.
-    async fn turns_of(&self, names: BTreeSet<String>) -> Vec<KeyedGuard<String>> {
-        let mut turns = Vec::new();
+    async fn locks_of(&self, names: BTreeSet<String>) -> Vec<KeyedGuard<String>> {
+        let mut locks = Vec::new();
         for name in names {
-            turns.push(self.name_locks.take(name).await);
+            locks.push(self.name_locks.take(name).await);
         }
-        turns
+        locks
     }
 
-    /// Records and enters an alias. The caller holds the turns of its name and of its targets'.
+    /// Records and enters an alias. The caller holds the locks of its name and of its targets'.
     async fn set_alias(
         &self,
         name: String,

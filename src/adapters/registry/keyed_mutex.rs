@@ -14,7 +14,7 @@ pub struct KeyedMutex<K> {
     queues: Queues<K>,
 }
 
-/// The turn of one key, until dropped.
+/// The lock of one key, until dropped.
 pub struct KeyedGuard<K: Hash + Eq> {
     key: K,
     queues: Queues<K>,
@@ -26,13 +26,13 @@ impl<K: Hash + Eq + Clone> KeyedMutex<K> {
         Self { queues: Arc::new(DashMap::new()) }
     }
 
-    /// Waits until nobody else holds the key's turn; first come, first served.
+    /// Waits until nobody else holds the key's lock; first come, first served.
     pub async fn take(&self, key: K) -> KeyedGuard<K> {
         let queue = self.queues.entry(key.clone()).or_default().clone();
         // Made before waiting, so that a caller that gives up cleans up as well.
-        let mut turn = KeyedGuard { key, queues: self.queues.clone(), guard: None };
-        turn.guard = Some(queue.lock_owned().await);
-        turn
+        let mut guard = KeyedGuard { key, queues: self.queues.clone(), guard: None };
+        guard.guard = Some(queue.lock_owned().await);
+        guard
     }
 }
 

@@ -104,7 +104,7 @@ struct Inner {
     gate: Arc<AsyncMutex<()>>,
     /// Loads that found no room: tenants in turns, those of one tenant in order of arrival.
     loads_queue: Arc<Pool>,
-    /// Publishing, deleting and moving, one at a time per name. Taken before a digest's turn.
+    /// Publishing, deleting and moving, one at a time per name. Taken before a digest's lock.
     name_locks: KeyedMutex<String>,
     /// Storing, loading and discarding, one at a time per content. Taken before the gate.
     digest_locks: KeyedMutex<Digest>,

@@ -137,7 +137,7 @@ impl Inner {
                 version.forced = true;
                 held.version = Arc::new(version);
             }
-            state.turn(name, number);
+            state.set_current(name, number);
             drop(state);
             self.wake_reaper();
         }

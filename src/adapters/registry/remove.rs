@@ -32,7 +32,7 @@ struct Leaving {
 impl Inner {
     /// See `Registry::delete`.
     pub async fn delete(self: &Arc<Self>, name: String, how: Removal) -> Result<Removed> {
-        let turn = self.name_locks.take(name.clone()).await;
+        let lock = self.name_locks.take(name.clone()).await;
         if self.state().current(&name).is_none() {
             return Err(model_not_found(&name));
         }
@@ -55,7 +55,7 @@ impl Inner {
             let leaving = Leaving { versions, contents: contents.collect() };
             (leaving, state.remove(&name).ok_or_else(|| model_not_found(&name))?)
         };
-        drop(turn);
+        drop(lock);
         tracing::info!(adapter = %name, "deleted");
         let in_use = entries.iter().any(|e| e.leases > 0);
         let mut gone = false;

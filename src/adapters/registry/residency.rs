@@ -1,7 +1,7 @@
 //! Into the bank and out of it: loads, evictions and removals.
 //!
 //! Owns the order of everything that changes the bank. Never decides what a name means, nor who
-//! gets room. The thing to know: a load holds its content's turn from the look for room to the
+//! gets room. The thing to know: a load holds its content's lock from the look for room to the
 //! slot, so there is one load per content; whatever leaves the bank passes one gate.
 
 use super::guards::Guard;
@@ -92,19 +92,19 @@ impl Inner {
     ) -> Result<Vec<Guard>> {
         loop {
             // In the order of contents, as everybody: nobody waits in a ring.
-            let mut turns = BTreeMap::new();
+            let mut locks = BTreeMap::new();
             for digest in contents.keys() {
-                turns.insert(*digest, self.digest_locks.take(*digest).await);
+                locks.insert(*digest, self.digest_locks.take(*digest).await);
             }
             let sizes = contents.iter().map(|(digest, stored)| (*digest, stored.bytes));
             let need = LoadRequest { contents: sizes.collect(), tenant: tenant.clone() };
             let arrival = Arrival { at: arrived, stored: true };
             let Reserved { present: mut holds, rooms } = self.reserve(&need, arrival).await?;
-            turns.retain(|digest, _| rooms.iter().any(|room| room.promise.digest == *digest));
+            locks.retain(|digest, _| rooms.iter().any(|room| room.promise.digest == *digest));
             let loads = rooms.into_iter().map(|room| {
-                let turn = turns.remove(&room.promise.digest);
+                let lock = locks.remove(&room.promise.digest);
                 let known = contents[&room.promise.digest].logit_change_max;
-                self.load(room, known, turn)
+                self.load(room, known, lock)
             });
             let mut sized = false;
             for loaded in join_all(loads.collect::<Vec<_>>()).await {
@@ -122,18 +122,18 @@ impl Inner {
         }
     }
 
-    /// Reads a stored content into the room it was given. It runs to its end, the content's turn
+    /// Reads a stored content into the room it was given. It runs to its end, the content's lock
     /// with it.
     fn load(
         self: &Arc<Self>,
         room: Reservation,
         known: f32,
-        turn: Option<KeyedGuard<Digest>>,
+        lock: Option<KeyedGuard<Digest>>,
     ) -> impl Future<Output = Result<Loaded>> + use<> {
         let inner = self.clone();
         detached(async move {
-            // Dropped in reverse: nobody gets the turn while the memory is still promised.
-            let (_turn, room) = (turn, room);
+            // Dropped in reverse: nobody gets the lock while the memory is still promised.
+            let (_lock, room) = (lock, room);
             let (digest, begun) = (room.promise.digest, Instant::now());
             let prepared = inner.prepare(digest, &room.promise.tenant).await?;
             let bytes = prepared.bytes as u64;
@@ -147,7 +147,7 @@ impl Inner {
     }
 
     /// The same for a content that no version has yet, and so was never probed. The caller holds
-    /// its turn, and runs detached.
+    /// its lock, and runs detached.
     pub async fn bring_new(self: &Arc<Self>, digest: Digest, tenant: &Tenant) -> Result<Guard> {
         if let Some(pin) = self.state().pin(digest) {
             return Ok(pin);

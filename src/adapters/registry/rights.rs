@@ -66,7 +66,7 @@ impl Registry {
 }
 
 impl Inner {
-    /// See [`Registry::check_right`]. The caller holds the name's turn where that matters.
+    /// See [`Registry::check_right`]. The caller holds the name's lock where that matters.
     pub async fn check_right(&self, name: &str, actor: &Actor) -> Result<()> {
         let allowed = match actor.right {
             Right::Given => true,

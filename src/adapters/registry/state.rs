@@ -279,13 +279,13 @@ impl RegistryState {
         let used = self.ledger.tick();
         versions.held.insert(number, VersionState { used, ..VersionState::new(version, owner) });
         if current {
-            self.turn(&name, number);
+            self.set_current(&name, number);
         }
     }
 
     /// Makes `number` the name's current version; the one before drains, unless it is pinned or an
     /// alias leads to it.
-    pub fn turn(&mut self, name: &str, number: u64) {
+    pub fn set_current(&mut self, name: &str, number: u64) {
         let Some(versions) = self.names.get_mut(name) else { return };
         let before = std::mem::replace(&mut versions.current, number);
         if before != number

@@ -1,7 +1,7 @@
 //! Changes to a name that bring no new files: rollback, pin, unpin, and what a change may expect.
 //!
 //! Owns their order: load first, record, then move. Never reads files itself. The thing to know:
-//! each runs in the name's turn, so what it expected still holds when it acts.
+//! each runs under the name's lock, so what it expected still holds when it acts.
 
 use super::Inner;
 use super::guards::Guard;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 impl Inner {
-    /// Whether the name is what the caller takes it for. The caller holds its turn.
+    /// Whether the name is what the caller takes it for. The caller holds its lock.
     pub fn expect(&self, name: &str, expected: &[Expected]) -> Result<()> {
         let current = self.state().current(name);
         let now = match &current {
@@ -79,10 +79,10 @@ impl Inner {
             Err(e) => return Err(e.clone()),
             Ok(_) => {}
         }
-        self.store.turn(&name, version.number).await?;
+        self.store.set_current(&name, version.number).await?;
         tracing::info!(adapter = %version.id(), digest = %version.digest, "rolled back");
         let mut state = self.state();
-        state.turn(&name, version.number);
+        state.set_current(&name, version.number);
         let entry = state.entry(&name, version.number);
         drop(state);
         self.wake_reaper();

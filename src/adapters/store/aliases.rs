@@ -4,7 +4,7 @@
 //! what the alias is and what it was before, so both change in one statement.
 
 use super::Store;
-use super::rows::{catalogue_error, disown, json, number, own, text};
+use super::rows::{disown, json, number, own, text};
 use crate::adapters::alias::{Alias, Target};
 use crate::error::{Error, Result};
 use sqlx::Row as _;
@@ -47,7 +47,7 @@ fn alias(row: &SqliteRow) -> Result<Alias> {
         serde_json::from_str(json)
             .map_err(|e| Error::fault(format!("polylora.db: an alias has bad targets: {e}")))
     };
-    let previous: Option<String> = row.try_get("previous").map_err(catalogue_error)?;
+    let previous: Option<String> = row.try_get("previous")?;
     Ok(Alias {
         name: text(row, "alias")?,
         owner: Default::default(),

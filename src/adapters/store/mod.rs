@@ -181,8 +181,8 @@ impl Store {
             own(&version.name, owner, &mut t).await?;
         }
         if current {
-            let turn = sqlx::query("UPDATE names SET current = ?2 WHERE name = ?1");
-            t.run(turn.bind(&version.name).bind(version.number as i64)).await?;
+            let point = sqlx::query("UPDATE names SET current = ?2 WHERE name = ?1");
+            t.run(point.bind(&version.name).bind(version.number as i64)).await?;
         }
         t.commit().await
     }
@@ -200,7 +200,7 @@ impl Store {
     }
 
     /// Makes another version of a name its current one.
-    pub async fn turn(&self, name: &str, version: u64) -> Result<()> {
+    pub async fn set_current(&self, name: &str, version: u64) -> Result<()> {
         let change = sqlx::query("UPDATE names SET current = ?2 WHERE name = ?1");
         self.change(change.bind(name).bind(version as i64)).await
     }

@@ -5,7 +5,7 @@
 //! name is deleted.
 
 use super::Store;
-use super::rows::{catalogue_error, own, text};
+use super::rows::{own, text};
 use crate::error::{Error, Result};
 use sqlx::Row as _;
 
@@ -14,7 +14,7 @@ impl Store {
     pub async fn owner(&self, name: &str) -> Result<Option<String>> {
         let query = sqlx::query("SELECT tenant FROM owners WHERE name = ?").bind(name);
         let row = self.catalogue.row(query).await?;
-        row.map_or(Ok(None), |row| row.try_get("tenant").map_err(catalogue_error))
+        Ok(row.map_or(Ok(None), |row| row.try_get("tenant"))?)
     }
 
     /// Names whose owner is not known yet.

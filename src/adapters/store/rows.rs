@@ -29,14 +29,14 @@ pub fn version(row: &SqliteRow) -> Result<Version> {
     let bad = |what: &str| Error::fault(format!("polylora.db: a version has a bad {what}"));
     let mut digest = [0; 32];
     hex::decode_to_slice(text(row, "digest")?, &mut digest).map_err(|_| bad("digest"))?;
-    let change: Option<f64> = row.try_get("logit_change_max").map_err(catalogue_error)?;
+    let change: Option<f64> = row.try_get("logit_change_max")?;
     Ok(Version {
         name: text(row, "name")?,
         number: number(row, "number")?,
         digest: Digest(digest),
         summary: serde_json::from_str(&text(row, "summary")?).map_err(|_| bad("summary"))?,
         logit_change_max: change.map_or(f32::NAN, |c| c as f32),
-        forced: row.try_get("forced").map_err(catalogue_error)?,
+        forced: row.try_get("forced")?,
         created: number(row, "created")?,
         file_bytes: number(row, "file_bytes")?,
         resident_bytes: number(row, "resident_bytes")?,
@@ -50,16 +50,12 @@ pub fn json(value: &impl serde::Serialize) -> Result<String> {
 }
 
 pub fn text(row: &SqliteRow, column: &str) -> Result<String> {
-    row.try_get(column).map_err(catalogue_error)
+    Ok(row.try_get(column)?)
 }
 
 pub fn number(row: &SqliteRow, column: &str) -> Result<u64> {
-    let n: i64 = row.try_get(column).map_err(catalogue_error)?;
+    let n: i64 = row.try_get(column)?;
     u64::try_from(n).map_err(|_| Error::fault(format!("polylora.db: {column} is {n}")))
-}
-
-pub fn catalogue_error(e: sqlx::Error) -> Error {
-    Error::fault(format!("the catalogue polylora.db: {e}"))
 }
 
 /// Within a change of the name.

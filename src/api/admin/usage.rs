@@ -136,7 +136,7 @@ fn record(r: Record) -> UsageRecord {
         prompt_tokens: r.prompt_tokens,
         cached_tokens: r.cached_tokens,
         completion_tokens: r.completion_tokens,
-        finish_reason: r.finish_reason,
+        finish_reason: r.finish_reason.name().to_owned(),
         route: r.route,
         status: r.status,
     }

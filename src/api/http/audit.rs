@@ -46,7 +46,7 @@ pub async fn recorded(State(api): State<Arc<Api>>, request: Request, next: Next)
     };
     // A function that writes a file may not know the storage that the file is in.
     if response.extensions().get::<Code>().is_some_and(|code| code.0 == FULL) {
-        api.storage.turn(&format!("what {action} brought could not be written"));
+        api.storage.make_read_only(&format!("what {action} brought could not be written"));
     }
     response
 }

@@ -44,8 +44,8 @@ const POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
 pub async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let Matched { scope, methods, .. } = Matched::of(&request);
     let public = scope == Some(Scope::Public);
-    let line = request.extensions().get::<Arc<Connection>>();
-    if let Some(full) = line.and_then(|line| line.reserved)
+    let connection = request.extensions().get::<Arc<Connection>>();
+    if let Some(full) = connection.and_then(|connection| connection.reserved)
         && !public
     {
         let mut response = exhausted(&api, full).into_response();
@@ -92,11 +92,11 @@ fn exhausted(api: &Api, full: Full) -> Error {
 /// `missing_host`, `host_not_allowed`, `origin_not_allowed`.
 fn known(api: &Api, request: &Request) -> Result<()> {
     let config = &api.config;
-    let line = request.extensions().get::<Arc<Connection>>();
+    let connection = request.extensions().get::<Arc<Connection>>();
     let names = Names {
         own: &config.host,
         allowed: &config.allow_hosts,
-        local: line.map(|line| line.local),
+        local: connection.map(|connection| connection.local),
     };
     let headers = request.headers();
     let hosts: Vec<&[u8]> = headers.get_all(HOST).iter().map(HeaderValue::as_bytes).collect();

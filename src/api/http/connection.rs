@@ -60,8 +60,8 @@ impl Connection {
         })
     }
 
-    /// A head came. The turn lasts until its answer is over.
-    pub fn ask<B: Body>(self: &Arc<Self>, request: &Request<B>) -> Turn {
+    /// A head came. The exchange lasts until its answer is over.
+    pub fn ask<B: Body>(self: &Arc<Self>, request: &Request<B>) -> Exchange {
         self.begun.store(false, Relaxed);
         self.admitted.store(false, Relaxed);
         self.modern.store(request.version() == Version::HTTP_11, Relaxed);
@@ -69,7 +69,7 @@ impl Connection {
         self.heard.store(false, Relaxed);
         self.wanting.store(false, Relaxed);
         self.seat.free();
-        Turn { line: self.clone() }
+        Exchange { connection: self.clone() }
     }
 
     /// The request may be answered: from here on its connection is not closed for another one.
@@ -172,23 +172,23 @@ impl Connection {
     }
 }
 
-/// A request under way on a line.
-pub struct Turn {
-    line: Arc<Connection>,
+/// A request and its answer, under way on a connection.
+pub struct Exchange {
+    connection: Arc<Connection>,
 }
 
-impl Drop for Turn {
+impl Drop for Exchange {
     fn drop(&mut self) {
-        self.line.asking.store(false, Relaxed);
-        self.line.seat.free();
-        self.line.over.wake();
+        self.connection.asking.store(false, Relaxed);
+        self.connection.seat.free();
+        self.connection.over.wake();
     }
 }
 
-/// The body of an answer: with it the turn ends.
+/// The body of an answer: with it the exchange ends.
 pub struct Said {
     pub body: axum::body::Body,
-    pub _turn: Turn,
+    pub _exchange: Exchange,
 }
 
 impl Body for Said {

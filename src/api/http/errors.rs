@@ -7,7 +7,7 @@
 use crate::access::Caller;
 use crate::adapters::registry::ALIASED;
 use crate::api::wire::{ErrorBody, ErrorDetail};
-use crate::error::{Error, Kind, brief};
+use crate::error::{Error, Kind, brief, cut};
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, StatusCode};
@@ -66,10 +66,8 @@ fn type_of(kind: Kind) -> &'static str {
 
 /// The body of an error; also the data of an `error` event in a stream.
 pub fn body(error: &Error) -> ErrorBody {
-    let mut message: String = error.message.chars().take(MESSAGE_CHARS_MAX).collect();
-    if message.len() < error.message.len() {
-        message.push('…');
-    }
+    let mut message = error.message.clone();
+    cut(&mut message, MESSAGE_CHARS_MAX);
     ErrorBody {
         error: ErrorDetail {
             message,

@@ -34,7 +34,7 @@ pub struct ConnectionPermit {
 /// What a connection says of itself while it has its place.
 #[derive(Clone)]
 pub struct Seat {
-    places: Arc<ConnectionPermits>,
+    permits: Arc<ConnectionPermits>,
     id: u64,
 }
 
@@ -48,7 +48,7 @@ impl ConnectionPermits {
         let (cut, lost) = oneshot::channel();
         let (id, loser) = self.table().take(network(address), cut)?;
         tell(loser);
-        Ok(ConnectionPermit { seat: Seat { places: self.clone(), id }, lost })
+        Ok(ConnectionPermit { seat: Seat { permits: self.clone(), id }, lost })
     }
 
     /// Closes one connection that is free to be closed, if there is one.
@@ -73,18 +73,18 @@ fn tell(loser: Option<oneshot::Sender<()>>) {
 impl Seat {
     /// A request was admitted: the connection is not closed for another one.
     pub fn hold(&self) {
-        self.places.table().hold(self.id);
+        self.permits.table().hold(self.id);
     }
 
     /// It may be closed for another one, but all that may be by now go first.
     pub fn free(&self) {
-        self.places.table().free(self.id);
+        self.permits.table().free(self.id);
     }
 }
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        drop(self.seat.places.table().leave(self.seat.id));
+        drop(self.seat.permits.table().leave(self.seat.id));
     }
 }
 
@@ -100,18 +100,18 @@ fn network(address: IpAddr) -> IpAddr {
 struct Table<T> {
     places_max: usize,
     of_address_max: usize,
-    /// The next id, and the next turn in the order of those that are free.
+    /// Counts: the next id, and the order in which connections become free.
     next: u64,
     connections: HashMap<u64, Connection<T>>,
     addresses: HashMap<IpAddr, Address>,
-    /// Addresses with free connections: how many, the oldest one's turn, and who. The last is the
+    /// Addresses with free connections: how many, since when one is, and who. The last is the
     /// first to lose one.
     crowd: BTreeSet<(usize, Reverse<u64>, IpAddr)>,
 }
 
 struct Connection<T> {
     address: IpAddr,
-    /// Its turn, if it is free.
+    /// Since when it is free, if it is.
     free: Option<u64>,
     token: T,
 }
@@ -119,14 +119,14 @@ struct Connection<T> {
 #[derive(Default)]
 struct Address {
     places: usize,
-    /// (turn, id)
+    /// (since when, id)
     free: BTreeSet<(u64, u64)>,
 }
 
 impl Address {
     fn rank(&self, address: IpAddr) -> Option<(usize, Reverse<u64>, IpAddr)> {
-        let (turn, _) = self.free.first()?;
-        Some((self.free.len(), Reverse(*turn), address))
+        let (since, _) = self.free.first()?;
+        Some((self.free.len(), Reverse(*since), address))
     }
 }
 
@@ -154,7 +154,7 @@ impl<T> Table<T> {
             None
         };
         let lost = loser.and_then(|id| self.leave(id));
-        let id = self.turn();
+        let id = self.tick();
         self.addresses.entry(address).or_default().places += 1;
         self.connections.insert(id, Connection { address, free: None, token });
         self.free(id);
@@ -176,19 +176,19 @@ impl<T> Table<T> {
     }
 
     fn free(&mut self, id: u64) {
-        let turn = self.turn();
-        self.place_in_order(id, Some(turn));
+        let since = self.tick();
+        self.place_in_order(id, Some(since));
     }
 
-    fn turn(&mut self) -> u64 {
+    fn tick(&mut self) -> u64 {
         self.next += 1;
         self.next
     }
 
     /// Of a connection that has lost its place this says nothing any more.
-    fn place_in_order(&mut self, id: u64, turn: Option<u64>) {
+    fn place_in_order(&mut self, id: u64, free: Option<u64>) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        let before = std::mem::replace(&mut connection.free, turn);
+        let before = std::mem::replace(&mut connection.free, free);
         let address = connection.address;
         let Some(entry) = self.addresses.get_mut(&address) else { return };
         if let Some(rank) = entry.rank(address) {
@@ -197,8 +197,8 @@ impl<T> Table<T> {
         if let Some(before) = before {
             entry.free.remove(&(before, id));
         }
-        if let Some(turn) = turn {
-            entry.free.insert((turn, id));
+        if let Some(since) = free {
+            entry.free.insert((since, id));
         }
         self.crowd.extend(entry.rank(address));
     }

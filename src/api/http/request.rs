@@ -95,8 +95,8 @@ pub async fn edge(State(api): State<Arc<Api>>, mut request: Request, next: Next)
         completion_tokens = field::Empty,
     );
     let granted = browsers::granted(&api, request.headers());
-    let line = request.extensions().get::<Arc<Connection>>().cloned();
-    let (request, loan) = unread::lend(request, line.clone());
+    let connection = request.extensions().get::<Arc<Connection>>().cloned();
+    let (request, loan) = unread::lend(request, connection.clone());
     let mut response = match is_text(request.uri().path()) {
         true => contained(deadline, next.run(request)).instrument(span.clone()).await,
         false => {
@@ -110,8 +110,8 @@ pub async fn edge(State(api): State<Arc<Api>>, mut request: Request, next: Next)
     count.status = response.status();
     response.headers_mut().insert(REQUEST_ID, id.clone());
     browsers::finish(&api, response.headers_mut(), granted);
-    if !whole && let Some(line) = line {
-        line.leave_unread();
+    if !whole && let Some(connection) = connection {
+        connection.leave_unread();
     }
     if !whole || api.requests.draining.load(Ordering::Acquire) {
         // Hyper ends the connection after such an answer.

@@ -35,7 +35,7 @@ const UNREAD_TIME_MAX: Duration = Duration::from_secs(2);
 /// A stream that keeps these times.
 pub struct Socket<S> {
     stream: S,
-    line: Arc<Connection>,
+    connection: Arc<Connection>,
     write_time_max: Duration,
     /// While a write waits.
     waiting: Option<Waiting>,
@@ -66,9 +66,17 @@ struct Leftover {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
-    pub fn new(stream: S, line: Arc<Connection>, write_time_max: Duration) -> Self {
+    pub fn new(stream: S, connection: Arc<Connection>, write_time_max: Duration) -> Self {
         let sent_at = Instant::now();
-        Self { stream, line, write_time_max, waiting: None, sent_at, ended: None, leftover: None }
+        Self {
+            stream,
+            connection,
+            write_time_max,
+            waiting: None,
+            sent_at,
+            ended: None,
+            leftover: None,
+        }
     }
 
     /// Passes a write's progress on; a wait beyond the limit is an error.
@@ -79,7 +87,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     ) -> Poll<io::Result<T>> {
         if progress.is_ready() {
             if self.waiting.take().is_some_and(|w| w.stalled) {
-                self.line.go_on();
+                self.connection.go_on();
             }
             return progress;
         }
@@ -92,7 +100,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         ready!(waiting.sleep.as_mut().poll(cx));
         if waiting.since.elapsed() < max {
             waiting.stalled = true;
-            self.line.stall();
+            self.connection.stall();
             waiting.sleep.as_mut().reset(waiting.since + max);
             ready!(waiting.sleep.as_mut().poll(cx));
         }
@@ -102,7 +110,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// Notes what a write brought.
     fn sent(&mut self, progress: &Poll<io::Result<usize>>) {
         if matches!(progress, Poll::Ready(Ok(1..))) {
-            self.line.begin();
+            self.connection.begin();
             if self.ended.is_some() {
                 self.sent_at = Instant::now();
             }
@@ -111,19 +119,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 
     /// The client has ended its side: pending while it may wait for an answer, then the end.
     fn after_end(&mut self, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
-        while self.line.awaits_answer(cx) {
+        while self.connection.awaits_answer(cx) {
             let ended = self.ended.get_or_insert_with(|| {
                 self.sent_at = Instant::now();
                 let sleep = Box::pin(sleep(FIRST_QUESTION));
                 Ended { sleep, pause: FIRST_QUESTION, asked: false }
             });
             ready!(ended.sleep.as_mut().poll(cx));
-            let gone = match self.line.has_begun() {
+            let gone = match self.connection.has_begun() {
                 true => self.sent_at.elapsed() >= QUIET_TIME,
-                false => !self.line.is_modern(),
+                false => !self.connection.is_modern(),
             };
             // Whether the request is whole shows when its route has looked: by now it has.
-            if gone || self.line.is_wanting() {
+            if gone || self.connection.is_wanting() {
                 break;
             }
             let mut next = ended.pause;
@@ -132,7 +140,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 ended.pause = (ended.pause * 2).min(LAST_QUESTION);
                 // A refused question has left an error behind, which any write reports.
                 ready_or_later(Pin::new(&mut self.stream).poll_write(cx, b""))?;
-            } else if !self.line.has_begun() && self.waiting.is_none() {
+            } else if !self.connection.has_begun() && self.waiting.is_none() {
                 let sent = Pin::new(&mut self.stream).poll_write(cx, QUESTION);
                 let sent = ready_or_later(sent)?;
                 if sent.is_some_and(|n| n < QUESTION.len()) {
@@ -165,7 +173,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Socket<S> {
             let before = buffer.filled().len();
             ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
             if buffer.filled().len() > before {
-                self.line.hear();
+                self.connection.hear();
                 return Poll::Ready(Ok(()));
             }
         }
@@ -201,7 +209,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
         let progress = Pin::new(&mut self.stream).poll_flush(cx);
         if progress.is_ready() {
-            self.line.rest();
+            self.connection.rest();
         }
         self.in_time(cx, progress)
     }
@@ -212,10 +220,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
         let this = &mut *self;
         if this.leftover.is_none() {
             ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
-            if this.ended.is_some() || !this.line.is_sending() {
+            if this.ended.is_some() || !this.connection.is_sending() {
                 return Poll::Ready(Ok(()));
             }
-            this.line.stall();
+            this.connection.stall();
         }
         let leftover = this.leftover.get_or_insert_with(|| Leftover {
             sleep: Box::pin(sleep(UNREAD_TIME_MAX)),

@@ -28,7 +28,7 @@ struct Lent {
     back: Option<oneshot::Sender<Rest>>,
     /// The client waits with the body until somebody wants it, or it is broken off.
     beyond: bool,
-    line: Option<Arc<Connection>>,
+    connection: Option<Arc<Connection>>,
 }
 
 enum Rest {
@@ -42,13 +42,13 @@ enum Rest {
 pub struct Loan(Option<oneshot::Receiver<Rest>>);
 
 /// Lends the body out.
-pub fn lend(request: Request, line: Option<Arc<Connection>>) -> (Request, Loan) {
+pub fn lend(request: Request, connection: Option<Arc<Connection>>) -> (Request, Loan) {
     if request.body().is_end_stream() {
         return (request, Loan(None));
     }
     let (back, rest) = oneshot::channel();
     let beyond = request.headers().contains_key(EXPECT);
-    let lend = |body| Body::new(Lent { body: Some(body), back: Some(back), beyond, line });
+    let lend = |body| Body::new(Lent { body: Some(body), back: Some(back), beyond, connection });
     (request.map(lend), Loan(Some(rest)))
 }
 
@@ -83,8 +83,8 @@ impl Loan {
 impl Lent {
     fn end(&mut self) {
         self.body = None;
-        if let Some(line) = &self.line {
-            line.read_whole();
+        if let Some(connection) = &self.connection {
+            connection.read_whole();
         }
     }
 }
@@ -101,8 +101,8 @@ impl hyper::body::Body for Lent {
         let Some(body) = &mut this.body else { return Poll::Ready(None) };
         this.beyond = false;
         let progress = Pin::new(&mut *body).poll_frame(cx);
-        if let Some(line) = &this.line {
-            line.want(progress.is_pending());
+        if let Some(connection) = &this.connection {
+            connection.want(progress.is_pending());
         }
         let frame = ready!(progress);
         match &frame {
@@ -129,8 +129,8 @@ impl Drop for Lent {
             Some(_) if self.beyond => Rest::Beyond,
             Some(body) => Rest::Of(body),
         };
-        if let Some(line) = &self.line {
-            line.want(false);
+        if let Some(connection) = &self.connection {
+            connection.want(false);
         }
         if let Some(back) = self.back.take() {
             // Nobody waits for it when the client is gone.

@@ -1,7 +1,7 @@
 //! What one request used, told once: to the metrics of its adapter and to the usage log.
 //!
 //! Owns the figures of a request from the moment it is queued to its end. Never changes an answer.
-//! The thing to know: an meter is settled exactly once, by the end of its answer or, when the
+//! The thing to know: a meter is settled exactly once, by the end of its answer or, when the
 //! client went away, by being dropped; its place in the log's queue is taken before anything runs.
 
 use super::in_flight::InFlightGuard;
@@ -12,10 +12,11 @@ use crate::api::Api;
 use crate::api::http::errors;
 use crate::api::http::request::Origin;
 use crate::clock::Now;
-use crate::engine::{Admission, FinishReason};
+use crate::ending::{EndReason, FinishReason};
+use crate::engine::Admission;
 use crate::error::{Error, Result};
+use crate::metrics::AdapterSeries;
 use crate::metrics::adapters::{BASE, COMPOSED};
-use crate::metrics::{AdapterSeries, Outcome};
 use crate::usage::{LogPermit, Receipt, Record};
 use http::StatusCode;
 use std::collections::BTreeSet;
@@ -38,6 +39,8 @@ pub struct RequestMeter {
     pub origin: Origin,
     /// By choice: when its newest token came.
     last: Vec<Option<Instant>>,
+    /// From its arrival to the first token of any choice: measured here, and nowhere else.
+    first_token: Option<Duration>,
     admissions: Vec<Admission>,
     queue_time_max: Duration,
     submitted: Instant,
@@ -81,7 +84,7 @@ impl RequestMeter {
             prompt_tokens: 0,
             cached_tokens: 0,
             completion_tokens: 0,
-            finish_reason: String::new(),
+            finish_reason: EndReason::Cancelled,
             route: origin.route.to_string(),
             status: 0,
         };
@@ -89,6 +92,7 @@ impl RequestMeter {
             series: api.metrics.series(name.or(composed.map(|_| COMPOSED))),
             origin,
             last: Vec::new(),
+            first_token: None,
             admissions: Vec::new(),
             queue_time_max: Duration::from_secs(api.config.queue_seconds_max),
             submitted: Instant::now(),
@@ -149,17 +153,19 @@ impl RequestMeter {
     /// A token of choice `index` came.
     pub fn token(&mut self, index: usize) {
         let now = Instant::now();
-        let first = self.last.iter().all(Option::is_none);
-        match self.last[index].replace(now) {
-            Some(before) => self.series.token(false, now - before),
-            None if first => self.series.token(true, now - self.origin.begun),
-            None => {}
+        if let Some(before) = self.last[index].replace(now) {
+            self.series.next_token(now - before);
+        }
+        if self.first_token.is_none() {
+            let since = now - self.origin.begun;
+            self.first_token = Some(since);
+            self.series.first_token(since);
         }
     }
 
     /// The request is over with this status. Only the first call counts, and only for one that was
     /// queued.
-    pub fn settle(&mut self, used: Used, outcome: Outcome, status: StatusCode) {
+    pub fn settle(&mut self, used: Used, reason: EndReason, status: StatusCode) {
         let Some((place, mut record)) = self.record.take() else {
             return;
         };
@@ -170,16 +176,17 @@ impl RequestMeter {
         for admitted in self.admissions.iter().filter_map(Admission::get) {
             self.series.queued(admitted.waited);
         }
-        self.series.ended(outcome, used.prompt, used.cached, used.completion);
+        self.series.ended(reason, used.prompt, used.cached, used.completion);
         self.span.record("adapter", self.id.as_str());
         self.span.record("prompt_tokens", used.prompt);
         self.span.record("completion_tokens", used.completion);
-        self.span.in_scope(|| tracing::debug!(outcome = outcome.name(), "settled"));
+        let first_token_ms = self.first_token.map(|since| since.as_millis() as u64);
+        self.span.in_scope(|| tracing::debug!(outcome = reason.name(), first_token_ms, "settled"));
         record.ended_ms = Now::read().wall.as_millis() as u64;
         record.prompt_tokens = used.prompt;
         record.cached_tokens = used.cached;
         record.completion_tokens = used.completion;
-        record.finish_reason = outcome.name().to_owned();
+        record.finish_reason = reason;
         record.status = status.as_u16();
         self.receipt = Some(place.write(*record));
     }
@@ -200,10 +207,9 @@ fn names(target: &ResolvedModel) -> BTreeSet<String> {
 }
 
 /// How a request ended whose choices all did: cut short if one of them was.
-pub fn outcome(reasons: impl Iterator<Item = FinishReason>) -> Outcome {
-    let mut reasons = reasons;
-    match reasons.any(|r| r == FinishReason::Length) {
-        true => Outcome::Length,
-        false => Outcome::Stop,
+pub fn altogether(mut choices: impl Iterator<Item = FinishReason>) -> FinishReason {
+    match choices.any(|reason| reason == FinishReason::Length) {
+        true => FinishReason::Length,
+        false => FinishReason::Stop,
     }
 }

@@ -21,7 +21,7 @@ use crate::api::wire::{
     ChatRequest, ErrorBody, SamplingFields, Usage,
 };
 use crate::clock::unix_seconds;
-use crate::engine::FinishReason;
+use crate::ending::FinishReason;
 use crate::error::Result;
 use crate::text::Text;
 use axum::extract::{Extension, State};

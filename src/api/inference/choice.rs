@@ -5,7 +5,8 @@
 //! never do.
 
 use super::sampling::Checked;
-use crate::engine::{Event, FinishReason, TokenEvent};
+use crate::ending::FinishReason;
+use crate::engine::{Event, TokenEvent};
 use crate::error::Result;
 use crate::text::Text;
 use crate::text::detokenizer::Detokenizer;

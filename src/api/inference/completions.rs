@@ -22,7 +22,7 @@ use crate::api::wire::{
 };
 use crate::clock::unix_seconds;
 use crate::config::limits::CHOICES_MAX;
-use crate::engine::FinishReason;
+use crate::ending::FinishReason;
 use crate::error::Result;
 use crate::text::Text;
 use axum::extract::{Extension, State};

@@ -4,7 +4,7 @@
 //! formats is spoken: that is `ResponseFormat`. The thing to know: a `Run` owns the event streams;
 //! dropping it anywhere cancels every sequence in it.
 
-use super::accounting::{RequestMeter, Used, outcome};
+use super::accounting::{RequestMeter, Used, altogether};
 use super::choice::{Choice, Echoed, Ended, TextDelta};
 use super::resolve::ResolvedModel;
 use super::sampling::{Checked, in_vocabulary};
@@ -12,9 +12,9 @@ use crate::api::Api;
 use crate::api::http::errors::status;
 use crate::api::http::request::client_closed;
 use crate::api::wire::{PromptTokensDetails, Usage};
-use crate::engine::{Event, EventStream, FinishReason, Request};
+use crate::ending::{EndReason, FinishReason};
+use crate::engine::{Event, EventStream, Request};
 use crate::error::{Error, Result};
-use crate::metrics::Outcome;
 use crate::text::stop::Stops;
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -155,7 +155,8 @@ impl Run {
                 Ok(Some(next)) => break next,
                 Ok(None) => {
                     let reasons = self.ended.iter().flatten().map(|e| e.reason);
-                    self.meter.settle(self.used(), outcome(reasons), StatusCode::OK);
+                    let end = EndReason::Finished(altogether(reasons));
+                    self.meter.settle(self.used(), end, StatusCode::OK);
                     self.meter.recorded().await?;
                     return Ok(None);
                 }
@@ -176,7 +177,7 @@ impl Run {
     }
 
     fn failed(&mut self, error: Error) -> Error {
-        self.meter.settle(self.used(), Outcome::Failed, status(&error));
+        self.meter.settle(self.used(), EndReason::Failed, status(&error));
         error
     }
 
@@ -229,7 +230,7 @@ impl Run {
 impl Drop for Run {
     /// Whoever let go of it before its end cancelled it.
     fn drop(&mut self) {
-        self.meter.settle(self.used(), Outcome::Cancelled, client_closed());
+        self.meter.settle(self.used(), EndReason::Cancelled, client_closed());
     }
 }
 

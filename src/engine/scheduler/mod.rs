@@ -12,9 +12,9 @@ pub use plan::{Plan, Planned};
 use shares::Shares;
 
 use super::pages::{PAGE, Pages};
-use super::request::{Event, FinishReason, TokenEvent};
-pub use super::sequence::EndReason;
+use super::request::{Event, TokenEvent};
 use super::sequence::{End, Sequence};
+use crate::ending::{EndReason, FinishReason};
 use crate::error::{Error, Result};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -51,10 +51,10 @@ pub enum Notice {
     },
     /// Gave its pages back, to be recomputed.
     Preempted,
-    /// `since` submission for the first token, since the token before for the others.
-    Token { first: bool, since: Duration },
+    /// A token was sampled; `since` the one before, if it is not the first.
+    Token { since: Option<Duration> },
     /// Gone. One that was never admitted leaves its place in the queue now.
-    Ended { reason: EndReason, admitted: bool, prompt_tokens: usize, completion_tokens: usize },
+    Ended { reason: EndReason, prompt_tokens: usize },
 }
 
 /// All sequences that have not ended.
@@ -198,8 +198,7 @@ impl Scheduler {
         };
         let before = sequence.last_token.replace(now);
         self.notices.push(Notice::Token {
-            first: before.is_none(),
-            since: now.saturating_duration_since(before.unwrap_or(sequence.submitted)),
+            since: before.map(|before| now.saturating_duration_since(before)),
         });
         sequence.tokens.push(event.token);
         sequence.has_gained = true;
@@ -249,13 +248,12 @@ impl Scheduler {
     fn end(&mut self, mut sequence: Sequence, end: End, pages: &mut Pages) {
         pages.release(&mut sequence.pages);
         self.shares.leave(&sequence);
-        let admitted = sequence.admitted.is_some();
-        if !admitted {
+        if sequence.admitted.is_none() {
             self.leave_queue(sequence.prompt_len);
         }
-        let (prompt_tokens, completion_tokens) = (sequence.prompt_len, sequence.output_len());
+        let prompt_tokens = sequence.prompt_len;
         let reason = sequence.finish(end);
-        self.notices.push(Notice::Ended { reason, admitted, prompt_tokens, completion_tokens });
+        self.notices.push(Notice::Ended { reason, prompt_tokens });
     }
 
     fn leave_queue(&mut self, prompt_tokens: usize) {

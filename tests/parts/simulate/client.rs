@@ -6,8 +6,8 @@
 use crate::simulate::mix;
 use futures::FutureExt;
 use polylora::adapters::version::Version;
-use polylora::engine::request::{Event, EventStream, FinishReason, Request};
-use polylora::engine::scheduler::EndReason;
+use polylora::ending::EndReason;
+use polylora::engine::request::{Event, EventStream, Request};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -149,10 +149,7 @@ impl Client {
             }
             Event::Token(event) => self.got.push(event.token),
             Event::Finished { prompt_tokens, cached_tokens, completion_tokens, reason } => {
-                let end = match reason {
-                    FinishReason::Stop => EndReason::Stop,
-                    FinishReason::Length => EndReason::Length,
-                };
+                let end = EndReason::Finished(reason);
                 assert!(self.place == Place::Gone(end), "finished as {reason:?}");
                 self.ended = true;
                 assert!(!self.too_slow, "a broken stream says it is whole");

@@ -8,9 +8,10 @@ use crate::simulate::{Dice, Seen, mix};
 use polylora::adapters::Digest;
 use polylora::adapters::bank::Slot;
 use polylora::adapters::registry::Lease;
+use polylora::ending::{EndReason, FinishReason};
 use polylora::engine::pages::{PAGE, Pages};
 use polylora::engine::request::{Request, Sampling, TokenEvent, channel};
-use polylora::engine::scheduler::{Budgets, EndReason, Notice, Plan, Planned, Scheduler};
+use polylora::engine::scheduler::{Budgets, Notice, Plan, Planned, Scheduler};
 use polylora::engine::sequence::Sequence;
 use polylora::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -327,8 +328,8 @@ impl World {
             client.deliver();
             if !client.too_slow && computed + 1 == client.tokens.len() {
                 client.deliver();
-                let reason = if client.stops { EndReason::Stop } else { EndReason::Length };
-                client.place = gone(reason);
+                let reason = if client.stops { FinishReason::Stop } else { FinishReason::Length };
+                client.place = gone(EndReason::Finished(reason));
             }
         }
         if client.too_slow {

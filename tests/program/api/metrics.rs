@@ -122,6 +122,7 @@ async fn the_page_equals_a_scripted_workload() {
         assert_eq!(logged[adapter], Logged { requests, prompt, cached, completion }, "{adapter}");
     }
     assert!(!page.contains("adapter=\"three\"") && !page.contains("nobody"), "{page}");
+    first_tokens_are_measured_once(&page, 6 * 4 + 2);
     let route = "polylora_http_requests_total{route=\"/v1/chat/completions\",status=";
     assert_eq!(figure(&page, &format!("{route}\"200\"}}")), 6 * 4 + 2);
     assert_eq!(figure(&page, &format!("{route}\"400\"}}")), 1);
@@ -131,6 +132,22 @@ async fn the_page_equals_a_scripted_workload() {
     assert_eq!(figure(&page, "vllm:num_gpu_loaded_lora_adapters"), 4);
     let loaded = "vllm:lora_adapter_loaded{adapter_name=\"three\",level=\"gpu\",pinned=\"false\"}";
     assert_eq!(figure(&page, loaded), 1);
+}
+
+/// The whole server's time to first token is that of its adapters: one for each request, of the
+/// same length.
+fn first_tokens_are_measured_once(page: &str, requests: u64) {
+    let all = |series: &str| -> f64 {
+        let of = page.lines().filter_map(|line| line.strip_prefix(series)?.split_once(' '));
+        of.map(|(_, value)| value.parse::<f64>().expect("a number")).sum()
+    };
+    for series in ["polylora", "polylora_adapter", "vllm"] {
+        let colon = if series == "vllm" { ':' } else { '_' };
+        let name = format!("{series}{colon}time_to_first_token_seconds");
+        assert_eq!(all(&format!("{name}_count")), requests as f64, "{name}");
+        let (sum, of) = (all(&format!("{name}_sum")), "polylora_time_to_first_token_seconds_sum");
+        assert!((sum / all(of) - 1.0).abs() < 1e-9, "{name}: {sum} of {}", all(of));
+    }
 }
 
 #[tokio::test]

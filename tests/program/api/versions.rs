@@ -75,6 +75,22 @@ async fn a_name_rolls_back_and_a_version_is_pinned() {
 }
 
 #[tokio::test]
+async fn a_version_is_written_in_one_way_wherever_a_model_is_named() {
+    let live = Live::start(&[]);
+    live.upload("pirate", 1).await;
+    for model in ["pirate@01", "pirate@0", "pirate@-1", "pirate@1x", "pirate@", "pirate@1@1"] {
+        let asked = live.chat(hello(model, 1)).await;
+        assert_eq!(asked.error(), "404 model_not_found model", "{model}: {}", asked.text);
+        let path = format!("/v1/models/{model}");
+        for told in [live.get(&path).await, delete(&live, &path).await] {
+            assert_eq!((told.status, told.text), (asked.status, asked.text.clone()), "{model}");
+        }
+    }
+    assert_eq!(answers(&live, "pirate@1").await, "pirate@1");
+    assert_eq!(live.get("/v1/models/pirate@1").await.status, 200);
+}
+
+#[tokio::test]
 async fn an_alias_spreads_users_and_keeps_each_where_it_is() {
     let live = Live::start(&[]);
     live.upload("acme", 1).await;
