@@ -346,6 +346,12 @@ impl World {
         }
     }
 
+    fn settle_all(&mut self, seen: &mut Seen) {
+        while !self.leaving.is_empty() {
+            self.settle(seen);
+        }
+    }
+
     fn withdraw(&mut self, promise: &Promise) {
         self.ledger.withdraw(promise);
         self.model.coming.remove(&promise.digest);
@@ -371,9 +377,7 @@ impl World {
             let sure = tenant.is_operator() || self.model.bytes_of(&tenant.name) == 0;
             let mut looks = 0;
             while !self.try_reserve(&need, true, seen) {
-                while !self.leaving.is_empty() {
-                    self.settle(seen);
-                }
+                self.settle_all(seen);
                 looks += 1;
                 if looks > 200 {
                     assert!(!sure, "{need:?} waits for nobody");
@@ -384,6 +388,7 @@ impl World {
             self.check();
             self.cancel_loads();
         }
+        self.settle_all(seen);
         self.check();
         assert_eq!(self.ledger.unavailable(), Size::default(), "something is left over");
     }
