@@ -30,7 +30,7 @@ impl<T> Entry<T> {
     }
 
     /// The same, if `of` knows what to do with how it is stored.
-    pub fn as_stored<U>(self, of: impl Fn(&T) -> Option<U>) -> Result<Entry<U>, Wrong>
+    pub fn stored_as<U>(self, of: impl Fn(&T) -> Option<U>) -> Result<Entry<U>, Wrong>
     where
         T: fmt::Debug,
     {

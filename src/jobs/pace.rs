@@ -7,12 +7,12 @@
 //! they are also of the lowest priority, the share of all is small but never nothing.
 
 use super::desk::Desk;
+use crate::blocking::on_own_thread;
 use crate::engine::EngineHandle;
 use crate::error::{Error, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
 
 /// Rest for each second of work while requests run.
 /// A hundred would leave one step in a hundred beside a site that is being merged, which is just
@@ -91,19 +91,12 @@ impl Pace {
 pub async fn apart<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    let (done, outcome) = oneshot::channel();
-    let span = tracing::Span::current();
-    let body = move || {
+    let give_way = || {
         #[cfg(target_os = "linux")] // where a thread has a priority of its own
         if let Err(error) = rustix::process::nice(19) {
             tracing::warn!(%error, "the merging thread keeps its priority");
         }
-        // Nobody waits any more: the work was done for nobody.
-        let _ = done.send(span.in_scope(work));
     };
-    std::thread::Builder::new()
-        .name("merge".into())
-        .spawn(body)
-        .map_err(|e| Error::fault(format!("the merging thread did not start: {e}")))?;
-    outcome.await.unwrap_or_else(|_| Err(Error::fault("the merging thread panicked")))
+    let done = on_own_thread("merge", give_way, work).await;
+    done.unwrap_or_else(|e| Err(Error::fault(format!("the merging thread did not start: {e}"))))
 }

@@ -15,7 +15,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("access", &["clock", "database"]),
     ("adapters", &["blocking", "clock", "database", "header", "metrics", "shape", "share"]),
     ("merge", &["adapters"]),
-    ("jobs", &["merge", "engine", "adapters", "clock", "database", "share"]),
+    ("jobs", &["merge", "engine", "adapters", "blocking", "clock", "database", "share"]),
     ("model", &["adapters", "checkpoint", "shape"]),
     ("checkpoint", &["adapters", "header", "shape", "tls"]),
     ("text", &["checkpoint", "clock"]),
@@ -25,8 +25,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
     (
         "api",
         &[
-            "access", "jobs", "engine", "text", "merge", "adapters", "usage", "clock", "config",
-            "database", "ending", "metrics", "share",
+            "access", "jobs", "engine", "text", "merge", "adapters", "usage", "blocking", "clock",
+            "config", "database", "ending", "metrics", "share",
         ],
     ),
     (

@@ -240,6 +240,6 @@ fn open(path: &Path) -> Result<(Metadata, TensorFile)> {
     let refused =
         |wrong| refused(wrong, path, ("invalid_gguf", "the GGUF file"), "F32, F16, BF16 and Q8_0");
     let (metadata, entries) = read(&file, len, &LIMITS).map_err(refused)?;
-    let tensors = entries.into_iter().map(|t| t.as_stored(storage)).collect::<Result<_, _>>();
+    let tensors = entries.into_iter().map(|t| t.stored_as(storage)).collect::<Result<_, _>>();
     Ok((metadata, TensorFile::new(file, path, tensors.map_err(refused)?)))
 }

@@ -24,7 +24,7 @@ pub fn open(path: &Path) -> Result<TensorFile> {
         _ => None,
     };
     let tensors = read(&file, len, &LIMITS)
-        .and_then(|entries| entries.into_iter().map(|t| t.as_stored(storage)).collect())
+        .and_then(|entries| entries.into_iter().map(|t| t.stored_as(storage)).collect())
         .map_err(|wrong| {
             let code = ("invalid_safetensors", "adapter_model.safetensors");
             refused(wrong, path, code, "F32, F16 and BF16")

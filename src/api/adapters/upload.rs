@@ -14,6 +14,7 @@ use crate::api::http::body::declared_length;
 use crate::api::http::errors::UNSUPPORTED_MEDIA_TYPE;
 use crate::api::http::intake::UPLOAD_BYTES;
 use crate::api::http::paced::{Paced, Reins};
+use crate::blocking::blocking;
 use crate::database::write_failed;
 use crate::error::{Error, Kind, Result};
 use crate::share::Permit;
@@ -160,11 +161,11 @@ async fn archive(
     // The spool does not stay: what comes out of it is counted in its stead.
     let mut budget = files.budget.clone();
     write(chunks, Some(&spool), &mut budget).await?;
-    let unpacked = tokio::task::spawn_blocking(move || {
+    let unpack = move || {
         archive::unpack(&spool, &mut files)?;
         std::fs::remove_file(&spool)
             .map_err(|e| write_failed("removing the spooled upload failed", &e))?;
         Ok(files)
-    });
-    unpacked.await.map_err(|_| Error::fault("unpacking the upload failed"))?
+    };
+    blocking(unpack).await
 }

@@ -5,6 +5,7 @@
 //! may hold alone, so on an idle server nothing is refused for want of bytes.
 
 use crate::access::Caller;
+use crate::blocking::{blocking, on_own_thread};
 use crate::config::{Config, limits};
 use crate::error::{Error, Kind, Result};
 use crate::share::{Permit, Pool};
@@ -249,27 +250,22 @@ pub async fn apart<T: Send + 'static>(
     long: bool,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    let span = tracing::Span::current();
     let work = move || {
         let _place = place;
-        span.in_scope(work)
+        work()
     };
-    let gone = || Error::fault("work on the request ended in a panic");
     if !long {
-        return tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(gone()));
+        let span = tracing::Span::current();
+        return blocking(move || span.in_scope(work)).await;
     }
-    let (done, outcome) = tokio::sync::oneshot::channel();
-    let body = move || {
+    let give_way = || {
         if !polylora_kernels::give_way() {
             tracing::debug!("an encoding thread keeps its priority");
         }
-        // Nobody waits any more: the work was done for nobody.
-        let _ = done.send(work());
     };
-    std::thread::Builder::new().name("encode".into()).spawn(body).map_err(|e| {
-        Error::new(Kind::Busy, "request_memory_exhausted", format!("no thread: {e}"))
-    })?;
-    outcome.await.unwrap_or_else(|_| Err(gone()))
+    on_own_thread("encode", give_way, work).await.unwrap_or_else(|e| {
+        Err(Error::new(Kind::Busy, "request_memory_exhausted", format!("no thread: {e}")))
+    })
 }
 
 #[cfg(test)]

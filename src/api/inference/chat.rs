@@ -7,7 +7,7 @@ use super::accounting::RequestMeter;
 use super::choice::TextDelta;
 use super::encode::Rendered;
 use super::entry::Entry;
-use super::generate::{Prompt, ResponseFormat, Run, reason_word};
+use super::generate::{AnswerHead, Prompt, ResponseFormat, Run, reason_word};
 use super::sampling::{self, Checked};
 use super::templates::Conversation;
 use super::{logprobs, messages, model_ref, stream};
@@ -15,15 +15,13 @@ use crate::access::Caller;
 use crate::api::Api;
 use crate::api::http::body::JsonObject;
 use crate::api::http::errors;
-use crate::api::http::request::{Origin, random_id};
+use crate::api::http::request::Origin;
 use crate::api::wire::{
     ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatFields, ChatMessage,
     ChatRequest, ErrorBody, SamplingFields, Usage,
 };
-use crate::clock::unix_seconds;
 use crate::ending::FinishReason;
 use crate::error::Result;
-use crate::text::Text;
 use axum::extract::{Extension, State};
 use axum::response::Response;
 use std::sync::Arc;
@@ -66,19 +64,10 @@ pub async fn post(
             echo: None,
         };
         ticket.worked(prompt.tokens.len() as u64);
-        let id = random_id("chatcmpl-");
-        let meter = RequestMeter::open(&api, &target, origin, &id, ticket)?;
+        let head = AnswerHead::new(&api, "chatcmpl-", shared.model, &checked);
+        let meter = RequestMeter::open(&api, &target, origin, &head.id, ticket)?;
         let run = Run::start(&api, &target, &checked, vec![prompt], tokens_default, meter)?;
-        let show = ChatShow {
-            text: api.text.clone(),
-            id,
-            created: unix_seconds(),
-            model: shared.model,
-            fingerprint: api.fingerprint(),
-            scores: checked.sampling.logprobs.is_some(),
-            include_usage: checked.include_usage,
-        };
-        stream::respond(run, show, &checked).await
+        stream::respond(run, ChatShow(head), &checked).await
     };
     Ok(target.sign(answer.await))
 }
@@ -115,26 +104,18 @@ fn check(
 }
 
 /// The chat format.
-struct ChatShow {
-    text: Text,
-    id: String,
-    created: u64,
-    model: String,
-    fingerprint: String,
-    scores: bool,
-    include_usage: bool,
-}
+struct ChatShow(AnswerHead);
 
 impl ChatShow {
     fn chunk(&self, choices: Vec<ChatChunkChoice>, usage: Option<Usage>) -> String {
         let chunk = ChatChunk {
-            id: self.id.clone(),
+            id: self.0.id.clone(),
             object: "chat.completion.chunk",
-            created: self.created,
-            model: self.model.clone(),
-            system_fingerprint: self.fingerprint.clone(),
+            created: self.0.created,
+            model: self.0.model.clone(),
+            system_fingerprint: self.0.fingerprint.clone(),
             choices,
-            usage: self.include_usage.then_some(usage),
+            usage: self.0.include_usage.then_some(usage),
         };
         serde_json::to_string(&chunk).expect("chunks are plain data")
     }
@@ -156,7 +137,7 @@ impl ResponseFormat for ChatShow {
         let choice = ChatChunkChoice {
             index,
             delta: ChatDelta { role: None, content: Some(piece.text.clone()) },
-            logprobs: self.scores.then(|| logprobs::chat(&self.text, &piece.scored)),
+            logprobs: self.0.scores.then(|| logprobs::chat(&self.0.text, &piece.scored)),
             finish_reason: None,
         };
         self.chunk(vec![choice], None)
@@ -173,16 +154,16 @@ impl ResponseFormat for ChatShow {
     fn whole(&self, choices: Vec<(TextDelta, FinishReason)>, usage: Usage) -> String {
         let choices = choices.into_iter().enumerate().map(|(index, (piece, reason))| ChatChoice {
             index,
-            logprobs: self.scores.then(|| logprobs::chat(&self.text, &piece.scored)),
+            logprobs: self.0.scores.then(|| logprobs::chat(&self.0.text, &piece.scored)),
             message: ChatMessage { role: "assistant", content: piece.text, refusal: None },
             finish_reason: reason_word(reason),
         });
         let completion = ChatCompletion {
-            id: self.id.clone(),
+            id: self.0.id.clone(),
             object: "chat.completion",
-            created: self.created,
-            model: self.model.clone(),
-            system_fingerprint: self.fingerprint.clone(),
+            created: self.0.created,
+            model: self.0.model.clone(),
+            system_fingerprint: self.0.fingerprint.clone(),
             choices: choices.collect(),
             usage,
         };

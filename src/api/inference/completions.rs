@@ -7,7 +7,7 @@
 use super::accounting::RequestMeter;
 use super::choice::{Echoed, TextDelta};
 use super::entry::Entry;
-use super::generate::{Prompt, ResponseFormat, Run, reason_word};
+use super::generate::{AnswerHead, Prompt, ResponseFormat, Run, reason_word};
 use super::sampling::{self, Checked};
 use super::{logprobs, model_ref, stream};
 use crate::access::Caller;
@@ -15,12 +15,11 @@ use crate::api::Api;
 use crate::api::http::body::JsonObject;
 use crate::api::http::errors::invalid_value;
 use crate::api::http::intake::{Held, SHORT_TEXT_BYTES};
-use crate::api::http::request::{Origin, random_id};
+use crate::api::http::request::Origin;
 use crate::api::wire::{
     self, Completion, CompletionChoice, CompletionFields, CompletionRequest, ErrorBody,
     SamplingFields, Usage,
 };
-use crate::clock::unix_seconds;
 use crate::config::limits::CHOICES_MAX;
 use crate::ending::FinishReason;
 use crate::error::Result;
@@ -73,19 +72,10 @@ pub async fn post(
         };
         let prompts = api.on_text(&caller, longest, all > SHORT_TEXT_BYTES, work).await?;
         ticket.worked(prompts.iter().map(|p| p.tokens.len() as u64).sum());
-        let id = random_id("cmpl-");
-        let meter = RequestMeter::open(&api, &target, origin, &id, ticket)?;
+        let head = AnswerHead::new(&api, "cmpl-", shared.model, &checked);
+        let meter = RequestMeter::open(&api, &target, origin, &head.id, ticket)?;
         let run = Run::start(&api, &target, &checked, prompts, default, meter)?;
-        let show = CompletionShow {
-            text: api.text.clone(),
-            id,
-            created: unix_seconds(),
-            model: shared.model,
-            fingerprint: api.fingerprint(),
-            scores: checked.sampling.logprobs.is_some(),
-            include_usage: checked.include_usage,
-        };
-        stream::respond(run, show, &checked).await
+        stream::respond(run, CompletionShow(head), &checked).await
     };
     Ok(target.sign(answer.await))
 }
@@ -203,24 +193,16 @@ fn echoed(
 }
 
 /// The plain format.
-struct CompletionShow {
-    text: Text,
-    id: String,
-    created: u64,
-    model: String,
-    fingerprint: String,
-    scores: bool,
-    include_usage: bool,
-}
+struct CompletionShow(AnswerHead);
 
 impl CompletionShow {
     fn body(&self, choices: Vec<CompletionChoice>, usage: Option<Option<Usage>>) -> String {
         let completion = Completion {
-            id: self.id.clone(),
+            id: self.0.id.clone(),
             object: "text_completion",
-            created: self.created,
-            model: self.model.clone(),
-            system_fingerprint: self.fingerprint.clone(),
+            created: self.0.created,
+            model: self.0.model.clone(),
+            system_fingerprint: self.0.fingerprint.clone(),
             choices,
             usage,
         };
@@ -228,14 +210,14 @@ impl CompletionShow {
     }
 
     fn chunk(&self, choices: Vec<CompletionChoice>, usage: Option<Usage>) -> String {
-        self.body(choices, self.include_usage.then_some(usage))
+        self.body(choices, self.0.include_usage.then_some(usage))
     }
 
     fn choice(&self, index: usize, piece: &TextDelta) -> CompletionChoice {
         CompletionChoice {
             index,
             text: piece.text.clone(),
-            logprobs: self.scores.then(|| logprobs::completion(&self.text, &piece.scored)),
+            logprobs: self.0.scores.then(|| logprobs::completion(&self.0.text, &piece.scored)),
             finish_reason: None,
         }
     }

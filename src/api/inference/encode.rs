@@ -10,6 +10,7 @@ use crate::access::{Caller, Ticket};
 use crate::adapters::version::Version;
 use crate::api::Api;
 use crate::api::http::intake::{Held, SHORT_TEXT_BYTES, apart};
+use crate::blocking::blocking;
 use crate::error::{Error, Result};
 use crate::text::Text;
 use crate::text::sandbox::TemplateSource;
@@ -98,13 +99,13 @@ impl Api {
             return Ok(None);
         }
         let api = self.clone();
-        let work = tokio::task::spawn_blocking(move || {
+        let work = move || {
             let sources = versions.iter().map(|version| api.template(version));
             let sources = sources.collect::<Result<Vec<_>>>()?;
             let same = sources.windows(2).all(|two| two[0] == two[1]);
             Ok(sources.into_iter().next().filter(|_| same))
-        });
-        work.await.map_err(|_| Error::fault("reading a chat template failed"))?
+        };
+        blocking(work).await
     }
 
     async fn render(

@@ -10,11 +10,13 @@ use super::resolve::ResolvedModel;
 use super::sampling::{Checked, in_vocabulary};
 use crate::api::Api;
 use crate::api::http::errors::status;
-use crate::api::http::request::client_closed;
+use crate::api::http::request::{client_closed, random_id};
 use crate::api::wire::{PromptTokensDetails, Usage};
+use crate::clock::unix_seconds;
 use crate::ending::{EndReason, FinishReason};
 use crate::engine::{Event, EventStream, Request};
 use crate::error::{Error, Result};
+use crate::text::Text;
 use crate::text::stop::Stops;
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -45,6 +47,33 @@ pub trait ResponseFormat: Send + 'static {
     fn usage(&self, usage: Usage) -> String;
     /// The answer in one body.
     fn whole(&self, choices: Vec<(TextDelta, FinishReason)>, usage: Usage) -> String;
+}
+
+/// What an answer says of itself in every format.
+pub struct AnswerHead {
+    pub id: String,
+    pub created: u64,
+    pub model: String,
+    pub fingerprint: String,
+    /// Whether scores are shown, and what tokens are called in them.
+    pub scores: bool,
+    pub text: Text,
+    pub include_usage: bool,
+}
+
+impl AnswerHead {
+    /// `kind`: what its id begins with.
+    pub fn new(api: &Api, kind: &str, model: String, checked: &Checked) -> Self {
+        Self {
+            id: random_id(kind),
+            created: unix_seconds(),
+            model,
+            fingerprint: api.fingerprint(),
+            scores: checked.sampling.logprobs.is_some(),
+            text: api.text.clone(),
+            include_usage: checked.include_usage,
+        }
+    }
 }
 
 /// OpenAI's word for how a choice ended.

@@ -5,6 +5,7 @@
 use super::plan::Plan;
 use super::spec::MergeSpec;
 use crate::adapters::registry::PinnedSource;
+use crate::blocking::blocking;
 use crate::engine::shutting_down;
 use crate::error::{Error, Kind, Result};
 use crate::jobs::{Jobs, pace};
@@ -22,9 +23,7 @@ impl Jobs {
     ) -> Result<()> {
         let _place = self.inner.checks.take(tenant).await;
         let (spec, registry) = (spec.clone(), self.inner.registry.clone());
-        let checked =
-            tokio::task::spawn_blocking(move || Plan::new(&spec, &registry, &sources).map(drop));
-        checked.await.unwrap_or_else(|_| Err(Error::fault("checking the merge failed")))
+        blocking(move || Plan::new(&spec, &registry, &sources).map(drop)).await
     }
 
     /// Says how much the sources are in each other's way, merging nothing. Errors: as
