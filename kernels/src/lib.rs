@@ -77,7 +77,9 @@ pub use device::{Device, DeviceChoice, Memory};
 pub use embed::{EmbedDelta, embed};
 pub use glu::{Gate, glu};
 pub use kv::{KvCache, Rows};
-pub use linear::{Linear, LoraScratch, PARTS_MAX, SITES_MAX, linear};
+pub use linear::{
+    Accumulate, Linear, LinearBackward, LoraScratch, PARTS_MAX, SITES_MAX, linear, linear_backward,
+};
 pub use machine::{Machine, State};
 pub use matrix::{Block, Group, Grouped, Matrix, Panel};
 pub use memory::{return_free_pages, return_large_blocks};
