@@ -61,10 +61,10 @@ impl Turn<'_> {
         let columns = (self.weight.inputs() - self.block * BLOCK).div_ceil(LANES);
         let panels = columns.min(BLOCK_PANELS);
         let steps = if pairs { LANES / 2 } else { LANES };
+        let mut tiles = [[[0u32; LANES]; LANES]; 2];
         for (index, panel) in self.outputs.enumerate() {
             let to = self.to.add(index * steps * panels * LANES);
             for two in 0..panels.div_ceil(2) {
-                let mut tiles = [[[0u32; LANES]; LANES]; 2];
                 C::read::<S>(
                     self.weight,
                     panel,
