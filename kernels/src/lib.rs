@@ -1,4 +1,4 @@
-//! The arithmetic of serving, and the one page that fixes its layouts and letters.
+//! The arithmetic of serving and training, and the one page that fixes its layouts and letters.
 //!
 //! This crate owns buffers, threads and every op a step calls; it is the only place with `unsafe`.
 //! It knows no model, no adapter names, no serving words and no tensor crate.
@@ -30,6 +30,15 @@
 //! [`AdapterMix`] names slots of [`Residents`] and their weights. Rows from `indptr[G]` on belong
 //! to no adapter and cost nothing beyond the base model.
 //!
+//! # Backward
+//!
+//! Each op that training needs has its gradient beside it (`backward.rs`), on the CPU. The base is
+//! frozen, so there is none of W. A gradient that a product reads next is an [`Act`] made with a
+//! bf16 copy, every other a [`Plane`]. Factors of an adapter that is being trained are slices of
+//! f32, rank by rank; [`shrink`], [`expand`] and [`outer`] serve them forward and backward, and
+//! their segments are jobs. A sequence's rows, and a job's gradient, have the same bits alone and
+//! beside others, on any number of threads.
+//!
 //! # Numerics
 //!
 //! Sums are f32 and run over the reduction in one fixed order that depends neither on `T` nor on
@@ -50,16 +59,20 @@ mod buffer;
 mod cuda;
 mod delta;
 mod device;
+mod dora;
 mod embed;
 mod glu;
 mod kv;
 mod linear;
+mod lora;
+mod loss;
 mod machine;
 mod matrix;
 mod memory;
 mod norm;
 mod plane;
 mod priority;
+mod product;
 pub mod reference;
 mod residents;
 mod rope;
@@ -70,22 +83,36 @@ mod vector;
 
 pub use act::Act;
 pub use argmax::argmax;
-pub use attention::{AttentionScratch, HEAD_DIM_MAX, attention};
+pub use attention::{
+    AttentionBackward, AttentionBackwardScratch, AttentionScratch, HEAD_DIM_MAX, attention,
+    attention_backward, attention_lse,
+};
 pub use cuda::{Error, gpus};
 pub use delta::Delta;
 pub use device::{Device, DeviceChoice, Memory};
+pub use dora::{
+    DoraFactors, DoraScratch, Magnitude, MagnitudeGradient, dora, dora_backward, dora_norms,
+    weight_squares,
+};
 pub use embed::{EmbedDelta, embed};
-pub use glu::{Gate, glu};
+pub use glu::{Gate, GluBackward, glu, glu_backward};
 pub use kv::{KvCache, Rows};
-pub use linear::{Linear, LoraScratch, PARTS_MAX, SITES_MAX, linear};
+pub use linear::{
+    Accumulate, Linear, LinearBackward, LoraScratch, PARTS_MAX, SITES_MAX, linear, linear_backward,
+};
+pub use lora::{Factor, FactorGradient, expand, outer, shrink};
+pub use loss::{Scored, cross_entropy_backward, score};
 pub use machine::{Machine, State};
 pub use matrix::{Block, Group, Grouped, Matrix, Panel};
 pub use memory::{return_free_pages, return_large_blocks};
-pub use norm::{NormWeight, Residual, add_norm, add_norm_rows};
+pub use norm::{
+    NormBackward, NormWeight, Residual, ResidualBackward, add_norm, add_norm_backward,
+    add_norm_rows, add_norm_rows_backward,
+};
 pub use plane::Plane;
 pub use priority::give_way;
 pub use residents::{AdapterMix, Resident, Residents, Slot};
-pub use rope::{RopeStore, RopeTable, rope_store};
+pub use rope::{HeadNorm, RopeStore, RopeTable, rope_backward, rope_store};
 pub use segments::Segments;
 pub use simd::Isa;
 pub use vector::Vector;

@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use crate::act::cpu::ActWriter;
+use crate::buffer::Shared;
 use crate::kv::{KvCache, Layout, Rows, Values};
 use crate::simd::{Isa, LANES};
 
@@ -26,9 +27,12 @@ pub(super) struct Job<'a> {
     pub(super) scale: f32,
     pub(super) window: Option<u32>,
     pub(super) out: ActWriter,
+    /// `[T, N]`, or null.
+    pub(super) lse: Shared<f32>,
 }
 
-// SAFETY: `q` and `values` are only read, `out` is written by the task that owns the row and head.
+// SAFETY: `q` and `values` are only read, `out` and `lse` are written by the task that owns the row
+// and head.
 unsafe impl Sync for Job<'_> {}
 
 impl Job<'_> {

@@ -12,18 +12,22 @@
 //! beside bf16 pages on CPUs that multiply its pairs (`vdpbf16ps`) q and the softmax weights are
 //! rounded to it; a score is one chain over d, a sum over v one chain over the positions of a part.
 
+mod backward;
 mod job;
 mod split;
 mod tile;
+mod unpack;
 
 use std::mem::MaybeUninit;
 use std::ops::{Range, RangeInclusive};
 
 use crate::act::Act;
+use crate::buffer::Shared;
 use crate::device::{Cpu, Device, Kind};
 use crate::kv::{KvCache, Rows, Values};
 use crate::simd::{GROUP, Kernel, LANES, Simd, Stored};
 use crate::{Error, Plane};
+pub use backward::{AttentionBackward, AttentionBackwardScratch, attention_backward};
 use job::{Job, PART, State, TILE_PAGES, TOKENS};
 pub use split::AttentionScratch;
 use split::{Join, Partial, Slots};
@@ -52,6 +56,55 @@ pub fn attention(
     out: &mut Act,
     scratch: &mut AttentionScratch,
 ) {
+    check(q, heads, kv, layer, rows, window, out);
+    match &dev.kind {
+        Kind::Cpu(cpu) => {
+            let lse = Shared::null();
+            on_cpu(cpu, q, heads, kv, layer, rows, scale, window, out, lse, scratch);
+        }
+        Kind::Cuda(_) => dev.remember(Error::OnCpuOnly("attention")),
+    }
+}
+
+/// The same bits, and what [`attention_backward`] needs beside them: `lse[t, n]` =
+/// ln Σ_j exp(scale · q·k_j), `[T, N]`.
+///
+/// # Panics
+/// As [`attention`].
+#[expect(clippy::too_many_arguments, reason = "operands of one formula")]
+pub fn attention_lse(
+    dev: &Device,
+    q: &Plane,
+    heads: usize,
+    kv: &KvCache,
+    layer: usize,
+    rows: Rows<'_>,
+    scale: f32,
+    window: Option<u32>,
+    out: &mut Act,
+    lse: &mut Plane,
+    scratch: &mut AttentionScratch,
+) {
+    check(q, heads, kv, layer, rows, window, out);
+    assert!(lse.holds(rows.count(), heads), "lse holds {} rows of {heads}", rows.count());
+    match &dev.kind {
+        Kind::Cpu(cpu) => {
+            let lse = Shared::of(lse.on_mut().cpu_mut());
+            on_cpu(cpu, q, heads, kv, layer, rows, scale, window, out, lse, scratch);
+        }
+        Kind::Cuda(_) => dev.remember(Error::OnCpuOnly("attention_lse")),
+    }
+}
+
+fn check(
+    q: &Plane,
+    heads: usize,
+    kv: &KvCache,
+    layer: usize,
+    rows: Rows<'_>,
+    window: Option<u32>,
+    out: &Act,
+) {
     let (count, layout) = (rows.count(), kv.layout());
     let dim = layout.head_dim;
     rows.check(layout);
@@ -61,21 +114,30 @@ pub fn attention(
     assert!(layer < layout.layers, "layer {layer} of {}", layout.layers);
     assert!(dim <= HEAD_DIM_MAX && dim.is_multiple_of(2), "head dim {dim}");
     assert!(window != Some(0), "a window of at least one position");
+}
 
-    match &dev.kind {
-        Kind::Cpu(cpu) => {
-            cpu.count_op();
-            let (isa, values, q) = (cpu.isa(), kv.reader(), q.on().cpu().as_ptr());
-            let out = out.on_mut().cpu_mut();
-            let writer = out.writer();
-            let job =
-                Job { isa, values, q, heads, layout, layer, rows, scale, window, out: writer };
-            job.run_all(cpu, scratch);
-            if !dim.is_multiple_of(GROUP) {
-                out.round(cpu, count);
-            }
-        }
-        Kind::Cuda(_) => dev.remember(Error::OnCpuOnly("attention")),
+#[expect(clippy::too_many_arguments, reason = "operands of one formula")]
+fn on_cpu(
+    cpu: &Cpu,
+    q: &Plane,
+    heads: usize,
+    kv: &KvCache,
+    layer: usize,
+    rows: Rows<'_>,
+    scale: f32,
+    window: Option<u32>,
+    out: &mut Act,
+    lse: Shared<f32>,
+    scratch: &mut AttentionScratch,
+) {
+    cpu.count_op();
+    let (isa, values, q, layout) = (cpu.isa(), kv.reader(), q.on().cpu().as_ptr(), kv.layout());
+    let out = out.on_mut().cpu_mut();
+    let writer = out.writer();
+    let job = Job { isa, values, q, heads, layout, layer, rows, scale, window, out: writer, lse };
+    job.run_all(cpu, scratch);
+    if !layout.head_dim.is_multiple_of(GROUP) {
+        out.round(cpu, rows.count());
     }
 }
 

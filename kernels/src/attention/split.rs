@@ -155,7 +155,7 @@ impl Partial {
         Partial { values: slot, max: *slot.add(stride), sum: *slot.add(stride + 1) }
     }
 
-    /// out = V / z.
+    /// out = V / z, lse = m + ln z.
     #[inline(always)]
     pub(super) unsafe fn finish<S: Simd>(&self, job: &Job<'_>, row: usize, head: usize) {
         let dim = job.layout.head_dim;
@@ -164,6 +164,10 @@ impl Partial {
             let n = (dim - d).min(LANES);
             let values = S::load(self.values.add(d));
             job.out.store::<S>(row, head * dim + d, n, S::mul(values, factor));
+        }
+        if !job.lse.get().is_null() {
+            let log = f64::from(self.max) + f64::from(self.sum).log2();
+            *job.lse.get().add(row * job.heads + head) = (log * std::f64::consts::LN_2) as f32;
         }
         // Else heads share groups, and the op rounds when all are made.
         if dim.is_multiple_of(GROUP) {

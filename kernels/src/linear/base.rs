@@ -207,6 +207,7 @@ impl Task<'_> {
             panels: site.weight.panels(block),
             panel: 0,
             start: span.start,
+            fresh: span.start == 0,
             steps: span.len(),
             y: site.y.get().add(row * outputs + block * BLOCK),
             y_stride: outputs,

@@ -15,6 +15,7 @@
 //! and beside them bf16 factors as well: x, and u, are rounded for those. On a GPU: see
 //! [`crate::cuda`].
 
+mod backward;
 mod base;
 mod call;
 mod change;
@@ -30,12 +31,14 @@ mod scratch;
 mod shrink;
 mod stream;
 mod tile;
+mod turn;
 
 use crate::Error;
 use crate::act::Act;
 use crate::cuda;
 use crate::device::{Device, Kind, Memory, On};
 use crate::segments::Segments;
+pub use backward::{Accumulate, LinearBackward, linear_backward};
 pub use operands::{Linear, PARTS_MAX, SITES_MAX};
 pub(crate) use operands::{check_delta, check_ranks};
 

@@ -117,8 +117,10 @@ pub(super) struct Tile {
     /// Panels of the block, and the first of the tile's.
     pub(super) panels: usize,
     pub(super) panel: usize,
-    /// The first step. Sums start at zero with step 0; else at y.
+    /// The first step.
     pub(super) start: usize,
+    /// Sums start at zero; else at y.
+    pub(super) fresh: bool,
     pub(super) steps: usize,
     pub(super) y: *mut f32,
     pub(super) y_stride: usize,
@@ -220,7 +222,7 @@ impl Tile {
         &self,
     ) -> [[S::F; PANELS]; ROWS] {
         let mut acc = [[S::zero(); PANELS]; ROWS];
-        if self.start > 0 {
+        if !self.fresh {
             for (r, row) in acc.iter_mut().enumerate() {
                 for (p, sum) in row.iter_mut().enumerate() {
                     *sum = S::load_n(self.y.add(r * self.y_stride + p * LANES), self.lanes(p));

@@ -3,6 +3,7 @@
 //! Owns the choice of the form: packed on the CPU ([`cpu`]), rows of bf16 on a GPU. The thing to
 //! know: a file's weights are packed block by block, by the threads that read them ([`pack`]).
 
+pub(crate) mod columns;
 pub(crate) mod cpu;
 pub(crate) mod ints;
 mod pack;

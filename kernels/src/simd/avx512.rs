@@ -280,6 +280,36 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         _mm512_add_epi32(acc, _mm512_madd_epi16(odd, odd_x))
     }
     #[inline(always)]
+    unsafe fn transpose(tile: &mut [[u32; LANES]; LANES]) {
+        let mut rows = [_mm512_setzero_si512(); LANES];
+        for (row, from) in rows.iter_mut().zip(&*tile) {
+            *row = _mm512_loadu_si512(from.as_ptr().cast());
+        }
+        // Within quarters of registers: words of two rows, then of four.
+        let mut fours = rows;
+        for (rows, fours) in rows.chunks_exact(4).zip(fours.chunks_exact_mut(4)) {
+            let low = [0, 2].map(|i| _mm512_unpacklo_epi32(rows[i], rows[i + 1]));
+            let high = [0, 2].map(|i| _mm512_unpackhi_epi32(rows[i], rows[i + 1]));
+            fours[0] = _mm512_unpacklo_epi64(low[0], low[1]);
+            fours[1] = _mm512_unpackhi_epi64(low[0], low[1]);
+            fours[2] = _mm512_unpacklo_epi64(high[0], high[1]);
+            fours[3] = _mm512_unpackhi_epi64(high[0], high[1]);
+        }
+        // Then the quarters: those of column i lie in rows i % 4, 4 + i % 4, ….
+        for m in 0..4 {
+            let even = [m, m + 8].map(|i| _mm512_shuffle_i32x4::<0x88>(fours[i], fours[i + 4]));
+            let odd = [m, m + 8].map(|i| _mm512_shuffle_i32x4::<0xdd>(fours[i], fours[i + 4]));
+            for (quarter, [a, b]) in [even, odd].into_iter().enumerate() {
+                let columns =
+                    [_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b)];
+                for (i, column) in columns.into_iter().enumerate() {
+                    let at = 4 * (quarter + 2 * i) + m;
+                    _mm512_storeu_si512(tile[at].as_mut_ptr().cast(), column);
+                }
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn store_i8(p: *mut i8, v: __m512) {
         _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)))
     }

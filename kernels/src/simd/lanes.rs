@@ -143,6 +143,13 @@ pub(crate) trait Simd: Copy {
     unsafe fn nibble_sums(_sums: Self::I, _start: i32) -> Self::I {
         unreachable!("asked where bytes are multiplied as they are")
     }
+    /// Rows become columns.
+    #[inline(always)]
+    unsafe fn transpose(tile: &mut [[u32; LANES]; LANES]) {
+        for (i, j) in (0..LANES).flat_map(|i| (0..i).map(move |j| (i, j))) {
+            (tile[i][j], tile[j][i]) = (tile[j][i], tile[i][j]);
+        }
+    }
     /// To integers; lanes within an i8.
     unsafe fn store_i8(p: *mut i8, v: Self::F);
     /// Asks for the line in the second-level cache: the first level's few places for misses would

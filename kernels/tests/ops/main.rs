@@ -2,6 +2,7 @@
 //! them `polylora_kernels::reference`.
 
 mod attention;
+mod backward;
 mod common;
 mod cuda;
 mod ints;

@@ -9,6 +9,8 @@
 //! once to the cache's type. In int8 a value that is not finite makes the scale NaN, so that it
 //! spoils what it would spoil unrounded.
 
+mod backward;
+
 use crate::buffer::{Buffer, Shared};
 use crate::device::{Cpu, Device, Kind, Memory, part};
 use crate::kv::{KvCache, Layout, Rows, Values};
@@ -16,6 +18,7 @@ use crate::norm::{NormWeight, inverse_rms};
 use crate::segments::Segments;
 use crate::simd::{Isa, Kernel, LANES, Simd, Stored};
 use crate::{Error, Plane};
+pub use backward::{HeadNorm, rope_backward};
 
 /// cos and sin of every position, times the attention scale (1 but for yarn).
 pub struct RopeTable {

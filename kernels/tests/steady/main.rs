@@ -2,10 +2,13 @@
 //! adapters, and panics that fail the step and not the device. One test function, because the
 //! allocation counter is the process's.
 
+mod backward;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use backward::Training;
 use polylora_kernels::{
     Act, AdapterMix, AttentionScratch, Delta, Device, Dtype, Gate, KvCache, Linear, LoraScratch,
     Matrix, NormWeight, Plane, Resident, Residents, RopeStore, RopeTable, Rows, Segments, Slot,
@@ -151,16 +154,10 @@ fn a_warm_step_allocates_nothing_counts_the_same_ops_and_survives_a_panic() {
             step.run(&dev, all);
         }
     };
-    // The test harness has a thread of its own that allocates now and then; an op's allocation
-    // would be in every round.
-    let rounds: Vec<usize> = (0..5)
-        .map(|_| {
-            let before = ALLOCATIONS.load(Ordering::Relaxed);
-            steps(50, &mut step);
-            ALLOCATIONS.load(Ordering::Relaxed) - before
-        })
-        .collect();
-    assert!(rounds.contains(&0), "allocations in rounds of 100 steps: {rounds:?}");
+    assert_no_allocation("steps", || steps(50, &mut step));
+    let mut training = Training::new(&dev).expect("memory");
+    training.run(&dev);
+    assert_no_allocation("training steps", || (0..50).for_each(|_| training.run(&dev)));
 
     let ops = dev.op_calls();
     step.run(&dev, none);
@@ -170,6 +167,19 @@ fn a_warm_step_allocates_nothing_counts_the_same_ops_and_survives_a_panic() {
     assert_eq!(base_only, 7);
 
     a_panic_fails_the_step_only(&dev, &mut step, &mut residents, &indptr, &mixes);
+}
+
+/// The test harness has a thread of its own that allocates now and then; an op's allocation would
+/// be in every round.
+fn assert_no_allocation(what: &str, mut round: impl FnMut()) {
+    let rounds: Vec<usize> = (0..5)
+        .map(|_| {
+            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            round();
+            ALLOCATIONS.load(Ordering::Relaxed) - before
+        })
+        .collect();
+    assert!(rounds.contains(&0), "allocations in rounds of {what}: {rounds:?}");
 }
 
 fn a_panic_fails_the_step_only(

@@ -3,6 +3,8 @@
 //! silu(x) = x·σ(x); gelu_tanh(x) = x·σ(2·√(2/π)·(x + 0.044715·x³)), which is ½x(1 + tanh(…))
 //! rewritten.
 
+mod backward;
+
 use std::ops::Range;
 
 use crate::act::Act;
@@ -10,6 +12,7 @@ use crate::act::cpu::{self, ActWriter};
 use crate::device::{Cpu, Device, Kind, part};
 use crate::simd::{GROUP, Kernel, LANES, Simd};
 use crate::{Error, Plane};
+pub use backward::{GluBackward, glu_backward};
 
 /// The activation of the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

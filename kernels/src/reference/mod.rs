@@ -1,7 +1,10 @@
 //! The ops as plain loops in f64: what the fast paths are tested against. Slow, allocating, with no
 //! layout of its own.
 
+mod backward;
+
 use crate::Gate;
+pub use backward::*;
 
 /// One adapter's change of one site as in a PEFT file: `a` `[R, I]`, `b` `[O, R]`.
 #[derive(Clone, Copy)]

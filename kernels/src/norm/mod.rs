@@ -5,6 +5,8 @@
 //! adapter replaced the norm brings its own w. Numerics: the sum of squares is 16 chains (columns
 //! c, c+16, …) joined in one order, in f32; the root in f64.
 
+mod backward;
+
 use crate::act::Act;
 use crate::act::cpu::{self, ActWriter};
 use crate::buffer::Shared;
@@ -12,6 +14,8 @@ use crate::device::{Cpu, Device, Kind, part};
 use crate::segments::Segments;
 use crate::simd::{GROUP, Isa, Kernel, LANES, Simd};
 use crate::{Error, Plane, Vector};
+pub(crate) use backward::Slope;
+pub use backward::{NormBackward, ResidualBackward, add_norm_backward, add_norm_rows_backward};
 
 /// RMS norm weights: the base's, and in its place those of segments whose adapter alone brings its
 /// own.
