@@ -41,9 +41,13 @@ impl Sum for Size {
     }
 }
 
-/// Of single adapters, by their bytes.
+/// Of an adapter.
+fn one(bytes: u64) -> Size {
+    Size { bytes, slots: 1 }
+}
+
 fn sum(bytes: impl Iterator<Item = u64>) -> Size {
-    bytes.map(|bytes| Size { bytes, slots: 1 }).sum()
+    bytes.map(one).sum()
 }
 
 /// How many hold something. The count rises only where the ledger is at hand and falls anywhere, so
@@ -222,8 +226,8 @@ impl<T> Ledger<T> {
         sum(busy.map(|r| r.bytes)) + self.reserved()
     }
 
-    /// A resident for a request of `tenant`, who uses it from now on. One that is closing takes only
-    /// those who `brought` it.
+    /// A resident for a request of `tenant`, who uses it from now on. One that is closing takes
+    /// only those who `brought` it.
     pub fn lend(
         &mut self,
         digest: Digest,
@@ -244,10 +248,10 @@ impl<T> Ledger<T> {
         self.residents.get(&digest).filter(|r| r.open()).map(|r| &r.holders)
     }
 
-    /// Memory for all that is wanted, or for nothing. The `first` of those who wait may take what
-    /// it has claimed.
+    /// Memory for all that is wanted, or for nothing. Only the `first` of those who wait may take
+    /// what is claimed: it is who claimed it.
     pub fn reserve(&mut self, need: &LoadRequest, first: bool) -> Answer {
-        let (mut absent, mut present, mut stale) = (Vec::new(), Vec::new(), None);
+        let (mut absent, mut present) = (Vec::new(), Vec::new());
         // Idle ones that shall stay, beside those in use.
         let mut kept = self.unavailable();
         for &(digest, bytes) in &need.contents {
@@ -255,14 +259,11 @@ impl<T> Ledger<T> {
                 None => absent.push((digest, bytes)),
                 Some(r) if r.open() => {
                     present.push(digest);
-                    kept =
-                        kept + if r.idle() { sum([r.bytes].into_iter()) } else { Size::default() };
+                    if r.idle() {
+                        kept = kept + one(r.bytes);
+                    }
                 }
-                // It takes no new requests, and two copies there shall not be.
-                Some(r) if r.idle() => {
-                    stale = Some(digest);
-                    absent.push((digest, bytes));
-                }
+                // On its way out, or closing for somebody else.
                 Some(_) => return Answer::Wait,
             }
         }
@@ -273,12 +274,8 @@ impl<T> Ledger<T> {
             }
             let full = !(self.used() + wanted).fits(self.max)
                 || self.is_bounded(&need.tenant, wanted.bytes);
-            if stale.is_some() || full {
-                let victim = match stale {
-                    Some(stale) => self.evict_idle(|digest, _| *digest == stale),
-                    None => self.evict_for(need, wanted),
-                };
-                return victim.map_or(Answer::Wait, Answer::Evict);
+            if full {
+                return self.evict_for(need, wanted).map_or(Answer::Wait, Answer::Evict);
             }
         }
         let tenant = &need.tenant.name;
@@ -375,9 +372,9 @@ impl<T> Ledger<T> {
 
     /// Until the claim is given up nobody goes before `need`. Closes residents in use until what is
     /// left would give way to it: of tenants beyond their part before those of others, the one that
-    /// came first before the others. Not the needed ones, nor the `pinned` ones, nor those that came
-    /// after `before`: each is used for a while before it goes; nor, for a tenant beyond its own
-    /// part, those of one within.
+    /// came first before the others. Not the needed ones, nor the `pinned` ones, nor those that
+    /// came after `before`: each is used for a while before it goes; nor, for a tenant beyond its
+    /// own part, those of one within.
     pub fn claim(&mut self, need: &LoadRequest, before: Instant, pinned: &HashSet<Digest>) {
         self.claimed = true;
         let wanted = self.absent(need);
@@ -427,8 +424,7 @@ impl<T> Ledger<T> {
         let amount = |size: Size| if by_bytes { size.bytes } else { size.slots as u64 };
         let mut held = HashMap::from([(tenant.name.clone(), amount(wanted))]);
         for resident in self.residents.values().filter(|r| !r.leaving) {
-            let one = Size { bytes: resident.bytes, slots: 1 };
-            *held.entry(resident.tenant.clone()).or_default() += amount(one);
+            *held.entry(resident.tenant.clone()).or_default() += amount(one(resident.bytes));
         }
         Parts { part: amount(self.max) / held.len() as u64, held }
     }

@@ -1,10 +1,10 @@
 //! Memory for a load, by eviction if need be; and a queue when all is in use, in which tenants take
 //! turns.
 //!
-//! Owns the wait. Never says who makes room for whom: the ledger does. The thing to know: a resident
-//! in use is never evicted, but when somebody has waited for long, the one that came first takes no
-//! new requests: it runs dry, and the memory goes round. Several contents that are needed together
-//! get their memory together, so nobody holds one while waiting for another.
+//! Owns the wait. Never says who makes room for whom: the ledger does. The thing to know: several
+//! contents that are needed together get their memory together, so nobody holds one while waiting
+//! for another; and a resident in use is never evicted, but when somebody has waited for long it
+//! takes no new requests.
 
 use super::Inner;
 use super::guards::Guard;

@@ -1,4 +1,4 @@
-//! The slow obvious model: what is in memory, one plain record each, and the rules as they are told.
+//! The slow obvious model: what is in memory, one plain record each, and the rules as told.
 //!
 //! Owns no total and no order: both are made anew for every question. Never asks the ledger. The
 //! thing to know: a rule that picks one of several is a sort here, and a loop there.
@@ -126,8 +126,8 @@ impl Model {
             return reserved();
         }
         // Two copies of one content there shall not be.
-        let old = || missing.iter().filter(|(digest, _)| self.there.contains_key(digest));
-        if old().any(|(digest, _)| self.there[digest].busy()) || (self.claimed && !first) {
+        let old = missing.iter().any(|(digest, _)| self.there.contains_key(digest));
+        if old || (self.claimed && !first) {
             return Answer::Wait;
         }
         let wanted = total(missing.iter().map(|(_, bytes)| *bytes));
@@ -135,9 +135,6 @@ impl Model {
         let stays = self.with_coming(|d, t| t.busy() || (needed(d) && t.open()));
         if !(stays + wanted).fits(self.max) {
             return Answer::Wait;
-        }
-        if let Some((digest, _)) = old().last() {
-            return Answer::Evict(*digest);
         }
         let fits = (self.with_coming(|_, _| true) + wanted).fits(self.max);
         if fits && !self.bounded(&need.tenant, wanted.bytes) {
@@ -174,8 +171,7 @@ impl Model {
         let wanted = total(self.missing(need).iter().map(|(_, bytes)| *bytes));
         let (shares, theirs) = (self.shares(own, wanted), &self.there[&victim].user);
         let greedy = shares.over(&own.name) && self.bytes_of(&own.name) > 0 && !own.is_operator();
-        let stale = need.contents.iter().any(|(digest, _)| *digest == victim);
-        stale || *theirs == own.name || !greedy || shares.over(theirs)
+        *theirs == own.name || !greedy || shares.over(theirs)
     }
 
     pub fn claim(&mut self, need: &LoadRequest, before: Instant, pinned: &HashSet<Digest>) {
