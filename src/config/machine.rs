@@ -10,7 +10,8 @@ use sysinfo::System;
 
 /// Bytes that can be taken now without swapping.
 pub fn memory_available() -> u64 {
-    let mut system = System::new();
+    // A machine that cannot be asked counts as full.
+    let Ok(mut system) = System::new() else { return 0 };
     system.refresh_memory();
     let free = system.available_memory();
     match system.cgroup_limits() {

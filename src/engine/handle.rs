@@ -13,8 +13,8 @@ use crate::adapters::bank::BankSender;
 use crate::error::{Error, Kind, Result};
 use crate::metrics::Metrics;
 use crate::model::Model;
-use crossbeam_channel::{Sender, TrySendError, bounded};
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
 /// Commands in flight beyond the waiting queue's bound: bank work and aborts.
@@ -23,7 +23,7 @@ const COMMANDS_SPARE: usize = 64;
 /// The way to the engine thread. Cheap to clone; usable from any thread.
 #[derive(Clone)]
 pub struct EngineHandle {
-    commands: Sender<Command>,
+    commands: SyncSender<Command>,
     shared: Arc<Shared>,
     options: Arc<EngineOptions>,
     base: Digest,
@@ -37,7 +37,7 @@ impl EngineHandle {
         options: EngineOptions,
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
-        let (commands, received) = bounded(options.waiting_max + COMMANDS_SPARE);
+        let (commands, received) = sync_channel(options.waiting_max + COMMANDS_SPARE);
         let shared = Arc::new(Shared::default());
         let engine = Engine::new(model, &options, metrics, shared.clone(), received)?;
         std::thread::Builder::new()

@@ -5,9 +5,9 @@
 
 use super::options::EngineOptions;
 use crate::error::{Error, Kind, Result};
-use dashmap::DashMap;
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Sequences that wait, and their prompt tokens.
@@ -39,7 +39,7 @@ pub struct Shared {
     accepting: AtomicBool,
     queue: Waiting,
     /// The part of each tenant in it.
-    tenants: DashMap<String, Arc<Waiting>>,
+    tenants: Mutex<HashMap<String, Arc<Waiting>>>,
     /// Sequences submitted and not yet ended.
     unfinished: AtomicUsize,
     next_id: AtomicU64,
@@ -54,7 +54,7 @@ impl Default for Shared {
         Self {
             accepting: AtomicBool::new(true),
             queue: Waiting::default(),
-            tenants: DashMap::new(),
+            tenants: Mutex::default(),
             unfinished: AtomicUsize::new(0),
             next_id: AtomicU64::new(0),
             started: Instant::now(),
@@ -91,8 +91,8 @@ impl Shared {
         }
         let all = &self.queue;
         let own = (!tenant.is_empty()).then(|| {
-            let tenants = &self.tenants;
-            let known = tenants.get(tenant).map(|own| own.value().clone());
+            let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = tenants.get(tenant).cloned();
             known.unwrap_or_else(|| tenants.entry(tenant.to_owned()).or_default().clone())
         });
         let full = |whose: &str, what: &str, max: usize| {

@@ -19,11 +19,11 @@ use crate::ending::EndReason;
 use crate::error::{Error, Kind, Result};
 use crate::metrics::Metrics;
 use crate::model::Model;
-use crossbeam_channel::Receiver;
 use polylora_kernels::KvCache;
 use prometheus::IntCounter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::time::Instant;
 use tokio::sync::oneshot;
 

@@ -11,7 +11,6 @@
 use super::samples::invalid;
 use super::template::{ChatInputs, ChatTemplate, OUTPUT_BYTES_MAX, cut, exceeded};
 use crate::error::{Error, Kind, Result};
-use crossbeam_channel::{Receiver, bounded};
 use rlimit::{Resource, setrlimit};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -20,6 +19,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -233,7 +233,7 @@ impl Worker {
             .map_err(|e| failed(&e.to_string()))?;
         let stdin = child.stdin.take().ok_or_else(|| failed("no stdin"))?;
         let mut stdout = child.stdout.take().ok_or_else(|| failed("no stdout"))?;
-        let (sender, answers) = bounded(1);
+        let (sender, answers) = sync_channel(1);
         let reading = move || {
             while let Ok(frame) = read_frame(&mut stdout) {
                 if sender.send(frame).is_err() {
@@ -249,9 +249,9 @@ impl Worker {
     fn ask(&mut self, frame: &[u8]) -> Result<Vec<u8>, End> {
         // A worker reads a job whole before it begins, so writing does not wait for a template.
         write_frame(&mut self.stdin, &[frame]).map_err(|_| End::Died)?;
-        self.answers.recv_timeout(JOB_TIME_MAX).map_err(|e| match e.is_timeout() {
-            true => End::Late,
-            false => End::Died,
+        self.answers.recv_timeout(JOB_TIME_MAX).map_err(|e| match e {
+            RecvTimeoutError::Timeout => End::Late,
+            RecvTimeoutError::Disconnected => End::Died,
         })
     }
 }

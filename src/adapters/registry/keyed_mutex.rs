@@ -3,12 +3,12 @@
 //! Owns the queue before each name and each digest. Never counts or limits across keys. The thing
 //! to know: a key that nobody holds or waits for takes no memory.
 
-use dashmap::DashMap;
+use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
-type Queues<K> = Arc<DashMap<K, Arc<AsyncMutex<()>>>>;
+type Queues<K> = Arc<Mutex<HashMap<K, Arc<AsyncMutex<()>>>>>;
 
 pub struct KeyedMutex<K> {
     queues: Queues<K>,
@@ -23,12 +23,15 @@ pub struct KeyedGuard<K: Hash + Eq> {
 
 impl<K: Hash + Eq + Clone> KeyedMutex<K> {
     pub fn new() -> Self {
-        Self { queues: Arc::new(DashMap::new()) }
+        Self { queues: Arc::default() }
     }
 
     /// Waits until nobody else holds the key's turn; first come, first served.
     pub async fn take(&self, key: K) -> KeyedGuard<K> {
-        let queue = self.queues.entry(key.clone()).or_default().clone();
+        let queue = {
+            let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+            queues.entry(key.clone()).or_default().clone()
+        };
         // Made before waiting, so that a caller that gives up cleans up as well.
         let mut turn = KeyedGuard { key, queues: self.queues.clone(), guard: None };
         turn.guard = Some(queue.lock_owned().await);
@@ -39,7 +42,10 @@ impl<K: Hash + Eq + Clone> KeyedMutex<K> {
 impl<K: Hash + Eq> Drop for KeyedGuard<K> {
     fn drop(&mut self) {
         self.guard = None;
-        // The map's own is the last one: takers clone under the entry's lock, as this looks.
-        self.queues.remove_if(&self.key, |_, queue| Arc::strong_count(queue) == 1);
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        // The map's own is the last one: takers clone under the map's lock, as this looks.
+        if queues.get(&self.key).is_some_and(|queue| Arc::strong_count(queue) == 1) {
+            queues.remove(&self.key);
+        }
     }
 }
