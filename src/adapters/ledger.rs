@@ -325,7 +325,7 @@ impl<T> Ledger<T> {
 
     /// Marks the idle resident that is to make room for what is wanted as leaving: the least
     /// recently used of the tenant that is most beyond its part; if nobody beyond has an idle one,
-    /// of all, unless the tenant is beyond itself and holds something already.
+    /// of all, unless the tenant is beyond itself and holds something that it does not need.
     fn evict_for(&mut self, need: &LoadRequest, wanted: Size) -> Option<Digest> {
         let tenant = &need.tenant;
         if self.is_bounded(tenant, wanted.bytes) {
@@ -338,8 +338,11 @@ impl<T> Ledger<T> {
                 return victim;
             }
         }
-        let first = self.bytes_of(&tenant.name) == 0;
-        let entitled = tenant.is_operator() || first || !parts.is_over(&tenant.name);
+        let own = |(d, r): (&Digest, &Resident<T>)| {
+            *r.tenant == *tenant.name && !r.leaving && !need.has(d)
+        };
+        let only = !self.residents.iter().any(own);
+        let entitled = tenant.is_operator() || only || !parts.is_over(&tenant.name);
         if entitled { self.evict_idle(|digest, _| !need.has(digest)) } else { None }
     }
 

@@ -371,8 +371,8 @@ impl World {
         self.end_claim(seen);
         for need in std::mem::take(&mut self.line) {
             let tenant = &need.tenant;
-            // Another's that is within its part does not go for one beyond that holds something.
-            let sure = tenant.is_operator() || self.model.bytes_of(&tenant.name) == 0;
+            let most = tenant.bounds.resident_bytes.unwrap_or(u64::MAX);
+            let sure = tenant.is_operator() || need.size().bytes <= most;
             let mut looks = 0;
             while !self.try_reserve(&need, true, seen) {
                 self.settle_all(seen);

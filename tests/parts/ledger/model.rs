@@ -80,6 +80,13 @@ impl Model {
         own.map(|t| t.bytes).sum()
     }
 
+    /// Whether it holds something that this does not need.
+    fn holds_more(&self, need: &LoadRequest) -> bool {
+        let needed = |digest: &Digest| need.contents.iter().any(|(own, _)| own == digest);
+        let own = |t: &There| t.user == need.tenant.name && !t.leaving;
+        self.there.iter().any(|(digest, t)| own(t) && !needed(digest))
+    }
+
     fn bounded(&self, tenant: &Tenant, bytes: u64) -> bool {
         let most = tenant.bounds.resident_bytes.unwrap_or(u64::MAX);
         !tenant.is_operator() && self.bytes_of(&tenant.name) + bytes > most
@@ -145,13 +152,13 @@ impl Model {
 
     /// Who goes first: whose tenant is most beyond its part, then who was used least recently. A
     /// tenant at its key's bound only pushes out its own; others' that are within their part go
-    /// only for who is within its own, or has nothing, or is the operator.
+    /// only for who is within its own, or has nothing but what it needs, or is the operator.
     fn victim(&self, need: &LoadRequest, wanted: Size) -> Option<Digest> {
         let own = &need.tenant;
         let shares = self.shares(own, wanted);
         let mut over: Vec<_> = shares.held.iter().filter(|(t, _)| shares.over(t)).collect();
         over.sort_by_key(|(tenant, held)| (std::cmp::Reverse(**held), (*tenant).clone()));
-        let modest = !shares.over(&own.name) || self.bytes_of(&own.name) == 0;
+        let modest = !shares.over(&own.name) || !self.holds_more(need);
         let rank = |user: &Arc<str>| {
             if self.bounded(own, wanted.bytes) {
                 return (*user == own.name).then_some(0);
@@ -170,7 +177,7 @@ impl Model {
         let own = &need.tenant;
         let wanted = total(self.missing(need).iter().map(|(_, bytes)| *bytes));
         let (shares, theirs) = (self.shares(own, wanted), &self.there[&victim].user);
-        let greedy = shares.over(&own.name) && self.bytes_of(&own.name) > 0 && !own.is_operator();
+        let greedy = shares.over(&own.name) && self.holds_more(need) && !own.is_operator();
         *theirs == own.name || !greedy || shares.over(theirs)
     }
 
