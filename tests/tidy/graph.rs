@@ -117,8 +117,8 @@ impl File {
     }
 
     fn defines(&self, name: &str) -> bool {
-        let item = r"(?m)^\s*(?:pub(?:\([^)]*\))?\s+)?(?:const\s+|async\s+|unsafe\s+)*";
-        let kind = r"(?:fn|struct|enum|const|type|static|trait|union|macro_rules!)\s+";
+        let item = r"(?m)^ *(?:pub(?:\([^)\n]*\))? )?(?:const |async |unsafe )*";
+        let kind = r"(?:fn|struct|enum|const|type|static|trait|union|macro_rules!) ";
         pattern(&format!(r"{item}{kind}{name}\b")).is_match(&self.code).expect("no backtrack limit")
     }
 }

@@ -125,7 +125,7 @@ const BUDGETS: &[(&str, &[&str], usize)] = &[
     ("config", &["config/"], 1400),
     ("error", &["error/"], 500),
     // The tables of adapters, access and jobs are in it.
-    ("database", &["database/"], 1100),
+    ("database", &["database/"], 1150),
     ("assembly", &["assembly/"], 1300),
     ("cli", &["cli/"], 3600),
 ];
