@@ -47,7 +47,7 @@ impl Directory {
         for path in weight_files(path)? {
             let file = WeightFile::open(&path)?;
             let entries =
-                read(file.file(), file.bytes(), &LIMITS).map_err(|wrong| match wrong {
+                read(file.file(), file.bytes(), &LIMITS, Some).map_err(|wrong| match wrong {
                     Wrong::Stored { .. } => unsupported(file.wrong(&wrong).message),
                     _ => file.wrong(&wrong),
                 })?;

@@ -19,8 +19,14 @@ pub struct Limits {
     pub dimensions: usize,
 }
 
-/// Reads the header of a file of `len` bytes: its entries, in their order.
-pub fn read(file: &File, len: u64, limits: &Limits) -> Result<Vec<Entry<Dtype>>, Wrong> {
+/// Reads the header of a file of `len` bytes: its entries, in their order. A type for which `stored`
+/// has nothing is refused, before anything else is said of its tensor.
+pub fn read<T>(
+    file: &File,
+    len: u64,
+    limits: &Limits,
+    stored: impl Fn(Dtype) -> Option<T>,
+) -> Result<Vec<Entry<T>>, Wrong> {
     let mut size = [0; 8];
     if len < 8 {
         return Err(invalid(format!("{len} bytes are too few for a header")));
@@ -43,7 +49,7 @@ pub fn read(file: &File, len: u64, limits: &Limits) -> Result<Vec<Entry<Dtype>>,
     let data = 8 + size..len;
     let entries = raw
         .into_iter()
-        .map(|(name, raw)| entry(name, raw, data.start, limits.dimensions))
+        .map(|(name, raw)| entry(name, raw, data.start, limits.dimensions, &stored))
         .collect::<Result<Vec<_>, _>>()?;
     check_layout(&entries, data.clone())?;
     let used: u64 = entries.iter().map(|t| t.range.end - t.range.start).sum();
@@ -53,17 +59,24 @@ pub fn read(file: &File, len: u64, limits: &Limits) -> Result<Vec<Entry<Dtype>>,
     }
 }
 
-fn entry(name: String, raw: Raw, start: u64, most: usize) -> Result<Entry<Dtype>, Wrong> {
+fn entry<T>(
+    name: String,
+    raw: Raw,
+    start: u64,
+    most: usize,
+    stored: impl Fn(Dtype) -> Option<T>,
+) -> Result<Entry<T>, Wrong> {
     let word: StrDeserializer<'_, NoType> = raw.dtype.as_str().into_deserializer();
-    let Ok(stored) = Dtype::deserialize(word) else {
+    let dtype = Dtype::deserialize(word).ok();
+    let Some((dtype, stored)) = dtype.and_then(|dtype| Some((dtype, stored(dtype)?))) else {
         return Err(Wrong::Stored { tensor: name, word: raw.dtype });
     };
-    let bits = values(&raw.shape).and_then(|n| n.checked_mul(stored.bitsize() as u64));
+    let bits = values(&raw.shape).and_then(|n| n.checked_mul(dtype.bitsize() as u64));
     let bytes = bits.filter(|n| n.is_multiple_of(8)).map(|n| n / 8);
     let [begin, end] = raw.data_offsets;
     if raw.shape.len() > most || bytes.is_none() || end.checked_sub(begin) != bytes {
         return Err(invalid(format!(
-            "tensor `{}` of shape {:?} as {stored:?} cannot lie at bytes {begin}..{end}",
+            "tensor `{}` of shape {:?} as {dtype:?} cannot lie at bytes {begin}..{end}",
             brief(&name),
             raw.shape
         )));

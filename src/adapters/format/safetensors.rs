@@ -17,17 +17,15 @@ const LIMITS: Limits = Limits { bytes: 16 << 20, tensors: TENSORS_MAX, dimension
 pub fn open(path: &Path) -> Result<TensorFile> {
     let file = File::open(path).map_err(|e| unreadable(path, &e))?;
     let len = file.metadata().map_err(|e| unreadable(path, &e))?.len();
-    let storage = |dtype: &Dtype| match dtype {
+    let storage = |dtype: Dtype| match dtype {
         Dtype::F32 => Some(Storage::F32),
         Dtype::F16 => Some(Storage::F16),
         Dtype::BF16 => Some(Storage::Bf16),
         _ => None,
     };
-    let tensors = read(&file, len, &LIMITS)
-        .and_then(|entries| entries.into_iter().map(|t| t.stored_as(storage)).collect())
-        .map_err(|wrong| {
-            let code = ("invalid_safetensors", "adapter_model.safetensors");
-            refused(wrong, path, code, "F32, F16 and BF16")
-        })?;
+    let tensors = read(&file, len, &LIMITS, storage).map_err(|wrong| {
+        let code = ("invalid_safetensors", "adapter_model.safetensors");
+        refused(wrong, path, code, "F32, F16 and BF16")
+    })?;
     Ok(TensorFile::new(file, path, tensors))
 }
