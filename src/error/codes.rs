@@ -214,6 +214,21 @@ pub const GROUPS: &[Group] = codes! {
         merge_source_gone [409] "After a restart, a source of the merge is no longer there."
         merge_abandoned [500] "The server ended under this merge more than ten times."
     }
+    "Files" {
+        file_not_found [404] "No file of this id, or none that the key may see."
+        file_in_use [409] "A job uses the file; it can be deleted when the job is over."
+        file_too_large [413] "The file is larger than 512 MiB, or a part of one than 64 MiB."
+        file_limit_reached [507] "Ten thousand files are kept; delete one first."
+        unsupported_purpose [400]
+            "Nothing here uses a file with this purpose; `fine-tune` is the one to send."
+        upload_not_found [404]
+            "No upload in parts of this id, or none that the key may see, or its hour is over."
+        upload_over [409]
+            "The upload is completed or cancelled already, or being put together."
+        upload_mismatch [400]
+            "The parts do not come to the bytes, or the MD5, that were said; `param` names which."
+        upload_limit_reached [429] "Sixty-four uploads in parts are not over."
+    }
     "Keys" {
         key_not_found [404] "No key of this id."
         key_revoked [409] "The key is revoked and cannot be changed."
