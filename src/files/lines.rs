@@ -128,6 +128,7 @@ fn wrong(line: &[u8]) -> Option<String> {
 
 /// What an example of its form lacks.
 fn lacks(example: &Example<'_>) -> Option<String> {
+    let answer = [("completion", example.completion.is_some())];
     let pair = [
         ("preferred_output", example.preferred_output.is_some()),
         ("non_preferred_output", example.non_preferred_output.is_some()),
@@ -141,7 +142,7 @@ fn lacks(example: &Example<'_>) -> Option<String> {
     } else if example.input.is_some() {
         &pair[..]
     } else if example.prompt.is_some() {
-        &[("completion", example.completion.is_some())]
+        &answer[..]
     } else {
         let forms = "`messages`, `prompt` with `completion`, or `input` with two outputs";
         return Some(format!("no example has this form: it needs {forms}"));

@@ -69,8 +69,8 @@ impl Files {
     /// `data_dir_unsupported`.
     pub async fn open(storage: &Storage, limits: FileLimits) -> Result<Self> {
         let rows = Rows::open(storage).await?;
-        let (files, parts, changed) = (rows.files().await?, rows.parts(None).await?, rows.changed());
-        let (uploads, changed) = (rows.uploads().await?, changed.await?);
+        let (files, changed) = (rows.files().await?, rows.changed().await?);
+        let (uploads, parts) = (rows.uploads().await?, rows.parts(None).await?);
         let tally = Tally::default();
         for file in &files {
             tally.add(owner(&file.tenant), 1, file.bytes);
@@ -240,28 +240,31 @@ impl Inner {
             problem: received.problem.clone(),
         };
         let blobs = self.blobs.clone();
-        let received = blocking(move || blobs.keep(&received).map(|()| received)).await?;
-        match self.rows.add(&row, upload).await {
-            Ok(added) => {
-                self.tally.add(owner(&added.tenant), 1, 0);
-                match upload {
-                    // Its parts were what was counted.
-                    Some(_) => self.tally.add(owner(&added.tenant), 0, added.bytes),
-                    None => received.keep(),
-                }
-                let (blobs, digest) = (self.blobs.clone(), row.digest);
-                blocking(move || {
-                    blobs.settled(&digest);
-                    Ok(())
-                })
-                .await?;
-                Ok(added)
-            }
+        let kept = blocking(move || blobs.keep(&received).map(|()| received)).await;
+        let added = match kept {
+            Ok(received) => self.rows.add(&row, upload).await.map(|added| (received, added)),
+            Err(error) => Err(error),
+        };
+        let (received, added) = match added {
+            Ok(both) => both,
             Err(error) => {
                 self.forget(&row.digest).await?;
-                Err(error)
+                return Err(error);
             }
+        };
+        self.tally.add(owner(&added.tenant), 1, 0);
+        match upload {
+            // Its parts were what was counted.
+            Some(_) => self.tally.add(owner(&added.tenant), 0, added.bytes),
+            None => received.keep(),
         }
+        let (blobs, digest) = (self.blobs.clone(), row.digest);
+        blocking(move || {
+            blobs.settled(&digest);
+            Ok(())
+        })
+        .await?;
+        Ok(added)
     }
 
     /// Removes a row, and its content unless another has it; `naming` is held.

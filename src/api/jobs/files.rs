@@ -5,9 +5,7 @@
 
 use super::form::{self, Form};
 use crate::access::Caller;
-use crate::adapters::registry::Registry;
 use crate::api::Api;
-use crate::api::adapters::upload::permit;
 use crate::api::http::auth::tenant;
 use crate::api::http::body::missing;
 use crate::api::http::errors::invalid_value;
@@ -70,7 +68,7 @@ pub async fn create(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response> {
-    let _place = permit(&api, &caller)?;
+    let _place = api.requests.intake.upload(&caller)?;
     let _held = api.requests.intake.hold(&caller, UPLOAD_BYTES)?;
     let form = Form {
         file: "file",
@@ -284,6 +282,6 @@ pub fn touched(file: &FileRow) -> Extension<Touched> {
 
 /// Whether the caller may have `bytes` more on disk. Errors: `disk_nearly_full`,
 /// `tenant_share_exceeded`.
-pub fn check_room(registry: &Registry, caller: &Caller, bytes: u64) -> Result<()> {
-    registry.check_bytes(&tenant(caller), bytes, 0)
+pub fn check_room(api: &Api, caller: &Caller, bytes: u64) -> Result<()> {
+    api.registry.check_bytes(&tenant(caller), bytes, 0)
 }

@@ -4,6 +4,7 @@
 //! name. The thing to know: one thread writes, hashes and looks at lines while the next bytes come.
 
 use crate::access::Caller;
+use crate::adapters::actor::Tenant;
 use crate::api::Api;
 use crate::api::http::auth::tenant;
 use crate::api::http::body::{declared_length, missing};
@@ -140,21 +141,12 @@ async fn write(
     });
     let tenant = tenant(caller);
     let sent = async {
-        let (mut sent, mut asked) = (0, 0);
-        while let Some(piece) = field.chunk().await.map_err(|e| broken(&e.body_text()))? {
-            sent += piece.len() as u64;
-            if pieces.send(piece).await.is_err() {
-                break; // What the disk said is the answer.
-            }
-            if sent - asked >= DISK_STEP {
-                api.registry.check_bytes(&tenant, sent, sent)?;
-                asked = sent;
-            }
-        }
+        let sent = hand_over(&mut field, &pieces, api, &tenant).await;
         drop(pieces);
-        Ok(sent)
+        sent
     };
     let (sent, written) = tokio::join!(sent, written);
+    // What the disk said is the answer.
     let (incoming, sent) = (written?, sent?);
     if sent == 0 {
         let part = field.name().unwrap_or_default();
@@ -162,6 +154,27 @@ async fn write(
     }
     api.registry.check_bytes(&tenant, sent, sent)?;
     blocking(move || incoming.finish()).await
+}
+
+/// Gives the writer what comes, and says how much that was.
+async fn hand_over(
+    field: &mut Field<'_>,
+    pieces: &mpsc::Sender<Bytes>,
+    api: &Api,
+    tenant: &Tenant,
+) -> Result<u64> {
+    let (mut sent, mut asked) = (0, 0);
+    while let Some(piece) = field.chunk().await.map_err(|e| broken(&e.body_text()))? {
+        sent += piece.len() as u64;
+        if pieces.send(piece).await.is_err() {
+            break;
+        }
+        if sent - asked >= DISK_STEP {
+            api.registry.check_bytes(tenant, sent, sent)?;
+            asked = sent;
+        }
+    }
+    Ok(sent)
 }
 
 async fn text(mut field: Field<'_>, name: &str) -> Result<String> {

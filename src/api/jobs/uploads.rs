@@ -6,7 +6,6 @@ use super::files::{check_room, lifetime, purpose, shown, touched};
 use super::form::{self, Form, plain_name};
 use crate::access::Caller;
 use crate::api::Api;
-use crate::api::adapters::upload::permit;
 use crate::api::http::body::{JsonObject, rest};
 use crate::api::http::errors::invalid_value;
 use crate::api::http::intake::UPLOAD_BYTES;
@@ -47,8 +46,9 @@ pub async fn create(
         purpose: purpose(&fields.purpose)?,
         lifetime: fields.expires_after.as_ref().map(lifetime).transpose()?,
     };
-    let limits = api.files.limits();
-    check_room(&api.registry, &caller, fields.bytes.min(limits.file_bytes_max))?;
+    if fields.bytes <= api.files.limits().file_bytes_max {
+        check_room(&api, &caller, fields.bytes)?;
+    }
     let upload = api.files.begin_upload(new, fields.bytes).await?;
     let touched = Extension(Touched { name: Some(upload.id.clone()), digest: None });
     Ok((touched, Json(state(upload, None))).into_response())
@@ -72,7 +72,7 @@ pub async fn add_part(
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Json<PartShown>> {
-    let _place = permit(&api, &caller)?;
+    let _place = api.requests.intake.upload(&caller)?;
     let _held = api.requests.intake.hold(&caller, UPLOAD_BYTES)?;
     let form = Form {
         file: "data",
@@ -118,7 +118,7 @@ pub async fn complete(
         return Err(invalid_value("md5", "`md5` is 32 hex digits"));
     }
     // The disk is as busy with it as with an upload.
-    let _place = permit(&api, &caller)?;
+    let _place = api.requests.intake.upload(&caller)?;
     let (upload, file) =
         api.files.complete(&id, caller.tenant(), &fields.part_ids, md5).await?;
     let touched = touched(&file);
