@@ -171,11 +171,12 @@ mod tests {
         let chat = r#"{"messages": [{"role": "user", "content": "a"}], "more": [[[1]]]}"#;
         let pair = r#"{"input": {}, "preferred_output": [], "non_preferred_output": []}"#;
         let plain = r#"{"prompt": "a\u00e4", "completion": "b"}"#;
+        let (open, shut) = ("[".repeat(9999), "]".repeat(9999));
         for file in [
             format!("{chat}\n{pair}\n\n{plain}\n"),
             format!("\r\n {chat}\r\n{pair}"),
             format!("{plain}\n \t \n"),
-            format!("{{\"messages\": [{{\"role\": \"a\", \"x\": {}{}}}]}}", "[".repeat(9999), "]".repeat(9999)),
+            format!("{{\"messages\": [{{\"role\": \"a\", \"x\": {open}{shut}}}]}}"),
         ] {
             assert_eq!(problem(file.as_bytes()), None, "{}", &file[..40]);
         }

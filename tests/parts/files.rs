@@ -113,9 +113,10 @@ async fn what_no_row_names_is_set_aside_at_a_start_and_what_is_named_stays() {
     let stray = dir.path().join("files/sha256/ab").join(&digest);
     std::fs::create_dir_all(&stray).expect("a directory");
     std::fs::write(stray.join("content"), "x").expect("written");
-    std::fs::write(dir.path().join(format!("files/incoming/naming-{digest}")), "").expect("written");
-    std::fs::write(dir.path().join("files/incoming/7"), "half").expect("written");
-    std::fs::write(dir.path().join("files/parts/part_0"), "part").expect("written");
+    let mark = format!("files/incoming/naming-{digest}");
+    for path in [mark.as_str(), "files/incoming/7", "files/parts/part_0"] {
+        std::fs::write(dir.path().join(path), "half").expect("written");
+    }
     let files = open(dir.path()).await;
     files.open_content(&kept.id, None).await.expect("there");
     assert!(!stray.exists());

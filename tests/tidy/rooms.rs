@@ -121,7 +121,7 @@ const BUDGETS: &[(&str, &[&str], usize)] = &[
     ("merge", &["merge/"], 2600),
     ("jobs", &["jobs/"], 2200),
     // Contents, uploads in parts, and a look at every line.
-    ("files", &["files/"], 1500),
+    ("files", &["files/"], 1800),
     ("checkpoint", &["checkpoint/"], 3500),
     ("header", &["header/"], 500),
     ("text", &["text/"], 2200),

@@ -64,7 +64,8 @@ pub async fn read(request: Request, form: Form<'_>) -> Result<Filled> {
     let kind = request.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
     let kind = kind.and_then(|v| v.split(';').next()).unwrap_or_default().trim();
     if !kind.eq_ignore_ascii_case("multipart/form-data") {
-        let message = format!("the body must be multipart/form-data with the file in `{}`", form.file);
+        let file = form.file;
+        let message = format!("the body must be multipart/form-data with the file in `{file}`");
         return Err(Error::invalid(UNSUPPORTED_MEDIA_TYPE, message));
     }
     let most = form.bytes_max + FRAME_BYTES_MAX;

@@ -46,6 +46,15 @@ pub fn held(live: &Live, below: &str) -> usize {
     count(&live.data().join(below))
 }
 
+/// The beginning of an upload that has more to come.
+fn half(content: &str) -> String {
+    format!(
+        "POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\
+         content-type: multipart/form-data; boundary=b\r\n\r\n--b\r\ncontent-disposition: \
+         form-data; name=\"file\"; filename=\"a\"\r\n\r\n{content}"
+    )
+}
+
 #[tokio::test]
 async fn a_file_is_as_it_was_sent_until_it_is_deleted() {
     let live = Live::start(&[]);
@@ -248,11 +257,17 @@ async fn forms_that_are_not_one_file_for_training_are_refused_by_what_is_wrong()
         let refused = send(&live, "-", form).await;
         assert_eq!(refused.error(), expected, "{}", refused.text);
     }
-    for purpose in ["batch", "user_data", "evals", "vision", "assistants", "fine-tune-results", ""] {
+    let others = ["batch", "user_data", "evals", "vision", "assistants", "fine-tune-results", ""];
+    for purpose in others {
         let form = Form::new().text("purpose", purpose).part("file", file());
         let refused = send(&live, "-", form).await;
         assert_eq!(refused.error(), "400 unsupported_purpose purpose", "{}", refused.text);
         assert!(refused.text.contains("fine-tune"), "{}", refused.text);
+    }
+    for (header, value) in [("origin", "https://evil.example"), ("sec-fetch-site", "cross-site")] {
+        let request = live.request(Method::POST, "/v1/files").header(header, value);
+        let page = whole(request.multipart(form("a", line(0)))).await;
+        assert_eq!(page.error(), "403 origin_not_allowed -", "a form of another site");
     }
     let json = live.post("/v1/files", json!({"purpose": "fine-tune"})).await;
     assert_eq!(json.error(), "415 unsupported_media_type -");
@@ -287,12 +302,7 @@ async fn a_file_that_stalls_is_given_up_and_leaves_nothing() {
     let open: Vec<TcpStream> = (0..5)
         .map(|_| {
             let mut socket = TcpStream::connect(&address).expect("connected");
-            let part = "--b\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n{";
-            let head = format!(
-                "POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\
-                 content-type: multipart/form-data; boundary=b\r\n\r\n{part}"
-            );
-            socket.write_all(head.as_bytes()).expect("sent");
+            socket.write_all(half("{").as_bytes()).expect("sent");
             socket
         })
         .collect();
@@ -322,13 +332,7 @@ async fn what_was_answered_is_there_after_a_kill_and_nothing_else() {
         // One that is half here.
         let mut cut = TcpStream::connect(live.server.url.strip_prefix("http://").expect("http"))
             .expect("connected");
-        let head = format!(
-            "POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\
-             content-type: multipart/form-data; boundary=b\r\n\r\n--b\r\ncontent-disposition: \
-             form-data; name=\"file\"; filename=\"a\"\r\n\r\n{}",
-            line(0)
-        );
-        cut.write_all(head.as_bytes()).expect("sent");
+        cut.write_all(half(&line(0)).as_bytes()).expect("sent");
         live.until("it is being written", async || held(&live, "files/incoming") == 1).await;
         live = live.crash_and_restart(&[]);
         let listed = live.get("/v1/files?order=asc").await.json();
