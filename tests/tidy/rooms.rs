@@ -77,7 +77,10 @@ const CRATES: &[(&str, &[&str])] = &[
     ("axum", &["src/api/"]),
     ("utoipa", &["src/api/"]),
     ("clap", &["src/cli/", "src/config"]),
-    ("sqlx", &["src/access/", "src/adapters/", "src/files/", "src/jobs/", "src/usage/", "src/database"]),
+    (
+        "sqlx",
+        &["src/access/", "src/adapters/", "src/files/", "src/jobs/", "src/usage/", "src/database"],
+    ),
     ("candle_core", &["src/checkpoint/", "src/header/", "src/adapters/", "src/cli/verify"]),
     ("candle_nn", &["src/cli/verify"]),
     ("candle_transformers", &["src/cli/verify"]),

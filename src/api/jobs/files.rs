@@ -189,15 +189,13 @@ pub async fn content(
     Path(id): Path<String>,
 ) -> Result<Response> {
     let (file, content) = api.files.open_content(&id, caller.tenant()).await?;
-    let pieces = futures::stream::try_unfold(
-        tokio::fs::File::from_std(content),
-        |mut content| async move {
+    let pieces =
+        futures::stream::try_unfold(tokio::fs::File::from_std(content), |mut content| async move {
             let mut piece = vec![0; PIECE];
             let read = content.read(&mut piece).await?;
             piece.truncate(read);
             Ok::<_, std::io::Error>((read > 0).then(|| (Bytes::from(piece), content)))
-        },
-    );
+        });
     let mut response = Body::from_stream(pieces).into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));

@@ -20,6 +20,8 @@ use std::sync::Arc;
 
 /// Bytes of one part, as OpenAI's.
 const PART_BYTES_MAX: u64 = 64 << 20;
+/// It is not kept: a file is for its purpose, whatever its type is called.
+const MIME_TYPE_BYTES_MAX: usize = 255;
 /// Hex digits of an MD5.
 const MD5_DIGITS: usize = 32;
 
@@ -46,6 +48,10 @@ pub async fn create(
         purpose: purpose(&fields.purpose)?,
         lifetime: fields.expires_after.as_ref().map(lifetime).transpose()?,
     };
+    if fields.mime_type.len() > MIME_TYPE_BYTES_MAX {
+        let message = format!("`mime_type` is longer than {MIME_TYPE_BYTES_MAX} bytes");
+        return Err(invalid_value("mime_type", message));
+    }
     if fields.bytes <= api.files.limits().file_bytes_max {
         check_room(&api, &caller, fields.bytes)?;
     }
@@ -119,8 +125,7 @@ pub async fn complete(
     }
     // The disk is as busy with it as with an upload.
     let _place = api.requests.intake.upload(&caller)?;
-    let (upload, file) =
-        api.files.complete(&id, caller.tenant(), &fields.part_ids, md5).await?;
+    let (upload, file) = api.files.complete(&id, caller.tenant(), &fields.part_ids, md5).await?;
     let touched = touched(&file);
     Ok((touched, Json(state(upload, Some(file)))).into_response())
 }

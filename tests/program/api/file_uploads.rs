@@ -78,7 +78,10 @@ async fn parts_that_came_in_any_order_are_the_file_in_the_order_that_is_named() 
     let done = complete(&live, &upload, &[&a, &b, &c], Some(&md5)).await;
     assert_eq!(done.status, 200, "{}", done.text);
     let done = done.json();
-    assert_eq!((&done["status"], &done["file"]["status"]), (&json!("completed"), &json!("processed")));
+    assert_eq!(
+        (&done["status"], &done["file"]["status"]),
+        (&json!("completed"), &json!("processed"))
+    );
     assert_eq!(done["file"]["filename"], "b.jsonl");
     let file = id(&done["file"]);
     assert_eq!(content(&live, "-", &file).await.text, text);
@@ -135,8 +138,10 @@ async fn what_does_not_come_to_what_was_said_is_refused() {
         (json!({"filename": null}), "400 missing_parameter filename"),
         (json!({"mime_type": null}), "400 missing_parameter mime_type"),
         (json!({"colour": "red"}), "400 unknown_parameter colour"),
-        (json!({"expires_after": {"anchor": "created_at", "seconds": 1}}),
-         "400 invalid_value expires_after[seconds]"),
+        (
+            json!({"expires_after": {"anchor": "created_at", "seconds": 1}}),
+            "400 invalid_value expires_after[seconds]",
+        ),
     ] {
         let body = json!({"bytes": 1, "filename": "a", "mime_type": "b", "purpose": "fine-tune"});
         let refused = live.post("/v1/uploads", support::live::with(body, more)).await;
@@ -152,9 +157,8 @@ async fn what_does_not_come_to_what_was_said_is_refused() {
 #[tokio::test]
 async fn an_upload_is_its_tenants_and_there_are_only_so_many() {
     let live = Live::start(&["--api-key", "secret"]);
-    let key = async |tenant: &str| {
-        make(&live, json!({"scopes": ["admin"], "tenant": tenant})).await.0
-    };
+    let key =
+        async |tenant: &str| make(&live, json!({"scopes": ["admin"], "tenant": tenant})).await.0;
     let (acme, globex) = (key("acme").await, key("globex").await);
     let upload = id(&begin(&live, &acme, 3).await);
     for foreign in [&upload, "upload_0"] {

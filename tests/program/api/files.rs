@@ -235,7 +235,9 @@ async fn forms_that_are_not_one_file_for_training_are_refused_by_what_is_wrong()
     let live = Live::start(&[]);
     let file = || Part::bytes(line(0).into_bytes()).file_name("a.jsonl");
     let lasts = |anchor: &'static str, seconds: &'static str| {
-        form("a", line(0)).text("expires_after[anchor]", anchor).text("expires_after[seconds]", seconds)
+        form("a", line(0))
+            .text("expires_after[anchor]", anchor)
+            .text("expires_after[seconds]", seconds)
     };
     for (form, expected) in [
         (Form::new().part("file", file()), "400 missing_parameter purpose"),
@@ -244,15 +246,21 @@ async fn forms_that_are_not_one_file_for_training_are_refused_by_what_is_wrong()
         (form("a", line(0)).text("purpose", "fine-tune"), "400 invalid_value purpose"),
         (form("a", line(0)).text("porpoise", "x"), "400 unknown_parameter porpoise"),
         (form("a", Vec::new()), "400 invalid_value file"),
-        (form("a", line(0)).text("expires_after[seconds]", "3600"),
-         "400 missing_parameter expires_after[anchor]"),
-        (form("a", line(0)).text("expires_after[anchor]", "created_at"),
-         "400 missing_parameter expires_after[seconds]"),
+        (
+            form("a", line(0)).text("expires_after[seconds]", "3600"),
+            "400 missing_parameter expires_after[anchor]",
+        ),
+        (
+            form("a", line(0)).text("expires_after[anchor]", "created_at"),
+            "400 missing_parameter expires_after[seconds]",
+        ),
         (lasts("created_at", "60"), "400 invalid_value expires_after[seconds]"),
         (lasts("created_at", "soon"), "400 invalid_value expires_after[seconds]"),
         (lasts("last_active_at", "3600"), "400 invalid_value expires_after[anchor]"),
-        (Form::new().text("purpose", "x".repeat(5000)).part("file", file()),
-         "400 invalid_value purpose"),
+        (
+            Form::new().text("purpose", "x".repeat(5000)).part("file", file()),
+            "400 invalid_value purpose",
+        ),
     ] {
         let refused = send(&live, "-", form).await;
         assert_eq!(refused.error(), expected, "{}", refused.text);
