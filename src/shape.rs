@@ -163,6 +163,29 @@ impl ModelShape {
             Site::Head => (self.hidden, self.vocab),
         }
     }
+    /// Values of a token's queries: N·D.
+    pub fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+    /// Values of a token's keys, and of its values: K·D.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+    /// The norm on attention's output, where the family has one.
+    pub fn norm_after_attention(&self, layer: usize) -> Option<Norm> {
+        self.post_norms.then_some(Norm::PostAttention(layer))
+    }
+    /// The norm that the MLP reads through.
+    pub fn norm_before_mlp(&self, layer: usize) -> Norm {
+        match self.post_norms {
+            true => Norm::PreFeedforward(layer),
+            false => Norm::PostAttention(layer),
+        }
+    }
+    /// The norm on the MLP's output, where the family has one.
+    pub fn norm_after_mlp(&self, layer: usize) -> Option<Norm> {
+        self.post_norms.then_some(Norm::PostFeedforward(layer))
+    }
     /// Number of norm slots: six per layer and the final one.
     pub fn norms(&self) -> usize {
         self.layers * 6 + 1

@@ -8,4 +8,5 @@ mod engine;
 mod golden;
 mod merged;
 mod neighbours;
+mod training;
 mod verify;

@@ -14,8 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 const IMPORTS: &[(&str, &[&str])] = &[
     ("access", &["clock", "database"]),
     ("adapters", &["blocking", "clock", "database", "header", "metrics", "shape", "share"]),
-    ("merge", &["adapters"]),
+    ("merge", &["adapters", "random"]),
     ("jobs", &["merge", "engine", "adapters", "blocking", "clock", "database", "share"]),
+    ("train", &["model", "random", "shape"]),
     ("model", &["adapters", "checkpoint", "shape"]),
     ("checkpoint", &["adapters", "header", "shape", "tls"]),
     ("text", &["checkpoint", "clock"]),
@@ -115,6 +116,7 @@ const BUDGETS: &[(&str, &[&str], usize)] = &[
     // Two file formats, and every refusal by name.
     ("format", &["adapters/format/"], 4800),
     ("merge", &["merge/"], 2600),
+    ("train", &["train/"], 2000),
     ("jobs", &["jobs/"], 2200),
     ("checkpoint", &["checkpoint/"], 3500),
     ("header", &["header/"], 500),
