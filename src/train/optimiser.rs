@@ -85,3 +85,49 @@ impl Optimiser {
 fn norm(adapter: &Adapter) -> f64 {
     adapter.gradients.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shape::{ModelShape, Projection, Site};
+    use serde_json::json;
+
+    fn adapter() -> Adapter {
+        let config = json!({"model_type": "llama", "vocab_size": 8, "hidden_size": 4,
+            "intermediate_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "num_key_value_heads": 2, "max_position_embeddings": 8, "rms_norm_eps": 1e-5,
+            "rope_theta": 1e4, "tie_word_embeddings": true});
+        let shape = ModelShape::from_config(&config).expect("a shape");
+        let mut adapter = Adapter::new(&shape, &[Site::Layer(0, Projection::Q)], 1, 1.0);
+        adapter.values.fill(2.0);
+        adapter
+    }
+
+    /// By hand: the first update of Adam is lr in the gradient's direction, whatever its size.
+    #[test]
+    fn decay_shrinks_a_factor_beside_the_update() {
+        let mut adapter = adapter();
+        adapter.gradients.fill(-0.25);
+        let settings = AdamW { weight_decay: 0.5, ratio: 4.0, ..AdamW::default() };
+        let norm = Optimiser::new(settings, &adapter).update(&mut adapter, 0.01);
+        assert!((norm - 0.25 * 8f64.sqrt()).abs() < 1e-6, "{norm}");
+        let [a, b] = [adapter.values[0], adapter.values[7]];
+        assert!((a - (2.0 * (1.0 - 0.01 * 0.5) + 0.01)).abs() < 1e-6, "{a}");
+        assert!((b - (2.0 * (1.0 - 0.04 * 0.5) + 0.04)).abs() < 1e-6, "{b}");
+        assert!(adapter.gradients.iter().all(|g| *g == 0.0));
+    }
+
+    #[test]
+    fn what_is_not_finite_changes_nothing() {
+        let mut adapter = adapter();
+        let mut optimiser = Optimiser::new(AdamW::default(), &adapter);
+        for wrong in [f32::NAN, f32::INFINITY] {
+            adapter.gradients.fill(0.5);
+            adapter.gradients[3] = wrong;
+            assert!(!optimiser.update(&mut adapter, 0.01).is_finite());
+            assert!(adapter.values.iter().all(|value| *value == 2.0));
+            assert!(adapter.gradients.iter().all(|g| *g == 0.0));
+        }
+        assert_eq!(optimiser.updates, 0);
+    }
+}

@@ -1,18 +1,22 @@
 //! Training against Hugging Face PEFT: losses and gradients in f64 of tiny models of every family
-//! and of the demo model.
+//! and of the demo model, and the demo model's curves in f32.
 //!
-//! Numbers come from `golden/train/`. Never tests a single op: the kernels' tests do.
+//! Numbers come from `golden/train/`. Never tests a single op: the kernels' tests do. The thing to
+//! know: `make soak` trains every step of the curves, `make test` the first few.
 
 use polylora::checkpoint::Checkpoint;
 use polylora::checkpoint::source;
 use polylora::model::weights::Weights;
 use polylora::shape::{ModelShape, Projection, Site};
-use polylora::train::{Adapter, Example, Pass, PassOptions, Purpose};
+use polylora::train::{
+    AdamW, Adapter, Decay, Example, Optimiser, Pass, PassOptions, Purpose, Schedule,
+};
 use polylora_kernels::{Device, WeightDtype};
 use serde_json::Value;
 use std::sync::{Arc, LazyLock};
 use support::decoder::{ids, tiny_checkpoint};
 use support::golden;
+use support::soak::rounds;
 use support::tiny::Storage;
 use support::training::{adapter, all_linears, finish, worst};
 
@@ -185,4 +189,123 @@ fn a_pass_stops_at_the_lowest_adapted_site() {
             assert!(same == &part.gradients[tensor.range.clone()], "{site:?} {:?}", tensor.part);
         }
     }
+}
+
+#[test]
+fn a_pass_that_evaluates_has_the_same_loss_and_no_gradient() {
+    let (weights, rows) = tiny("qwen2");
+    let (shape, dev) = (&weights.shape, Device::cpu(2));
+    let mut adapters = [adapter(shape, &all_linears(shape), 3, 2.0, 0.2)];
+    let mut pass = pass(&weights, &dev, 64, &adapters);
+    let total = supervised(&rows);
+    let trained = run(&mut pass, &dev, &mut adapters, &rows, total);
+    adapters[0].gradients.fill(0.0);
+    let batch = pass.begin(Purpose::Evaluate);
+    for (ids, weights) in &rows {
+        batch.push(Example { ids, weights }, total);
+    }
+    finish(&mut pass, &dev, &mut adapters);
+    assert_eq!(pass.sums(0).loss.to_bits(), trained.to_bits());
+    assert!(adapters[0].gradients.iter().all(|g| *g == 0.0));
+}
+
+#[test]
+fn micro_batches_do_not_change_what_an_optimizer_batch_gives() {
+    let (weights, mut rows) = tiny("llama");
+    rows[1].1.fill(1.0);
+    let (shape, dev) = (&weights.shape, Device::cpu(2));
+    let total = supervised(&rows);
+    let gradients = |micro: usize| {
+        let mut adapters = [adapter(shape, &all_linears(shape), 3, 2.0, 0.2)];
+        let mut pass = pass(&weights, &dev, 64, &adapters);
+        let losses = rows.chunks(micro);
+        let losses = losses.map(|rows| run(&mut pass, &dev, &mut adapters, rows, total));
+        (losses.sum::<f64>(), std::mem::take(&mut adapters[0].gradients))
+    };
+    let ((one, whole), (two, parts)) = (gradients(2), gradients(1));
+    assert!((one - two).abs() < 1e-6 * one, "{one} and {two}");
+    let norm = |of: &mut dyn Iterator<Item = f32>| of.map(|x| f64::from(x).powi(2)).sum::<f64>();
+    let apart = norm(&mut whole.iter().zip(&parts).map(|(a, b)| a - b)).sqrt();
+    assert!(apart < 1e-6 * norm(&mut whole.iter().copied()).sqrt(), "{apart}");
+}
+
+/// Trains as a file of the oracle says, for so many steps at most, in micro-batches of `micro`;
+/// returns how far losses, norms and, after the last step, factors and the held-out loss are from
+/// PEFT's, each over its bar.
+fn beside_peft(file: &str, settings: AdamW, schedule: Schedule, micro: usize, most: usize) -> f64 {
+    let oracle = golden(&format!("train/{file}.json"));
+    let all = |key: &str| oracle[key].as_array().expect("a list");
+    let number = |value: &Value| value.as_f64().expect("a number");
+    let (dev, shape) = (Device::cpu(2), &DEMO.shape);
+    let mut adapters = [adapter(shape, &all_linears(shape), 8, 2.0, 0.0)];
+    let mut pass = pass(&DEMO, &dev, 512, &adapters);
+    let mut optimiser = Optimiser::new(settings, &adapters[0]);
+    let mut worst_bars: f64 = 0.0;
+    for (step, batch) in all("batches").iter().enumerate().take(most) {
+        let rows: Vec<Row> = ids(batch).into_iter().map(|i| example("train", i as usize)).collect();
+        let total = supervised(&rows);
+        let micro = rows.chunks(micro);
+        let loss: f64 = micro.map(|rows| run(&mut pass, &dev, &mut adapters, rows, total)).sum();
+        let lr = schedule.at(step as u64);
+        assert!((lr - number(&all("lr")[step])).abs() < 1e-12, "{file}: step {step}: lr {lr}");
+        let norm = optimiser.update(&mut adapters[0], lr);
+        let bar = if step < 20 { 1e-4 } else { 1e-3 };
+        for (what, ours) in [("loss", loss), ("grad_norm", norm)] {
+            let theirs = number(&all(what)[step]);
+            let bars = (ours - theirs).abs() / theirs / bar;
+            eprintln!("{file} {step}: {what} {ours:.6}, PEFT {theirs:.6}: {bars:.4} of the bar");
+            worst_bars = worst_bars.max(if bars.is_nan() { f64::INFINITY } else { bars });
+        }
+    }
+    if most >= all("batches").len() {
+        let (distance, whose) = worst(&adapters[0], &adapters[0].values, &oracle["factors"]);
+        let heldout = held_out(&mut pass, &dev, &mut adapters);
+        let theirs = number(&oracle["heldout_after"]);
+        eprintln!("{file}: factors {distance:.1e} ({whose}); held out {heldout}, PEFT {theirs}");
+        worst_bars = worst_bars.max((heldout - theirs).abs() / theirs / 1e-3);
+    }
+    worst_bars
+}
+
+/// The mean loss of the held-out examples.
+fn held_out(pass: &mut Pass, dev: &Device, adapters: &mut [Adapter]) -> f64 {
+    let count = golden("train/data.json")["heldout"].as_array().expect("examples").len();
+    let rows: Vec<Row> = (0..count).map(|i| example("heldout", i)).collect();
+    let total = supervised(&rows);
+    let mut loss = 0.0;
+    for rows in rows.chunks(8) {
+        let batch = pass.begin(Purpose::Evaluate);
+        for (ids, weights) in rows {
+            batch.push(Example { ids, weights }, total);
+        }
+        finish(pass, dev, adapters);
+        loss += pass.sums(0).loss;
+    }
+    loss
+}
+
+fn constant(lr: f64) -> Schedule {
+    Schedule { lr, decay: Decay::Constant, warmup: 0, steps: 50 }
+}
+
+#[test]
+fn a_constant_rate_gives_the_curve_of_peft() {
+    let bars =
+        beside_peft("curve-lora", AdamW::default(), constant(5e-4), 8, rounds(3, usize::MAX));
+    assert!(bars < 1.0, "{bars} of the bars");
+}
+
+#[test]
+fn warm_up_cosine_decay_and_micro_batches_give_the_curve_of_peft() {
+    let settings = AdamW { weight_decay: 0.01, ..AdamW::default() };
+    let schedule = Schedule { lr: 1e-3, decay: Decay::Cosine, warmup: 5, steps: 20 };
+    let bars = beside_peft("curve-lora-cosine", settings, schedule, 4, rounds(4, usize::MAX));
+    assert!(bars < 1.0, "{bars} of the bars");
+}
+
+#[test]
+fn two_rates_give_the_curve_of_peft() {
+    let settings = AdamW { ratio: 16.0, ..AdamW::default() };
+    let bars = beside_peft("curve-loraplus", settings, constant(1e-4), 8, rounds(3, usize::MAX));
+    assert!(bars < 1.0, "{bars} of the bars");
 }

@@ -77,7 +77,7 @@ pub fn worst(adapter: &Adapter, values: &[f32], expected: &Value) -> (f64, Strin
         for (which, (a, b)) in ours.iter().zip(theirs).enumerate() {
             let distance = (a - b).abs() / theirs[0];
             // A NaN is the worst of all.
-            if !(distance <= worst.0) {
+            if distance > worst.0 || distance.is_nan() {
                 worst = (distance, format!("{name}[{which}]: {a}, expected {b}"));
             }
         }
