@@ -16,10 +16,12 @@ pub struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
+    /// What the base looks like.
     pub fn shape(&self) -> &'a ModelShape {
         &self.weights.shape
     }
 
+    /// The base's weight of a norm, where no adapter brings its own. `[H]`, of q and k `[D]`
     pub fn norm(&self, norm: Norm) -> NormWeight<'a> {
         NormWeight { base: self.weights.norm(norm), norm: self.shape().norm_index(norm) }
     }
