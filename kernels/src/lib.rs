@@ -32,12 +32,9 @@
 //!
 //! # Backward
 //!
-//! Each op that training needs has its gradient beside it (`backward.rs`), on the CPU. The base is
-//! frozen, so there is none of W. A gradient that a product reads next is an [`Act`] made with a
-//! bf16 copy, every other a [`Plane`]. Factors of an adapter that is being trained are slices of
-//! f32, rank by rank; [`shrink`], [`expand`] and [`outer`] serve them forward and backward, and
-//! their segments are jobs. A sequence's rows, and a job's gradient, have the same bits alone and
-//! beside others, on any number of threads.
+//! An op's gradient is beside it (`backward.rs`), on the CPU; the base is frozen. A gradient that a
+//! product reads next is an [`Act`] with a bf16 copy, every other a [`Plane`]. A sequence's rows,
+//! and a job's gradient, have the same bits alone and beside others.
 //!
 //! # Numerics
 //!

@@ -59,6 +59,9 @@ impl<'a> VersionRef<'a> {
     }
 }
 
+/// Who uploaded what the server was given when it started.
+pub const START: &str = "start";
+
 /// Where a version came from. Stored as JSON; fields may be added, never renamed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -90,6 +93,11 @@ pub enum Lineage {
 }
 
 impl Lineage {
+    /// Whether it was given to the server when it started.
+    pub fn is_of_start(&self) -> bool {
+        matches!(self, Self::Uploaded { by: Some(by), .. } if by == START)
+    }
+
     /// Id of the job that made the version, if one did.
     pub fn job(&self) -> Option<&str> {
         match self {

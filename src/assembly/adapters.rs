@@ -6,7 +6,7 @@
 use crate::access::Access;
 use crate::adapters::format::files::canonical_name;
 use crate::adapters::registry::Registry;
-use crate::adapters::version::{Entry, Lineage, Publish};
+use crate::adapters::version::{Entry, Lineage, Publish, START};
 use crate::config::Adapters;
 use crate::database::FULL;
 use crate::error::{Error, Result};
@@ -34,7 +34,7 @@ async fn load_adapter(registry: &Registry, name: &str, from: &Path) -> Result<En
     let staging = registry.stage(name).map_err(blame)?;
     let files = copy_files(from, &staging.dir);
     let files = files.map_err(|e| blame(Error::invalid("invalid_config", e)))?;
-    let lineage = Lineage::Uploaded { by: Some("start".to_owned()), files };
+    let lineage = Lineage::Uploaded { by: Some(START.to_owned()), files };
     let how = Publish { lineage, yields: true, ..Publish::default() };
     registry.publish(staging, how).await.map_err(blame)
 }

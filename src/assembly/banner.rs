@@ -72,10 +72,12 @@ Or chat:
         )
     }
 
-    /// The model that the examples ask: the first adapter that answers, else the base.
+    /// The model that the examples ask: an adapter that answers, one given at the start before
+    /// others; else the base.
     fn example(&self) -> &str {
-        let ready = self.adapters.iter().find(|e| e.current && e.state == State::Ready);
-        ready.map_or(self.base, |e| e.version.name.as_str())
+        let ready = || self.adapters.iter().filter(|e| e.current && e.state == State::Ready);
+        let asked = ready().find(|e| e.version.lineage.is_of_start()).or(ready().next());
+        asked.map_or(self.base, |e| e.version.name.as_str())
     }
 
     fn device(&self) -> String {

@@ -80,8 +80,8 @@ pub fn run(args: ChatArgs) -> Result<()> {
 }
 
 impl Conversation {
-    /// Reads lines until the end of input or /quit. A refused question is shown and the
-    /// conversation goes on.
+    /// Reads lines until the end of input or /quit. A refused question is shown, and the
+    /// conversation goes on; lines that nobody types end with it.
     async fn interact(&mut self) -> Result<()> {
         let mut lines = typed_lines();
         say(&format!(
@@ -108,6 +108,9 @@ impl Conversation {
                 _ => self.ask(line).await,
             };
             if let Err(e) = said {
+                if !std::io::stdin().is_terminal() {
+                    return Err(e);
+                }
                 eprintln!("error: {}", terminal::on_terminal(&e.message));
             }
         }

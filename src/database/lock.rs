@@ -28,7 +28,11 @@ pub fn lock(dir: &Path) -> Result<Lock> {
                 return Err(Error::new(
                     Kind::Conflict,
                     "data_dir_locked",
-                    format!("data directory {} is in use by another server", dir.display()),
+                    format!(
+                        "data directory {} is in use by another server; stop that one, or choose \
+                         another --data-dir",
+                        dir.display()
+                    ),
                 ));
             }
             // A file system that locks no directories locks the file.

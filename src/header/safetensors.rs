@@ -19,8 +19,8 @@ pub struct Limits {
     pub dimensions: usize,
 }
 
-/// Reads the header of a file of `len` bytes: its entries, in their order. A type for which `stored`
-/// has nothing is refused, before anything else is said of its tensor.
+/// Reads the header of a file of `len` bytes: its entries, in their order. A type for which
+/// `stored` has nothing is refused, before anything else is said of its tensor.
 pub fn read<T>(
     file: &File,
     len: u64,

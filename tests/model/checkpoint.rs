@@ -197,6 +197,8 @@ fn write_gguf(path: &Path, case: &Value, extra: Vec<(String, gguf_file::Value)>)
         number("rope.freq_base", shape.rope.theta),
     ];
     metadata.extend(shape.windows[0].map(|w| count("attention.sliding_window", w as usize)));
+    // A key that is there twice is refused: the extra one stands for the usual one.
+    metadata.retain(|(key, _)| extra.iter().all(|(other, _)| other != key));
     metadata.extend(extra);
     let metadata: Vec<_> = metadata.iter().map(|(k, v)| (k.as_str(), v)).collect();
     let tensors: Vec<_> = tensors.iter().map(|(k, v)| (k.as_str(), v)).collect();

@@ -69,16 +69,12 @@ impl<E: Stored> Kernel for Unpack<'_, E> {
 unsafe fn turn<S: Simd>(from: *const f32, [rows, columns]: [usize; 2], to: *mut f32) {
     for row in (0..rows).step_by(LANES) {
         for column in (0..columns).step_by(LANES) {
-            let mut tile = [[0u32; LANES]; LANES];
+            let mut tile = [S::splat_int(0); LANES];
             for (i, words) in tile.iter_mut().enumerate() {
-                let values = S::load(from.add((row + i) * columns + column));
-                S::store(words.as_mut_ptr().cast(), values);
+                *words = S::load_int(from.add((row + i) * columns + column).cast());
             }
-            S::transpose(&mut tile);
-            for (i, words) in tile.iter().enumerate() {
-                let values = S::load(words.as_ptr().cast());
-                S::store(to.add((column + i) * rows + row), values);
-            }
+            let to = to.add(column * rows + row).cast::<u32>();
+            S::store_turned(&tile, [to, to.add(8 * rows)], rows);
         }
     }
 }

@@ -73,8 +73,9 @@ impl Kernel for Row<'_> {
         let one = S::splat(1.0);
         for c in (0..self.g.len()).step_by(LANES) {
             let n = (self.g.len() - c).min(LANES);
-            let [x, u, da] =
-                [self.g, self.u, self.da].map(|values| S::load_n(values.as_ptr().add(c), n));
+            let x = S::load_n(self.g.as_ptr().add(c), n);
+            let u = S::load_n(self.u.as_ptr().add(c), n);
+            let da = S::load_n(self.da.as_ptr().add(c), n);
             let (z, slope) = match self.gate {
                 Gate::Silu => (x, one),
                 Gate::GeluTanh => {

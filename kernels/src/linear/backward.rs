@@ -17,7 +17,9 @@ use crate::act::Act;
 use crate::buffer::Shared;
 use crate::device::{Cpu, Device, Kind, part};
 use crate::linear::floats::Floats;
-use crate::linear::tile::{Product, Tile, X, rows_max};
+use crate::linear::lines::Lines;
+use crate::linear::stream::LINE;
+use crate::linear::tile::{Product, Tile, X, rows_max, ticks};
 use crate::linear::turn::{Turn, turn, turns_pairs};
 use crate::matrix::{BLOCK, Matrix};
 use crate::simd::{Isa, Kernel, LANES, Simd};
@@ -91,7 +93,9 @@ fn on_cpu(
             None => (task, 0..rows),
             Some(task) => (whole + task / parts, part(rows, parts, task % parts)),
         };
-        let task = Task { isa, sites, rows, block, dx, inputs, accumulate };
+        // Every thread claims tasks in turn.
+        let then = Some(block + threads).filter(|&then| then < blocks);
+        let task = Task { isa, sites, rows, block, then, dx, inputs, accumulate };
         // SAFETY: shapes are checked; a (block, row) belongs to one task.
         unsafe { isa.run(task) };
     });
@@ -103,6 +107,8 @@ struct Task<'a> {
     sites: &'a [LinearBackward<'a>],
     rows: Range<usize>,
     block: usize,
+    /// The block that this thread probably takes next.
+    then: Option<usize>,
     dx: Shared<f32>,
     inputs: usize,
     accumulate: Accumulate,
@@ -112,6 +118,9 @@ struct Task<'a> {
 #[repr(align(64))]
 struct Turned(MaybeUninit<[u32; STEPS * BLOCK]>);
 
+/// Cache lines of weights that are turned at a time.
+const LINES: usize = STEPS * BLOCK * size_of::<u32>() / LINE;
+
 impl Kernel for Task<'_> {
     type Output = ();
 
@@ -120,42 +129,74 @@ impl Kernel for Task<'_> {
         let mut turned = Turned(MaybeUninit::uninit());
         let to = turned.0.as_mut_ptr().cast::<u32>();
         let mut fresh = self.accumulate == Accumulate::Overwrite;
-        for site in self.sites {
-            let (weight, dy) = (site.weight.on().cpu(), site.dy.on().cpu());
-            let pairs = turns_pairs::<S>(weight.dtype());
-            let panels = weight.outputs().div_ceil(LANES);
-            let (dtype, steps) = if pairs { (Dtype::Bf16, LANES / 2) } else { (Dtype::F32, LANES) };
-            let x = X::of_floats(dy.words(dtype));
-            for first in (0..panels).step_by(STEPS / steps) {
-                let chunk = first..panels.min(first + STEPS / steps);
-                let tile = self.tile(x, to, first * steps, chunk.len() * steps, fresh);
-                turn(self.isa, Turn { weight, outputs: chunk, block: self.block, to });
-                match pairs {
-                    true => self.multiply::<S, Floats<true>>(tile),
-                    false => self.multiply::<S, Floats<false>>(tile),
-                }
-                fresh = false;
+        let mut lines = Lines::<LINES>::none();
+        let mut next = self.chunk::<S>(self.block, (0, 0), to);
+        while let Some((site, columns)) = next {
+            let dtype = columns.weight.dtype();
+            let (pairs, outputs) = (turns_pairs::<S>(dtype), columns.outputs.clone());
+            next = self.chunk::<S>(self.block, (site, outputs.end), to);
+            turn(self.isa, columns);
+            let ahead = match &next {
+                Some((_, columns)) => Some(columns.clone()),
+                None => self.then.and_then(|block| Some(self.chunk::<S>(block, (0, 0), to)?.1)),
+            };
+            lines.list_stretches(ahead.iter().flat_map(|columns| columns.stretches()));
+            let dy = self.sites[site].dy.on().cpu();
+            if pairs {
+                let tile = self.tile(dy.words(Dtype::Bf16), to, outputs, LANES / 2, fresh);
+                self.multiply::<S, Floats<true>>(tile, &lines);
+            } else {
+                let tile = self.tile(dy.words(Dtype::F32), to, outputs, LANES, fresh);
+                self.multiply::<S, Floats<false>>(tile, &lines);
             }
+            fresh = false;
         }
     }
 }
 
-impl Task<'_> {
-    /// The tile of row 0 and some steps of dy.
+impl<'a> Task<'a> {
+    /// Columns of a site from a panel of outputs on, as many as are turned at a time, or the next
+    /// site's first; `None` behind the last.
     #[inline(always)]
-    unsafe fn tile(&self, x: X, w: *const u32, start: usize, steps: usize, fresh: bool) -> Tile {
-        let outputs = (self.inputs - self.block * BLOCK).min(BLOCK);
+    unsafe fn chunk<S: Simd>(
+        &self,
+        block: usize,
+        (site, panel): (usize, usize),
+        to: *mut u32,
+    ) -> Option<(usize, Turn<'a>)> {
+        let panels = |site: &LinearBackward<'_>| site.weight.outputs().div_ceil(LANES);
+        let (site, panel) = match panel == panels(&self.sites[site]) {
+            true => (site + 1, 0),
+            false => (site, panel),
+        };
+        let weight = self.sites.get(site)?.weight.on().cpu();
+        let steps = if turns_pairs::<S>(weight.dtype()) { LANES / 2 } else { LANES };
+        let outputs = panel..panels(&self.sites[site]).min(panel + STEPS / steps);
+        Some((site, Turn { weight, outputs, block, to }))
+    }
+
+    /// The tile of row 0 and of some panels of dy, each of so many steps.
+    #[inline(always)]
+    unsafe fn tile(
+        &self,
+        words: (*const u32, usize),
+        w: *const u32,
+        panels: Range<usize>,
+        steps: usize,
+        fresh: bool,
+    ) -> Tile {
+        let columns = (self.inputs - self.block * BLOCK).min(BLOCK);
         Tile {
-            x,
+            x: X::of_floats(words),
             w,
-            panels: outputs.div_ceil(LANES),
+            panels: columns.div_ceil(LANES),
             panel: 0,
-            start,
+            start: panels.start * steps,
             fresh,
-            steps,
+            steps: panels.len() * steps,
             y: self.dx.get().add(self.block * BLOCK),
             y_stride: self.inputs,
-            outputs,
+            outputs: columns,
             ahead: std::ptr::null(),
             ahead_rate: 0,
             gather: std::ptr::null(),
@@ -163,16 +204,18 @@ impl Task<'_> {
         }
     }
 
-    /// Takes all rows through what is turned.
+    /// Takes all rows through what is turned, and brings near what is turned next.
     #[inline(always)]
-    unsafe fn multiply<S: Simd, P: Product>(&self, tile: Tile) {
+    unsafe fn multiply<S: Simd, P: Product>(&self, tile: Tile, lines: &Lines<LINES>) {
         let groups = self.rows.len().div_ceil(rows_max::<S, P>());
+        let ticks = ticks::<S, P>(tile.steps) * if S::WIDE { 1 } else { tile.panels };
         for group in 0..groups {
             let r = part(self.rows.len(), groups, group);
             let mut of_rows = tile;
             let row = self.rows.start + r.start;
             of_rows.x = tile.x.at_row(row);
             of_rows.y = tile.y.add(row * self.inputs);
+            (of_rows.gather, of_rows.gather_rate) = lines.share(group, groups, ticks);
             of_rows.rows::<S, P>(r.len());
         }
     }

@@ -290,7 +290,7 @@ impl<P: Product> Kernel for Blocks<'_, P> {
         };
         let chunks = chunks.min(steps);
         let turns = task.blocks.len() * chunks;
-        let mut lines = Lines::none();
+        let mut lines: Lines = Lines::none();
         let has_rest = !task.outliers.is_empty() || task.site.bias_now().is_some();
         for turn in 0..turns {
             let (block, part_of) = task.turn(turn, chunks);

@@ -11,8 +11,8 @@ use crate::linear::change::Change;
 use crate::linear::stream::LINE;
 
 /// Lines of B to bring near beside the products of a block, in the order in which they are read.
-pub(super) struct Lines {
-    places: [MaybeUninit<*const u8>; LINES_MAX],
+pub(super) struct Lines<const MOST: usize = LINES_MAX> {
+    places: [MaybeUninit<*const u8>; MOST],
     count: usize,
 }
 
@@ -21,17 +21,31 @@ const LINES_MAX: usize = 1024;
 /// One line a step.
 pub(super) const RATE_ONE: usize = 1 << 16;
 
-impl Lines {
+impl<const MOST: usize> Lines<MOST> {
     #[inline(always)]
-    pub(super) fn none() -> Lines {
-        Lines { places: [const { MaybeUninit::uninit() }; LINES_MAX], count: 0 }
+    pub(super) fn none() -> Lines<MOST> {
+        Lines { places: [const { MaybeUninit::uninit() }; MOST], count: 0 }
+    }
+
+    /// Lists those of some stretches (start and bytes), as many as there is room for.
+    #[inline(always)]
+    pub(super) fn list_stretches(&mut self, all: impl Iterator<Item = (*const u8, usize)>) {
+        self.count = 0;
+        for (start, bytes) in all {
+            let lines = (bytes / LINE).min(MOST - self.count);
+            let places = &mut self.places[self.count..self.count + lines];
+            for (line, place) in places.iter_mut().enumerate() {
+                place.write(start.wrapping_add(line * LINE));
+            }
+            self.count += lines;
+        }
     }
 
     /// Lists the deltas' lines of a block, no more than `most`.
     #[inline(always)]
     pub(super) unsafe fn list(&mut self, changes: &[Change], block: usize, most: usize) {
         self.count = 0;
-        let most = most.min(LINES_MAX);
+        let most = most.min(MOST);
         for change in changes {
             let b = change.delta().place_b(block);
             let lines = change.delta().b_bytes(block..block + 1) / LINE;

@@ -17,7 +17,8 @@ pub(super) fn turns_pairs<S: Simd>(dtype: WeightDtype) -> bool {
     S::PAIRS && dtype != WeightDtype::F32
 }
 
-/// 64 columns of some panels of outputs.
+/// 64 columns of some panels of outputs, the first of a block.
+#[derive(Clone)]
 pub(super) struct Turn<'a> {
     pub(super) weight: &'a cpu::Matrix,
     /// Panels of 16.
@@ -55,42 +56,49 @@ impl Kernel for Turn<'_> {
 }
 
 impl Turn<'_> {
+    /// The stretches of memory that are read: start and bytes, one of each block of outputs.
+    #[inline(always)]
+    pub(super) fn stretches(&self) -> impl Iterator<Item = (*const u8, usize)> {
+        let (weight, dtype) = (self.weight, self.weight.dtype());
+        let columns = [0, 1].map(|i| dtype.steps(weight.inputs().min((self.block + i) * BLOCK)));
+        let blocks = self.outputs.start / BLOCK_PANELS..self.outputs.end.div_ceil(BLOCK_PANELS);
+        blocks.map(move |block| {
+            let words = (columns[1] - columns[0]) * weight.step_words(block);
+            (weight.place(block, columns[0]).cast(), words * size_of::<u32>())
+        })
+    }
+
     #[inline(always)]
     unsafe fn of<S: Simd, C: Columns>(self) {
         let pairs = turns_pairs::<S>(self.weight.dtype());
         let columns = (self.weight.inputs() - self.block * BLOCK).div_ceil(LANES);
         let panels = columns.min(BLOCK_PANELS);
         let steps = if pairs { LANES / 2 } else { LANES };
-        let mut tiles = [[[0u32; LANES]; LANES]; 2];
+        let stride = panels * LANES;
         for (index, panel) in self.outputs.enumerate() {
-            let to = self.to.add(index * steps * panels * LANES);
             for two in 0..panels.div_ceil(2) {
-                C::read::<S>(
-                    self.weight,
-                    panel,
-                    self.block * (BLOCK / GROUP) + two,
-                    |i, [a, b]| {
-                        if pairs {
-                            S::store_int(tiles[0][i].as_mut_ptr(), S::pairs(a, b));
-                        } else {
-                            S::store(tiles[0][i].as_mut_ptr().cast(), a);
-                            S::store(tiles[1][i].as_mut_ptr().cast(), b);
-                        }
-                    },
-                );
-                S::transpose(&mut tiles[0]);
-                if !pairs {
-                    S::transpose(&mut tiles[1]);
-                }
-                // The second half of the pairs' one tile is the second panel's.
-                let of_panel =
-                    |half: usize| if pairs { &tiles[0][half * steps..] } else { &tiles[half][..] };
-                for half in 0..2.min(panels - 2 * two) {
-                    let to = to.add((2 * two + half) * LANES);
-                    for (step, words) in of_panel(half).iter().take(steps).enumerate() {
-                        let words = S::load_int(words.as_ptr());
-                        S::store_int(to.add(step * panels * LANES), words);
+                let (mut low, mut high) = ([S::splat_int(0); LANES], [S::splat_int(0); LANES]);
+                let group = self.block * (BLOCK / GROUP) + two;
+                C::read::<S>(self.weight, panel, group, |i, [a, b]| {
+                    if pairs {
+                        low[i] = S::pairs(a, b);
+                    } else {
+                        (low[i], high[i]) = (S::float_bits(a), S::float_bits(b));
                     }
+                });
+                let to = self.to.add(index * steps * stride + 2 * two * LANES);
+                let has_second = 2 * two + 1 < panels;
+                if pairs {
+                    // Eight steps of each panel of columns; of one that is not there, the other's
+                    // are stored over them.
+                    let second = if has_second { to.add(LANES) } else { to };
+                    S::store_turned(&low, [to, second], stride);
+                    continue;
+                }
+                S::store_turned(&low, [to, to.add(8 * stride)], stride);
+                if has_second {
+                    let to = to.add(LANES);
+                    S::store_turned(&high, [to, to.add(8 * stride)], stride);
                 }
             }
         }

@@ -47,12 +47,15 @@ impl Columns for Singles {
         mut each: impl FnMut(usize, [S::F; 2]),
     ) {
         let (block, at) = place(panel);
-        let load = |column: usize| match column < matrix.steps() {
-            true => S::load(matrix.place(block, column).add(at * LANES).cast()),
-            false => S::zero(),
-        };
         for i in 0..LANES {
-            each(i, [load(group * GROUP + i), load(group * GROUP + LANES + i)]);
+            let mut two = [S::zero(); 2];
+            for (half, values) in two.iter_mut().enumerate() {
+                let column = group * GROUP + half * LANES + i;
+                if column < matrix.steps() {
+                    *values = S::load(matrix.place(block, column).add(at * LANES).cast());
+                }
+            }
+            each(i, two);
         }
     }
 }
@@ -67,15 +70,25 @@ impl Columns for Pairs {
     ) {
         const ZEROS: [u32; LANES] = [0; LANES];
         let (block, at) = place(panel);
-        let words = |step: usize| match step < matrix.steps() {
-            true => matrix.place(block, step).add(at * LANES),
-            false => ZEROS.as_ptr(),
-        };
         for step in 0..LANES / 2 {
-            let first = group * LANES + step;
-            let words = [words(first), words(first + LANES / 2)];
-            each(2 * step, words.map(|words| S::low_halves(words)));
-            each(2 * step + 1, words.map(|words| S::high_halves(words)));
+            let mut words = [ZEROS.as_ptr(); 2];
+            for (half, words) in words.iter_mut().enumerate() {
+                let step = group * LANES + half * (LANES / 2) + step;
+                if step < matrix.steps() {
+                    *words = matrix.place(block, step).add(at * LANES);
+                }
+            }
+            // `each` stands here once, so that it is inlined.
+            for odd in 0..2 {
+                let mut two = [S::zero(); 2];
+                for half in 0..2 {
+                    two[half] = match odd {
+                        0 => S::low_halves(words[half]),
+                        _ => S::high_halves(words[half]),
+                    };
+                }
+                each(2 * step + odd, two);
+            }
         }
     }
 }
@@ -93,30 +106,32 @@ impl<const BITS: usize, const SHARED: usize, const LEAST: bool> Columns
         let zero = S::splat(if LEAST { 0.0 } else { (1 << (BITS - 1)) as f32 });
         let (block, at) = place(panel);
         let panels = matrix.panels(block);
-        // Where each half of the group has its scale, and from which input of it on.
-        let steps = [0, LANES].map(|first| {
-            let head = matrix.place(block, group * (GROUP / SHARED) + first / SHARED);
-            (head, first % SHARED)
-        });
-        let scales = steps.map(|(head, _)| S::load_f16(head.add(at * SCALE_WORDS).cast::<f16>()));
-        let least = steps.map(|(head, _)| match LEAST {
-            true => S::load_f16(head.add((panels + at) * SCALE_WORDS).cast::<f16>()),
-            false => S::zero(),
-        });
-        let words = panels * SCALE_WORDS * (1 + LEAST as usize) + at * LANES;
+        let head = panels * SCALE_WORDS * (1 + LEAST as usize) + at * LANES;
+        // Each half of the group has a scale of its own, or both the same.
+        let (mut words, mut firsts) = ([std::ptr::null(); 2], [0; 2]);
+        let (mut scales, mut least) = ([S::zero(); 2], [S::zero(); 2]);
+        for half in 0..2 {
+            let step = group * (GROUP / SHARED) + half * LANES / SHARED;
+            let start = matrix.place(block, step);
+            firsts[half] = half * LANES % SHARED;
+            words[half] = start.add(head);
+            scales[half] = S::load_f16(start.add(at * SCALE_WORDS).cast::<f16>());
+            if LEAST {
+                let start = start.add((panels + at) * SCALE_WORDS);
+                least[half] = S::load_f16(start.cast::<f16>());
+            }
+        }
         for i in 0..LANES {
-            each(
-                i,
-                [0, 1].map(|half| {
-                    let (head, first) = steps[half];
-                    let input = first + i;
-                    // Four q of 8 bits are a word; of nibbles two such words are one.
-                    let word = head.add(words + input / 4 * BITS / 8 * panels * LANES);
-                    let bit = 8 * (input % 4) + input / 4 % (8 / BITS) * BITS;
-                    let q = S::to_float(S::bits::<BITS>(S::load_int(word), bit));
-                    S::fma(S::sub(q, zero), scales[half], least[half])
-                }),
-            );
+            let mut two = [S::zero(); 2];
+            for half in 0..2 {
+                let input = firsts[half] + i;
+                // Four q of 8 bits are a word; of nibbles two such words are one.
+                let word = words[half].add(input / 4 * BITS / 8 * panels * LANES);
+                let bit = 8 * (input % 4) + input / 4 % (8 / BITS) * BITS;
+                let q = S::to_float(S::bits::<BITS>(S::load_int(word), bit));
+                two[half] = S::fma(S::sub(q, zero), scales[half], least[half]);
+            }
+            each(i, two);
         }
     }
 }

@@ -225,6 +225,10 @@ impl Simd for Avx2 {
         _mm256_movemask_ps(_mm256_and_ps(low, high)) == 0xff
     }
     #[inline(always)]
+    unsafe fn float_bits(v: Self::F) -> Self::I {
+        [_mm256_castps_si256(v[0]), _mm256_castps_si256(v[1])]
+    }
+    #[inline(always)]
     unsafe fn and(a: Self::I, b: Self::I) -> Self::I {
         [_mm256_and_si256(a[0], b[0]), _mm256_and_si256(a[1], b[1])]
     }

@@ -243,6 +243,10 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(b, a))
     }
     #[inline(always)]
+    unsafe fn float_bits(v: __m512) -> __m512i {
+        _mm512_castps_si512(v)
+    }
+    #[inline(always)]
     unsafe fn and(a: __m512i, b: __m512i) -> __m512i {
         _mm512_and_si512(a, b)
     }
@@ -280,33 +284,34 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         _mm512_add_epi32(acc, _mm512_madd_epi16(odd, odd_x))
     }
     #[inline(always)]
-    unsafe fn transpose(tile: &mut [[u32; LANES]; LANES]) {
-        let mut rows = [_mm512_setzero_si512(); LANES];
-        for (row, from) in rows.iter_mut().zip(&*tile) {
-            *row = _mm512_loadu_si512(from.as_ptr().cast());
-        }
+    unsafe fn store_turned(rows: &[__m512i; LANES], to: [*mut u32; 2], stride: usize) {
+        let mut rows = *rows;
         // Within quarters of registers: words of two rows, then of four.
-        let mut fours = rows;
-        for (rows, fours) in rows.chunks_exact(4).zip(fours.chunks_exact_mut(4)) {
-            let low = [0, 2].map(|i| _mm512_unpacklo_epi32(rows[i], rows[i + 1]));
-            let high = [0, 2].map(|i| _mm512_unpackhi_epi32(rows[i], rows[i + 1]));
-            fours[0] = _mm512_unpacklo_epi64(low[0], low[1]);
-            fours[1] = _mm512_unpackhi_epi64(low[0], low[1]);
-            fours[2] = _mm512_unpacklo_epi64(high[0], high[1]);
-            fours[3] = _mm512_unpackhi_epi64(high[0], high[1]);
+        for rows in rows.chunks_exact_mut(4) {
+            let (a, b) = (rows[0], rows[1]);
+            let (low, high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (a, b) = (rows[2], rows[3]);
+            let (low2, high2) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            rows[0] = _mm512_unpacklo_epi64(low, low2);
+            rows[1] = _mm512_unpackhi_epi64(low, low2);
+            rows[2] = _mm512_unpacklo_epi64(high, high2);
+            rows[3] = _mm512_unpackhi_epi64(high, high2);
         }
         // Then the quarters: those of column i lie in rows i % 4, 4 + i % 4, ….
+        let mut columns = [_mm512_setzero_si512(); LANES];
         for m in 0..4 {
-            let even = [m, m + 8].map(|i| _mm512_shuffle_i32x4::<0x88>(fours[i], fours[i + 4]));
-            let odd = [m, m + 8].map(|i| _mm512_shuffle_i32x4::<0xdd>(fours[i], fours[i + 4]));
-            for (quarter, [a, b]) in [even, odd].into_iter().enumerate() {
-                let columns =
-                    [_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b)];
-                for (i, column) in columns.into_iter().enumerate() {
-                    let at = 4 * (quarter + 2 * i) + m;
-                    _mm512_storeu_si512(tile[at].as_mut_ptr().cast(), column);
-                }
-            }
+            let [a, b, c, d] = [rows[m], rows[4 + m], rows[8 + m], rows[12 + m]];
+            let even = _mm512_shuffle_i32x4::<0x88>(a, b);
+            let even2 = _mm512_shuffle_i32x4::<0x88>(c, d);
+            let odd = _mm512_shuffle_i32x4::<0xdd>(a, b);
+            let odd2 = _mm512_shuffle_i32x4::<0xdd>(c, d);
+            columns[m] = _mm512_shuffle_i32x4::<0x88>(even, even2);
+            columns[4 + m] = _mm512_shuffle_i32x4::<0x88>(odd, odd2);
+            columns[8 + m] = _mm512_shuffle_i32x4::<0xdd>(even, even2);
+            columns[12 + m] = _mm512_shuffle_i32x4::<0xdd>(odd, odd2);
+        }
+        for (i, &column) in columns.iter().enumerate().rev() {
+            Self::store_int(to[i / 8].add(i % 8 * stride), column);
         }
     }
     #[inline(always)]

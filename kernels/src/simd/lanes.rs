@@ -115,6 +115,8 @@ pub(crate) trait Simd: Copy {
     }
     unsafe fn load_int(p: *const u32) -> Self::I;
     unsafe fn store_int(p: *mut u32, v: Self::I);
+    /// The lanes' bits.
+    unsafe fn float_bits(v: Self::F) -> Self::I;
     unsafe fn and(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn to_float(v: Self::I) -> Self::F;
     /// 16 values.
@@ -143,11 +145,14 @@ pub(crate) trait Simd: Copy {
     unsafe fn nibble_sums(_sums: Self::I, _start: i32) -> Self::I {
         unreachable!("asked where bytes are multiplied as they are")
     }
-    /// Rows become columns.
+    /// Stores the columns of 16 rows, the last eight from `to[1]` on, then the others from `to[0]`
+    /// on, each `stride` words apart.
     #[inline(always)]
-    unsafe fn transpose(tile: &mut [[u32; LANES]; LANES]) {
-        for (i, j) in (0..LANES).flat_map(|i| (0..i).map(move |j| (i, j))) {
-            (tile[i][j], tile[j][i]) = (tile[j][i], tile[i][j]);
+    unsafe fn store_turned(rows: &[Self::I; LANES], to: [*mut u32; 2], stride: usize) {
+        let rows = rows.as_ptr().cast::<u32>();
+        for column in (0..LANES).rev() {
+            let to = to[column / 8].add(column % 8 * stride);
+            (0..LANES).for_each(|row| *to.add(row) = *rows.add(row * LANES + column));
         }
     }
     /// To integers; lanes within an i8.

@@ -151,6 +151,10 @@ impl Simd for Portable {
         (0..LANES).all(|i| a[i] < b[i])
     }
     #[inline(always)]
+    unsafe fn float_bits(v: Array) -> Self::I {
+        v.map(|x| x.to_bits() as i32)
+    }
+    #[inline(always)]
     unsafe fn and(a: Self::I, b: Self::I) -> Self::I {
         std::array::from_fn(|i| a[i] & b[i])
     }

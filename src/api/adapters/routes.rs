@@ -43,9 +43,9 @@ pub struct RemoveQuery {
 
 /// Uploads an adapter: a new name, or a new version of one.
 ///
-/// The body is multipart with parts named by their file names (`adapter_config.json` and
-/// `adapter_model.safetensors`, or one `.gguf`), or one tar, tar.gz or zip of them, or a `.gguf`
-/// file as it is.
+/// The body is multipart, or one tar, tar.gz or zip of the files, or a `.gguf` file as it is. A
+/// part is `adapter_config.json`, `adapter_model.safetensors` or one `.gguf` by its own name; if
+/// that is none of them, by its file name.
 #[utoipa::path(
     put,
     path = "/v1/adapters/{name}",

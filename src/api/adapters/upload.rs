@@ -7,7 +7,7 @@
 use super::archive;
 use super::received::{Budget, Files, too_large};
 use crate::access::Caller;
-use crate::adapters::format::files::is_archive;
+use crate::adapters::format::files::{canonical_name, is_archive};
 use crate::adapters::registry::Staging;
 use crate::api::Api;
 use crate::api::http::body::declared_length;
@@ -111,7 +111,9 @@ async fn parts(request: Request, mut files: Files, reins: &Reins) -> Result<File
         let Some(field) = field.map_err(|e| broken(&e.body_text()))? else {
             return Ok(files);
         };
-        let name = field.file_name().or(field.name()).unwrap_or_default();
+        // A part that is called as the file is to be called says so, whatever was its name there.
+        let known = field.name().filter(|part| canonical_name(part).is_some());
+        let name = known.or(field.file_name()).or(field.name()).unwrap_or_default();
         if is_archive(name) {
             files = archive(contents(field), files).await?;
         } else {

@@ -80,6 +80,13 @@ async fn every_wrapping_gives_the_same_adapter() {
         let ignored = body["ignored_files"].as_array().unwrap().len();
         assert_eq!(ignored, if i < 3 { 0 } else { 2 }, "{body}");
     }
+    // A part's own name says what it is, whatever the file was called on the sender's disk.
+    let renamed = files().into_iter().fold(Form::new(), |form, (name, bytes)| {
+        form.part(name, Part::bytes(bytes).file_name("checkpoint-500.bin"))
+    });
+    let request = live.request(Method::PUT, "/v1/adapters/sql");
+    let renamed = whole(request.multipart(renamed)).await;
+    assert_eq!(renamed.json()["result"], "unchanged", "{}", renamed.text);
     let archive = Part::bytes(zip(&files())).file_name("sql.zip");
     let request = live.request(Method::PUT, "/v1/adapters/sql");
     let wrapped = whole(request.multipart(Form::new().part("file", archive))).await;

@@ -11,7 +11,9 @@ mod merge;
 use fake::server;
 use polylora::config::{GONE, SETTINGS};
 use serde_json::json;
-use support::command::{out, polylora, polylora_with, refused};
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use support::command::{out, polylora, polylora_with, program, refused};
 
 fn config_file(text: &str) -> tempfile::NamedTempFile {
     let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("a file");
@@ -248,6 +250,27 @@ fn a_refusal_is_shown_in_the_servers_words() {
     let o = polylora(&["chat", "--url", &url, "--model-name", "breaks", "Who?"]);
     assert_eq!(out(&o), "Avast, \n", "what came stays on its own line");
     assert!(refused(&o, 1).contains("step failed (stream: internal_error)"));
+}
+
+#[test]
+fn a_conversation_that_nobody_types_ends_with_the_first_refusal() {
+    let (url, seen) = server();
+    let talk = |model: &str| {
+        let mut command = Command::new(program());
+        command.args(["chat", "--url", &url, "--model-name", model]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the binary runs");
+        let mut typed = child.stdin.take().expect("a pipe");
+        typed.write_all(b"Who?\nWhere?\n").expect("written");
+        drop(typed);
+        child.wait_with_output().expect("it ends")
+    };
+    let said = talk("pirate");
+    assert!(said.status.success(), "{said:?}");
+    assert_eq!(seen.lock().expect("lock").len(), 2);
+    let said = talk("busy");
+    assert_eq!(said.status.code(), Some(1), "{said:?}");
+    assert_eq!(seen.lock().expect("lock").len(), 3, "the second line is not asked");
 }
 
 #[test]
