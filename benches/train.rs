@@ -102,7 +102,7 @@ fn examples(length: usize, vocab: usize) -> Examples {
         let ids: Vec<u32> = (0..length).map(|_| id()).collect();
         let from = length - (length as f64 * share) as usize;
         let weights: Vec<f32> = (0..length).map(|t| f32::from(u8::from(t >= from))).collect();
-        examples.push(&ids, &weights);
+        examples.add(&ids, &weights);
     }
     examples
 }

@@ -68,7 +68,7 @@ fn examples() -> Arc<Examples> {
     for i in 0..8 {
         let ids: Vec<u32> = (0..40).map(|t| 100 + 7 * t + i).collect();
         let weights: Vec<f32> = (0..40).map(|t| f32::from(u8::from(t >= 20))).collect();
-        examples.push(&ids, &weights);
+        examples.add(&ids, &weights);
     }
     Arc::new(examples)
 }

@@ -206,6 +206,54 @@ fn an_export_is_an_adapter_that_this_server_reads() {
     }
 }
 
+/// The names, shapes and config of an adapter that PEFT itself trained and saved.
+#[test]
+fn an_export_has_the_tensors_and_the_fields_that_peft_writes() {
+    let peft = Path::new(env!("CARGO_MANIFEST_DIR")).join("adapters/sql");
+    let config = |dir: &Path| -> Value {
+        let json = std::fs::read(dir.join("adapter_config.json")).expect("a config");
+        serde_json::from_slice(&json).expect("JSON")
+    };
+    let tensors = |dir: &Path| -> Vec<(String, Vec<usize>)> {
+        let file = std::fs::read(dir.join("adapter_model.safetensors")).expect("tensors");
+        let (_, header) = safetensors::SafeTensors::read_metadata(&file).expect("a header");
+        let all = header.tensors().into_iter().map(|(name, info)| (name, info.shape.clone()));
+        let mut all: Vec<_> = all.collect();
+        all.sort();
+        all
+    };
+    let theirs = config(&peft);
+    let (weights, dev) = (demo(), Device::cpu(2));
+    let spec = TrainSpec {
+        rank: theirs["r"].as_u64().expect("a rank") as usize,
+        alpha: theirs["lora_alpha"].as_f64().expect("alpha"),
+        rslora: theirs["use_rslora"] == true,
+        dora: theirs["use_dora"] == true,
+        ..spec()
+    };
+    let trainer = new(&weights, &dev, &spec, 64);
+    let dir = tempfile::tempdir().expect("a directory");
+    exported(&trainer, dir.path());
+    assert_eq!(tensors(dir.path()), tensors(&peft));
+    let ours = config(dir.path());
+    for (field, value) in ours.as_object().expect("fields") {
+        match field.as_str() {
+            "base_model_name_or_path" => {}
+            // PEFT's is a set.
+            "target_modules" => {
+                let sorted = |value: &Value| {
+                    let mut names: Vec<String> =
+                        serde_json::from_value(value.clone()).expect("names");
+                    names.sort();
+                    names
+                };
+                assert_eq!(sorted(value), sorted(&theirs[field]));
+            }
+            _ => assert_eq!(Some(value), theirs.get(field), "{field}"),
+        }
+    }
+}
+
 #[test]
 fn three_steps_that_are_not_finite_end_a_job() {
     let (weights, dev) = (tiny("llama"), Device::cpu(2));

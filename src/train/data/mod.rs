@@ -18,7 +18,7 @@ impl Examples {
     ///
     /// # Panics
     /// On a weight too many or too few.
-    pub fn push(&mut self, ids: &[u32], weights: &[f32]) {
+    pub fn add(&mut self, ids: &[u32], weights: &[f32]) {
         assert_eq!(ids.len(), weights.len(), "a weight an id");
         self.ids.extend(ids);
         self.weights.extend(weights);

@@ -145,7 +145,7 @@ impl Pass {
             Op::Head => {
                 let chunk = ops.chunk(self.chunk);
                 ops.head(b, chunk.clone(), self.purpose, &mut self.scored[chunk]);
-                if self.purpose != Purpose::Train {
+                if self.purpose != Purpose::Train || self.at == self.program.len() {
                     self.chunk += 1;
                     let more = !ops.chunk(self.chunk).is_empty();
                     self.at = if more { self.at - 1 } else { self.program.len() };

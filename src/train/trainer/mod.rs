@@ -91,6 +91,20 @@ pub struct Trainer {
 }
 
 impl Trainer {
+    /// Bytes that `new` takes for examples of at most `longest` tokens, on a device of so many
+    /// threads. What grows with the number of examples (30 bytes each at most) is left out.
+    pub fn bytes(
+        weights: &Weights,
+        spec: &TrainSpec,
+        longest: usize,
+        rows_max: usize,
+        threads: usize,
+    ) -> u64 {
+        let [_, whole] = options(spec, longest, rows_max);
+        // What a device refuses, `new` says.
+        sizes::bytes(weights, spec, whole, threads).map_or(u64::MAX, |bytes| bytes as u64)
+    }
+
     /// Takes all memory that the job needs. Errors: what the device has no room or no operation
     /// for.
     ///
@@ -107,7 +121,7 @@ impl Trainer {
         let group = spec.objective.group();
         let validation = validation.filter(|examples| examples.len() > 0);
         let all = || std::iter::once(&data).chain(&validation);
-        assert!(all().all(|examples| examples.len() % group == 0), "pairs are whole");
+        assert!(all().all(|examples| examples.len().is_multiple_of(group)), "pairs are whole");
         let longest = all().map(|examples| examples.longest()).max().unwrap_or(0);
         let [micro, whole] = options(&spec, longest, rows_max);
         let sites = sites(&weights.shape, &spec);
@@ -257,7 +271,7 @@ impl Trainer {
     /// After an update: validation where it is due, or the report.
     fn updated(&mut self) -> Advance {
         let every = u64::from(self.spec.validate_every);
-        let is_due = self.report.epoch_end || (every > 0 && self.step % every == 0);
+        let is_due = self.report.epoch_end || (every > 0 && self.step.is_multiple_of(every));
         if let Some(validation) = self.validation.as_ref().filter(|_| is_due) {
             let entries = validation.len() / self.spec.objective.group();
             self.reader.begin(0..entries as u32, validation, false);

@@ -12,11 +12,6 @@ impl References {
         Self(vec![None; pairs])
     }
 
-    /// Bytes of `new`.
-    pub fn bytes(pairs: usize) -> usize {
-        pairs * size_of::<Option<[f64; 2]>>()
-    }
-
     pub fn keep(&mut self, pair: u32, log_probs: [f64; 2]) {
         self.0[pair as usize] = Some(log_probs);
     }

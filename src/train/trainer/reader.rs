@@ -174,9 +174,9 @@ impl Reader {
         };
         let divisor = if is_pairs { 1.0 } else { self.divisor };
         self.push(pass.begin(purpose), data, divisor);
-        for example in self.list[self.at.clone()].iter().flat_map(|&e| self.examples_of(e)) {
-            self.totals.tokens += data.get(example).ids.len() as u64;
-        }
+        let examples = self.list[self.at.clone()].iter().flat_map(|&e| self.examples_of(e));
+        let tokens: usize = examples.map(|example| data.get(example).ids.len()).sum();
+        self.totals.tokens += tokens as u64;
     }
 
     fn push(&self, batch: &mut MicroBatch, data: &Examples, divisor: f64) {

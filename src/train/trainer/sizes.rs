@@ -3,8 +3,7 @@
 //! Owns the sums. Never takes memory. The thing to know: a test holds them against what
 //! `Trainer::new` really takes.
 
-use super::Trainer;
-use super::preference::References;
+use crate::error::Result;
 use crate::model::weights::Weights;
 use crate::shape::{ModelShape, Projection, Site};
 use crate::train::pass::{Pass, PassOptions, Sizes};
@@ -29,32 +28,26 @@ pub(super) fn options(spec: &TrainSpec, longest: usize, rows_max: usize) -> [Pas
     [of(rows_max), of(rows_max.max(group * longest.saturating_sub(1)))]
 }
 
-impl Trainer {
-    /// Bytes that `new` takes for examples of at most `longest` tokens, on a device of so many
-    /// threads. What grows with the number of examples (30 bytes each at most) is left out.
-    pub fn bytes(
-        weights: &Weights,
-        spec: &TrainSpec,
-        longest: usize,
-        rows_max: usize,
-        threads: usize,
-    ) -> u64 {
-        let shape = &weights.shape;
-        let sites = sites(shape, spec);
-        let dims = sites.iter().map(|site| shape.site_dims(*site));
-        let factors: usize = dims.clone().map(|(i, o)| spec.rank * (i + o)).sum();
-        let vectors: usize = if spec.dora { dims.map(|(_, o)| o).sum() } else { 0 };
-        let [_, options] = options(spec, longest, rows_max);
-        let sizes = Sizes {
-            options,
-            threads,
-            layers: shape.layers,
-            rank: spec.rank,
-            z: Projection::ALL.map(|p| spec.dora && spec.targets.contains(&p)),
-        };
-        // Values, gradients, two moments; of magnitudes norms and squares too.
-        let adapter = 4 * (4 * (factors + vectors) + 2 * vectors);
-        let pass = Pass::bytes(weights, sizes).unwrap_or(usize::MAX / 2);
-        (adapter + DoraScratch::bytes(threads, spec.rank) + pass) as u64
-    }
+/// See [`super::Trainer::bytes`].
+pub(super) fn bytes(
+    weights: &Weights,
+    spec: &TrainSpec,
+    options: PassOptions,
+    threads: usize,
+) -> Result<usize> {
+    let shape = &weights.shape;
+    let sites = sites(shape, spec);
+    let dims = sites.iter().map(|site| shape.site_dims(*site));
+    let factors: usize = dims.clone().map(|(i, o)| spec.rank * (i + o)).sum();
+    let vectors: usize = if spec.dora { dims.map(|(_, o)| o).sum() } else { 0 };
+    let sizes = Sizes {
+        options,
+        threads,
+        layers: shape.layers,
+        rank: spec.rank,
+        z: Projection::ALL.map(|p| spec.dora && spec.targets.contains(&p)),
+    };
+    // Values, gradients, two moments; of magnitudes norms and squares too.
+    let adapter = 4 * (4 * (factors + vectors) + 2 * vectors);
+    Ok(adapter + DoraScratch::bytes(threads, spec.rank) + Pass::bytes(weights, sizes)?)
 }

@@ -31,7 +31,7 @@ pub fn demo() -> Arc<Weights> {
 /// Ids and weights as a job reads them.
 pub fn examples_of(rows: impl IntoIterator<Item = (Vec<u32>, Vec<f32>)>) -> Examples {
     let mut examples = Examples::default();
-    rows.into_iter().for_each(|(ids, weights)| examples.push(&ids, &weights));
+    rows.into_iter().for_each(|(ids, weights)| examples.add(&ids, &weights));
     examples
 }
 
