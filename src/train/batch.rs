@@ -102,6 +102,7 @@ impl MicroBatch {
             }
         }
         self.segments.last_mut().expect("cleared before").end = self.tokens.len();
+        self.ends.push(self.supervised.len() as u32);
     }
 
     /// Examples from here on are of the next adapter; beyond the last one, of the base.

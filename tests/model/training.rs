@@ -104,7 +104,12 @@ fn beside_gradients(case: &str, dev: &Device, mut adapters: [Adapter; 1]) {
     let expected = case["loss"].as_f64().expect("a loss");
     let (of_gradients, whose) = worst(&adapters[0], &adapters[0].gradients, &case["grads"]);
     let of_loss = (loss - expected).abs() / expected;
-    eprintln!("demo: loss {of_loss:.1e}, gradients {of_gradients:.1e} ({whose})");
+    let of_all = case["grads"].as_object().expect("gradients").values();
+    let norm: f64 = of_all.map(|three| three[0].as_f64().expect("a norm").powi(2)).sum();
+    let ours = adapters[0].gradients.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>();
+    let of_norm = (ours / norm).sqrt() - 1.0;
+    eprintln!("demo: loss {of_loss:.1e}, norm {of_norm:.1e}, worst {of_gradients:.1e} ({whose})");
+    assert!(of_norm.abs() < 5e-5, "the norm of all gradients: {of_norm}");
     assert!(of_loss < 1e-5, "{loss}, expected {expected}");
     assert!(of_gradients < 5e-4, "{of_gradients}: {whose}");
 }

@@ -84,8 +84,6 @@ pub struct Trainer {
     step: u64,
     /// How many of the last ones were skipped.
     skipped: u32,
-    /// Whether magnitudes are there already.
-    is_restored: bool,
     /// Of the step at hand.
     report: StepReport,
 }
@@ -149,7 +147,6 @@ impl Trainer {
             phase: Phase::Measure(0),
             step: 0,
             skipped: 0,
-            is_restored: false,
             report: StepReport::default(),
             adapters,
             spec,
@@ -174,7 +171,8 @@ impl Trainer {
     pub fn advance(&mut self, dev: &Device) -> Result<Advance> {
         match self.phase {
             Phase::Measure(site) if site < self.norms.len() => {
-                let (adapter, is_new) = (&mut self.adapters[0], !self.is_restored);
+                // After a step, magnitudes are trained ones.
+                let (adapter, is_new) = (&mut self.adapters[0], self.step == 0);
                 self.norms.measure(dev, &self.weights, adapter, site, is_new);
                 self.phase = Phase::Measure(site + 1);
             }

@@ -101,7 +101,7 @@ impl Trainer {
         }
         *own_updates = updates;
         adapter.gradients.fill(0.0);
-        (self.step, self.skipped, self.is_restored) = (step, skipped, true);
+        (self.step, self.skipped) = (step, skipped);
         self.report = Default::default();
         self.phase = Phase::Measure(0);
         Ok(())
