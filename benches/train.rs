@@ -43,14 +43,11 @@ fn main() {
             for length in of(&["60", "256"]) {
                 let data = examples(length.parse().expect("a number"), weights.shape.vocab);
                 let got = train(&weights, &dev, adapter == "dora", Arc::new(data));
-                println!(
-                    "{storage:7}  {adapter:7}  8 x {length:3} {:8.0}  {:9.2}  {:9.1} ms {:6.1} ms {:6.0}",
-                    got.rate,
-                    got.rate / prefill,
-                    got.longest.as_secs_f64() * 1e3,
-                    got.usual.as_secs_f64() * 1e3,
-                    got.bytes as f64 / f64::from(1 << 20),
-                );
+                let [longest, usual] = [got.longest, got.usual].map(|d| d.as_secs_f64() * 1e3);
+                let (rate, share) = (got.rate, got.rate / prefill);
+                let mib = got.bytes as f64 / f64::from(1 << 20);
+                print!("{storage:7}  {adapter:7}  8 x {length:3} {rate:8.0}  {share:9.2}  ");
+                println!("{longest:9.1} ms {usual:6.1} ms {mib:6.0}");
             }
         }
     }

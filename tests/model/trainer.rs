@@ -8,7 +8,7 @@ use polylora::adapters::format::{self, factors};
 use polylora::model::weights::Weights;
 use polylora::shape::Projection;
 use polylora::train::data::Examples;
-use polylora::train::{Advance, Decay, Objective, Order, StepReport, TrainSpec, Trainer};
+use polylora::train::{Adapter, Advance, Decay, Objective, Order, StepReport, TrainSpec, Trainer};
 use polylora_kernels::Device;
 use serde_json::Value;
 use std::path::Path;
@@ -81,6 +81,16 @@ fn exported(trainer: &Trainer, dir: &Path) -> [Vec<u8>; 2] {
     trainer.export(dir, "a/base").expect("an export");
     ["adapter_config.json", "adapter_model.safetensors"]
         .map(|name| std::fs::read(dir.join(name)).expect("a file"))
+}
+
+/// Factors as they are in a job's saved state.
+fn state_values(trainer: &Trainer, dir: &Path) -> Vec<f32> {
+    let file = dir.join("state");
+    trainer.save(&file).expect("saved");
+    let state = std::fs::read(&file).expect("a file");
+    let tensors = safetensors::SafeTensors::deserialize(&state).expect("tensors");
+    let values = tensors.tensor("values").expect("values");
+    values.data().as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect()
 }
 
 #[test]
@@ -203,6 +213,15 @@ fn an_export_is_an_adapter_that_this_server_reads() {
         let (site, _) = open.modules()[3];
         let module = open.read(site).expect("values").expect("a module");
         assert_eq!(module.scale, spec.scale() as f32);
+        // Its B lies output by output, the job's rank by rank.
+        let values = state_values(&trainer, dir.path());
+        let (shape, rank) = (&weights.shape, spec.rank);
+        let layout = Adapter::new(shape, &all_linears(shape), rank, 1.0, spec.dora);
+        let b = &values[layout.tensors()[2 * 3 + 1].range.clone()];
+        let outputs = b.len() / rank;
+        for (i, value) in module.b.iter().enumerate() {
+            assert_eq!(*value, b[i % rank * outputs + i / rank], "{i}");
+        }
     }
 }
 
@@ -304,6 +323,46 @@ fn in_order<T: Clone>(entries: &[T], batches: &Value, spec: &TrainSpec) -> Vec<T
         }
     }
     placed
+}
+
+#[test]
+fn a_job_gives_the_curve_of_peft() {
+    let (oracle, data) = (golden("train/curve-lora.json"), golden("train/data.json"));
+    let spec = TrainSpec {
+        rank: 8,
+        alpha: 16.0,
+        epochs: 1,
+        batch: 8,
+        lr: 5e-4,
+        decay: Decay::Constant,
+        warmup_ratio: 0.0,
+        weight_decay: 0.0,
+        ..spec()
+    };
+    let train = data["train"].as_array().expect("examples").iter();
+    let rows: Vec<(Vec<u32>, Vec<f32>)> = train
+        .map(|example| {
+            let from = example["supervised_from"].as_u64().expect("an index") as usize;
+            let ids = ids(&example["ids"]);
+            let weights = (0..ids.len()).map(|i| f32::from(u8::from(i >= from))).collect();
+            (ids, weights)
+        })
+        .collect();
+    // The first epoch's batches.
+    let batches = oracle["batches"].as_array().expect("batches")[..rows.len() / 8].to_vec();
+    let placed = in_order(&rows, &Value::Array(batches), &spec);
+    let (weights, dev) = (demo(), Device::cpu(2));
+    let data = Arc::new(examples_of(placed));
+    let mut trainer =
+        Trainer::new(weights.clone(), &dev, spec.clone(), 512, data, None).expect("a job");
+    start_as_the_oracle(&mut trainer, &weights, &spec);
+    for at in 0..3 {
+        let report = step(&mut trainer, &dev).expect("a step");
+        for (ours, key) in [(report.loss, "loss"), (report.grad_norm, "grad_norm")] {
+            let theirs = oracle[key][at].as_f64().expect("a number");
+            assert!((ours - theirs).abs() < 1e-4 * theirs, "{key} {at}: {ours}, PEFT {theirs}");
+        }
+    }
 }
 
 #[test]

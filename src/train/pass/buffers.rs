@@ -13,7 +13,7 @@ use polylora_kernels::{
 };
 
 /// Rows whose logits exist at a time.
-pub(super) const HEAD_ROWS: usize = 32;
+pub(super) const HEAD_ROWS: usize = 16;
 
 /// Sizes that are fixed when a pass is made.
 #[derive(Debug, Clone, Copy)]

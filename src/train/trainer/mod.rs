@@ -117,7 +117,7 @@ impl Trainer {
         validation: Option<Arc<Examples>>,
     ) -> Result<Self> {
         let group = spec.objective.group();
-        let validation = validation.filter(|examples| examples.len() > 0);
+        let validation = validation.filter(|examples| !examples.is_empty());
         let all = || std::iter::once(&data).chain(&validation);
         assert!(all().all(|examples| examples.len().is_multiple_of(group)), "pairs are whole");
         let longest = all().map(|examples| examples.longest()).max().unwrap_or(0);

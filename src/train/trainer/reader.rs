@@ -1,8 +1,8 @@
 //! Reads a list of examples, or of pairs, through a pass, micro-batch by micro-batch: to train on
 //! them, or to evaluate.
 //!
-//! Owns the place in the list and the sums. Never updates a factor. The thing to know: micro-batches
-//! are cut by the job's own sizes, so a job has the same bits whatever runs beside it.
+//! Owns the place in the list and the sums. Never updates a factor. The thing to know:
+//! micro-batches are cut by the job's own sizes, so a job has the same bits whatever runs beside it.
 
 use super::preference::{References, slope_and_loss};
 use crate::error::Result;
@@ -117,7 +117,7 @@ impl Reader {
             (Progress::Scored, _) => {
                 self.count_pairs(pass, references);
                 let (slopes, divisor) = (&self.slopes, self.divisor);
-                let sign = |example: usize| if example % 2 == 0 { 1.0 } else { -1.0 };
+                let sign = |example: usize| if example.is_multiple_of(2) { 1.0 } else { -1.0 };
                 pass.resume(|example| sign(example) * slopes[example / 2] / divisor);
             }
             (Progress::Done, _) => {
