@@ -2,7 +2,7 @@
 //! them, or to evaluate.
 //!
 //! Owns the place in the list and the sums. Never updates a factor. The thing to know:
-//! micro-batches are cut by the job's own sizes, so a job has the same bits whatever runs beside it.
+//! micro-batches are cut by a job's own sizes, so it has the same bits whatever runs beside it.
 
 use super::preference::{References, slope_and_loss};
 use crate::error::Result;
