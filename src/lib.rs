@@ -8,6 +8,7 @@
 //! - [`jobs`]: work carried out beside serving, tenants in turns
 //! - [`engine`]: the thread that turns tokens into tokens: plan, run, commit
 //! - [`text`]: text to tokens and back
+//! - [`train`]: adapters out of examples, without files
 //! - [`merge`]: adapters into one, without files
 //! - [`model`]: the decoder and its weights
 //! - [`checkpoint`]: the files of base models and where they come from
@@ -16,7 +17,7 @@
 //! - [`files`]: what clients upload to train on
 //! - [`usage`]: what each request used, on disk
 //! - [`clock`], [`config`], [`database`], [`ending`], [`error`], [`metrics`], [`shape`], [`share`],
-//!   [`terminal`], [`tls`], and headers of weight files: leaves
+//!   [`terminal`], [`tls`], headers of weight files, and reproducible random numbers: leaves
 //!
 //! The arithmetic is in the crate `polylora-kernels`.
 #![forbid(unsafe_code)]
@@ -40,9 +41,11 @@ pub mod jobs;
 pub mod merge;
 pub mod metrics;
 pub mod model;
+mod random;
 pub mod shape;
 pub mod share;
 pub mod terminal;
 pub mod text;
 pub mod tls;
+pub mod train;
 pub mod usage;

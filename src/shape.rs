@@ -3,15 +3,24 @@
 //! Owns the numbers that the decoder, the KV cache and the adapter loaders agree on. Never reads a
 //! file and holds no weights. The thing to know: a family is described by fields, not by a type.
 
+use serde::{Deserialize, Serialize};
+
 /// A projection inside one decoder layer. The order is the order of `Site::index`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Projection {
+    #[serde(rename = "q_proj")]
     Q,
+    #[serde(rename = "k_proj")]
     K,
+    #[serde(rename = "v_proj")]
     V,
+    #[serde(rename = "o_proj")]
     O,
+    #[serde(rename = "gate_proj")]
     Gate,
+    #[serde(rename = "up_proj")]
     Up,
+    #[serde(rename = "down_proj")]
     Down,
 }
 
@@ -162,6 +171,29 @@ impl ModelShape {
             Site::Layer(_, Projection::Down) => (self.ffn, self.hidden),
             Site::Head => (self.hidden, self.vocab),
         }
+    }
+    /// Values of a token's queries: N·D.
+    pub fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+    /// Values of a token's keys, and of its values: K·D.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+    /// The norm on attention's output, where the family has one.
+    pub fn norm_after_attention(&self, layer: usize) -> Option<Norm> {
+        self.post_norms.then_some(Norm::PostAttention(layer))
+    }
+    /// The norm that the MLP reads through.
+    pub fn norm_before_mlp(&self, layer: usize) -> Norm {
+        match self.post_norms {
+            true => Norm::PreFeedforward(layer),
+            false => Norm::PostAttention(layer),
+        }
+    }
+    /// The norm on the MLP's output, where the family has one.
+    pub fn norm_after_mlp(&self, layer: usize) -> Option<Norm> {
+        self.post_norms.then_some(Norm::PostFeedforward(layer))
     }
     /// Number of norm slots: six per layer and the final one.
     pub fn norms(&self) -> usize {

@@ -200,6 +200,11 @@ pub const GROUPS: &[Group] = codes! {
         unsupported_generation_field [422]
             "A generation default that would change answers and is not served."
     }
+    "Training" {
+        non_finite_loss [422]
+            "The loss or its gradient was not finite in three steps in a row; nothing was updated \
+             in them. A smaller learning rate may help."
+    }
     "Merges" {
         invalid_merge [400]
             "The order cannot be carried out; `param` names the option or the source."

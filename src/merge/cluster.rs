@@ -5,7 +5,7 @@
 //! the points are. The thing to know: mirrored clustering takes x and −x as one point and gives
 //! each member the sign that turns it towards its centroid.
 
-use super::random::Stream;
+use crate::random::Stream;
 use faer::Mat;
 
 /// Rounds after which a clustering that still moves is taken as it is.

@@ -4,9 +4,9 @@
 //! B or their product. The thing to know: PEFT chooses entries and elects signs before it applies
 //! the weights, and so does this.
 
-use super::random::Stream;
 use super::select::largest;
 use super::spec::{Election, Options, Rule};
+use crate::random::Stream;
 
 /// The sources' tensors of one shape, as one flat vector each.
 pub struct Tasks {

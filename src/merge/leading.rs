@@ -6,8 +6,8 @@
 //! way: M is multiplied with a few vectors at a time. The thing to know: the start is the same for
 //! every matrix and faer computes on the caller's thread, so the same matrix gives the same bits.
 
-use super::random::Stream;
 use crate::error::{Error, Result};
+use crate::random::Stream;
 use faer::linalg::solvers::Qr;
 use faer::{Mat, MatRef, Side};
 

@@ -12,10 +12,10 @@
 //! unit was merged with another, so all units kept give the sum itself.
 
 use super::cluster::{Clustering, Points};
-use super::random::word;
 use super::report::{ClusterReport, LegoReport};
 use super::spec::{Options, OutputScale, Units};
 use super::stack::{Part, Product, Stack};
+use crate::random::word;
 use faer::Mat;
 
 /// What the clustering of a site is seeded with.

@@ -12,7 +12,6 @@ mod entrywise;
 mod leading;
 mod lego;
 pub mod picture;
-mod random;
 pub mod report;
 mod select;
 mod site;

@@ -138,8 +138,8 @@ fn partition(entries: &mut [Entry]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::random::Stream;
     use super::*;
+    use crate::random::Stream;
 
     #[test]
     fn as_many_as_asked_are_marked_and_none_that_is_smaller_than_another() {

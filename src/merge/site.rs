@@ -6,12 +6,12 @@
 
 use super::entrywise::Tasks;
 use super::lego;
-use super::random::{Stream, word};
 use super::report::{self, SiteReport};
 use super::spec::{Form, Method, Rule, Spec, refuse};
 use super::stack::{Part, Product, Stack};
 use crate::adapters::format::factors::{FactorDims, FactorSite, ModuleFactors};
 use crate::error::{Error, Result};
+use crate::random::{Stream, word};
 use faer::{Mat, MatRef};
 
 /// Everything that decides a site's result beside the factors.

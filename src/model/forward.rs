@@ -5,13 +5,13 @@
 //! next, in one pass over both.
 
 use super::batch::{Batch, ModelOptions};
+use super::decoder::Decoder;
 use super::weights::Weights;
 use crate::adapters::format::config::RANK_MAX;
-use crate::shape::{Activation, ModelShape, Norm, Projection, Site};
+use crate::shape::{ModelShape, Norm, Projection, Site};
 use polylora_kernels::{
-    Act, AttentionScratch, Device, Dtype, Error, Gate, KvCache, Linear, LoraScratch, Memory,
-    NormWeight, Plane, Residents, Residual, RopeStore, RopeTable, Rows, Segments, WeightDtype,
-    add_norm, add_norm_rows, attention, embed, glu, linear, rope_store,
+    Act, AttentionScratch, Device, Error, KvCache, LoraScratch, Memory, Plane, Residents, Residual,
+    Rows, Segments, add_norm, add_norm_rows, attention, embed, glu, linear, rope_store,
 };
 
 /// Memory of one step, taken at start. T = rows_max, S' = logit_rows_max.
@@ -39,17 +39,8 @@ pub(super) struct Buffers {
 impl Buffers {
     pub fn new(memory: &Memory, weights: &Weights, o: &ModelOptions) -> Result<Self, Error> {
         let shape = &weights.shape;
-        let dtypes = weights.dtypes();
-        let dtype = match dtypes.contains(&WeightDtype::Bf16) {
-            true => Dtype::Bf16,
-            false => Dtype::F32,
-        };
-        let integers = dtypes.iter().any(|d| d.group().is_some());
-        let act = |rows: usize, width: usize| match integers {
-            true => Act::with_bytes(memory, dtype, rows, width),
-            false => Act::new(memory, dtype, rows, width),
-        };
-        let (rows, q, kv) = (o.rows_max, q_width(shape), kv_width(shape));
+        let act = |rows: usize, width: usize| weights.activation(memory, rows, width);
+        let (rows, q, kv) = (o.rows_max, shape.q_width(), shape.kv_width());
         let plane = |width: usize| Plane::new(memory, rows, width);
         Ok(Self {
             h: plane(shape.hidden)?,
@@ -79,8 +70,8 @@ impl Buffers {
     /// Upper bound of what `new` takes: activations as f32 with a bf16 copy, and bytes for integer
     /// weights.
     pub fn bytes(shape: &ModelShape, o: &ModelOptions) -> usize {
-        let q = q_width(shape);
-        let plain = 2 * shape.hidden + q + 2 * kv_width(shape) + 2 * shape.ffn;
+        let q = shape.q_width();
+        let plain = 2 * shape.hidden + q + 2 * shape.kv_width() + 2 * shape.ffn;
         let acts: usize = [shape.hidden, q, shape.ffn].map(Act::row_bytes).iter().sum();
         let row = LoraScratch::row_bytes(RANK_MAX);
         let scratch = o.rows_max.max(o.logit_rows_max) * row;
@@ -92,39 +83,25 @@ impl Buffers {
     }
 }
 
-fn q_width(shape: &ModelShape) -> usize {
-    shape.heads * shape.head_dim
-}
-
-fn kv_width(shape: &ModelShape) -> usize {
-    shape.kv_heads * shape.head_dim
-}
-
 /// Everything a step reads.
 pub(super) struct Step<'a> {
     pub batch: &'a Batch,
     pub residents: &'a Residents,
-    pub weights: &'a Weights,
+    pub decoder: Decoder<'a>,
     pub device: &'a Device,
-    pub rope: &'a RopeTable,
-    pub rope_local: Option<&'a RopeTable>,
 }
 
 impl<'a> Step<'a> {
     /// The logits of the rows that are sampled, or what the device failed at first.
     pub fn run<'b>(&self, b: &'b mut Buffers, kv: &mut KvCache) -> Result<&'b mut [f32], Error> {
         let shape = self.shape();
-        let (table, scale) = (self.weights.embedding(), shape.embedding_scale);
+        let (table, scale) = (self.decoder.weights.embedding(), shape.embedding_scale);
         embed(self.device, table, &self.batch.tokens, scale, self.segments(), &mut b.h);
         for layer in 0..shape.layers {
             let before = layer.checked_sub(1);
-            self.add_norm(b, before.map(|l| self.after_mlp(l)), Norm::Input(layer));
+            self.add_norm(b, before.map(|l| shape.norm_after_mlp(l)), Norm::Input(layer));
             self.attend(b, kv, layer);
-            let (post, next) = match shape.post_norms {
-                true => (Some(Norm::PostAttention(layer)), Norm::PreFeedforward(layer)),
-                false => (None, Norm::PostAttention(layer)),
-            };
-            self.add_norm(b, Some(post), next);
+            self.add_norm(b, Some(shape.norm_after_attention(layer)), shape.norm_before_mlp(layer));
             self.mlp(b, layer);
         }
         self.logits(b);
@@ -132,7 +109,7 @@ impl<'a> Step<'a> {
     }
 
     fn shape(&self) -> &'a ModelShape {
-        &self.weights.shape
+        self.decoder.shape()
     }
 
     fn rows(&self) -> usize {
@@ -159,34 +136,17 @@ impl<'a> Step<'a> {
         }
     }
 
-    fn norm(&self, norm: Norm) -> NormWeight<'a> {
-        NormWeight { base: self.weights.norm(norm), norm: self.shape().norm_index(norm) }
-    }
-
-    fn site<'y>(&self, site: Site, y: &'y mut Plane) -> Linear<'y>
-    where
-        'a: 'y,
-    {
-        let (weight, bias) = (self.weights.site(site), self.weights.bias(site));
-        Linear { weight, bias, site: self.shape().site_index(site), y }
-    }
-
-    /// The norm on the MLP's output of a layer, where the family has one.
-    fn after_mlp(&self, layer: usize) -> Option<Norm> {
-        let post = self.shape().post_norms;
-        post.then_some(Norm::PostFeedforward(layer))
-    }
-
     /// h += y (normed by the inner norm, where there is one), then x = norm(h). `made` None: there
     /// is no y yet.
     fn add_norm(&self, b: &mut Buffers, made: Option<Option<Norm>>, norm: Norm) {
-        let residual = made.map(|post| Residual { y: &b.y, post: post.map(|n| self.norm(n)) });
+        let residual =
+            made.map(|post| Residual { y: &b.y, post: post.map(|n| self.decoder.norm(n)) });
         add_norm(
             self.device,
             &mut b.h,
             self.rows(),
             residual,
-            self.norm(norm),
+            self.decoder.norm(norm),
             self.shape().norm_eps,
             self.segments(),
             &mut b.x,
@@ -199,27 +159,13 @@ impl<'a> Step<'a> {
             (self.device, self.shape(), self.rows(), self.segments());
         let site = |p| Site::Layer(layer, p);
         let mut outs = [
-            self.site(site(Projection::Q), &mut b.q),
-            self.site(site(Projection::K), &mut b.k),
-            self.site(site(Projection::V), &mut b.v),
+            self.decoder.linear(site(Projection::Q), &mut b.q),
+            self.decoder.linear(site(Projection::K), &mut b.k),
+            self.decoder.linear(site(Projection::V), &mut b.v),
         ];
         linear(dev, &b.x, rows, &mut outs, segments, &mut b.scratch);
 
-        let window = shape.windows[layer];
-        let local = self.rope_local.filter(|_| window.is_some());
-        let store = RopeStore {
-            q: &mut b.q,
-            k: &mut b.k,
-            v: &b.v,
-            heads: shape.heads,
-            kv_heads: shape.kv_heads,
-            head_dim: shape.head_dim,
-            q_norm: shape.qk_norm.then(|| self.norm(Norm::Query(layer))),
-            k_norm: shape.qk_norm.then(|| self.norm(Norm::Key(layer))),
-            eps: shape.norm_eps,
-            rope: local.unwrap_or(self.rope),
-            layer,
-        };
+        let store = self.decoder.rotation(layer, [&mut b.q, &mut b.k], &b.v, layer);
         rope_store(dev, store, self.page_rows(), segments, kv);
         attention(
             dev,
@@ -229,11 +175,11 @@ impl<'a> Step<'a> {
             layer,
             self.page_rows(),
             shape.attention_scale,
-            window,
+            shape.windows[layer],
             &mut b.found,
             &mut b.parts,
         );
-        let mut outs = [self.site(site(Projection::O), &mut b.y)];
+        let mut outs = [self.decoder.linear(site(Projection::O), &mut b.y)];
         linear(dev, &b.found, rows, &mut outs, segments, &mut b.scratch);
     }
 
@@ -242,16 +188,12 @@ impl<'a> Step<'a> {
         let (dev, rows, segments) = (self.device, self.rows(), self.segments());
         let site = |p| Site::Layer(layer, p);
         let mut outs = [
-            self.site(site(Projection::Gate), &mut b.gate),
-            self.site(site(Projection::Up), &mut b.up),
+            self.decoder.linear(site(Projection::Gate), &mut b.gate),
+            self.decoder.linear(site(Projection::Up), &mut b.up),
         ];
         linear(dev, &b.x, rows, &mut outs, segments, &mut b.scratch);
-        let kind = match self.shape().activation {
-            Activation::Silu => Gate::Silu,
-            Activation::GeluTanh => Gate::GeluTanh,
-        };
-        glu(dev, kind, &b.gate, &b.up, rows, &mut b.gated);
-        let mut outs = [self.site(site(Projection::Down), &mut b.y)];
+        glu(dev, self.decoder.gate(), &b.gate, &b.up, rows, &mut b.gated);
+        let mut outs = [self.decoder.linear(site(Projection::Down), &mut b.y)];
         linear(dev, &b.gated, rows, &mut outs, segments, &mut b.scratch);
     }
 
@@ -261,19 +203,19 @@ impl<'a> Step<'a> {
         if rows.is_empty() {
             return;
         }
-        let inner = self.after_mlp(self.shape().layers - 1);
-        let residual = Residual { y: &b.y, post: inner.map(|n| self.norm(n)) };
+        let inner = self.shape().norm_after_mlp(self.shape().layers - 1);
+        let residual = Residual { y: &b.y, post: inner.map(|n| self.decoder.norm(n)) };
         add_norm_rows(
             self.device,
             &b.h,
             rows,
             Some(residual),
-            self.norm(Norm::Final),
+            self.decoder.norm(Norm::Final),
             self.shape().norm_eps,
             self.segments(),
             &mut b.last,
         );
-        let mut outs = [self.site(Site::Head, &mut b.logits)];
+        let mut outs = [self.decoder.linear(Site::Head, &mut b.logits)];
         let (segments, scratch) = (self.logit_segments(), &mut b.scratch);
         linear(self.device, &b.last, rows.len(), &mut outs, segments, scratch);
     }

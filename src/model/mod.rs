@@ -6,16 +6,19 @@
 //! (`Arc<Weights>`), everything else is the engine thread's.
 
 mod batch;
+mod decoder;
 mod forward;
 mod rope;
 pub mod weights;
 
 use crate::adapters::bank::Bank;
 use crate::error::{Error, Kind, Result};
-use crate::shape::{ModelShape, Rope};
+use crate::shape::ModelShape;
 pub use batch::{Batch, ModelOptions};
+pub use decoder::Decoder;
 use forward::{Buffers, Step};
-use polylora_kernels::{Device, KvCache, KvDtype, RopeTable};
+use polylora_kernels::{Device, KvCache, KvDtype};
+pub use rope::RopeTables;
 use std::sync::Arc;
 use weights::Weights;
 
@@ -23,9 +26,7 @@ pub struct Model {
     pub weights: Arc<Weights>,
     device: Device,
     kv: KvCache,
-    rope: RopeTable,
-    /// Of sliding-window layers, where it differs.
-    rope_local: Option<RopeTable>,
+    rope: RopeTables,
     buffers: Buffers,
     rows_max: usize,
     logit_rows_max: usize,
@@ -44,10 +45,6 @@ impl Model {
             return Err(Error::new(Kind::Invalid, "context_too_long", message));
         }
         let memory = device.memory();
-        let table = |rope: &Rope| {
-            let (inv_freq, scale) = rope.frequencies(shape.head_dim);
-            RopeTable::new(memory, options.context, shape.head_dim, &inv_freq, scale)
-        };
         let kv = KvCache::new(
             memory,
             options.kv_dtype,
@@ -58,8 +55,7 @@ impl Model {
         )?;
         Ok(Self {
             kv: kv.touched(&device),
-            rope: table(&shape.rope)?,
-            rope_local: shape.rope_local.as_ref().map(table).transpose()?,
+            rope: RopeTables::new(memory, shape, options.context)?,
             buffers: Buffers::new(memory, &weights, options)?,
             rows_max: options.rows_max,
             logit_rows_max: options.logit_rows_max,
@@ -79,8 +75,7 @@ impl Model {
 
     /// Bytes of step buffers and rope tables, for the start-up ledger; the KV pages are not in it.
     pub fn buffer_bytes(shape: &ModelShape, o: &ModelOptions) -> usize {
-        let tables = 1 + usize::from(shape.rope_local.is_some());
-        Buffers::bytes(shape, o) + tables * o.context * shape.head_dim * size_of::<f32>()
+        Buffers::bytes(shape, o) + RopeTables::bytes(shape, o.context)
     }
 
     /// One step: writes K and V of every row to its page, returns logits `[S', V]` f32 of
@@ -93,10 +88,8 @@ impl Model {
         let step = Step {
             batch,
             residents: bank.residents(),
-            weights: &self.weights,
+            decoder: Decoder { weights: &self.weights, rope: &self.rope },
             device: &self.device,
-            rope: &self.rope,
-            rope_local: self.rope_local.as_ref(),
         };
         Ok(step.run(&mut self.buffers, &mut self.kv)?)
     }

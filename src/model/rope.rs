@@ -1,11 +1,45 @@
-//! Rotation frequencies of a `Rope`: the one place where RoPE scaling is arithmetic.
+//! Rotation frequencies of a `Rope`, the one place where RoPE scaling is arithmetic, and the tables
+//! of a model's layers.
 //!
 //! Owns the formulas (default, linear, llama3, yarn, stored factors). Never reads configuration.
 //! The thing to know: everything is f64 until the one rounding at the end, and yarn also scales cos
 //! and sin.
 
-use crate::shape::{Rope, RopeScaling};
+use crate::shape::{ModelShape, Rope, RopeScaling};
+use polylora_kernels::{Error, Memory, RopeTable};
 use std::f64::consts::PI;
+
+/// cos and sin of every position, for every kind of layer.
+pub struct RopeTables {
+    all: RopeTable,
+    /// Of sliding-window layers, where it differs.
+    local: Option<RopeTable>,
+}
+
+impl RopeTables {
+    /// For positions below `positions`. Errors: a device that has no such tables.
+    pub fn new(memory: &Memory, shape: &ModelShape, positions: usize) -> Result<Self, Error> {
+        let table = |rope: &Rope| {
+            let (inv_freq, scale) = rope.frequencies(shape.head_dim);
+            RopeTable::new(memory, positions, shape.head_dim, &inv_freq, scale)
+        };
+        Ok(Self {
+            all: table(&shape.rope)?,
+            local: shape.rope_local.as_ref().map(table).transpose()?,
+        })
+    }
+
+    /// Bytes that `new` takes.
+    pub fn bytes(shape: &ModelShape, positions: usize) -> usize {
+        let tables = 1 + usize::from(shape.rope_local.is_some());
+        tables * positions * shape.head_dim * size_of::<f32>()
+    }
+
+    /// The table of a layer, with a window or without.
+    pub fn of_layer(&self, windowed: bool) -> &RopeTable {
+        self.local.as_ref().filter(|_| windowed).unwrap_or(&self.all)
+    }
+}
 
 impl Rope {
     /// Inverse frequencies [D/2] and the factor on cos and sin.

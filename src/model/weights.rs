@@ -10,7 +10,7 @@ use crate::checkpoint::Scratch;
 use crate::checkpoint::{invalid, unsupported};
 use crate::error::{Error, Result};
 use crate::shape::{ModelShape, Norm, Projection, Site};
-use polylora_kernels::{Device, Dtype, Matrix, Vector, WeightDtype};
+use polylora_kernels::{Act, Device, Dtype, Matrix, Memory, Vector, WeightDtype};
 use std::collections::HashSet;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -159,6 +159,25 @@ impl Weights {
         }
         kinds.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
         kinds.into_iter().map(|(dtype, _)| dtype).collect()
+    }
+
+    /// Zeros for `rows` rows that these weights can read: `[rows, width]`. Errors: what the device
+    /// has no room or no operation for.
+    pub fn activation(
+        &self,
+        memory: &Memory,
+        rows: usize,
+        width: usize,
+    ) -> Result<Act, polylora_kernels::Error> {
+        let dtypes = self.dtypes();
+        let dtype = match dtypes.contains(&WeightDtype::Bf16) {
+            true => Dtype::Bf16,
+            false => Dtype::F32,
+        };
+        match dtypes.iter().any(|d| d.group().is_some()) {
+            true => Act::with_bytes(memory, dtype, rows, width),
+            false => Act::new(memory, dtype, rows, width),
+        }
     }
 
     /// Bytes of everything here.

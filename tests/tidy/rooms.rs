@@ -16,8 +16,9 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("database", &["clock"]),
     ("files", &["blocking", "clock", "database", "share"]),
     ("adapters", &["blocking", "clock", "database", "header", "metrics", "shape", "share"]),
-    ("merge", &["adapters"]),
+    ("merge", &["adapters", "random"]),
     ("jobs", &["merge", "engine", "adapters", "blocking", "clock", "database", "share"]),
+    ("train", &["model", "adapters", "database", "random", "shape"]),
     ("model", &["adapters", "checkpoint", "shape"]),
     ("checkpoint", &["adapters", "header", "shape", "tls"]),
     ("text", &["checkpoint", "clock"]),
@@ -122,6 +123,8 @@ const BUDGETS: &[(&str, &[&str], usize)] = &[
     // Two file formats, and every refusal by name.
     ("format", &["adapters/format/"], 4800),
     ("merge", &["merge/"], 2600),
+    // A pass with every gradient, and a job with its state, pairs and export.
+    ("train", &["train/"], 3200),
     ("jobs", &["jobs/"], 2200),
     // Contents, uploads in parts, and a look at every line.
     ("files", &["files/"], 1800),

@@ -14,6 +14,7 @@ pub mod runner;
 pub mod server;
 pub mod soak;
 pub mod tiny;
+pub mod training;
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};

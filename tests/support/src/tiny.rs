@@ -39,7 +39,7 @@ pub fn config(case: &Value) -> Value {
 }
 
 /// Numbers in [-0.5, 0.5) with 24 bits each, from the name (FNV-1a) and the index (SplitMix64).
-fn uniform(name: &str, count: usize) -> impl Iterator<Item = f32> {
+pub fn uniform(name: &str, count: usize) -> impl Iterator<Item = f32> + use<> {
     let seed = name
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));

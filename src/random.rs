@@ -1,8 +1,8 @@
-//! Random numbers that are the same wherever a merge runs.
+//! Random numbers that are the same wherever a merge or a training job runs.
 //!
-//! Owns one small generator (SplitMix64) and how a part of a merge becomes its seed. Never keeps
-//! state between sites. The thing to know: a stream is named by words, so a site's numbers depend
-//! neither on the order of sites nor on threads.
+//! Owns one small generator (SplitMix64) and how a part of a job becomes its seed. Never keeps
+//! state between parts. The thing to know: a stream is named by words, so the numbers of a site, or
+//! of an epoch, depend neither on the order of the others nor on threads.
 
 /// A named stream of numbers.
 pub struct Stream(u64);
