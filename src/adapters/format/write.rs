@@ -25,7 +25,7 @@ pub fn write(
     write_files(dir, &config(modules, base_model), tensors)
 }
 
-/// Writes a config and tensors under PEFT's names into `dir`. Errors: as [`write`].
+/// Writes a config and tensors under PEFT's names into `dir`. Errors: as [`write()`].
 pub fn write_files<'a>(
     dir: &Path,
     config: &Value,
