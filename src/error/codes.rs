@@ -214,6 +214,10 @@ pub const GROUPS: &[Group] = codes! {
         merge_source_gone [409] "After a restart, a source of the merge is no longer there."
         merge_abandoned [500] "The server ended under this merge more than ten times."
     }
+    "Training data" {
+        invalid_training_file [400]
+            "Lines of the file are not training data; the message has the first twenty by number."
+    }
     "Keys" {
         key_not_found [404] "No key of this id."
         key_revoked [409] "The key is revoked and cannot be changed."

@@ -6,6 +6,7 @@
 
 mod adapter;
 mod batch;
+pub mod data;
 mod optimiser;
 mod order;
 mod pass;

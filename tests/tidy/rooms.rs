@@ -16,7 +16,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("adapters", &["blocking", "clock", "database", "header", "metrics", "shape", "share"]),
     ("merge", &["adapters", "random"]),
     ("jobs", &["merge", "engine", "adapters", "blocking", "clock", "database", "share"]),
-    ("train", &["model", "random", "shape"]),
+    ("train", &["model", "random", "shape", "text"]),
     ("model", &["adapters", "checkpoint", "shape"]),
     ("checkpoint", &["adapters", "header", "shape", "tls"]),
     ("text", &["checkpoint", "clock"]),
@@ -116,7 +116,9 @@ const BUDGETS: &[(&str, &[&str], usize)] = &[
     // Two file formats, and every refusal by name.
     ("format", &["adapters/format/"], 4800),
     ("merge", &["merge/"], 2600),
-    ("train", &["train/"], 2000),
+    ("train", &["train/"], 3400),
+    // Three formats, and every refusal by line.
+    ("train/data", &["train/data/"], 1500),
     ("jobs", &["jobs/"], 2200),
     ("checkpoint", &["checkpoint/"], 3500),
     ("header", &["header/"], 500),
