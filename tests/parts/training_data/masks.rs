@@ -3,7 +3,7 @@
 use super::*;
 use crate::text::{llama2_decoder, sentencepiece};
 use polylora::text::template::ChatInputs;
-use polylora_test_support::golden;
+use support::golden;
 use proptest::prelude::*;
 
 /// A family's template as other tests have it.
