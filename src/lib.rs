@@ -14,6 +14,7 @@
 //! - [`checkpoint`]: the files of base models and where they come from
 //! - [`adapters`]: formats, store, registry, bank
 //! - [`access`]: keys, tenants and what they may do
+//! - [`files`]: what clients upload to train on
 //! - [`usage`]: what each request used, on disk
 //! - [`clock`], [`config`], [`database`], [`ending`], [`error`], [`metrics`], [`shape`], [`share`],
 //!   [`terminal`], [`tls`], headers of weight files, and reproducible random numbers: leaves
@@ -34,6 +35,7 @@ pub mod database;
 pub mod ending;
 pub mod engine;
 pub mod error;
+pub mod files;
 mod header;
 pub mod jobs;
 pub mod merge;

@@ -3,15 +3,24 @@
 //! Owns the numbers that the decoder, the KV cache and the adapter loaders agree on. Never reads a
 //! file and holds no weights. The thing to know: a family is described by fields, not by a type.
 
+use serde::{Deserialize, Serialize};
+
 /// A projection inside one decoder layer. The order is the order of `Site::index`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Projection {
+    #[serde(rename = "q_proj")]
     Q,
+    #[serde(rename = "k_proj")]
     K,
+    #[serde(rename = "v_proj")]
     V,
+    #[serde(rename = "o_proj")]
     O,
+    #[serde(rename = "gate_proj")]
     Gate,
+    #[serde(rename = "up_proj")]
     Up,
+    #[serde(rename = "down_proj")]
     Down,
 }
 

@@ -55,7 +55,7 @@ pub struct Limits {
     /// The rest is compared with what the key's tenant holds in all, by whichever key.
     /// Names of adapters and aliases.
     pub adapters_max: Option<u64>,
-    /// Bytes of files, all versions together.
+    /// Bytes on disk: adapters, all versions together, and files.
     pub disk_bytes_max: Option<u64>,
     /// Bytes in memory; of these, what is pinned.
     pub resident_bytes_max: Option<u64>,

@@ -7,7 +7,7 @@
 use super::adapters::{aliases, models, routes, versions, vllm};
 use super::admin::{audit, health, keys, limits, usage};
 use super::inference::{chat, completions, tokenize};
-use super::jobs::merges;
+use super::jobs::{files, merges, uploads};
 use axum::Json;
 use axum::response::{Html, IntoResponse};
 use base64::Engine;
@@ -45,6 +45,15 @@ use utoipa::OpenApi;
         merges::report,
         merges::events,
         merges::cancel,
+        files::create,
+        files::list,
+        files::show,
+        files::content,
+        files::remove,
+        uploads::create,
+        uploads::add_part,
+        uploads::complete,
+        uploads::cancel,
         keys::list,
         keys::create,
         keys::show,

@@ -10,7 +10,7 @@ use super::http::errors::METHOD_NOT_ALLOWED;
 use super::http::scope::{Matched, Scope};
 use super::http::{audit, auth, browsers, request};
 use super::inference::{chat, completions, tokenize};
-use super::jobs::merges;
+use super::jobs::{files, merges, uploads};
 use super::openapi;
 use crate::error::{Error, brief};
 use axum::Router;
@@ -41,8 +41,12 @@ const fn row(
     Route { method, path, scope, attach }
 }
 
-/// Where adapters are uploaded to.
-const UPLOAD: &str = "/v1/adapters/{name}";
+/// Where contents are uploaded to. These count their own bytes while they write them to disk.
+const UPLOADS: &[(Method, &str)] = &[
+    (Method::PUT, "/v1/adapters/{name}"),
+    (Method::POST, "/v1/files"),
+    (Method::POST, "/v1/uploads/{id}/parts"),
+];
 
 /// The table.
 pub const ROUTES: &[Route] = &[
@@ -55,7 +59,6 @@ pub const ROUTES: &[Route] = &[
     row("post", "/v1/unload_lora_adapter", Scope::Admin, || post(vllm::unload)),
     row("get", "/v1/adapters", Scope::Admin, || get(adapters::routes::list)),
     row("get", "/v1/adapters/{name}", Scope::Admin, || get(adapters::routes::show)),
-    // The upload counts its own bytes while it writes them to disk.
     row("put", "/v1/adapters/{name}", Scope::Admin, || {
         put(adapters::routes::put).layer(DefaultBodyLimit::disable())
     }),
@@ -76,6 +79,19 @@ pub const ROUTES: &[Route] = &[
     row("get", "/v1/merges/{id}/report", Scope::Admin, || get(merges::report)),
     row("get", "/v1/merges/{id}/events", Scope::Admin, || get(merges::events)),
     row("post", "/v1/merges/{id}/cancel", Scope::Admin, || post(merges::cancel)),
+    row("get", "/v1/files", Scope::Admin, || get(files::list)),
+    row("post", "/v1/files", Scope::Admin, || {
+        post(files::create).layer(DefaultBodyLimit::disable())
+    }),
+    row("get", "/v1/files/{id}", Scope::Admin, || get(files::show)),
+    row("delete", "/v1/files/{id}", Scope::Admin, || delete(files::remove)),
+    row("get", "/v1/files/{id}/content", Scope::Admin, || get(files::content)),
+    row("post", "/v1/uploads", Scope::Admin, || post(uploads::create)),
+    row("post", "/v1/uploads/{id}/parts", Scope::Admin, || {
+        post(uploads::add_part).layer(DefaultBodyLimit::disable())
+    }),
+    row("post", "/v1/uploads/{id}/complete", Scope::Admin, || post(uploads::complete)),
+    row("post", "/v1/uploads/{id}/cancel", Scope::Admin, || post(uploads::cancel)),
     row("post", "/tokenize", Scope::Inference, || post(tokenize::tokenize)),
     row("post", "/detokenize", Scope::Inference, || post(tokenize::detokenize)),
     row("get", "/live", Scope::Public, || get(health::live)),
@@ -141,7 +157,7 @@ async fn matched(mut request: Request, next: Next) -> Response {
         let asks = *method == Method::OPTIONS;
         let matched = Matched {
             scope: scope(method, path),
-            upload: *method == Method::PUT && path == UPLOAD,
+            upload: UPLOADS.iter().any(|(m, p)| m == method && *p == path),
             methods: asks.then(|| methods(path)),
         };
         request.extensions_mut().insert(matched);

@@ -13,12 +13,15 @@ use crate::adapters::registry::{Registry, RegistryOptions};
 use crate::api::{Api, Requests};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::source::{self, Located};
-use crate::config::limits::{MERGES_KEPT, MERGES_MAX, USAGE_COMMIT_TIME};
+use crate::config::limits::{
+    FILE_BYTES_MAX, FILE_UPLOADS_MAX, FILES_MAX, MERGES_KEPT, MERGES_MAX, USAGE_COMMIT_TIME,
+};
 use crate::config::{Config, PrefixShare, memory_available};
 use crate::database::{FULL, Storage};
 use crate::engine::EngineOptions;
 use crate::engine::{EngineHandle, probe};
 use crate::error::{Error, Result};
+use crate::files::{FileLimits, Files};
 use crate::jobs::{JobLimits, Jobs};
 use crate::metrics::Metrics;
 use crate::model::weights::Weights;
@@ -116,6 +119,8 @@ impl Prepared {
         let engine =
             EngineHandle::start(self.model, self.weights.digest, options, metrics.clone())?;
         let sandbox = Arc::new(Sandbox::of_this_program()?);
+        let files = Files::open(&storage, file_limits()).await?;
+        let beside = files.clone();
         let registry = Registry::open(
             RegistryOptions {
                 storage: storage.clone(),
@@ -131,6 +136,7 @@ impl Prepared {
                 upload_bytes_max: config.upload_bytes_max.0,
                 versions_kept: config.versions_kept,
                 adapters_max: config.adapters_max,
+                other_bytes: Arc::new(move |tenant| beside.bytes_of(tenant)),
                 metrics: metrics.clone(),
             },
             self.weights.base_rows(),
@@ -162,6 +168,7 @@ impl Prepared {
             storage,
             registry,
             jobs,
+            files,
             access,
             metrics,
             usage,
@@ -248,6 +255,14 @@ fn engine_options(
         prefix_share: config.prefix_share == PrefixShare::All,
         probe_prompts: PROBES.iter().map(probe).collect::<Result<_>>()?,
     })
+}
+
+fn file_limits() -> FileLimits {
+    FileLimits {
+        file_bytes_max: FILE_BYTES_MAX,
+        files_max: FILES_MAX,
+        uploads_max: FILE_UPLOADS_MAX,
+    }
 }
 
 fn usage_options(config: &Config, storage: &Storage) -> UsageOptions {

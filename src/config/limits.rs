@@ -25,6 +25,12 @@ pub const UPLOADS_MAX: usize = 4;
 pub const MERGES_MAX: usize = 16;
 /// Finished merges that are listed. A report has some kilobytes; the adapters that were made stay.
 pub const MERGES_KEPT: usize = 100;
+/// Bytes of a file to train on, as OpenAI's: a hundred thousand long conversations.
+pub const FILE_BYTES_MAX: u64 = 512 * MIB;
+/// Files that are kept, which is one full page of a list. A tenant has as many as it leaves free.
+pub const FILES_MAX: u64 = 10_000;
+/// Files on their way in parts. Each lasts an hour at most, and a client has one or two.
+pub const FILE_UPLOADS_MAX: u64 = 64;
 
 /// Usage records are gathered so long for one commit, and a crash loses at most these. Ten commits
 /// a second are little for any disk.

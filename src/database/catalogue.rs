@@ -1,4 +1,4 @@
-//! `polylora.db`: the tables of adapters, of access and of jobs, and how they came to be so.
+//! `polylora.db`: the tables of adapters, access, jobs and files, and how they came to be so.
 //!
 //! Owns the file's name and its one list of formats. Never reads or changes a row: that is done by
 //! whose rows they are. The thing to know: access and jobs had files of their own once, and each
@@ -84,6 +84,22 @@ pub const MIGRATIONS: &[&str] = &[
     // A tenant's page of the audit log is found without a look at the others' records.
     "
     CREATE INDEX audit_by_tenant ON audit (tenant);
+",
+    "
+    CREATE TABLE files (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, tenant TEXT,
+        digest TEXT NOT NULL, bytes INTEGER NOT NULL, name TEXT NOT NULL, purpose TEXT NOT NULL,
+        created INTEGER NOT NULL, expires INTEGER, problem TEXT) STRICT;
+    CREATE INDEX files_by_digest ON files (digest);
+    CREATE INDEX files_by_tenant ON files (tenant);
+    CREATE TABLE uploads (
+        id TEXT PRIMARY KEY, tenant TEXT, bytes INTEGER NOT NULL, name TEXT NOT NULL,
+        purpose TEXT NOT NULL, lifetime INTEGER, created INTEGER NOT NULL,
+        expires INTEGER NOT NULL, state TEXT NOT NULL, file TEXT) STRICT;
+    CREATE TABLE parts (
+        id TEXT PRIMARY KEY, upload TEXT NOT NULL REFERENCES uploads (id),
+        bytes INTEGER NOT NULL, created INTEGER NOT NULL) STRICT;
+    CREATE INDEX parts_by_upload ON parts (upload);
 ",
 ];
 

@@ -10,6 +10,7 @@ mod directory;
 mod files;
 mod lock;
 mod moved;
+pub mod orphans;
 mod storage;
 
 use crate::error::{Error, Result};

@@ -200,6 +200,11 @@ pub const GROUPS: &[Group] = codes! {
         unsupported_generation_field [422]
             "A generation default that would change answers and is not served."
     }
+    "Training" {
+        non_finite_loss [422]
+            "The loss or its gradient was not finite in three steps in a row; nothing was updated \
+             in them. A smaller learning rate may help."
+    }
     "Merges" {
         invalid_merge [400]
             "The order cannot be carried out; `param` names the option or the source."
@@ -217,6 +222,21 @@ pub const GROUPS: &[Group] = codes! {
     "Training data" {
         invalid_training_file [400]
             "Lines of the file are not training data; the message has the first twenty by number."
+    }
+    "Files" {
+        file_not_found [404] "No file of this id, or none that the key may see."
+        file_in_use [409] "A job uses the file; it can be deleted when the job is over."
+        file_too_large [413] "The file is larger than 512 MiB, or a part of one than 64 MiB."
+        file_limit_reached [507] "Ten thousand files are kept; delete one first."
+        unsupported_purpose [400]
+            "Nothing here uses a file with this purpose; `fine-tune` is the one to send."
+        upload_not_found [404]
+            "No upload in parts of this id, or none that the key may see, or its hour is over."
+        upload_over [409]
+            "The upload is completed or cancelled already, or being put together."
+        upload_mismatch [400]
+            "The parts do not come to the bytes, or the MD5, that were said; `param` names which."
+        upload_limit_reached [429] "Sixty-four uploads in parts are not over."
     }
     "Keys" {
         key_not_found [404] "No key of this id."

@@ -1,10 +1,11 @@
-//! An adapter that is being trained: its factors and their gradients, plain f32.
+//! An adapter that is being trained: its factors, magnitudes and their gradients, plain f32.
 //!
 //! Owns two arrays of one layout. Never computes. The thing to know: A and B both lie rank by rank
-//! (A `[R, I]`, B `[R, O]`), as the kernels of training read them.
+//! (A `[R, I]`, B `[R, O]`), as the kernels of training read them; magnitudes lie behind all
+//! factors.
 
 use crate::shape::{ModelShape, Site};
-use polylora_kernels::{Factor, FactorGradient};
+use polylora_kernels::{DoraFactors, Factor, FactorGradient, Magnitude, MagnitudeGradient};
 use std::ops::Range;
 
 /// What a tensor is to its site.
@@ -12,6 +13,8 @@ use std::ops::Range;
 pub enum Part {
     A,
     B,
+    /// DoRA's m, one value an output.
+    Magnitude,
 }
 
 /// Where a tensor lies in [`Adapter::values`] and [`Adapter::gradients`].
@@ -19,7 +22,7 @@ pub enum Part {
 pub struct Tensor {
     pub site: Site,
     pub part: Part,
-    /// R, and I (of A) or O (of B).
+    /// R, or 1 of a magnitude; and I (of A) or O.
     pub dims: [usize; 2],
     pub range: Range<usize>,
 }
@@ -33,41 +36,56 @@ pub struct Adapter {
     /// Of the loss, by each of `values`; passes add to it.
     pub gradients: Vec<f32>,
     tensors: Vec<Tensor>,
-    /// By site index: the place of A in `tensors`; B is next.
+    /// By site index: which of the sites given it is.
     places: Vec<Option<usize>>,
+    /// How many sites were given.
+    sites: usize,
+    /// Where magnitudes begin in `values`.
+    vectors: usize,
+    /// The norms of the rows of W + s·B·A, in the layout of the magnitudes; see [`super::Norms`].
+    pub(super) norms: Vec<f32>,
 }
 
 impl Adapter {
-    /// Zeros of `rank` at these sites.
+    /// Zeros of `rank` at these sites, with magnitudes where it is DoRA.
     ///
     /// # Panics
     /// On a site that is named twice, and on the head, which is not trained.
-    pub fn new(shape: &ModelShape, sites: &[Site], rank: usize, scale: f32) -> Self {
+    pub fn new(shape: &ModelShape, sites: &[Site], rank: usize, scale: f32, dora: bool) -> Self {
         let mut places = vec![None; shape.sites()];
-        let (mut tensors, mut end) = (Vec::with_capacity(2 * sites.len()), 0);
-        for &site in sites {
+        let (mut tensors, mut end) = (Vec::with_capacity(3 * sites.len()), 0);
+        let mut add = |site, part, dims: [usize; 2]| {
+            let range = end..end + dims[0] * dims[1];
+            end = range.end;
+            tensors.push(Tensor { site, part, dims, range });
+            end
+        };
+        let mut vectors = 0;
+        for (i, &site) in sites.iter().enumerate() {
             assert_ne!(site, Site::Head, "the head is not trained");
             let place = &mut places[shape.site_index(site)];
             assert_eq!(*place, None, "{site:?} is named once");
-            *place = Some(tensors.len());
+            *place = Some(i);
             let (inputs, outputs) = shape.site_dims(site);
-            for (part, width) in [(Part::A, inputs), (Part::B, outputs)] {
-                let range = end..end + rank * width;
-                end = range.end;
-                tensors.push(Tensor { site, part, dims: [rank, width], range });
-            }
+            add(site, Part::A, [rank, inputs]);
+            vectors = add(site, Part::B, [rank, outputs]);
         }
-        Self { scale, values: vec![0.0; end], gradients: vec![0.0; end], tensors, places }
+        for &site in sites.iter().filter(|_| dora) {
+            add(site, Part::Magnitude, [1, shape.site_dims(site).1]);
+        }
+        let (values, gradients) = (vec![0.0; end], vec![0.0; end]);
+        let norms = vec![0.0; end - vectors];
+        Self { scale, values, gradients, tensors, places, sites: sites.len(), vectors, norms }
     }
 
-    /// In the order of the sites given; A before B.
+    /// A and B of each site in the order given, then the magnitudes in that order.
     pub fn tensors(&self) -> &[Tensor] {
         &self.tensors
     }
 
     /// The largest rank of a site.
     pub fn rank_max(&self) -> usize {
-        self.tensors.iter().map(|tensor| tensor.dims[0]).max().unwrap_or(0)
+        self.tensors.first().map_or(0, |tensor| tensor.dims[0])
     }
 
     /// Whether a site, by its index, has factors.
@@ -75,8 +93,64 @@ impl Adapter {
         self.places[site].is_some()
     }
 
+    /// Whether it has magnitudes.
+    pub fn is_dora(&self) -> bool {
+        self.vectors < self.values.len()
+    }
+
+    /// The sites given.
+    pub(super) fn sites(&self) -> impl Iterator<Item = Site> {
+        self.tensors[..2 * self.sites].iter().step_by(2).map(|tensor| tensor.site)
+    }
+
     fn tensor(&self, site: usize, part: Part) -> Option<&Tensor> {
-        self.places[site].map(|place| &self.tensors[place + usize::from(part == Part::B)])
+        let place = self.places[site]?;
+        self.tensors.get(match part {
+            Part::A => 2 * place,
+            Part::B => 2 * place + 1,
+            Part::Magnitude => 2 * self.sites + place,
+        })
+    }
+
+    /// The range of a site's magnitudes in `values`, and of their norms in `norms`.
+    fn magnitude_at(&self, site: usize) -> Option<[Range<usize>; 2]> {
+        let range = self.tensor(site, Part::Magnitude)?.range.clone();
+        let norms = range.start - self.vectors..range.end - self.vectors;
+        Some([range, norms])
+    }
+
+    /// A site's magnitudes for some rows; none where the site has none.
+    pub(super) fn magnitude(&self, site: usize, rows: Range<usize>) -> Option<Magnitude<'_>> {
+        let [values, norms] = self.magnitude_at(site)?;
+        Some(Magnitude { rows, values: &self.values[values], norms: &self.norms[norms] })
+    }
+
+    /// The same, with their gradient.
+    pub(super) fn magnitude_gradient(
+        &mut self,
+        site: usize,
+        rows: Range<usize>,
+    ) -> Option<MagnitudeGradient<'_>> {
+        let [at, norms] = self.magnitude_at(site)?;
+        let of = Magnitude { rows, values: &self.values[at.clone()], norms: &self.norms[norms] };
+        Some(MagnitudeGradient { of, gradient: &mut self.gradients[at] })
+    }
+
+    /// A site's magnitudes; none where it has none.
+    pub(super) fn magnitudes_mut(&mut self, site: usize) -> &mut [f32] {
+        match self.magnitude_at(site) {
+            Some([at, _]) => &mut self.values[at],
+            None => &mut [],
+        }
+    }
+
+    /// A site's factors, and where its norms are written.
+    pub(super) fn norms_of(&mut self, site: usize) -> Option<(DoraFactors<'_>, &mut [f32])> {
+        let [_, norms] = self.magnitude_at(site)?;
+        let (a, b) = (self.tensor(site, Part::A)?, self.tensor(site, Part::B)?);
+        let (rank, scale) = (a.dims[0], self.scale);
+        let (a, b) = (&self.values[a.range.clone()], &self.values[b.range.clone()]);
+        Some((DoraFactors { rank, a, b, scale }, &mut self.norms[norms]))
     }
 
     /// B carries the scale, so that s·x·Aᵀ·B is made of both.

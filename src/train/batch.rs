@@ -31,6 +31,8 @@ pub struct MicroBatch {
     supervised: Vec<u32>,
     targets: Vec<u32>,
     coefficients: Vec<f32>,
+    /// By example: where its supervised rows end.
+    ends: Vec<u32>,
 }
 
 impl MicroBatch {
@@ -46,7 +48,14 @@ impl MicroBatch {
             supervised: Vec::with_capacity(rows),
             targets: Vec::with_capacity(rows),
             coefficients: Vec::with_capacity(rows),
+            ends: Vec::with_capacity(sequences),
         }
+    }
+
+    /// Bytes that `with_capacity` takes.
+    pub(super) fn bytes(rows: usize, sequences: usize, adapters: usize) -> usize {
+        4 * (6 * rows + pages_max(rows, sequences) + 2 * sequences + 1)
+            + adapters * size_of::<Range<usize>>()
     }
 
     /// Removes all rows; the next example is of adapter 0.
@@ -59,6 +68,7 @@ impl MicroBatch {
             &mut self.page_indptr,
             &mut self.supervised,
             &mut self.targets,
+            &mut self.ends,
         ] {
             list.clear();
         }
@@ -92,6 +102,7 @@ impl MicroBatch {
             }
         }
         self.segments.last_mut().expect("cleared before").end = self.tokens.len();
+        self.ends.push(self.supervised.len() as u32);
     }
 
     /// Examples from here on are of the next adapter; beyond the last one, of the base.
@@ -131,6 +142,20 @@ impl MicroBatch {
     /// Rows with a target, ascending.
     pub(super) fn supervised(&self) -> &[u32] {
         &self.supervised
+    }
+
+    /// The supervised rows of an example, as a range of `supervised`.
+    pub(super) fn supervised_of(&self, example: usize) -> Range<usize> {
+        let start = example.checked_sub(1).map_or(0, |before| self.ends[before]);
+        start as usize..self.ends[example] as usize
+    }
+
+    /// Multiplies the weights of an example.
+    pub(super) fn weigh(&mut self, example: usize, factor: f64) {
+        let rows = self.supervised_of(example);
+        for coefficient in &mut self.coefficients[rows] {
+            *coefficient = (f64::from(*coefficient) * factor) as f32;
+        }
     }
 
     /// Of `supervised`.

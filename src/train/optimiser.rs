@@ -4,6 +4,7 @@
 //! is not finite changes neither factors nor moments.
 
 use super::adapter::{Adapter, Part};
+use std::ops::Range;
 
 /// What the update is made with.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -11,11 +12,11 @@ pub struct AdamW {
     /// Of the first and the second moment.
     pub betas: [f64; 2],
     pub eps: f64,
-    /// Decoupled: factors shrink by lr times it.
+    /// Decoupled: factors shrink by lr times it; magnitudes never do.
     pub weight_decay: f64,
     /// The largest norm of a gradient; a larger one is scaled down to it. 0: none.
     pub max_grad_norm: f64,
-    /// LoRA+: B learns at so many times the rate.
+    /// LoRA+: B and magnitudes learn at so many times the rate.
     pub ratio: f64,
 }
 
@@ -47,43 +48,80 @@ impl Optimiser {
     /// Applies the adapter's gradients at the rate `lr` and sets them to zero. Returns their norm
     /// before clipping; where that is not finite, nothing is applied.
     pub fn update(&mut self, adapter: &mut Adapter, lr: f64) -> f64 {
-        let norm = norm(adapter);
-        if norm.is_finite() {
-            self.updates += 1;
-            let max = self.settings.max_grad_norm;
-            let clip = if max > 0.0 { (max / (norm + 1e-6)).min(1.0) } else { 1.0 };
-            self.apply(adapter, lr, clip as f32);
+        let all = 0..adapter.tensors().len();
+        let norm = squares(adapter, all.clone()).sqrt();
+        if self.begin(norm) {
+            self.apply(adapter, all, lr, norm);
         }
         adapter.gradients.fill(0.0);
         norm
     }
 
-    fn apply(&mut self, adapter: &mut Adapter, lr: f64, clip: f32) {
-        let AdamW { betas, eps, weight_decay, ratio, .. } = self.settings;
+    /// Begins an update with gradients of this norm, unless that is not finite.
+    pub(super) fn begin(&mut self, norm: f64) -> bool {
+        self.updates += i32::from(norm.is_finite());
+        norm.is_finite()
+    }
+
+    /// The part of an update that changes these tensors; their gradients are zero afterwards.
+    pub(super) fn apply(
+        &mut self,
+        adapter: &mut Adapter,
+        tensors: Range<usize>,
+        lr: f64,
+        norm: f64,
+    ) {
+        let AdamW { betas, eps, weight_decay, max_grad_norm, ratio } = self.settings;
+        let clip = match max_grad_norm > 0.0 {
+            true => (max_grad_norm / (norm + 1e-6)).min(1.0) as f32,
+            false => 1.0,
+        };
         let [first_rest, second_rest] = betas.map(|beta| 1.0 - beta.powi(self.updates));
         let [keep_first, keep_second] = betas.map(|beta| beta as f32);
         let [add_first, add_second] = betas.map(|beta| (1.0 - beta) as f32);
         let (root, eps) = (second_rest.sqrt() as f32, eps as f32);
-        for i in 0..adapter.tensors().len() {
+        for i in tensors {
             let (part, range) = (adapter.tensors()[i].part, adapter.tensors()[i].range.clone());
-            let lr = if part == Part::B { lr * ratio } else { lr };
-            let (shrink, step) = ((1.0 - lr * weight_decay) as f32, (lr / first_rest) as f32);
+            let lr = if part == Part::A { lr } else { lr * ratio };
+            let decay = if part == Part::Magnitude { 0.0 } else { weight_decay };
+            let (shrink, step) = ((1.0 - lr * decay) as f32, (lr / first_rest) as f32);
             let values = adapter.values[range.clone()].iter_mut();
-            let gradients = &adapter.gradients[range.clone()];
+            let gradients = adapter.gradients[range.clone()].iter_mut();
             let moments = self.first[range.clone()].iter_mut().zip(&mut self.second[range]);
-            for ((value, gradient), (first, second)) in values.zip(gradients).zip(moments) {
-                let gradient = gradient * clip;
+            for ((value, slope), (first, second)) in values.zip(gradients).zip(moments) {
+                let gradient = *slope * clip;
+                *slope = 0.0;
                 *first = keep_first * *first + add_first * gradient;
                 *second = keep_second * *second + add_second * gradient * gradient;
                 *value = *value * shrink - step * *first / (second.sqrt() / root + eps);
             }
         }
     }
+
+    /// The moments and the number of updates: with the factors, all that a job resumes with.
+    pub(super) fn state(&self) -> ([&[f32]; 2], i32) {
+        ([&self.first, &self.second], self.updates)
+    }
+
+    /// The same, to be overwritten.
+    pub(super) fn state_mut(&mut self) -> ([&mut [f32]; 2], &mut i32) {
+        ([&mut self.first, &mut self.second], &mut self.updates)
+    }
 }
 
-/// Of all gradients of an adapter.
-fn norm(adapter: &Adapter) -> f64 {
-    adapter.gradients.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt()
+/// Σ g² of some tensors.
+pub(super) fn squares(adapter: &Adapter, tensors: Range<usize>) -> f64 {
+    const LANES: usize = 8;
+    let of = |range: Range<usize>| {
+        let mut sums = [0.0; LANES];
+        for lanes in adapter.gradients[range].chunks(LANES) {
+            for (sum, g) in sums.iter_mut().zip(lanes) {
+                *sum += f64::from(*g) * f64::from(*g);
+            }
+        }
+        sums.iter().sum::<f64>()
+    };
+    adapter.tensors()[tensors].iter().map(|tensor| of(tensor.range.clone())).sum()
 }
 
 #[cfg(test)]
@@ -98,7 +136,7 @@ mod tests {
             "num_key_value_heads": 2, "max_position_embeddings": 8, "rms_norm_eps": 1e-5,
             "rope_theta": 1e4, "tie_word_embeddings": true});
         let shape = ModelShape::from_config(&config).expect("a shape");
-        let mut adapter = Adapter::new(&shape, &[Site::Layer(0, Projection::Q)], 1, 1.0);
+        let mut adapter = Adapter::new(&shape, &[Site::Layer(0, Projection::Q)], 1, 1.0, false);
         adapter.values.fill(2.0);
         adapter
     }

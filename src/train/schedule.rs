@@ -3,10 +3,12 @@
 //! Owns the formulas. Never keeps a place. The thing to know: warm-up begins at 0, so the first
 //! step of a job with warm-up changes nothing.
 
+use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
 /// How the rate falls after warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Decay {
     Constant,
     /// In a straight line to 0.

@@ -88,6 +88,38 @@ const tests = {
     await raises(OpenAI.AuthenticationError, "invalid_api_key", () => stranger.models.list());
   },
 
+  async files() {
+    const line = '{"prompt": "a", "completion": "b"}\n';
+    const data = new TextEncoder().encode(line.repeat(500));
+    const file = await OpenAI.toFile(data, "train.jsonl");
+    const made = await client.files.create({ file, purpose: "fine-tune" });
+    assert.deepEqual([made.object, made.filename, made.bytes], ["file", "train.jsonl", data.length]);
+    const done = await client.files.waitForProcessing(made.id, { pollInterval: 100 });
+    assert.equal(done.status, "processed");
+    assert.deepEqual(await client.files.retrieve(made.id), done);
+    const content = await client.files.content(made.id);
+    assert.equal(await content.text(), line.repeat(500));
+    const upload = await client.uploads.create({
+      bytes: data.length, filename: "parts.jsonl", mime_type: "text/jsonl", purpose: "fine-tune",
+    });
+    const halves = [data.slice(0, 1000), data.slice(1000)];
+    // The second half comes first.
+    const part_ids = [];
+    for (const half of halves.reverse()) {
+      const part = await client.uploads.parts.create(upload.id, { data: await OpenAI.toFile(half, "x") });
+      part_ids.unshift(part.id);
+    }
+    const whole = await client.uploads.complete(upload.id, { part_ids });
+    assert.equal(whole.status, "completed");
+    assert.equal(await (await client.files.content(whole.file.id)).text(), line.repeat(500));
+    const listed = [];
+    for await (const one of client.files.list({ limit: 1 })) listed.push(one.id);
+    assert.deepEqual(listed, [whole.file.id, made.id]);
+    for (const id of listed) assert.ok((await client.files.delete(id)).deleted);
+    const gone = () => client.files.retrieve(made.id);
+    await raises(OpenAI.NotFoundError, "file_not_found", gone);
+  },
+
   async failingInMidStream() {
     const stream = await small.chat.completions.create({
       model: base, messages, max_tokens: 1800, ignore_eos: true, stream: true,

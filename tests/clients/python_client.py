@@ -5,6 +5,7 @@ POLYLORA_SMALL_URL: one with an API key, one place and a deadline of two seconds
 """
 
 import asyncio
+import hashlib
 import os
 import threading
 
@@ -164,6 +165,47 @@ def rate_limited():
     assert int(limited[0].response.headers["retry-after"]) >= 1
 
 
+def files():
+    line = '{"messages": [{"role": "user", "content": "%d?"}, {"role": "assistant", "content": "yes"}]}\n'
+    data = "".join(line % n for n in range(500)).encode()
+    made = client.files.create(file=("train.jsonl", data), purpose="fine-tune")
+    assert (made.object, made.filename, made.bytes) == ("file", "train.jsonl", len(data))
+    done = client.files.wait_for_processing(made.id, poll_interval=0.1)
+    assert done.status == "processed" and done.status_details is None, done
+    assert client.files.retrieve(made.id) == done
+    assert client.files.content(made.id).read() == data
+    expires = {"anchor": "created_at", "seconds": 3600}
+    nameless = client.files.create(file=data, purpose="fine-tune", expires_after=expires)
+    assert nameless.expires_at == nameless.created_at + 3600
+    bad = client.files.create(file=("bad.jsonl", b'{"messages": 1}\n'), purpose="fine-tune")
+    assert bad.status == "error" and bad.status_details.startswith("line 1: `messages`"), bad
+    upload = client.uploads.upload_file_chunked(
+        file=data,
+        filename="parts.jsonl",
+        bytes=len(data),
+        mime_type="text/jsonl",
+        purpose="fine-tune",
+        part_size=len(data) // 3,
+        md5=hashlib.md5(data).hexdigest(),
+    )
+    assert upload.status == "completed" and upload.file.filename == "parts.jsonl", upload
+    assert client.files.content(upload.file.id).read() == data
+    abandoned = client.uploads.create(
+        bytes=3, filename="a", mime_type="text/jsonl", purpose="fine-tune"
+    )
+    assert client.uploads.parts.create(abandoned.id, data=b"abc").upload_id == abandoned.id
+    assert client.uploads.cancel(abandoned.id).status == "cancelled"
+    ids = [upload.file.id, bad.id, nameless.id, made.id]
+    assert [f.id for f in client.files.list(limit=1, purpose="fine-tune")] == ids, "page by page"
+    assert [f.id for f in client.files.list(order="asc")] == ids[::-1]
+    for one in ids:
+        assert client.files.delete(one).deleted
+    assert client.files.list().data == []
+    raises(openai.NotFoundError, "file_not_found", lambda: client.files.retrieve(made.id))
+    wrong = lambda: client.files.create(file=data, purpose="vision")
+    assert raises(openai.BadRequestError, "unsupported_purpose", wrong).param == "purpose"
+
+
 async def asynchronous():
     async with AsyncOpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0) as many:
 
@@ -204,6 +246,7 @@ if __name__ == "__main__":
         choices_and_logprobs,
         completions,
         exceptions,
+        files,
         failing_in_mid_stream,
         rate_limited,
     ):

@@ -133,6 +133,7 @@ impl Fixture {
             upload_bytes_max: 1 << 20,
             versions_kept: 3,
             adapters_max: 1000,
+            other_bytes: Arc::new(|_| 0),
             metrics: metrics.clone(),
         };
         let bias = weights.base_bias();

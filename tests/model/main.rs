@@ -8,5 +8,6 @@ mod engine;
 mod golden;
 mod merged;
 mod neighbours;
+mod trainer;
 mod training;
 mod verify;

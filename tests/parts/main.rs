@@ -4,6 +4,7 @@
 //! `program`.
 
 mod adapters;
+mod files;
 mod ledger;
 mod merge;
 mod meters;

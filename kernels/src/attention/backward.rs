@@ -73,9 +73,9 @@ impl AttentionBackwardScratch {
         Ok(AttentionBackwardScratch { tiles, tile, delta })
     }
 
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        self.tiles.bytes() + self.delta.bytes()
+    /// Bytes that `new` takes.
+    pub fn bytes(threads: usize, rows_max: usize, heads: usize, head_dim: usize) -> usize {
+        (threads * tile_len(head_dim) + rows_max * heads) * size_of::<f32>()
     }
 }
 

@@ -43,6 +43,11 @@ impl DoraScratch {
         let tiles = Buffer::zeroed(threads * tile_len(rank_max));
         Ok(DoraScratch { gram: Buffer::zeroed(rank_max * rank_max), tiles, rank_max })
     }
+
+    /// Bytes that `new` takes.
+    pub fn bytes(threads: usize, rank_max: usize) -> usize {
+        (threads * tile_len(rank_max) + rank_max * rank_max) * size_of::<f32>()
+    }
 }
 
 fn tile_len(rank_max: usize) -> usize {

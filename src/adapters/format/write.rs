@@ -21,11 +21,19 @@ pub fn write(
     modules: &BTreeMap<FactorSite, ModuleFactors>,
     base_model: Option<&str>,
 ) -> Result<()> {
+    let tensors = modules.iter().flat_map(|(site, m)| tensors(*site, m));
+    write_files(dir, &config(modules, base_model), tensors)
+}
+
+/// Writes a config and tensors under PEFT's names into `dir`. Errors: as [`write`].
+pub fn write_files<'a>(
+    dir: &Path,
+    config: &Value,
+    tensors: impl Iterator<Item = (String, Stored<'a>)>,
+) -> Result<()> {
     let what = |what: &str| format!("cannot write {what} in {}", dir.display());
     let failed = |name: &str, e: std::io::Error| write_failed(&what(name), &e);
-    let config = format!("{:#}\n", config(modules, base_model));
-    std::fs::write(dir.join(CONFIG), config).map_err(|e| failed(CONFIG, e))?;
-    let tensors = modules.iter().flat_map(|(site, m)| tensors(*site, m));
+    std::fs::write(dir.join(CONFIG), format!("{config:#}\n")).map_err(|e| failed(CONFIG, e))?;
     safetensors::serialize_to_file(tensors, None, &dir.join(TENSORS)).map_err(|e| match e {
         SafeTensorError::IoError(e) => failed(TENSORS, e),
         e => Error::fault(format!("{}: {e}", what(TENSORS))),
@@ -97,26 +105,27 @@ fn usual(ranks: impl Iterator<Item = usize>) -> usize {
 }
 
 /// A and B under PEFT's names.
-fn tensors(site: FactorSite, m: &ModuleFactors) -> [(String, Factor<'_>); 2] {
+fn tensors(site: FactorSite, m: &ModuleFactors) -> [(String, Stored<'_>); 2] {
     let [a, b] = match site {
         FactorSite::Embedding => ["lora_embedding_A", "lora_embedding_B"],
         FactorSite::Site(_) => ["lora_A.weight", "lora_B.weight"],
     };
     let name = |part: &str| format!("base_model.model.{}.{part}", site.path());
     let d = m.dims;
+    let stored = |shape: [usize; 2], values| Stored { shape: shape.to_vec(), values };
     [
-        (name(a), Factor { shape: [d.rank, d.inputs], values: &m.a }),
-        (name(b), Factor { shape: [d.outputs, d.rank], values: &m.b }),
+        (name(a), stored([d.rank, d.inputs], Cow::Borrowed(&m.a[..]))),
+        (name(b), stored([d.outputs, d.rank], Cow::Borrowed(&m.b[..]))),
     ]
 }
 
 /// One f32 tensor that is made into bytes when it is written.
-struct Factor<'a> {
-    shape: [usize; 2],
-    values: &'a [f32],
+pub struct Stored<'a> {
+    pub shape: Vec<usize>,
+    pub values: Cow<'a, [f32]>,
 }
 
-impl safetensors::View for Factor<'_> {
+impl safetensors::View for Stored<'_> {
     fn dtype(&self) -> safetensors::Dtype {
         safetensors::Dtype::F32
     }

@@ -80,6 +80,8 @@ pub struct RegistryOptions {
     /// Versions of a name kept on disk, the current one included.
     pub versions_kept: usize,
     pub adapters_max: usize,
+    /// Bytes on disk of a tenant (empty: the operator) that are no adapter's and share its bounds.
+    pub other_bytes: Arc<dyn Fn(&str) -> u64 + Send + Sync>,
     /// Where loads and evictions are counted.
     pub metrics: Arc<Metrics>,
 }

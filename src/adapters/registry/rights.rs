@@ -35,6 +35,12 @@ impl Registry {
         self.inner.check_room(0, 0).map(drop)
     }
 
+    /// Whether `tenant` may have `bytes` on disk that are no adapter's, of which `staged` lie there
+    /// and are counted already. Errors: `disk_nearly_full`, `tenant_share_exceeded`.
+    pub fn check_bytes(&self, tenant: &Tenant, bytes: u64, staged: u64) -> Result<()> {
+        self.inner.check_bytes(&tenant.name, tenant, bytes, staged, staged)
+    }
+
     /// Gives names from before names had owners to the tenant that `of` says a version's lineage
     /// leads to, or else to the operator; an alias to the tenant that owns all that it leads to.
     pub async fn settle_owners(&self, of: impl Fn(&Lineage) -> Option<String>) -> Result<()> {
@@ -109,7 +115,7 @@ impl Inner {
         tenant.check(what, own, 1, free, tenant.bounds.names)
     }
 
-    /// Bytes that are free for adapters, if `bytes` are, of which `staged` are on disk already.
+    /// Bytes that are free for uploads, if `bytes` are, of which `staged` are on disk already.
     fn check_room(&self, bytes: u64, staged: u64) -> Result<u64> {
         let (free, total) = self.store.space()?;
         let reserve = (total / RESERVE_PART).min(RESERVE_BYTES_MAX);
@@ -117,7 +123,7 @@ impl Inner {
         if bytes > free || free == 0 {
             let message = match free {
                 0 => format!("the disk has only the {reserve} bytes left that databases need"),
-                _ => format!("the adapter has {bytes} bytes; {free} are free for adapters"),
+                _ => format!("the upload has {bytes} bytes; {free} are free for uploads"),
             };
             return Err(Error::new(Kind::Capacity, "disk_nearly_full", message));
         }
@@ -127,12 +133,22 @@ impl Inner {
     /// Refuses an upload of `bytes`, of which `staged` are on disk already, when the disk has no
     /// room for it or the tenant's share of it has not.
     pub fn check_disk(&self, name: &str, tenant: &Tenant, bytes: u64, staged: u64) -> Result<()> {
+        let owner = self.state().owner_of(name).unwrap_or_else(|| tenant.name.clone());
+        self.check_bytes(&owner, tenant, bytes, staged, 0)
+    }
+
+    /// The same of `owner`'s bytes, adapters or not, of which `counted` are among its own already.
+    fn check_bytes(
+        &self,
+        owner: &str,
+        tenant: &Tenant,
+        bytes: u64,
+        staged: u64,
+        counted: u64,
+    ) -> Result<()> {
         let free = self.check_room(bytes, staged)?;
-        let own = {
-            let state = self.state();
-            let owner = state.owner_of(name).unwrap_or_else(|| tenant.name.clone());
-            state.disk_bytes_of(&owner)
-        };
+        let own = self.state().disk_bytes_of(owner) + (self.options.other_bytes)(owner);
+        let own = own.saturating_sub(counted);
         tenant.check("bytes on disk", own, bytes, free, tenant.bounds.disk_bytes)
     }
 

@@ -1,12 +1,11 @@
 //! The store: adapter files by digest on disk, and the catalogue of names and versions in SQLite.
 //!
-//! Owns `adapters/sha256/`, `orphans/` and `staging/`, and the catalogue's rows in `polylora.db`.
+//! Owns `adapters/sha256/` and `staging/`, and the catalogue's rows in `polylora.db`.
 //! Never loads an adapter and knows no leases. The thing to know: a version appears whole or not at
 //! all: files are synced and renamed into place first, one transaction names them after, and
 //! opening sets aside what no row names, if the catalogue has seen it.
 
 mod aliases;
-mod orphans;
 mod owners;
 mod rows;
 
@@ -14,9 +13,9 @@ use super::Digest;
 use super::format::files::AdapterFiles;
 use super::version::Version;
 use crate::clock::Now;
+use crate::database::orphans::{self, Named, Orphans};
 use crate::database::{Database, FULL, Storage, Transaction};
 use crate::error::{Error, Kind, Result};
-use orphans::Orphans;
 pub use rows::Catalogue;
 use rows::{disown, json, number, own, text, version};
 use sqlx::query::Query;
@@ -66,9 +65,14 @@ impl Store {
         };
         store.check_base(dir, base).await?;
         let catalogue = store.read().await?;
-        let named = catalogue.versions.iter().map(|v| store.blob(v.digest)).collect();
+        let named = Named {
+            what: "adapter",
+            directory: "adapters",
+            places: catalogue.versions.iter().map(|v| store.blob(v.digest)).collect(),
+            changed: catalogue.changed,
+        };
         // The marks of interrupted uploads lie in staging: cleared when they are of no more use.
-        needed(store.orphans.set_aside(&store.blobs, &named, &catalogue, &interrupted))?;
+        needed(store.orphans.set_aside(&store.blobs, &named, &interrupted))?;
         if storage.read_only().is_none() {
             if store.staging.exists() {
                 needed(fs::remove_dir_all(&store.staging))?;
@@ -132,7 +136,7 @@ impl Store {
 
     /// Where it is noted that the files of a digest are about to be named.
     fn mark(&self, digest: Digest) -> PathBuf {
-        self.staging.join(orphans::mark(digest))
+        self.staging.join(orphans::mark(&hex::encode(digest.0)))
     }
 
     /// Removes the files of a digest. Blocking; a failure only leaves an orphan for the next start.

@@ -6,7 +6,6 @@
 
 use super::archive;
 use super::received::{Budget, Files, too_large};
-use crate::access::Caller;
 use crate::adapters::format::files::{canonical_name, is_archive};
 use crate::adapters::registry::Staging;
 use crate::api::Api;
@@ -16,8 +15,7 @@ use crate::api::http::intake::UPLOAD_BYTES;
 use crate::api::http::paced::{Paced, Reins};
 use crate::blocking::blocking;
 use crate::database::write_failed;
-use crate::error::{Error, Kind, Result};
-use crate::share::Permit;
+use crate::error::{Error, Result};
 use axum::body::Body;
 use axum::extract::multipart::Field;
 use axum::extract::{FromRequest, Multipart, Request};
@@ -32,23 +30,6 @@ use tokio::io::AsyncWriteExt;
 const SPOOL: &str = ".upload";
 /// Parts of a form, at most.
 const PARTS_MAX: usize = 1000;
-
-/// A place for one more upload. Errors: `uploads_busy`.
-pub fn permit(api: &Api, caller: &Caller) -> Result<Permit> {
-    let (places, tenant) = (&api.requests.intake.uploads, caller.tenant().unwrap_or_default());
-    let busy = |what: String| {
-        let message = format!("{what} are being received; try again");
-        Error::new(Kind::Busy, "uploads_busy", message)
-    };
-    let own = caller.limits().uploads_max.filter(|_| !tenant.is_empty());
-    if let Some(most) = own.filter(|most| places.held_by(tenant) >= *most) {
-        return Err(busy(format!("{most} uploads of your tenant, which is your key's limit,")));
-    }
-    places.try_take(tenant, 1).ok_or_else(|| {
-        let share = if tenant.is_empty() { "" } else { ", or your tenant's share of them," };
-        busy(format!("{} uploads{share}", places.size()))
-    })
-}
 
 /// Reads the body into the staging directory. What is missing there is the registry's to say.
 pub async fn receive(request: Request, staging: Staging, api: &Api) -> Result<Files> {

@@ -5,7 +5,6 @@
 //! The thing to know: a path is resolved, links and `..` included, before it is compared, and every
 //! path outside gets one answer, whether something is there or not.
 
-use super::upload;
 use crate::access::Caller;
 use crate::adapters::registry::Staging;
 use crate::adapters::version::{Publish, Removal};
@@ -107,7 +106,7 @@ async fn load_checked(
         let message = format!("Your key may not use the name '{}'.", brief(&name));
         return Err(Failure::new(StatusCode::FORBIDDEN, "InvalidUserInput", message));
     }
-    let place = upload::permit(api, caller)?;
+    let place = api.requests.intake.upload(caller)?;
     let staging = api.registry.stage(&name).map_err(|e| Failure::input(e.message))?;
     let by = auth::actor(caller, &name);
     api.registry.check_right(&name, &by).await?;

@@ -147,7 +147,7 @@ pub struct Intake {
     /// Templates of adapters being rendered.
     pub renders: Arc<Pool>,
     /// Uploads being received.
-    pub uploads: Arc<Pool>,
+    uploads: Arc<Pool>,
     pub bounds: Bounds,
 }
 
@@ -171,6 +171,23 @@ impl Intake {
     pub fn hold(&self, caller: &Caller, bytes: u64) -> Result<Held> {
         self.took(bytes);
         Held::of(&self.bytes, caller.tenant().unwrap_or_default(), bytes)
+    }
+
+    /// A place for one more upload. Errors: `uploads_busy`.
+    pub fn upload(&self, caller: &Caller) -> Result<Permit> {
+        let (places, tenant) = (&self.uploads, caller.tenant().unwrap_or_default());
+        let busy = |what: String| {
+            let message = format!("{what} are being received; try again");
+            Error::new(Kind::Busy, "uploads_busy", message)
+        };
+        let own = caller.limits().uploads_max.filter(|_| !tenant.is_empty());
+        if let Some(most) = own.filter(|most| places.held_by(tenant) >= *most) {
+            return Err(busy(format!("{most} uploads of your tenant, which is your key's limit,")));
+        }
+        places.try_take(tenant, 1).ok_or_else(|| {
+            let share = if tenant.is_empty() { "" } else { ", or your tenant's share of them," };
+            busy(format!("{} uploads{share}", places.size()))
+        })
     }
 
     /// A place for work on a request of `caller`.

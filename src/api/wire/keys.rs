@@ -21,11 +21,11 @@ pub struct KeyLimits {
     pub tokens_per_month: Option<u64>,
     /// Of a key only, as all below: names of adapters and aliases that its tenant may own.
     pub adapters_max: Option<u64>,
-    /// Bytes of files that its tenant's adapters may have on disk, all versions together.
+    /// Bytes that its tenant's adapters, all versions together, and files may have on disk.
     pub disk_bytes_max: Option<u64>,
     /// Bytes of memory that its tenant's adapters may have; pins count here too.
     pub resident_bytes_max: Option<u64>,
-    /// Uploads of its tenant at once.
+    /// Uploads of its tenant at once, of adapters and files.
     pub uploads_max: Option<u64>,
     /// Merges of its tenant that are not over.
     pub merges_max: Option<u64>,

@@ -3,7 +3,7 @@
 //! Owns ids, weights and where each example ends. Never knows where they come from.
 
 use super::encode::Encoded;
-use crate::train::Example;
+use crate::train::batch::Example;
 
 /// See the file's head.
 #[derive(Debug, Default)]
@@ -11,7 +11,7 @@ pub struct Examples {
     ids: Vec<u32>,
     weights: Vec<f32>,
     ends: Vec<usize>,
-    /// The line that each is of, from 1.
+    /// The line that each is of, from 1; 0 is none.
     lines: Vec<u64>,
     longest: usize,
     supervised: u64,
@@ -58,12 +58,24 @@ impl Examples {
         self.longest
     }
 
-    pub(super) fn push(&mut self, line: u64, encoded: &Encoded) {
-        self.ids.extend_from_slice(&encoded.ids);
-        self.weights.extend_from_slice(&encoded.weights);
+    /// Adds an example that is of no line. `[n]` each
+    ///
+    /// # Panics
+    /// On a weight too many or too few.
+    pub fn add(&mut self, ids: &[u32], weights: &[f32]) {
+        assert_eq!(ids.len(), weights.len(), "a weight an id");
+        self.ids.extend_from_slice(ids);
+        self.weights.extend_from_slice(weights);
         self.ends.push(self.ids.len());
-        self.lines.push(line);
-        self.longest = self.longest.max(encoded.ids.len());
-        self.supervised += encoded.supervised() as u64;
+        self.lines.push(0);
+        self.longest = self.longest.max(ids.len());
+        self.supervised += weights.iter().skip(1).filter(|w| **w != 0.0).count() as u64;
+    }
+
+    pub(super) fn push(&mut self, line: u64, encoded: &Encoded) {
+        self.add(&encoded.ids, &encoded.weights);
+        if let Some(last) = self.lines.last_mut() {
+            *last = line;
+        }
     }
 }

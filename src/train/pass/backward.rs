@@ -4,13 +4,13 @@
 //! Owns the order of what an op does. Never changes a factor. The thing to know: norms and gates
 //! are computed again from what they read, with the bits they had, instead of being kept.
 
-use super::buffers::Buffers;
-use super::ops::{Ops, Trained, site};
+use super::buffers::{Buffers, Kept};
+use super::ops::{Below, Ops, Trained, site};
 use super::stage::Stage;
 use crate::shape::{Norm, Projection};
 use crate::train::adapter::Adapter;
 use polylora_kernels::{
-    AttentionBackward, GluBackward, HeadNorm, NormBackward, Plane, ResidualBackward,
+    Accumulate, AttentionBackward, GluBackward, HeadNorm, NormBackward, Plane, ResidualBackward,
     add_norm_backward, attention_backward, glu_backward, rope_backward,
 };
 
@@ -26,7 +26,8 @@ impl Ops<'_> {
         match stage {
             Stage::Down => self.down_backward(b, layer, adapters, wanted),
             Stage::Glu => self.glu_backward(b, layer),
-            Stage::GateUp => self.gate_up_backward(b, layer, adapters, wanted),
+            Stage::Gate => self.gate_backward(b, layer, adapters, wanted),
+            Stage::Up => self.up_backward(b, layer, adapters, wanted),
             Stage::MlpNorm => self.mlp_norm_backward(b, layer),
             Stage::O => self.o_backward(b, layer, adapters, wanted),
             Stage::Attention => self.attention_backward(b, layer),
@@ -64,9 +65,10 @@ impl Ops<'_> {
 
     fn down_backward(&self, b: &mut Buffers, layer: usize, to: &mut [Adapter], wanted: bool) {
         self.glu(b, layer);
-        let Buffers { dy, gated, d_gated, u, v_rank, .. } = b;
-        let down = [Trained { site: site(layer, Projection::Down), dy }];
-        self.sites_backward(to, &down, gated, wanted.then_some(d_gated), [u, v_rank]);
+        let Buffers { layers, dy, gated, d_gated, u, v_rank, .. } = b;
+        let [.., z] = &layers[self.place(layer)].z;
+        let down = Trained { site: site(layer, Projection::Down), dy, z: z.as_ref() };
+        self.sites_backward(to, [down], gated, (d_gated, below(wanted)), [u, v_rank]);
     }
 
     fn glu_backward(&self, b: &mut Buffers, layer: usize) {
@@ -76,15 +78,22 @@ impl Ops<'_> {
         glu_backward(self.dev, of, self.rows(), &mut b.d_gate, &mut b.d_up);
     }
 
-    fn gate_up_backward(&self, b: &mut Buffers, layer: usize, to: &mut [Adapter], wanted: bool) {
-        let Buffers { layers, x, d_gate, d_up, dx, u, v_rank, .. } = b;
-        let h = &mut layers[self.place(layer)].h_mlp;
-        self.add_norm(h, None, self.shape().norm_before_mlp(layer), x);
-        let sites = [
-            Trained { site: site(layer, Projection::Gate), dy: d_gate },
-            Trained { site: site(layer, Projection::Up), dy: d_up },
-        ];
-        self.sites_backward(to, &sites, x, wanted.then_some(dx), [u, v_rank]);
+    /// Makes the norm's x again.
+    fn gate_backward(&self, b: &mut Buffers, layer: usize, to: &mut [Adapter], wanted: bool) {
+        let Buffers { layers, x, d_gate, dx, u, v_rank, .. } = b;
+        let Kept { h_mlp, z: [_, _, _, _, z, ..], .. } = &mut layers[self.place(layer)];
+        self.add_norm(h_mlp, None, self.shape().norm_before_mlp(layer), x);
+        let gate = Trained { site: site(layer, Projection::Gate), dy: d_gate, z: z.as_ref() };
+        self.sites_backward(to, [gate], x, (dx, below(wanted)), [u, v_rank]);
+    }
+
+    /// Reads the x that the gate's backward made, and adds to its dx.
+    fn up_backward(&self, b: &mut Buffers, layer: usize, to: &mut [Adapter], wanted: bool) {
+        let Buffers { layers, x, d_up, dx, u, v_rank, .. } = b;
+        let [_, _, _, _, _, z, _] = &layers[self.place(layer)].z;
+        let up = Trained { site: site(layer, Projection::Up), dy: d_up, z: z.as_ref() };
+        let below = if wanted { Below::Read(Accumulate::Add) } else { Below::Unread };
+        self.sites_backward(to, [up], x, (dx, below), [u, v_rank]);
     }
 
     fn mlp_norm_backward(&self, b: &mut Buffers, layer: usize) {
@@ -99,9 +108,9 @@ impl Ops<'_> {
 
     fn o_backward(&self, b: &mut Buffers, layer: usize, to: &mut [Adapter], wanted: bool) {
         let Buffers { layers, dy, d_found, u, v_rank, .. } = b;
-        let x = &layers[self.place(layer)].found;
-        let o = [Trained { site: site(layer, Projection::O), dy }];
-        self.sites_backward(to, &o, x, wanted.then_some(d_found), [u, v_rank]);
+        let Kept { found, z: [_, _, _, z, ..], .. } = &layers[self.place(layer)];
+        let o = Trained { site: site(layer, Projection::O), dy, z: z.as_ref() };
+        self.sites_backward(to, [o], found, (d_found, below(wanted)), [u, v_rank]);
     }
 
     fn attention_backward(&self, b: &mut Buffers, layer: usize) {
@@ -140,13 +149,14 @@ impl Ops<'_> {
 
     fn qkv_backward(&self, b: &mut Buffers, layer: usize, to: &mut [Adapter], wanted: bool) {
         let Buffers { layers, x, dq, dk, dv, dx, u, v_rank, .. } = b;
-        self.add_norm(&mut layers[self.place(layer)].h, None, Norm::Input(layer), x);
+        let Kept { h, z: [z_q, z_k, z_v, ..], .. } = &mut layers[self.place(layer)];
+        self.add_norm(h, None, Norm::Input(layer), x);
         let sites = [
-            Trained { site: site(layer, Projection::Q), dy: dq },
-            Trained { site: site(layer, Projection::K), dy: dk },
-            Trained { site: site(layer, Projection::V), dy: dv },
+            Trained { site: site(layer, Projection::Q), dy: dq, z: z_q.as_ref() },
+            Trained { site: site(layer, Projection::K), dy: dk, z: z_k.as_ref() },
+            Trained { site: site(layer, Projection::V), dy: dv, z: z_v.as_ref() },
         ];
-        self.sites_backward(to, &sites, x, wanted.then_some(dx), [u, v_rank]);
+        self.sites_backward(to, sites, x, (dx, below(wanted)), [u, v_rank]);
     }
 
     /// dh of the norm before attention, and dy of what the layer below made.
@@ -159,4 +169,9 @@ impl Ops<'_> {
         });
         add_norm_backward(self.dev, Some(norm), self.rows(), dh, residual);
     }
+}
+
+/// dx is written, where it is wanted.
+fn below(wanted: bool) -> Below {
+    if wanted { Below::Read(Accumulate::Overwrite) } else { Below::Unread }
 }

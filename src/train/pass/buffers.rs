@@ -5,6 +5,7 @@
 //! lowest adapted one keep nothing, so they share the memory of that layer, which comes after them.
 
 use crate::model::weights::Weights;
+use crate::shape::{Projection, Site};
 use crate::train::batch::pages_max;
 use polylora_kernels::{
     Act, AttentionBackwardScratch, AttentionScratch, Device, Dtype, Error, KvCache, LoraScratch,
@@ -12,7 +13,7 @@ use polylora_kernels::{
 };
 
 /// Rows whose logits exist at a time.
-pub(super) const HEAD_ROWS: usize = 32;
+pub(super) const HEAD_ROWS: usize = 16;
 
 /// Sizes that are fixed when a pass is made.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +24,19 @@ pub struct PassOptions {
     pub sequences_max: usize,
     /// Most adapters of a micro-batch.
     pub adapters_max: usize,
+}
+
+/// What the size of the memory depends on, besides the base.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::train) struct Sizes {
+    pub options: PassOptions,
+    pub threads: usize,
+    /// Layers that are kept.
+    pub layers: usize,
+    /// The largest.
+    pub rank: usize,
+    /// Projections with magnitudes.
+    pub z: [bool; Projection::ALL.len()],
 }
 
 /// What backward reads of a layer.
@@ -44,6 +58,8 @@ pub(super) struct Kept {
     pub up: Plane,
     /// What attention and the MLP made, where the family norms it. `[T, H]` each
     pub made: Option<[Plane; 2]>,
+    /// By projection, where it has magnitudes: what they scale. `[T, O]`
+    pub z: [Option<Plane>; Projection::ALL.len()],
 }
 
 /// See the file's head. R: the largest rank.
@@ -87,14 +103,8 @@ pub(super) struct Buffers {
 }
 
 impl Buffers {
-    /// Of `layers` kept layers and ranks of at most `rank`.
-    pub fn new(
-        dev: &Device,
-        weights: &Weights,
-        o: PassOptions,
-        layers: usize,
-        rank: usize,
-    ) -> Result<Self, Error> {
+    pub fn new(dev: &Device, weights: &Weights, sizes: Sizes) -> Result<Self, Error> {
+        let Sizes { options: o, threads, layers, rank, z } = sizes;
         let (memory, shape, rows) = (dev.memory(), &weights.shape, o.rows_max);
         let (hidden, ffn, vocab) = (shape.hidden, shape.ffn, shape.vocab);
         let (q, kv) = (shape.q_width(), shape.kv_width());
@@ -105,7 +115,7 @@ impl Buffers {
         let pages = pages_max(rows, o.sequences_max);
         Ok(Self {
             layers: (0..layers)
-                .map(|_| Kept::new(memory, weights, rows))
+                .map(|_| Kept::new(memory, weights, rows, z))
                 .collect::<Result<_, _>>()?,
             kv: KvCache::new(memory, weights.dtype, layers, pages, kv_heads, dim)?.touched(dev),
             h: plane(hidden)?,
@@ -117,7 +127,7 @@ impl Buffers {
             u: plane(rank)?,
             v_rank: plane(rank)?,
             scratch: LoraScratch::new(memory, rows.max(HEAD_ROWS), 0)?,
-            parts: AttentionScratch::new(memory, dev.threads(), heads, kv_heads, dim, rows)?,
+            parts: AttentionScratch::new(memory, threads, heads, kv_heads, dim, rows)?,
             last: weights.activation(memory, HEAD_ROWS, hidden)?,
             logits: Plane::new(memory, HEAD_ROWS, vocab)?,
             d_logits: gradient(HEAD_ROWS, vocab)?,
@@ -133,13 +143,47 @@ impl Buffers {
             dq: gradient(rows, q)?,
             dk: gradient(rows, kv)?,
             dv: gradient(rows, kv)?,
-            attention: AttentionBackwardScratch::new(memory, dev.threads(), rows, heads, dim)?,
+            attention: AttentionBackwardScratch::new(memory, threads, rows, heads, dim)?,
         })
+    }
+
+    /// Bytes that `new` takes, line by line. Errors: as `new`.
+    pub fn bytes(weights: &Weights, sizes: Sizes) -> Result<usize, Error> {
+        let Sizes { options: o, threads, layers, rank, .. } = sizes;
+        let (shape, rows) = (&weights.shape, o.rows_max);
+        let (hidden, ffn, vocab) = (shape.hidden, shape.ffn, shape.vocab);
+        let (q, kv) = (shape.q_width(), shape.kv_width());
+        let (heads, kv_heads, dim) = (shape.heads, shape.kv_heads, shape.head_dim);
+        // What rows of such a width take is seen from one.
+        let read = |width| -> Result<usize, Error> {
+            Ok(weights.activation(&Memory::Cpu, 1, width)?.bytes())
+        };
+        let gradient = |width| -> Result<usize, Error> {
+            Ok(gradient(&Memory::Cpu, weights, 1, width)?.bytes())
+        };
+        let acts = [read(hidden), read(ffn)].into_iter();
+        let gradients = [hidden, ffn, ffn, q, kv, kv].map(gradient);
+        let acts: usize = acts.chain(gradients).sum::<Result<usize, Error>>()?;
+        let planes = 4 * hidden + 3 * kv + 2 * rank + ffn + 2 * q;
+        let chunk = read(hidden)? + gradient(vocab)? + 4 * (vocab + hidden);
+        let pages = pages_max(rows, o.sequences_max);
+        Ok(layers * rows * Kept::row_bytes(weights, sizes)?
+            + pages * KvCache::page_bytes(weights.dtype, layers, kv_heads, dim)
+            + rows * (acts + 4 * planes)
+            + rows.max(HEAD_ROWS) * LoraScratch::row_bytes(0)
+            + AttentionScratch::bytes(threads, heads, kv_heads, dim, rows)
+            + HEAD_ROWS * chunk
+            + AttentionBackwardScratch::bytes(threads, rows, heads, dim))
     }
 }
 
 impl Kept {
-    fn new(memory: &Memory, weights: &Weights, rows: usize) -> Result<Self, Error> {
+    fn new(
+        memory: &Memory,
+        weights: &Weights,
+        rows: usize,
+        z: [bool; Projection::ALL.len()],
+    ) -> Result<Self, Error> {
         let shape = &weights.shape;
         let (q, kv) = (shape.q_width(), shape.kv_width());
         let plane = |width: usize| Plane::new(memory, rows, width);
@@ -156,8 +200,36 @@ impl Kept {
             gate: plane(shape.ffn)?,
             up: plane(shape.ffn)?,
             made: two(shape.post_norms, [shape.hidden; 2])?,
+            z: scaled(weights, z, |width| Ok(Some(plane(width)?)))?,
         })
     }
+
+    /// Bytes of a row.
+    fn row_bytes(weights: &Weights, sizes: Sizes) -> Result<usize, Error> {
+        let shape = &weights.shape;
+        let (q, kv) = (shape.q_width(), shape.kv_width());
+        let unnormed = if shape.qk_norm { q + kv } else { 0 };
+        let made = if shape.post_norms { 2 * shape.hidden } else { 0 };
+        let planes = 2 * shape.hidden + unnormed + q + shape.heads + 2 * shape.ffn + made;
+        let z: [usize; Projection::ALL.len()] = scaled(weights, sizes.z, Ok)?;
+        let found = weights.activation(&Memory::Cpu, 1, q)?.bytes();
+        Ok(4 * (planes + z.iter().sum::<usize>()) + found)
+    }
+}
+
+/// By projection: `make` of the outputs, where it has magnitudes.
+fn scaled<T: Default>(
+    weights: &Weights,
+    z: [bool; Projection::ALL.len()],
+    make: impl Fn(usize) -> Result<T, Error>,
+) -> Result<[T; Projection::ALL.len()], Error> {
+    let mut all: [T; Projection::ALL.len()] = std::array::from_fn(|_| T::default());
+    for (of, projection) in all.iter_mut().zip(Projection::ALL) {
+        if z[projection as usize] {
+            *of = make(weights.shape.site_dims(Site::Layer(0, projection)).1)?;
+        }
+    }
+    Ok(all)
 }
 
 /// Zeros for the gradient of what a site made: with a bf16 copy, unless all weights are f32.

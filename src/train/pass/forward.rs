@@ -3,13 +3,13 @@
 //! Owns the order of what an op does. Never reads a gradient. The thing to know: what a block made
 //! is added to h by the norm that comes next, as in serving.
 
-use super::buffers::{Buffers, copy};
-use super::ops::{Ops, site};
+use super::buffers::{Buffers, Kept, copy};
+use super::ops::{Made, Ops, site};
 use super::stage::Stage;
 use crate::shape::{Norm, Projection};
 use crate::train::adapter::Adapter;
 use polylora_kernels::{
-    Act, Error, Plane, Residual, Segments, add_norm, attention_lse, embed, glu, linear, rope_store,
+    Act, Error, Plane, Residual, Segments, add_norm, attention_lse, embed, glu, rope_store,
 };
 
 impl Ops<'_> {
@@ -33,7 +33,8 @@ impl Ops<'_> {
             Stage::Attention => self.attention(b, layer),
             Stage::O => self.o(b, layer, adapters),
             Stage::MlpNorm => self.mlp_norm(b, layer)?,
-            Stage::GateUp => self.gate_up(b, layer, adapters),
+            Stage::Up => self.up(b, layer, adapters),
+            Stage::Gate => self.gate(b, layer, adapters),
             Stage::Glu => self.glu(b, layer),
             Stage::Down => self.down(b, layer, adapters),
         }
@@ -75,21 +76,17 @@ impl Ops<'_> {
     }
 
     fn qkv(&self, b: &mut Buffers, layer: usize, adapters: &[Adapter]) -> Result<(), Error> {
-        let kept = &mut b.layers[self.place(layer)];
-        let [q, k, v] = [Projection::Q, Projection::K, Projection::V].map(|p| site(layer, p));
-        let mut outs = [
-            self.decoder.linear(q, &mut kept.q),
-            self.decoder.linear(k, &mut b.k),
-            self.decoder.linear(v, &mut b.v),
+        let Buffers { layers, x, k, v, u, scratch, .. } = b;
+        let Kept { q, unnormed, z: [z_q, z_k, z_v, ..], .. } = &mut layers[self.place(layer)];
+        let outs = [
+            Made { site: site(layer, Projection::Q), y: q, z: z_q.as_mut() },
+            Made { site: site(layer, Projection::K), y: k, z: z_k.as_mut() },
+            Made { site: site(layer, Projection::V), y: v, z: z_v.as_mut() },
         ];
-        let (x, rows, none) = (&b.x, self.rows(), Segments::none());
-        linear(self.dev, x, rows, &mut outs, none, &mut b.scratch);
-        self.adapt(adapters, q, x, &mut kept.q, &mut b.u);
-        self.adapt(adapters, k, x, &mut b.k, &mut b.u);
-        self.adapt(adapters, v, x, &mut b.v, &mut b.u);
-        if let Some([q, k]) = &mut kept.unnormed {
-            copy(self.dev, &mut kept.q, rows, q)?;
-            copy(self.dev, &mut b.k, rows, k)?;
+        self.sites_forward(adapters, outs, x, u, scratch);
+        if let Some([q_kept, k_kept]) = unnormed {
+            copy(self.dev, q, self.rows(), q_kept)?;
+            copy(self.dev, k, self.rows(), k_kept)?;
         }
         Ok(())
     }
@@ -120,13 +117,11 @@ impl Ops<'_> {
     }
 
     fn o(&self, b: &mut Buffers, layer: usize, adapters: &[Adapter]) {
-        let kept = &mut b.layers[self.place(layer)];
-        let y = kept.made.as_mut().map_or(&mut b.y, |[attention, _]| attention);
-        let o = site(layer, Projection::O);
-        let mut outs = [self.decoder.linear(o, y)];
-        let none = Segments::none();
-        linear(self.dev, &kept.found, self.rows(), &mut outs, none, &mut b.scratch);
-        self.adapt(adapters, o, &kept.found, y, &mut b.u);
+        let Buffers { layers, y, u, scratch, .. } = b;
+        let Kept { found, made, z: [_, _, _, z, ..], .. } = &mut layers[self.place(layer)];
+        let y = made.as_mut().map_or(y, |[attention, _]| attention);
+        let out = Made { site: site(layer, Projection::O), y, z: z.as_mut() };
+        self.sites_forward(adapters, [out], found, u, scratch);
     }
 
     fn mlp_norm(&self, b: &mut Buffers, layer: usize) -> Result<(), Error> {
@@ -138,14 +133,18 @@ impl Ops<'_> {
         copy(self.dev, h, self.rows(), &mut kept.h_mlp)
     }
 
-    fn gate_up(&self, b: &mut Buffers, layer: usize, adapters: &[Adapter]) {
-        let kept = &mut b.layers[self.place(layer)];
-        let [gate, up] = [Projection::Gate, Projection::Up].map(|p| site(layer, p));
-        let mut outs =
-            [self.decoder.linear(gate, &mut kept.gate), self.decoder.linear(up, &mut kept.up)];
-        linear(self.dev, &b.x, self.rows(), &mut outs, Segments::none(), &mut b.scratch);
-        self.adapt(adapters, gate, &b.x, &mut kept.gate, &mut b.u);
-        self.adapt(adapters, up, &b.x, &mut kept.up, &mut b.u);
+    fn gate(&self, b: &mut Buffers, layer: usize, adapters: &[Adapter]) {
+        let Buffers { layers, x, u, scratch, .. } = b;
+        let Kept { gate, z: [_, _, _, _, z, ..], .. } = &mut layers[self.place(layer)];
+        let out = Made { site: site(layer, Projection::Gate), y: gate, z: z.as_mut() };
+        self.sites_forward(adapters, [out], x, u, scratch);
+    }
+
+    fn up(&self, b: &mut Buffers, layer: usize, adapters: &[Adapter]) {
+        let Buffers { layers, x, u, scratch, .. } = b;
+        let Kept { up, z: [_, _, _, _, _, z, _], .. } = &mut layers[self.place(layer)];
+        let out = Made { site: site(layer, Projection::Up), y: up, z: z.as_mut() };
+        self.sites_forward(adapters, [out], x, u, scratch);
     }
 
     /// gated = act(gate) ∘ up; backward makes it again.
@@ -156,11 +155,10 @@ impl Ops<'_> {
     }
 
     fn down(&self, b: &mut Buffers, layer: usize, adapters: &[Adapter]) {
-        let kept = &mut b.layers[self.place(layer)];
-        let y = kept.made.as_mut().map_or(&mut b.y, |[_, mlp]| mlp);
-        let down = site(layer, Projection::Down);
-        let mut outs = [self.decoder.linear(down, y)];
-        linear(self.dev, &b.gated, self.rows(), &mut outs, Segments::none(), &mut b.scratch);
-        self.adapt(adapters, down, &b.gated, y, &mut b.u);
+        let Buffers { layers, gated, y, u, scratch, .. } = b;
+        let Kept { made, z: [.., z], .. } = &mut layers[self.place(layer)];
+        let y = made.as_mut().map_or(y, |[_, mlp]| mlp);
+        let out = Made { site: site(layer, Projection::Down), y, z: z.as_mut() };
+        self.sites_forward(adapters, [out], gated, u, scratch);
     }
 }

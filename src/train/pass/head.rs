@@ -19,6 +19,8 @@ pub enum Purpose {
     Train,
     /// The loss alone.
     Evaluate,
+    /// What each example scored; then [`super::Pass::resume`] trains.
+    Score,
 }
 
 /// Sums over supervised rows.
@@ -65,7 +67,7 @@ impl Ops<'_> {
         Ok(())
     }
 
-    /// Scores the rows of a chunk into `scored`, and adds to dh what their loss gives.
+    /// Scores the rows of a chunk into `scored`, and makes the gradient of their logits.
     pub fn head(
         &self,
         b: &mut Buffers,
@@ -83,15 +85,25 @@ impl Ops<'_> {
         add_norm_rows(dev, &b.h, rows, None, norm, eps, Segments::none(), &mut b.last);
         let mut outs = [self.decoder.linear(Site::Head, &mut b.logits)];
         linear(dev, &b.last, rows.len(), &mut outs, Segments::none(), &mut b.scratch);
-        if purpose == Purpose::Evaluate {
+        if purpose != Purpose::Train {
             return score(dev, &b.logits, targets, scored);
         }
         let coefficients = &self.batch.coefficients()[chunk];
         cross_entropy_backward(dev, &b.logits, targets, coefficients, &mut b.d_logits, scored);
+    }
+
+    /// Adds to dh what the loss of the chunk gives.
+    pub fn head_backward(&self, b: &mut Buffers, chunk: Range<usize>) {
+        if chunk.is_empty() {
+            return;
+        }
+        let (dev, eps) = (self.dev, self.shape().norm_eps);
+        let rows = &self.batch.supervised()[chunk];
         let weight = self.decoder.weights.site(Site::Head);
         let head = [LinearBackward { weight, dy: &b.d_logits }];
         linear_backward(dev, &head, rows.len(), &mut b.d_last, Accumulate::Overwrite);
-        let norm = NormBackward { x: &b.h, weight: norm.base, eps, dy: &b.d_last };
+        let weight = self.decoder.norm(Norm::Final).base;
+        let norm = NormBackward { x: &b.h, weight, eps, dy: &b.d_last };
         add_norm_rows_backward(dev, norm, rows, &mut b.dh);
     }
 }

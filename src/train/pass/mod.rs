@@ -16,18 +16,22 @@ use super::batch::MicroBatch;
 use crate::error::Result;
 use crate::model::weights::Weights;
 use crate::model::{Decoder, RopeTables};
+use crate::shape::{Projection, Site};
 use buffers::Buffers;
 pub use buffers::PassOptions;
+pub(super) use buffers::Sizes;
 pub use head::{Purpose, Sums};
 use ops::{ADAPTERS_MAX, Ops};
 use polylora_kernels::{Device, Scored};
-use stage::{Op, program};
+use stage::{Op, head, program};
 use std::sync::Arc;
 
 /// How far a pass is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
     Running,
+    /// Every row is scored, and the pass waits for [`Pass::resume`].
+    Scored,
     /// All ops are done: what the rows scored, and the gradients, are there.
     Done,
 }
@@ -70,11 +74,23 @@ impl Pass {
             Some(Op::Backward(layer, _)) => *layer,
             _ => shape.layers - 1,
         };
-        let rank = adapters.iter().map(Adapter::rank_max).max().unwrap_or(0);
+        let scaled = |p| {
+            (0..shape.layers).any(|l| {
+                let site = shape.site_index(Site::Layer(l, p));
+                adapters.iter().any(|adapter| adapter.is_dora() && adapter.has(site))
+            })
+        };
+        let sizes = Sizes {
+            options,
+            threads: dev.threads(),
+            layers: shape.layers - lowest,
+            rank: adapters.iter().map(Adapter::rank_max).max().unwrap_or(0),
+            z: Projection::ALL.map(scaled),
+        };
         let PassOptions { rows_max, sequences_max, adapters_max } = options;
         Ok(Self {
             rope: RopeTables::new(dev.memory(), shape, rows_max)?,
-            buffers: Buffers::new(dev, &weights, options, shape.layers - lowest, rank)?,
+            buffers: Buffers::new(dev, &weights, sizes)?,
             batch: MicroBatch::with_capacity(rows_max, sequences_max, adapters_max),
             scored: Vec::with_capacity(rows_max),
             at: program.len(),
@@ -85,6 +101,15 @@ impl Pass {
             program,
             lowest,
         })
+    }
+
+    /// Bytes that `new` takes. Errors: as `new`.
+    pub(super) fn bytes(weights: &Weights, sizes: Sizes) -> Result<usize> {
+        let PassOptions { rows_max, sequences_max, adapters_max } = sizes.options;
+        Ok(RopeTables::bytes(&weights.shape, rows_max)
+            + Buffers::bytes(weights, sizes)?
+            + MicroBatch::bytes(rows_max, sequences_max, adapters_max)
+            + rows_max * size_of::<Scored>())
     }
 
     /// Begins a micro-batch, to be filled before the first step.
@@ -120,11 +145,17 @@ impl Pass {
             Op::Head => {
                 let chunk = ops.chunk(self.chunk);
                 ops.head(b, chunk.clone(), self.purpose, &mut self.scored[chunk]);
+                if self.purpose != Purpose::Train || self.at == self.program.len() {
+                    self.chunk += 1;
+                    let more = !ops.chunk(self.chunk).is_empty();
+                    self.at = if more { self.at - 1 } else { self.program.len() };
+                }
+            }
+            Op::HeadBackward => {
+                ops.head_backward(b, ops.chunk(self.chunk));
                 self.chunk += 1;
                 if !ops.chunk(self.chunk).is_empty() {
-                    self.at -= 1;
-                } else if self.purpose == Purpose::Evaluate {
-                    self.at = self.program.len();
+                    self.at -= 2;
                 }
             }
             Op::LastNormBackward => ops.last_norm_backward(b),
@@ -133,8 +164,23 @@ impl Pass {
         match dev.take_error() {
             Some(error) => Err(error.into()),
             None if self.at < self.program.len() => Ok(Progress::Running),
+            None if self.purpose == Purpose::Score => Ok(Progress::Scored),
             None => Ok(Progress::Done),
         }
+    }
+
+    /// Σ w·log p of an example, once the rows are scored; w as they were pushed.
+    pub fn log_prob(&self, example: usize) -> f64 {
+        let rows = self.batch.supervised_of(example);
+        -Sums::of(&self.batch.coefficients()[rows.clone()], &self.scored[rows]).loss
+    }
+
+    /// Trains with rows that are scored, each example's weights times what `factor` says of it.
+    pub fn resume(&mut self, factor: impl Fn(usize) -> f64) {
+        for example in 0..self.batch.sequences() {
+            self.batch.weigh(example, factor(example));
+        }
+        (self.at, self.chunk, self.purpose) = (head(&self.program), 0, Purpose::Train);
     }
 
     /// What the rows of an adapter scored, once the pass is done.

@@ -8,7 +8,8 @@ use crate::shape::{ModelShape, Projection, Site};
 use crate::train::adapter::{Adapter, Part};
 use crate::train::batch::MicroBatch;
 use polylora_kernels::{
-    Accumulate, Act, Device, Factor, FactorGradient, LinearBackward, Plane, expand,
+    Accumulate, Act, Device, Factor, FactorGradient, Linear, LinearBackward, LoraScratch,
+    Magnitude, MagnitudeGradient, Plane, Segments, dora, dora_backward, expand, linear,
     linear_backward, outer, shrink,
 };
 
@@ -25,11 +26,26 @@ pub(super) struct Ops<'a> {
     pub lowest: usize,
 }
 
-/// A site, what it read, and the gradient of what it made.
-#[derive(Clone, Copy)]
+/// A site and what it makes, by way of z where it has magnitudes.
+pub(super) struct Made<'a> {
+    pub site: Site,
+    pub y: &'a mut Plane,
+    pub z: Option<&'a mut Plane>,
+}
+
+/// A site, the gradient of what it made, and z as it was.
 pub(super) struct Trained<'a> {
     pub site: Site,
-    pub dy: &'a Act,
+    pub dy: &'a mut Act,
+    pub z: Option<&'a Plane>,
+}
+
+/// Whether dx is made, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Below {
+    /// Nothing reads it.
+    Unread,
+    Read(Accumulate),
 }
 
 impl<'a> Ops<'a> {
@@ -66,11 +82,36 @@ impl<'a> Ops<'a> {
         })
     }
 
-    /// y += s·(x·Aᵀ)·B of every adapter's rows.
-    pub fn adapt(&self, adapters: &[Adapter], site: Site, x: &Act, y: &mut Plane, u: &mut Plane) {
-        if !self.is_adapted(adapters, site) {
-            return;
+    /// y of sites that read the same x, adapters applied: z = x·Wᵀ + s·(x·Aᵀ)·B, and
+    /// y = (m/c)∘z + bias. u `[T, R]` is scratch.
+    pub fn sites_forward<const N: usize>(
+        &self,
+        adapters: &[Adapter],
+        mut outs: [Made<'_>; N],
+        x: &Act,
+        u: &mut Plane,
+        scratch: &mut LoraScratch,
+    ) {
+        let rows = self.rows();
+        let mut linears = outs.each_mut().map(|Made { site, y, z }| match z {
+            Some(z) => Linear { bias: None, ..self.decoder.linear(*site, z) },
+            None => self.decoder.linear(*site, y),
+        });
+        linear(self.dev, x, rows, &mut linears, Segments::none(), scratch);
+        for Made { site, y, z } in outs {
+            match z {
+                _ if !self.is_adapted(adapters, site) => {}
+                None => self.adapt(adapters, site, x, u, y),
+                Some(z) => {
+                    self.adapt(adapters, site, x, u, z);
+                    self.magnitudes(adapters, site, z, y);
+                }
+            }
         }
+    }
+
+    /// y += s·(x·Aᵀ)·B of every adapter's rows.
+    fn adapt(&self, adapters: &[Adapter], site: Site, x: &Act, u: &mut Plane, y: &mut Plane) {
         let count = adapters.len();
         shrink(self.dev, x, &self.factors(adapters, site, Part::A)[..count], u);
         expand(self.dev, u, &self.factors(adapters, site, Part::B)[..count], y);
@@ -80,26 +121,29 @@ impl<'a> Ops<'a> {
         adapters.iter().any(|adapter| adapter.has(self.index(site)))
     }
 
-    /// dA and dB of sites that read the same x, and dx, where it is wanted.
-    /// x `[T, I]`, dx `[T, I]`; u and v `[T, R]` are scratch.
-    pub fn sites_backward(
+    /// dA, dB and dm of sites that read the same x, and dx, where it is wanted; every dy becomes
+    /// dz. x `[T, I]`, dx `[T, I]`; u and v `[T, R]` are scratch.
+    pub fn sites_backward<const N: usize>(
         &self,
         adapters: &mut [Adapter],
-        sites: &[Trained<'_>],
+        mut sites: [Trained<'_>; N],
         x: &Act,
-        mut dx: Option<&mut Plane>,
+        (dx, below): (&mut Plane, Below),
         [u, v]: [&mut Plane; 2],
     ) {
-        if let Some(dx) = &mut dx {
-            let weights = self.decoder.weights;
-            let of = |i: usize| {
-                let Trained { site, dy } = sites[i.min(sites.len() - 1)];
-                LinearBackward { weight: weights.site(site), dy }
-            };
-            let of: [LinearBackward<'_>; 3] = std::array::from_fn(of);
-            linear_backward(self.dev, &of[..sites.len()], self.rows(), dx, Accumulate::Overwrite);
+        for Trained { site, dy, z } in &mut sites {
+            if let Some(z) = z {
+                self.magnitudes_backward(adapters, *site, z, dy);
+            }
         }
-        for &Trained { site, dy } in sites {
+        if let Below::Read(accumulate) = below {
+            let weights = self.decoder.weights;
+            let of = sites
+                .each_ref()
+                .map(|Trained { site, dy, .. }| LinearBackward { weight: weights.site(*site), dy });
+            linear_backward(self.dev, &of, self.rows(), dx, accumulate);
+        }
+        for Trained { site, dy, .. } in sites {
             if !self.is_adapted(adapters, site) {
                 continue;
             }
@@ -108,10 +152,42 @@ impl<'a> Ops<'a> {
             shrink(self.dev, dy, &self.factors(adapters, site, Part::B)[..count], v);
             self.outer(adapters, site, Part::B, u, dy);
             self.outer(adapters, site, Part::A, v, x);
-            if let Some(dx) = &mut dx {
+            if below != Below::Unread {
                 expand(self.dev, v, &self.factors(adapters, site, Part::A)[..count], dx);
             }
         }
+    }
+
+    /// y = (m/c)∘z + bias, where an adapter has magnitudes.
+    fn magnitudes(&self, adapters: &[Adapter], site: Site, z: &Plane, y: &mut Plane) {
+        let nobody = Magnitude { rows: 0..0, values: &[], norms: &[] };
+        let mut segments: [Magnitude<'_>; ADAPTERS_MAX] = std::array::from_fn(|_| nobody.clone());
+        let mut count = 0;
+        for (g, adapter) in adapters.iter().enumerate() {
+            if let Some(of) = adapter.magnitude(self.index(site), self.batch.segment(g)) {
+                segments[count] = of;
+                count += 1;
+            }
+        }
+        let bias = self.decoder.weights.bias(site);
+        dora(self.dev, z, self.rows(), &segments[..count], bias, y);
+    }
+
+    /// dm, and dz in the place of dy.
+    fn magnitudes_backward(&self, to: &mut [Adapter], site: Site, z: &Plane, dy: &mut Act) {
+        let index = self.index(site);
+        let mut segments: [MagnitudeGradient<'_>; ADAPTERS_MAX] = std::array::from_fn(|_| {
+            let of = Magnitude { rows: 0..0, values: &[], norms: &[] };
+            MagnitudeGradient { of, gradient: &mut [] }
+        });
+        let mut count = 0;
+        for (g, adapter) in to.iter_mut().enumerate() {
+            if let Some(of) = adapter.magnitude_gradient(index, self.batch.segment(g)) {
+                segments[count] = of;
+                count += 1;
+            }
+        }
+        dora_backward(self.dev, z, &mut segments[..count], dy);
     }
 
     /// The gradient of every adapter's factor at a site.

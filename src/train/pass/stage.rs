@@ -14,20 +14,22 @@ pub(super) enum Stage {
     Attention,
     O,
     MlpNorm,
-    GateUp,
+    Up,
+    Gate,
     Glu,
     Down,
 }
 
 impl Stage {
-    const ALL: [Stage; 9] = [
+    const ALL: [Stage; 10] = [
         Self::Norm,
         Self::Qkv,
         Self::Rope,
         Self::Attention,
         Self::O,
         Self::MlpNorm,
-        Self::GateUp,
+        Self::Up,
+        Self::Gate,
         Self::Glu,
         Self::Down,
     ];
@@ -37,7 +39,8 @@ impl Stage {
         match self {
             Self::Qkv => &[Projection::Q, Projection::K, Projection::V],
             Self::O => &[Projection::O],
-            Self::GateUp => &[Projection::Gate, Projection::Up],
+            Self::Up => &[Projection::Up],
+            Self::Gate => &[Projection::Gate],
             Self::Down => &[Projection::Down],
             Self::Norm | Self::Rope | Self::Attention | Self::MlpNorm | Self::Glu => &[],
         }
@@ -50,8 +53,10 @@ pub(super) enum Op {
     Embed,
     Forward(usize, Stage),
     LastNorm,
-    /// Once for each chunk of supervised rows: logits, loss and their gradient.
+    /// Of a chunk of supervised rows: logits, loss and the gradient of both.
     Head,
+    /// Of the same chunk; then the next one has its turn.
+    HeadBackward,
     /// What the last layer made gets its gradient.
     LastNormBackward,
     Backward(usize, Stage),
@@ -62,7 +67,7 @@ pub(super) fn program(shape: &ModelShape, adapted: impl Fn(Site) -> bool) -> Vec
     let stages = || (0..shape.layers).flat_map(|l| Stage::ALL.map(|stage| (l, stage)));
     let mut ops = vec![Op::Embed];
     ops.extend(stages().map(|(layer, stage)| Op::Forward(layer, stage)));
-    ops.extend([Op::LastNorm, Op::Head, Op::LastNormBackward]);
+    ops.extend([Op::LastNorm, Op::Head, Op::HeadBackward, Op::LastNormBackward]);
     ops.extend(stages().rev().map(|(layer, stage)| Op::Backward(layer, stage)));
     let trains = |op: &Op| match op {
         Op::Backward(layer, stage) => {
@@ -70,8 +75,13 @@ pub(super) fn program(shape: &ModelShape, adapted: impl Fn(Site) -> bool) -> Vec
         }
         _ => false,
     };
-    let head = ops.iter().position(|op| *op == Op::Head).expect("there is a head");
+    let head = head(&ops);
     let last = ops.iter().rposition(trains).unwrap_or(head);
     ops.truncate(last + 1);
     ops
+}
+
+/// Where the head is.
+pub(super) fn head(program: &[Op]) -> usize {
+    program.iter().position(|op| *op == Op::Head).expect("there is a head")
 }

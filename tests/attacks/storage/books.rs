@@ -6,10 +6,12 @@
 
 use super::disk::Disk;
 use polylora::adapters::format::files::AdapterFiles;
+use reqwest::multipart::{Form, Part};
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -33,6 +35,9 @@ pub enum Change {
     MakeKey,
     Revoke(String),
     Merge(String),
+    /// A file with this text.
+    File(usize),
+    DropFile(String),
 }
 
 /// What is there.
@@ -45,6 +50,19 @@ pub struct World {
     /// Good ones, by id.
     pub keys: BTreeSet<String>,
     pub merges: BTreeSet<String>,
+    /// What each holds, as a number, by id.
+    pub files: BTreeMap<String, u64>,
+}
+
+/// What a file holds: more than one write.
+fn text_of(n: usize) -> String {
+    format!("{{\"prompt\": \"{n}\", \"completion\": \"yes\"}}\n").repeat(20_000)
+}
+
+fn sum(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// A server on a disk that fails, and the book.
@@ -103,6 +121,7 @@ impl Books {
             Change::Put("a1".into(), 1),
             Change::MakeKey,
             Change::MakeKey,
+            Change::File(0),
         ] {
             assert_eq!(books.try_one(&change).await, Some(true), "{change:?}");
         }
@@ -192,7 +211,8 @@ impl Books {
         let led_to = |name: &str| self.world.aliases.values().any(|id| id.starts_with(name));
         let known = self.world.adapters.contains_key(&name);
         let key = self.world.keys.iter().next().cloned();
-        match self.noise.below(10) {
+        let file = self.world.files.keys().next().cloned();
+        match self.noise.below(13) {
             0 | 1 if known && !led_to(&format!("{name}@")) => Change::Delete(name),
             2 | 3 if known => {
                 let numbers: Vec<u64> = self.world.adapters[&name].keys().copied().collect();
@@ -206,6 +226,8 @@ impl Books {
                 self.merges += 1;
                 Change::Merge(format!("m{}", self.merges))
             }
+            8 | 9 => Change::File(content),
+            10 if file.is_some() => Change::DropFile(file.expect("one")),
             _ => Change::Put(name, content),
         }
     }
@@ -229,6 +251,12 @@ impl Books {
             Change::Revoke(id) => ask(Method::DELETE, format!("/v1/keys/{id}")),
             Change::Merge(name) => ask(Method::POST, "/v1/merges".into())
                 .json(&json!({"name": name, "sources": [{"model": "a0"}, {"model": "a1"}]})),
+            Change::File(n) => {
+                let part = Part::bytes(text_of(*n).into_bytes()).file_name("a.jsonl");
+                let form = Form::new().text("purpose", "fine-tune").part("file", part);
+                ask(Method::POST, "/v1/files".into()).multipart(form)
+            }
+            Change::DropFile(id) => ask(Method::DELETE, format!("/v1/files/{id}")),
         }
     }
 
@@ -275,6 +303,8 @@ impl Books {
             }
             Change::Revoke(id) => drop(self.world.keys.remove(&id)),
             Change::Merge(_) => drop(self.world.merges.insert(text(&body["id"]))),
+            Change::File(n) => drop(self.world.files.insert(text(&body["id"]), sum(&text_of(n)))),
+            Change::DropFile(id) => drop(self.world.files.remove(&id)),
         }
     }
 
@@ -300,6 +330,11 @@ impl Books {
         }
         for v in list(self.json("/v1/merges").await) {
             world.merges.insert(text(&v["id"]));
+        }
+        for v in list(self.json("/v1/files").await) {
+            let id = text(&v["id"]);
+            let held = self.get(&format!("/v1/files/{id}/content")).await;
+            world.files.insert(id, sum(&held));
         }
         world
     }
@@ -360,6 +395,11 @@ impl Books {
                 let new = seen.merges.difference(&self.world.merges);
                 expected.merges.extend(new.take(1).cloned());
             }
+            Change::File(n) => {
+                let new = seen.files.iter().find(|(id, _)| !self.world.files.contains_key(*id));
+                expected.files.extend(new.map(|(id, _)| (id.clone(), sum(&text_of(n)))));
+            }
+            Change::DropFile(id) => drop(expected.files.remove(&id)),
         }
         assert_eq!(&expected, seen, "but for {change:?}, which was cut off");
     }

@@ -109,8 +109,8 @@ async fn usage_is_on_disk_after_commits_that_failed() {
 }
 
 /// What a fault may strike: all of the directory, or one thing in it.
-const PLACES: [&str; 7] =
-    ["", "", "polylora.db", "polylora.db", "usage.db", "/adapters/", "/staging/"];
+const PLACES: [&str; 8] =
+    ["", "", "polylora.db", "polylora.db", "usage.db", "/adapters/", "/staging/", "/files/"];
 
 /// Faults, changes and kills in some order.
 async fn schedule(seed: u64) -> Books {

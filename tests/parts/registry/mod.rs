@@ -116,6 +116,7 @@ fn options(dir: &Path) -> RegistryOptions {
         upload_bytes_max: 1 << 20,
         versions_kept: 3,
         adapters_max: 1000,
+        other_bytes: Arc::new(|_| 0),
         metrics: Arc::default(),
     }
 }

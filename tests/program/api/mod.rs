@@ -8,6 +8,8 @@ mod compat;
 mod compose;
 mod crash;
 mod cycles;
+mod file_uploads;
+mod files;
 mod keys;
 mod lifetime;
 mod limits;

@@ -4,10 +4,36 @@
 //! Never knows an expected result.
 
 use crate::tiny::uniform;
+use polylora::checkpoint::{Checkpoint, source};
+use polylora::model::weights::Weights;
 use polylora::shape::{ModelShape, Projection, Site};
-use polylora::train::{Adapter, Part, Pass, Progress, Tensor};
-use polylora_kernels::Device;
+use polylora::train::data::Examples;
+use polylora::train::{Adapter, Norms, Part, Pass, Progress, Tensor};
+use polylora_kernels::{Device, WeightDtype};
 use serde_json::Value;
+use std::sync::{Arc, LazyLock};
+
+/// In f32, as the oracle computes.
+pub fn f32_weights(checkpoint: &Checkpoint) -> Arc<Weights> {
+    let dtype = Some(WeightDtype::F32);
+    Arc::new(Weights::load(checkpoint, dtype, &Device::cpu(2), &|_, _| ()).expect("weights"))
+}
+
+/// The demo model.
+pub fn demo() -> Arc<Weights> {
+    static DEMO: LazyLock<Arc<Weights>> = LazyLock::new(|| {
+        let located = source::locate(source::DEMO).expect("the demo model");
+        f32_weights(&Checkpoint::open(&located.path).expect("it opens"))
+    });
+    DEMO.clone()
+}
+
+/// Ids and weights as a job reads them.
+pub fn examples_of(rows: impl IntoIterator<Item = (Vec<u32>, Vec<f32>)>) -> Examples {
+    let mut examples = Examples::default();
+    rows.into_iter().for_each(|(ids, weights)| examples.add(&ids, &weights));
+    examples
+}
 
 /// All linears of all layers.
 pub fn all_linears(shape: &ModelShape) -> Vec<Site> {
@@ -20,13 +46,48 @@ pub fn tensor_name(tensor: &Tensor) -> String {
     let part = match tensor.part {
         Part::A => "lora_A",
         Part::B => "lora_B",
+        Part::Magnitude => "magnitude",
     };
     format!("layers.{layer}.{}.{part}", projection.module())
 }
 
 /// A as the oracle starts it; B = `b` times the numbers of its name.
 pub fn adapter(shape: &ModelShape, sites: &[Site], rank: usize, scale: f32, b: f32) -> Adapter {
-    let mut adapter = Adapter::new(shape, sites, rank, scale);
+    let mut adapter = Adapter::new(shape, sites, rank, scale, false);
+    start(&mut adapter, b);
+    adapter
+}
+
+/// The same with magnitudes: the norms of W's rows, which differ from them by `m` times the numbers
+/// of their names. The norms are those of the factors.
+pub fn dora_adapter(
+    dev: &Device,
+    weights: &Weights,
+    (rank, scale): (usize, f32),
+    [b, m]: [f32; 2],
+) -> (Adapter, Norms) {
+    let shape = &weights.shape;
+    let mut adapter = Adapter::new(shape, &all_linears(shape), rank, scale, true);
+    let mut norms = Norms::new(dev, weights, &adapter).expect("norms");
+    (0..norms.len()).for_each(|site| norms.measure(dev, weights, &mut adapter, site, true));
+    start(&mut adapter, b);
+    for tensor in adapter.tensors().to_vec() {
+        if tensor.part == Part::Magnitude {
+            let values = &mut adapter.values[tensor.range.clone()];
+            let numbers = uniform(&tensor_name(&tensor), values.len());
+            values.iter_mut().zip(numbers).for_each(|(value, u)| *value *= 1.0 + m * u);
+        }
+    }
+    update_norms(dev, weights, &mut adapter, &mut norms);
+    (adapter, norms)
+}
+
+/// As a job does after every step.
+pub fn update_norms(dev: &Device, weights: &Weights, adapter: &mut Adapter, norms: &mut Norms) {
+    (0..norms.len()).for_each(|site| norms.update(dev, weights, adapter, site));
+}
+
+fn start(adapter: &mut Adapter, b: f32) {
     for tensor in adapter.tensors().to_vec() {
         let [rank, width] = tensor.dims;
         let values: Vec<f32> = uniform(&tensor_name(&tensor), rank * width).collect();
@@ -42,9 +103,9 @@ pub fn adapter(shape: &ModelShape, sites: &[Site], rank: usize, scale: f32, b: f
                     out[i % rank * width + i / rank] = value * b;
                 }
             }
+            Part::Magnitude => {}
         }
     }
-    adapter
 }
 
 /// [norm, two projections] of a tensor as it lies in an adapter, in the oracle's order.
@@ -52,7 +113,7 @@ pub fn three_numbers(tensor: &Tensor, values: &[f32]) -> [f64; 3] {
     let [rank, width] = tensor.dims;
     let ordered: Vec<f64> = (0..rank * width)
         .map(|i| match tensor.part {
-            Part::A => i,
+            Part::A | Part::Magnitude => i,
             Part::B => i % rank * width + i / rank,
         })
         .map(|i| f64::from(values[i]))

@@ -1,13 +1,11 @@
 //! Files that the catalogue does not name: left alone, set aside, or, after days, removed.
 //!
-//! Owns `orphans/` and the marks of uploads under way. Never removes what the catalogue cannot have
-//! seen. The thing to know: a catalogue that is new, empty, or older than a file may be the one
-//! that is wrong, so the file stays where it is and the start says so.
+//! Owns `orphans/` and the marks of contents that are about to be named. Never removes what the
+//! catalogue cannot have seen. The thing to know: a catalogue that is new, empty, or older than a
+//! file may be the one that is wrong, so the file stays where it is and the start says so.
 
-use super::rows::Catalogue;
-use crate::adapters::Digest;
+use super::Storage;
 use crate::clock::{Now, Trusted};
-use crate::database::Storage;
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Result};
@@ -19,13 +17,13 @@ use std::time::{Duration, UNIX_EPOCH};
 const KEPT_FOR: Duration = Duration::from_secs(7 * 86_400);
 const MARK: &str = "naming-";
 
-/// The name of the mark of a content that is about to be named.
-pub fn mark(digest: Digest) -> String {
-    format!("{MARK}{}", hex::encode(digest.0))
+/// The name of the mark of a content that is about to be named; `digest` in hex digits.
+pub fn mark(digest: &str) -> String {
+    format!("{MARK}{digest}")
 }
 
-/// Names of the contents that uploads were at when the server ended: those that no version names
-/// were never acknowledged.
+/// Names of the contents that uploads were at when the server ended: those that no row names were
+/// never acknowledged.
 pub fn interrupted(staging: &Path) -> HashSet<String> {
     let entries = fs::read_dir(staging).into_iter().flatten().flatten();
     let name = |entry: fs::DirEntry| {
@@ -33,6 +31,17 @@ pub fn interrupted(staging: &Path) -> HashSet<String> {
         name.strip_prefix(MARK).map(str::to_owned)
     };
     entries.filter_map(name).collect()
+}
+
+/// What a catalogue says of one kind of contents.
+pub struct Named<'a> {
+    /// What the contents are of, in the plural, and the directory that they lie in.
+    pub what: &'a str,
+    pub directory: &'a str,
+    /// Where those lie that a row names.
+    pub places: HashSet<PathBuf>,
+    /// When the catalogue last changed, since 1970.
+    pub changed: Duration,
 }
 
 /// The place of files that were set aside.
@@ -60,38 +69,38 @@ impl Orphans {
     pub fn set_aside(
         &self,
         blobs: &Path,
-        named: &HashSet<PathBuf>,
-        catalogue: &Catalogue,
+        named: &Named<'_>,
         interrupted: &HashSet<String>,
     ) -> Result<()> {
-        *self.time() = Trusted::new(Some(catalogue.changed), Now::read());
+        *self.time() = Trusted::new(Some(named.changed), Now::read());
         let (mut unnamed, mut unseen) = (Vec::new(), 0);
         if !blobs.exists() {
             return Ok(());
         }
         for prefix in directories(blobs)? {
-            for blob in directories(&prefix)?.into_iter().filter(|blob| !named.contains(blob)) {
+            for blob in directories(&prefix)?.into_iter().filter(|b| !named.places.contains(b)) {
                 let name = blob.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                match interrupted.contains(&name) || made(&blob)? <= catalogue.changed {
+                match interrupted.contains(&name) || made(&blob)? <= named.changed {
                     true => unnamed.push((name, blob)),
                     false => unseen += 1,
                 }
             }
         }
-        let (count, versions) = (unnamed.len(), catalogue.versions.len());
-        if versions == 0 && count + unseen > 0 {
+        let (count, known) = (unnamed.len(), named.places.len());
+        let Named { what, directory, .. } = *named;
+        if known == 0 && count + unseen > 0 {
             tracing::warn!(
                 files = count + unseen,
-                "polylora.db names no adapter, but adapters/ holds some: they stay where they are, \
-                 and a polylora.db that names them makes them served again"
+                "polylora.db names no {what}, but {directory}/ holds some: they stay where they \
+                 are, and a polylora.db that names them makes them served again"
             );
             return Ok(());
         }
         if unseen > 0 {
             tracing::warn!(
                 files = unseen,
-                versions,
-                "adapters/ holds files that are newer than polylora.db, which may be an older \
+                known,
+                "{directory}/ holds files that are newer than polylora.db, which may be an older \
                  copy: they stay where they are"
             );
         }
@@ -106,7 +115,7 @@ impl Orphans {
         }
         File::open(self.dir())?.sync_all()?;
         let days = KEPT_FOR.as_secs() / 86_400;
-        tracing::warn!(files = count, days, "set aside in orphans/ what no version names");
+        tracing::warn!(files = count, days, "set aside in orphans/ what no row names");
         Ok(())
     }
 

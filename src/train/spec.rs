@@ -1,0 +1,81 @@
+//! What a training job is asked for, with every choice made.
+//!
+//! Owns the numbers. Never chooses one. The thing to know: the same spec, base and data give the
+//! same adapter, bit by bit, on the same kind of CPU.
+
+use super::optimiser::AdamW;
+use super::schedule::{Decay, Schedule};
+use crate::shape::Projection;
+use serde::{Deserialize, Serialize};
+
+/// What is made smaller.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// Cross-entropy of supervised tokens.
+    Supervised,
+    /// Direct preference optimisation of pairs, against the base without an adapter.
+    Dpo { beta: f64 },
+}
+
+impl Objective {
+    /// Examples that are read together: 2 where they are pairs.
+    pub fn group(self) -> usize {
+        match self {
+            Self::Supervised => 1,
+            Self::Dpo { .. } => 2,
+        }
+    }
+}
+
+/// See the file's head.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainSpec {
+    pub rank: usize,
+    pub alpha: f64,
+    /// The scale is alpha/√rank instead of alpha/rank.
+    pub rslora: bool,
+    /// With magnitudes.
+    pub dora: bool,
+    /// Of every layer.
+    pub targets: Vec<Projection>,
+    pub epochs: u32,
+    /// Examples, or pairs, of an optimizer step.
+    pub batch: usize,
+    pub seed: u64,
+    pub lr: f64,
+    /// B and magnitudes learn at so many times the rate.
+    pub loraplus_ratio: f64,
+    pub decay: Decay,
+    /// Of all steps.
+    pub warmup_ratio: f64,
+    pub weight_decay: f64,
+    /// 0: gradients are not clipped.
+    pub max_grad_norm: f64,
+    pub objective: Objective,
+    /// Steps between validations; 0: only at the ends of epochs, where there always is one.
+    pub validate_every: u32,
+}
+
+impl TrainSpec {
+    /// What the factors' product is multiplied by.
+    pub fn scale(&self) -> f64 {
+        let rank = self.rank as f64;
+        self.alpha / if self.rslora { rank.sqrt() } else { rank }
+    }
+
+    pub(super) fn optimiser(&self) -> AdamW {
+        AdamW {
+            weight_decay: self.weight_decay,
+            max_grad_norm: self.max_grad_norm,
+            ratio: self.loraplus_ratio,
+            ..AdamW::default()
+        }
+    }
+
+    /// Warm-up is rounded up to a step, as Hugging Face's trainer does.
+    pub(super) fn schedule(&self, steps: u64) -> Schedule {
+        let warmup = (self.warmup_ratio * steps as f64).ceil() as u64;
+        Schedule { lr: self.lr, decay: self.decay, warmup, steps }
+    }
+}
