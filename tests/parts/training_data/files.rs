@@ -85,7 +85,10 @@ fn wrong_lines() -> Vec<(String, &'static str)> {
 }
 
 fn wrong_pairs() -> Vec<(Value, &'static str)> {
-    let pair = |input: Value, preferred: Value, other: Value| json!({"input": input, "preferred_output": preferred, "non_preferred_output": other});
+    let pair = |input: Value, preferred: Value, other: Value| {
+        json!({"input": input,
+        "preferred_output": preferred, "non_preferred_output": other})
+    };
     let asked = || json!({"messages": [user("a")]});
     let say = |content: &str| json!([assistant(content)]);
     vec![

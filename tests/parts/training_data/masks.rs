@@ -283,7 +283,8 @@ proptest! {
             let whole = match which {
                 1 => {
                     let request = rendered(&text, &messages[..end - 1], true);
-                    request + &preview.spans[1..].iter().map(|s| s.text.as_str()).collect::<String>()
+                    let after = preview.spans[1..].iter().map(|s| s.text.as_str());
+                    request + &after.collect::<String>()
                 }
                 _ => rendered(&text, &messages[..end], false),
             };
