@@ -7,8 +7,8 @@
 //! - [`api`]: HTTP; the only module that knows axum and the wire's types
 //! - [`jobs`]: work carried out beside serving, tenants in turns
 //! - [`engine`]: the thread that turns tokens into tokens: plan, run, commit
-//! - [`text`]: text to tokens and back
 //! - [`train`]: adapters out of examples, without files
+//! - [`text`]: text to tokens and back
 //! - [`merge`]: adapters into one, without files
 //! - [`model`]: the decoder and its weights
 //! - [`checkpoint`]: the files of base models and where they come from

@@ -219,6 +219,10 @@ pub const GROUPS: &[Group] = codes! {
         merge_source_gone [409] "After a restart, a source of the merge is no longer there."
         merge_abandoned [500] "The server ended under this merge more than ten times."
     }
+    "Training data" {
+        invalid_training_file [400]
+            "Lines of the file are not training data; the message has the first twenty by number."
+    }
     "Files" {
         file_not_found [404] "No file of this id, or none that the key may see."
         file_in_use [409] "A job uses the file; it can be deleted when the job is over."

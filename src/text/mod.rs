@@ -6,6 +6,7 @@
 
 pub mod bounded;
 pub mod detokenizer;
+pub mod messages;
 mod pieces;
 mod python;
 mod samples;

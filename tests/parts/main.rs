@@ -15,4 +15,5 @@ mod scheduler;
 mod simulate;
 mod source;
 mod text;
+mod training_data;
 mod turns;

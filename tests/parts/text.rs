@@ -44,7 +44,7 @@ fn try_text_of(tokenizer: Value, bos: Option<u32>, add_bos: bool) -> Result<Text
 }
 
 /// A SentencePiece-like vocabulary: 0 <unk>, 1 <s>, 2 </s>, 3..=258 the byte tokens, then pieces.
-fn sentencepiece(decoder: Value) -> Value {
+pub fn sentencepiece(decoder: Value) -> Value {
     let mut vocab = serde_json::Map::new();
     let mut add = |piece: String| {
         let id = vocab.len();
@@ -75,7 +75,7 @@ fn sentencepiece(decoder: Value) -> Value {
 
 const VOCABULARY: u32 = 3 + 256 + 10;
 
-fn llama2_decoder() -> Value {
+pub fn llama2_decoder() -> Value {
     json!({"type": "Sequence", "decoders": [
         {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
         {"type": "ByteFallback"}, {"type": "Fuse"},

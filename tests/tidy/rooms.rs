@@ -18,7 +18,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("adapters", &["blocking", "clock", "database", "header", "metrics", "shape", "share"]),
     ("merge", &["adapters", "random"]),
     ("jobs", &["merge", "engine", "adapters", "blocking", "clock", "database", "share"]),
-    ("train", &["model", "adapters", "database", "random", "shape"]),
+    ("train", &["model", "adapters", "database", "random", "shape", "text"]),
     ("model", &["adapters", "checkpoint", "shape"]),
     ("checkpoint", &["adapters", "header", "shape", "tls"]),
     ("text", &["checkpoint", "clock"]),
@@ -123,8 +123,10 @@ const BUDGETS: &[(&str, &[&str], usize)] = &[
     // Two file formats, and every refusal by name.
     ("format", &["adapters/format/"], 4800),
     ("merge", &["merge/"], 2600),
-    // A pass with every gradient, and a job with its state, pairs and export.
-    ("train", &["train/"], 3200),
+    // A pass with every gradient, and a job with its state, pairs and export; and data.
+    ("train", &["train/"], 4600),
+    // Three formats, and every refusal by line.
+    ("train/data", &["train/data/"], 1500),
     ("jobs", &["jobs/"], 2200),
     // Contents, uploads in parts, and a look at every line.
     ("files", &["files/"], 1800),

@@ -17,7 +17,6 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use std::sync::Arc;
 use utoipa::PartialSchema;
 use utoipa::openapi::{RefOr, Schema};
@@ -259,18 +258,6 @@ fn from_text<T: DeserializeOwned>(text: &str) -> Result<T> {
 /// A parameter that must be there is not.
 pub fn missing(name: &str) -> Error {
     Error::invalid("missing_parameter", format!("`{name}` is required")).param(name)
-}
-
-/// What a JSON value is, in words.
-pub fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 #[cfg(test)]
