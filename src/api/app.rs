@@ -12,6 +12,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::database::Storage;
 use crate::engine::EngineHandle;
+use crate::files::Files;
 use crate::jobs::Jobs;
 use crate::metrics::Metrics;
 use crate::text::Text;
@@ -37,6 +38,7 @@ pub struct Api {
     pub storage: Storage,
     pub registry: Registry,
     pub jobs: Jobs,
+    pub files: Files,
     pub access: Access,
     pub metrics: Arc<Metrics>,
     pub usage: UsageLog,

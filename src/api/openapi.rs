@@ -7,7 +7,7 @@
 use super::adapters::{aliases, models, routes, versions, vllm};
 use super::admin::{audit, health, keys, limits, usage};
 use super::inference::{chat, completions, tokenize};
-use super::jobs::merges;
+use super::jobs::{fine_tuning, merges};
 use axum::Json;
 use axum::response::{Html, IntoResponse};
 use base64::Engine;
@@ -45,6 +45,14 @@ use utoipa::OpenApi;
         merges::report,
         merges::events,
         merges::cancel,
+        fine_tuning::create,
+        fine_tuning::list,
+        fine_tuning::show,
+        fine_tuning::cancel,
+        fine_tuning::pause,
+        fine_tuning::resume,
+        fine_tuning::events,
+        fine_tuning::checkpoints,
         keys::list,
         keys::create,
         keys::show,

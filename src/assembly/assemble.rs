@@ -19,7 +19,7 @@ use crate::database::{FULL, Storage};
 use crate::engine::EngineOptions;
 use crate::engine::{EngineHandle, probe};
 use crate::error::{Error, Result};
-use crate::jobs::{JobLimits, Jobs};
+use crate::jobs::{JobLimits, Jobs, Means};
 use crate::metrics::Metrics;
 use crate::model::weights::Weights;
 use crate::model::{Model, ModelOptions};
@@ -141,7 +141,19 @@ impl Prepared {
         let usage = UsageLog::open(usage_options(&config, &storage), metrics.clone()).await?;
         load_adapters(&registry, &config.adapters).await?;
         let limits = JobLimits { unfinished_max: MERGES_MAX, kept_max: MERGES_KEPT };
-        let jobs = Jobs::open(&storage, registry.clone(), engine.clone(), limits).await?;
+        let files = Files::open(&storage).await?;
+        let means = Means {
+            weights: self.weights.clone(),
+            text: self.text.clone(),
+            files: files.clone(),
+            engine: engine.clone(),
+            base_name: self.base_name.clone(),
+            context: self.context,
+            threads: config.threads,
+            train_bytes: config.train_bytes.0,
+            directory: config.data_dir.join(TRAINING),
+        };
+        let jobs = Jobs::open(&storage, registry.clone(), means, limits).await?;
         match settle_owners(&registry, &jobs, &access).await {
             // They are settled by the next start that can write.
             Err(error) if error.code == FULL => tracing::error!(%error, "owners are not settled"),
@@ -162,6 +174,7 @@ impl Prepared {
             storage,
             registry,
             jobs,
+            files,
             access,
             metrics,
             usage,
@@ -246,6 +259,7 @@ fn engine_options(
         slots_max: config.resident_max,
         prefix_cache: config.prefix_cache,
         prefix_share: config.prefix_share == PrefixShare::All,
+        background_share: config.train_share.0,
         probe_prompts: PROBES.iter().map(probe).collect::<Result<_>>()?,
     })
 }
