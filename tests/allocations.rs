@@ -60,6 +60,7 @@ fn start(weights: &Arc<Weights>, metrics: &Arc<Metrics>) -> EngineHandle {
         slots_max: 16,
         prefix_cache: true,
         prefix_share: false,
+        background_share: 0.05,
         probe_prompts: vec![vec![5, 6, 7]],
     };
     let model = ModelOptions {

@@ -89,6 +89,9 @@ pub enum Lineage {
         from: Option<Parent>,
         /// Id of the job.
         job: String,
+        /// The step that it stands at, of one that is not the job's result.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        step: Option<u64>,
     },
 }
 
@@ -96,6 +99,19 @@ impl Lineage {
     /// Whether it was given to the server when it started.
     pub fn is_of_start(&self) -> bool {
         matches!(self, Self::Uploaded { by: Some(by), .. } if by == START)
+    }
+
+    /// Whether it is what a job stood at in between.
+    pub fn is_checkpoint(&self) -> bool {
+        matches!(self, Self::Trained { step: Some(_), .. })
+    }
+
+    /// The step of this job that it is a checkpoint of.
+    pub fn checkpoint_of(&self, id: &str) -> Option<u64> {
+        match self {
+            Self::Trained { job, step, .. } if job == id => *step,
+            _ => None,
+        }
     }
 
     /// Id of the job that made the version, if one did.
@@ -175,6 +191,8 @@ pub struct Publish {
     /// All must hold.
     pub expected: Vec<Expected>,
     pub lineage: Lineage,
+    /// Leave the name to what it means, if that works.
+    pub candidate: bool,
     /// Leave the name to what was published after the same uploader last brought this content.
     pub yields: bool,
     pub by: Actor,

@@ -7,7 +7,7 @@
 use super::adapters::{aliases, models, routes, versions, vllm};
 use super::admin::{audit, health, keys, limits, usage};
 use super::inference::{chat, completions, tokenize};
-use super::jobs::{files, merges, uploads};
+use super::jobs::{files, fine_tuning, merges, uploads};
 use axum::Json;
 use axum::response::{Html, IntoResponse};
 use base64::Engine;
@@ -54,6 +54,14 @@ use utoipa::OpenApi;
         uploads::add_part,
         uploads::complete,
         uploads::cancel,
+        fine_tuning::create,
+        fine_tuning::list,
+        fine_tuning::show,
+        fine_tuning::cancel,
+        fine_tuning::pause,
+        fine_tuning::resume,
+        fine_tuning::events,
+        fine_tuning::checkpoints,
         keys::list,
         keys::create,
         keys::show,

@@ -10,7 +10,7 @@ use super::http::errors::METHOD_NOT_ALLOWED;
 use super::http::scope::{Matched, Scope};
 use super::http::{audit, auth, browsers, request};
 use super::inference::{chat, completions, tokenize};
-use super::jobs::{files, merges, uploads};
+use super::jobs::{files, fine_tuning, merges, uploads};
 use super::openapi;
 use crate::error::{Error, brief};
 use axum::Router;
@@ -92,6 +92,16 @@ pub const ROUTES: &[Route] = &[
     }),
     row("post", "/v1/uploads/{id}/complete", Scope::Admin, || post(uploads::complete)),
     row("post", "/v1/uploads/{id}/cancel", Scope::Admin, || post(uploads::cancel)),
+    row("get", "/v1/fine_tuning/jobs", Scope::Admin, || get(fine_tuning::list)),
+    row("post", "/v1/fine_tuning/jobs", Scope::Admin, || post(fine_tuning::create)),
+    row("get", "/v1/fine_tuning/jobs/{id}", Scope::Admin, || get(fine_tuning::show)),
+    row("post", "/v1/fine_tuning/jobs/{id}/cancel", Scope::Admin, || post(fine_tuning::cancel)),
+    row("post", "/v1/fine_tuning/jobs/{id}/pause", Scope::Admin, || post(fine_tuning::pause)),
+    row("post", "/v1/fine_tuning/jobs/{id}/resume", Scope::Admin, || post(fine_tuning::resume)),
+    row("get", "/v1/fine_tuning/jobs/{id}/events", Scope::Admin, || get(fine_tuning::events)),
+    row("get", "/v1/fine_tuning/jobs/{id}/checkpoints", Scope::Admin, || {
+        get(fine_tuning::checkpoints)
+    }),
     row("post", "/tokenize", Scope::Inference, || post(tokenize::tokenize)),
     row("post", "/detokenize", Scope::Inference, || post(tokenize::detokenize)),
     row("get", "/live", Scope::Public, || get(health::live)),

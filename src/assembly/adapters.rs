@@ -44,7 +44,9 @@ async fn load_adapter(registry: &Registry, name: &str, from: &Path) -> Result<En
 pub async fn settle_owners(registry: &Registry, jobs: &Jobs, access: &Access) -> Result<()> {
     let of = |lineage: &Lineage| match lineage {
         Lineage::Uploaded { by: Some(key), .. } => access.key(key).ok()?.tenant,
-        Lineage::Merged { job: Some(job), .. } => jobs.owner_of(job)?.tenant,
+        Lineage::Merged { job: Some(job), .. } | Lineage::Trained { job, .. } => {
+            jobs.owner_of(job)?.tenant
+        }
         _ => None,
     };
     registry.settle_owners(of).await

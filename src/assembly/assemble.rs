@@ -22,7 +22,7 @@ use crate::engine::EngineOptions;
 use crate::engine::{EngineHandle, probe};
 use crate::error::{Error, Result};
 use crate::files::{FileLimits, Files};
-use crate::jobs::{JobLimits, Jobs};
+use crate::jobs::{JobLimits, Jobs, Means};
 use crate::metrics::Metrics;
 use crate::model::weights::Weights;
 use crate::model::{Model, ModelOptions};
@@ -33,6 +33,8 @@ use polylora_kernels::{Device, KvCache};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Directory of the states of training jobs.
+const TRAINING: &str = "training";
 /// Usage records that may wait for their commit beside the requests under way.
 const USAGE_QUEUE_SPARE: usize = 4096;
 /// A whole server but its port, with the adapters named at start; and how the weights are stored,
@@ -146,8 +148,9 @@ impl Prepared {
         .await?;
         let usage = UsageLog::open(usage_options(&config, &storage), metrics.clone()).await?;
         load_adapters(&registry, &config.adapters).await?;
-        let limits = JobLimits { unfinished_max: MERGES_MAX, kept_max: MERGES_KEPT };
-        let jobs = Jobs::open(&storage, registry.clone(), engine.clone(), limits).await?;
+        let base = (&self.weights, &self.text, &*self.base_name, self.context);
+        let means = means(&config, base, &files, &engine);
+        let jobs = Jobs::open(&storage, registry.clone(), means, job_limits()).await?;
         match settle_owners(&registry, &jobs, &access).await {
             // They are settled by the next start that can write.
             Err(error) if error.code == FULL => tracing::error!(%error, "owners are not settled"),
@@ -253,6 +256,7 @@ fn engine_options(
         slots_max: config.resident_max,
         prefix_cache: config.prefix_cache,
         prefix_share: config.prefix_share == PrefixShare::All,
+        background_share: config.train_share.0,
         probe_prompts: PROBES.iter().map(probe).collect::<Result<_>>()?,
     })
 }
@@ -262,6 +266,30 @@ fn file_limits() -> FileLimits {
         file_bytes_max: FILE_BYTES_MAX,
         files_max: FILES_MAX,
         uploads_max: FILE_UPLOADS_MAX,
+    }
+}
+
+fn job_limits() -> JobLimits {
+    JobLimits { unfinished_max: MERGES_MAX, kept_max: MERGES_KEPT }
+}
+
+/// What jobs work with; `base`: weights, text, served name and context.
+fn means(
+    config: &Config,
+    (weights, text, base_name, context): (&Arc<Weights>, &Text, &str, usize),
+    files: &Files,
+    engine: &EngineHandle,
+) -> Means {
+    Means {
+        weights: weights.clone(),
+        text: text.clone(),
+        files: files.clone(),
+        engine: engine.clone(),
+        base_name: base_name.to_owned(),
+        context,
+        threads: config.threads,
+        train_bytes: config.train_bytes.0,
+        directory: config.data_dir.join(TRAINING),
     }
 }
 

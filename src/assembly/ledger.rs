@@ -40,6 +40,7 @@ impl Ledger {
             ("step buffers", buffers, format!("{} rows", config.rows_max)),
             ("adapters", config.adapter_bytes_max.0, "at most".to_owned()),
             ("requests", config.request_bytes_max.0, "at most, before they are queued".to_owned()),
+            ("training", config.train_bytes.0, "at most, while jobs train".to_owned()),
             ("streams", streams * ring, format!("at most, {streams} of them")),
         ];
         let workers = RENDERS_MAX + limits::UPLOADS_MAX as u64;
@@ -58,12 +59,14 @@ impl Ledger {
         }
         let message = format!(
             "{} are needed beside the weights, but {} are available; \
-             lower kv_bytes (now {}), adapter_bytes_max (now {}) or request_bytes_max (now {})",
+             lower kv_bytes (now {}), adapter_bytes_max (now {}), request_bytes_max (now {}) or \
+             train_bytes (now {})",
             human(rest),
             human(available),
             human(config.kv_bytes.0),
             human(config.adapter_bytes_max.0),
-            human(config.request_bytes_max.0)
+            human(config.request_bytes_max.0),
+            human(config.train_bytes.0)
         );
         Err(Error::new(Kind::Capacity, "insufficient_memory", message))
     }
@@ -113,8 +116,12 @@ mod tests {
     use crate::config::Given;
 
     fn ledger(available: u64) -> (Result<()>, String) {
-        let given =
-            [("kv_bytes", "1GiB"), ("adapter_bytes_max", "1GiB"), ("request_bytes_max", "64MiB")];
+        let given = [
+            ("kv_bytes", "1GiB"),
+            ("adapter_bytes_max", "1GiB"),
+            ("request_bytes_max", "64MiB"),
+            ("train_bytes", "0"),
+        ];
         let config = Config::load(None, Given::of(&given)).expect("sizes");
         let ledger = Ledger::new(&config, (3 << 30, "bf16".into()), (1024, 1 << 20, 16), 1 << 20);
         (ledger.check(available, &config), ledger.table(available))

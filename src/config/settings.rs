@@ -97,6 +97,12 @@ settings! {
     /// Memory of requests before they are queued: bodies, parsed JSON, prompts being encoded,
     /// archives; more are answered 429; default: a sixteenth of available memory, at most 1 GiB
     request_bytes_max: Size = machine::memory_share(16, 64 * MIB..=GIB), in 16 * MIB..=TIB;
+    /// Memory for the work of training jobs; a job that needs more is refused, and 0 refuses all;
+    /// default: an eighth of available memory, at most 1 GiB
+    train_bytes: Size = machine::memory_share(8, 64 * MIB..=GIB), in 0..=TIB;
+    /// Part of the engine's time that training may take while requests run, 0 to 0.5; while none
+    /// runs it takes all
+    train_share: Fraction = Fraction(0.05);
     /// Connections open at once; for one more, the one that is quiet longest is closed
     connections_max: usize = 1024, in 1..=65_536;
     /// Connections of one address; 0: three quarters of connections_max

@@ -15,6 +15,7 @@ pub enum Kind {
     Path,
     Switch,
     Number,
+    Fraction,
     Size,
     Choice(&'static [&'static str]),
     Texts,
@@ -37,6 +38,7 @@ impl Kind {
             Self::Path => "PATH",
             Self::Switch => "BOOL",
             Self::Number => "N",
+            Self::Fraction => "0.N",
             Self::Size => "SIZE",
             Self::Texts => "TEXT,…",
             Self::Paths => "PATH,…",
@@ -147,6 +149,23 @@ macro_rules! numbers {
     };
 }
 numbers!(u16, u64, usize);
+
+/// A part of a whole that keeps the larger half: from 0 to 0.5.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fraction(pub f64);
+
+impl Value for Fraction {
+    const KIND: Kind = Kind::Fraction;
+    fn read(texts: &[String]) -> Result<Self, String> {
+        let text = text(texts)?.trim();
+        let wrong = || format!("is '{text}'; expected a number from 0 to 0.5");
+        let number = text.parse().ok().filter(|n| (0.0..=0.5).contains(n));
+        number.map(Self).ok_or_else(wrong)
+    }
+    fn shown(&self) -> Option<String> {
+        Some(format!("{:?}", self.0))
+    }
+}
 
 impl Value for Size {
     const KIND: Kind = Kind::Size;

@@ -101,6 +101,14 @@ pub const MIGRATIONS: &[&str] = &[
         bytes INTEGER NOT NULL, created INTEGER NOT NULL) STRICT;
     CREATE INDEX parts_by_upload ON parts (upload);
 ",
+    // What jobs tell while they run.
+    "
+    CREATE TABLE events (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL REFERENCES jobs (id),
+        at INTEGER NOT NULL, level TEXT NOT NULL, message TEXT NOT NULL, metrics TEXT,
+        step INTEGER) STRICT;
+    CREATE INDEX events_by_job ON events (job, number);
+",
 ];
 
 /// Files that are no more.

@@ -2,6 +2,7 @@
 //!
 //! Owns the commands. Never carries one out: `step` does.
 
+use super::background::Background;
 use super::sequence::Sequence;
 use crate::adapters::bank::BankCommand;
 
@@ -9,6 +10,8 @@ use crate::adapters::bank::BankCommand;
 pub enum Command {
     Submit(Box<Sequence>),
     Bank(BankCommand),
-    /// Every sequence fails with `shutting_down`.
+    /// To be done when requests leave time.
+    Background(Box<dyn Background>),
+    /// Every sequence fails with `shutting_down`, and what runs in the background is dropped.
     AbortAll,
 }

@@ -2,6 +2,7 @@
 //!
 //! Owns the command channel. Never touches model, pages or bank.
 
+use super::background::Background;
 use super::command::Command;
 use super::options::EngineOptions;
 use super::queue::Shared;
@@ -106,6 +107,12 @@ impl EngineHandle {
             }
             TrySendError::Disconnected(_) => Error::fault("the engine has stopped"),
         })
+    }
+
+    /// Has work done when requests leave time for it, after what was given before. Errors:
+    /// `engine_busy`; `internal_error` when the engine has stopped.
+    pub fn background(&self, work: Box<dyn Background>) -> Result<()> {
+        self.send(Command::Background(work))
     }
 
     /// For the registry: how `BankCommand`s get here.

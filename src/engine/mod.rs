@@ -4,6 +4,7 @@
 //! lock held elsewhere, and knows no text. The thing to know: others hold an `EngineHandle` and an
 //! `EventStream`; all else is this thread's alone.
 
+pub mod background;
 pub mod batch;
 pub mod command;
 pub mod handle;
@@ -17,6 +18,7 @@ pub mod scheduler;
 pub mod sequence;
 pub mod step;
 
+pub use background::Background;
 pub use handle::EngineHandle;
 pub use options::EngineOptions;
 pub use queue::shutting_down;

@@ -26,6 +26,8 @@ pub struct EngineOptions {
     pub prefix_cache: bool,
     /// Tenants may find each other's prefixes.
     pub prefix_share: bool,
+    /// Of the device's time, for work in the background while requests run; below 1.
+    pub background_share: f64,
     /// Fixed prompts of the probe (token ids; at most one page each).
     pub probe_prompts: Vec<Vec<u32>>,
 }

@@ -4,6 +4,7 @@
 //! a file or another lock: it sleeps only when there is nothing to do. The thing to know: a step
 //! that fails fails its own sequences, and the thread lives.
 
+use super::background::{Pacing, Waiting};
 use super::batch::Builder;
 use super::command::Command;
 use super::options::EngineOptions;
@@ -23,7 +24,7 @@ use polylora_kernels::KvCache;
 use prometheus::IntCounter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 use tokio::sync::oneshot;
 
@@ -46,6 +47,8 @@ pub struct Engine {
     /// One entry per planned sequence.
     sampled: Vec<Option<Result<TokenEvent>>>,
     removals: Vec<Removal>,
+    background: Waiting,
+    pacing: Pacing,
     probe_prompts: Vec<Vec<u32>>,
     probe_page: u32,
     commands: Receiver<Command>,
@@ -93,6 +96,8 @@ impl Engine {
             builder: Builder::new(o.rows_max, o.logit_rows_max, o.sequences_max, o.kv_pages),
             sampled: Vec::with_capacity(o.sequences_max),
             removals: Vec::new(),
+            background: Waiting::default(),
+            pacing: Pacing::new(o.background_share),
             probe_prompts: o.probe_prompts.clone(),
             probe_page: o.kv_pages as u32,
             model,
@@ -110,9 +115,7 @@ impl Engine {
                 self.finish_removals();
                 self.pages.check(std::iter::empty());
                 self.report();
-                self.shared.beat(true);
-                let Ok(command) = self.commands.recv() else { return };
-                self.shared.beat(false);
+                let Some(command) = self.idle() else { return };
                 self.take(command);
             }
             while let Ok(command) = self.commands.try_recv() {
@@ -120,6 +123,35 @@ impl Engine {
             }
             self.step(Instant::now());
         }
+    }
+
+    /// Works in the background until a command comes; `None` when every handle is gone.
+    fn idle(&mut self) -> Option<Command> {
+        while !self.background.is_empty() {
+            match self.commands.try_recv() {
+                Ok(command) => return Some(command),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => self.work(false),
+            }
+        }
+        self.shared.beat(true);
+        let command = self.commands.recv().ok();
+        self.shared.beat(false);
+        command
+    }
+
+    /// One piece of the background's work; `beside`: while requests run. A panic in it is loud and
+    /// ends that work, nothing else.
+    fn work(&mut self, beside: bool) {
+        let (background, device) = (&mut self.background, self.model.device());
+        let begun = Instant::now();
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| background.advance(device))) {
+            tracing::error!(reason = said(&*panic), "work in the background failed");
+        }
+        let took = begun.elapsed();
+        self.metrics.background_seconds.inc_by(took.as_secs_f64());
+        self.pacing.ran(took, beside);
+        self.shared.beat(false);
     }
 
     /// Plan, run, commit.
@@ -138,6 +170,9 @@ impl Engine {
         }
         self.shared.beat(false);
         self.report();
+        if !self.background.is_empty() && self.pacing.may_follow(now.elapsed()) {
+            self.work(true);
+        }
     }
 
     /// Runs the model on the plan's rows and samples; fills `sampled`. Errors: what the device
@@ -202,7 +237,9 @@ impl Engine {
             Command::Bank(BankCommand::Remove { slot, digest, reply }) => {
                 self.removals.push(Removal { slot, digest, reply });
             }
+            Command::Background(work) => self.background.push(work),
             Command::AbortAll => {
+                self.background.clear();
                 self.scheduler.abort_all(&mut self.pages, &shutting_down());
                 self.report();
             }

@@ -200,11 +200,6 @@ pub const GROUPS: &[Group] = codes! {
         unsupported_generation_field [422]
             "A generation default that would change answers and is not served."
     }
-    "Training" {
-        non_finite_loss [422]
-            "The loss or its gradient was not finite in three steps in a row; nothing was updated \
-             in them. A smaller learning rate may help."
-    }
     "Merges" {
         invalid_merge [400]
             "The order cannot be carried out; `param` names the option or the source."
@@ -214,7 +209,7 @@ pub const GROUPS: &[Group] = codes! {
         merge_not_found [404] "No merge of this id, or none that the key may see."
         merge_over [409] "The merge is too far on to be cancelled."
         merge_report_missing [409] "The report is not made yet, or never will be."
-        merge_queue_full [429] "Sixteen merges wait or run, or as many as the tenant may have."
+        merge_queue_full [429] "Sixteen jobs wait or run, or as many as the tenant may have."
         merges_busy [429] "Too many compatibility reports are being computed."
         merge_source_gone [409] "After a restart, a source of the merge is no longer there."
         merge_abandoned [500] "The server ended under this merge more than ten times."
@@ -237,6 +232,24 @@ pub const GROUPS: &[Group] = codes! {
         upload_mismatch [400]
             "The parts do not come to the bytes, or the MD5, that were said; `param` names which."
         upload_limit_reached [429] "Sixty-four uploads in parts are not over."
+    }
+    "Training" {
+        fine_tuning_job_not_found [404]
+            "No training job of this id, or none that the key may see."
+        fine_tuning_job_over [409]
+            "The training job is over, paused already, not paused, or being published."
+        fine_tuning_report_missing [409] "The training job has no report yet, or never will."
+        fine_tuning_source_gone [409]
+            "After a restart, a version or a file that the job trains on is no longer there."
+        fine_tuning_abandoned [500] "The server ended under this training job more than ten times."
+        unsupported_method [400] "A training method other than `supervised` and `dpo`."
+        unsupported_model [400] "A model that this version does not train: an adapter."
+        training_disabled [503] "The server does not train: its `train_bytes` is 0."
+        training_memory_exhausted [507]
+            "A training job needs more memory than half of `train_bytes`; the message has both."
+        non_finite_loss [422]
+            "The loss or its gradient was not finite in three steps in a row; nothing was updated \
+             in them. A smaller learning rate may help."
     }
     "Keys" {
         key_not_found [404] "No key of this id."

@@ -41,20 +41,29 @@ pub struct Submission {
 pub enum State {
     Queued,
     Running(Stage),
+    /// Somebody paused it; somebody may let it go on.
+    Paused,
     Done,
     Failed,
     Cancelled,
 }
 
 impl State {
-    pub const ALL: [Self; 5] =
-        [Self::Queued, Self::Running(Stage::Merging), Self::Done, Self::Failed, Self::Cancelled];
+    pub const ALL: [Self; 6] = [
+        Self::Queued,
+        Self::Running(Stage::Merging),
+        Self::Paused,
+        Self::Done,
+        Self::Failed,
+        Self::Cancelled,
+    ];
 
     /// As the journal and the wire say it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Queued => "queued",
             Self::Running(_) => "running",
+            Self::Paused => "paused",
             Self::Done => "done",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
@@ -73,6 +82,12 @@ pub struct Outcome {
     pub id: String,
     /// `sha256:…`
     pub digest: String,
+    /// Ids of files that it left beside.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<String>,
+    /// Tokens that it read, where it learnt from some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
 }
 
 /// Why a job failed: an [`Error`] as it is kept.
@@ -128,12 +143,43 @@ impl Job {
         running
     }
 
+    /// Stops what makes its result until it is resumed; false where there is nothing to stop.
+    pub fn pause(&mut self) -> bool {
+        let stops = match self.state {
+            State::Queued => self.outcome.is_none(),
+            State::Running(stage) => stage.is_making(),
+            _ => false,
+        };
+        if stops {
+            self.state = State::Paused;
+        }
+        stops
+    }
+
+    /// Back into the queue after a pause; false when it is not paused.
+    pub fn resume(&mut self) -> bool {
+        let paused = self.state == State::Paused;
+        if paused {
+            self.state = State::Queued;
+        }
+        paused
+    }
+
     /// Who publishes its result.
     pub fn actor(&self) -> Actor {
         let name = self.owner.tenant.as_deref().unwrap_or_default().into();
         let Rights { given, bounds } = self.work.rights();
         let right = if given || self.owner.tenant.is_none() { Right::Given } else { Right::Own };
         Actor { tenant: Tenant { name, bounds }, right }
+    }
+
+    /// What it is made of is there: on from preparing it.
+    pub fn made_ready(&mut self) -> bool {
+        let ready = self.state == State::Running(Stage::Preparing);
+        if ready {
+            self.state = State::Running(Stage::Training);
+        }
+        ready
     }
 
     /// On to another stage; false when it was cancelled meanwhile.
@@ -156,7 +202,7 @@ impl Job {
         self.state = match self.state {
             // Set aside while it was evaluated.
             State::Queued if self.outcome.is_some() => State::Done,
-            State::Queued => State::Cancelled,
+            State::Queued | State::Paused => State::Cancelled,
             State::Running(stage) if stage.is_making() => State::Cancelled,
             State::Running(Stage::Evaluating) => State::Done,
             _ => return false,

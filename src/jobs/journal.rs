@@ -4,6 +4,7 @@
 //! change is synced when the call returns, and a job that is over is never changed again.
 
 use super::evaluate::EvaluationSet;
+use super::events::{Event, Level, StoredEvent};
 use super::job::{Failure, Job, Outcome, Owner, State};
 use super::work::Work;
 use crate::database::{Database, Storage};
@@ -79,6 +80,59 @@ impl Journal {
         self.database.run(sqlx::query(queued).bind(id)).await.map(drop)
     }
 
+    /// The job waits until it is resumed.
+    pub async fn pause(&self, id: &str) -> Result<()> {
+        let paused =
+            "UPDATE jobs SET state = 'paused' WHERE id = ? AND state IN ('queued', 'running')";
+        self.database.run(sqlx::query(paused).bind(id)).await.map(drop)
+    }
+
+    /// A paused job waits again.
+    pub async fn resume(&self, id: &str) -> Result<()> {
+        let queued = "UPDATE jobs SET state = 'queued' WHERE id = ? AND state = 'paused'";
+        self.database.run(sqlx::query(queued).bind(id)).await.map(drop)
+    }
+
+    /// What is to be done, now that it is known more exactly.
+    pub async fn specify(&self, id: &str, work: &Work) -> Result<()> {
+        let known = sqlx::query("UPDATE jobs SET spec = ?2 WHERE id = ?1");
+        self.database.run(known.bind(id).bind(json(work)?)).await.map(drop)
+    }
+
+    /// Adds what a job told. What it told of the same steps, or later ones, before a restart is
+    /// replaced.
+    pub async fn tell(&self, id: &str, now: u64, events: &[Event]) -> Result<()> {
+        let mut t = self.database.begin().await?;
+        let measured = events.iter().filter(|event| event.metrics.is_some());
+        if let Some(step) = measured.filter_map(|event| event.step).min() {
+            let again = sqlx::query("DELETE FROM events WHERE job = ? AND step >= ?");
+            t.run(again.bind(id).bind(step as i64)).await?;
+        }
+        for event in events {
+            let added = sqlx::query(
+                "INSERT INTO events (job, at, level, message, metrics, step)
+                 VALUES (?, ?, ?, ?, ?, ?)",
+            )
+            .bind(id)
+            .bind(now as i64)
+            .bind(event.level.name())
+            .bind(&event.message)
+            .bind(event.metrics.as_ref().map(json).transpose()?)
+            .bind(event.step.map(|step| step as i64));
+            t.run(added).await?;
+        }
+        t.commit().await
+    }
+
+    /// At most `limit` events of a job that are older than number `before`, newest first.
+    pub async fn told(&self, id: &str, before: u64, limit: u64) -> Result<Vec<StoredEvent>> {
+        let query =
+            "SELECT * FROM events WHERE job = ? AND number < ? ORDER BY number DESC LIMIT ?";
+        let bound = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let query = sqlx::query(query).bind(id).bind(bound(before)).bind(bound(limit));
+        self.database.rows(query).await?.iter().map(event).collect()
+    }
+
     /// Keeps the report of what is about to be published; a restarted job replaces its own.
     pub async fn report(&self, id: &str, report: &str, picture: &str) -> Result<()> {
         let kept = "INSERT OR REPLACE INTO reports (id, report, picture) VALUES (?, ?, ?)";
@@ -97,7 +151,7 @@ impl Journal {
     pub async fn end(&self, job: &Job) -> Result<()> {
         let ended = sqlx::query(
             "UPDATE jobs SET state = ?2, ended = ?3, outcome = ?4, failure = ?5, sets = NULL
-             WHERE id = ?1 AND state IN ('queued', 'running')",
+             WHERE id = ?1 AND state IN ('queued', 'running', 'paused')",
         )
         .bind(&job.id)
         .bind(job.state.name())
@@ -132,11 +186,33 @@ impl Journal {
     /// Forgets a job and its report.
     pub async fn remove(&self, id: &str) -> Result<()> {
         let mut t = self.database.begin().await?;
-        for statement in ["DELETE FROM reports WHERE id = ?", "DELETE FROM jobs WHERE id = ?"] {
+        for statement in [
+            "DELETE FROM reports WHERE id = ?",
+            "DELETE FROM events WHERE job = ?",
+            "DELETE FROM jobs WHERE id = ?",
+        ] {
             t.run(sqlx::query(statement).bind(id)).await?;
         }
         t.commit().await
     }
+}
+
+fn event(row: &SqliteRow) -> Result<StoredEvent> {
+    let number = |column: &str| row.try_get::<i64, _>(column).map(|n| n.max(0) as u64);
+    let level: String = row.try_get("level")?;
+    let known = Level::ALL.into_iter().find(|l| l.name() == level);
+    let metrics: Option<String> = row.try_get("metrics")?;
+    let step: Option<i64> = row.try_get("step")?;
+    Ok(StoredEvent {
+        number: number("number")?,
+        at: number("at")?,
+        event: Event {
+            level: known.ok_or_else(|| Error::fault(format!("polylora.db: a level is {level}")))?,
+            message: row.try_get("message")?,
+            metrics: metrics.map(|m| parsed(&m, "metrics")).transpose()?,
+            step: step.map(|n| n.max(0) as u64),
+        },
+    })
 }
 
 fn read(row: &SqliteRow) -> Result<(u64, Job)> {

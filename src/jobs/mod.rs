@@ -5,8 +5,10 @@
 //! thing to know: a job that the server's end interrupted begins anew, and the version that it
 //! published carries its id, so it never publishes twice.
 
+mod control;
 mod desk;
 pub mod evaluate;
+mod events;
 mod job;
 mod journal;
 mod merge;
@@ -15,6 +17,7 @@ mod queue;
 mod rights;
 mod run;
 mod stage;
+mod train;
 mod work;
 
 use crate::adapters::Digest;
@@ -24,7 +27,9 @@ use crate::clock::unix_seconds;
 use crate::database::{FULL, Storage};
 use crate::engine::{EngineHandle, shutting_down};
 use crate::error::{Error, Kind as ErrorKind, Result};
+use crate::files::Guard;
 use crate::share::Pool;
+pub use events::{Event, StoredEvent};
 pub use job::{Job, Owner, State, Submission};
 use journal::Journal;
 pub use journal::StoredReport;
@@ -38,6 +43,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
+pub use train::{Asked, FileUse, Means, Promote, TrainingSpec};
 pub use work::{Kind, Work};
 
 /// A job that ended the server so often is not tried again: it may well be why.
@@ -70,6 +76,7 @@ struct Inner {
     storage: Storage,
     registry: Registry,
     engine: EngineHandle,
+    means: Means,
     pace: Pace,
     limits: JobLimits,
     /// By number: the order in which they came.
@@ -91,8 +98,9 @@ struct Inner {
 struct JobEntry {
     /// The job itself: whoever changes it tells those who watch.
     job: Arc<watch::Sender<Job>>,
-    /// Its sources; none once it is over.
+    /// Its sources and files; none once it is over.
     kept: Arc<Vec<PinnedSource>>,
+    files: Arc<Vec<Guard>>,
     /// Milliseconds that it works before it is set aside for others.
     quantum: Arc<AtomicU64>,
     /// How often it has waited for room on the disk.
@@ -145,9 +153,10 @@ impl Jobs {
     pub async fn open(
         storage: &Storage,
         registry: Registry,
-        engine: EngineHandle,
+        means: Means,
         limits: JobLimits,
     ) -> Result<Self> {
+        let engine = means.engine.clone();
         let stopping = Arc::new(AtomicBool::new(false));
         let inner = Arc::new(Inner {
             journal: Journal::open(storage).await?,
@@ -155,6 +164,7 @@ impl Jobs {
             registry,
             pace: Pace::new(engine.clone(), stopping.clone()),
             engine,
+            means,
             limits,
             table: Mutex::default(),
             submissions: AsyncMutex::default(),
@@ -218,8 +228,9 @@ impl Jobs {
             outcome: None,
             failure: None,
         };
+        let files = inner.guards(&job).await?;
         let (number, job) = inner.journal.add(&job, &submission.sets).await?;
-        inner.table().insert(number, JobEntry::new(job.clone(), kept));
+        inner.table().insert(number, JobEntry::new(job.clone(), kept, files));
         inner.wake.notify_one();
         Ok(job)
     }
@@ -289,9 +300,10 @@ impl Jobs {
 }
 
 impl JobEntry {
-    fn new(job: Job, kept: Arc<Vec<PinnedSource>>) -> Self {
+    fn new(job: Job, kept: Arc<Vec<PinnedSource>>, files: Vec<Guard>) -> Self {
+        let (job, files) = (Arc::new(watch::Sender::new(job)), Arc::new(files));
         let quantum = Arc::new(AtomicU64::new(QUANTUM_MS));
-        Self { job: Arc::new(watch::Sender::new(job)), kept, quantum, waits: Arc::default() }
+        Self { job, kept, files, quantum, waits: Arc::default() }
     }
 }
 
@@ -348,10 +360,10 @@ impl Inner {
 
     /// Puts a job of the journal into the table; one that is not over needs its sources again.
     async fn restore(&self, number: u64, mut job: Job) -> Result<()> {
-        let mut kept = Vec::new();
+        let (mut kept, mut files) = (Vec::new(), Vec::new());
         if !job.state.is_over() {
-            match self.found_again(&job) {
-                Ok(sources) => kept = sources,
+            match self.found_again(&job).await {
+                Ok(found) => (kept, files) = found,
                 Err(e) => {
                     tracing::warn!(job = job.id, error = %e, "a job cannot go on");
                     job.end(Some(&e), unix_seconds());
@@ -359,11 +371,11 @@ impl Inner {
                 }
             }
         }
-        self.table().insert(number, JobEntry::new(job, Arc::new(kept)));
+        self.table().insert(number, JobEntry::new(job, Arc::new(kept), files));
         Ok(())
     }
 
-    fn found_again(&self, job: &Job) -> Result<Vec<PinnedSource>> {
+    async fn found_again(&self, job: &Job) -> Result<(Vec<PinnedSource>, Vec<Guard>)> {
         if job.restarts > RESTARTS_MAX {
             return Err(job.work.kind().abandoned(job.restarts));
         }
@@ -372,15 +384,27 @@ impl Inner {
             let kept = digest.and_then(|d| self.registry.keep_content(d, &parent.id));
             kept.ok_or_else(|| job.work.kind().source_gone(parent))
         };
-        job.work.from().iter().map(find).collect()
+        let sources = job.work.from().iter().map(find).collect::<Result<_>>()?;
+        Ok((sources, self.guards(job).await?))
+    }
+
+    /// Keeps the files that a job reads. Errors: `file_not_found`.
+    async fn guards(&self, job: &Job) -> Result<Vec<Guard>> {
+        let mut guards = Vec::new();
+        for id in job.work.files() {
+            let (guard, ..) = self.means.files.open_for(id, job.owner.tenant.as_deref()).await?;
+            guards.push(guard);
+        }
+        Ok(guards)
     }
 
     /// A job is over: it is written down, its sources are let go, and old jobs are forgotten.
     async fn settle(&self, job: &Job) -> Result<()> {
         self.journal.end(job).await?;
+        job.work.forget(&job.id, &self.means);
         for entry in self.table().values_mut() {
             if entry.job.borrow().id == job.id {
-                entry.kept = Arc::default();
+                (entry.kept, entry.files) = (Arc::default(), Arc::default());
             }
         }
         // It is over whether or not others could be forgotten: the next start forgets them.

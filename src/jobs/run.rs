@@ -5,10 +5,12 @@
 //! that was published names its job, so after publication nothing is.
 
 use super::evaluate::{Contestant, evaluate};
+use super::events::{Event, Level};
 use super::job::{Job, Outcome, State};
 use super::pace::apart;
-use super::stage::Stage;
-use super::work::Made;
+use super::stage::{Stage, Stepped};
+use super::train::Steps;
+use super::work::{Begun, Kind as WorkKind, Made, Making, Sources};
 use super::{Inner, JobEntry};
 use crate::adapters::registry::Staging;
 use crate::adapters::version::{Entry, Publish, State as VersionState};
@@ -16,9 +18,11 @@ use crate::clock::unix_seconds;
 use crate::database::FULL;
 use crate::error::{Error, Kind, Result};
 use serde_json::json;
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 
 /// So often a job waits for room on the disk: after that it is what takes it.
 const WAITS_MAX: u64 = 3;
@@ -68,6 +72,7 @@ impl Inner {
     /// A job that was neither cancelled nor stopped has had its turn: it waits again, and gets
     /// twice as long the next time.
     async fn set_aside(&self, id: &str, entry: &JobEntry) {
+        // One that was paused is where it was told to be.
         if self.pace.is_stopping() || !entry.job.send_if_modified(Job::set_aside) {
             return;
         }
@@ -89,9 +94,12 @@ impl Inner {
                 if !entry.job.send_if_modified(|job| job.advance(Stage::Publishing)) {
                     return Ok(false);
                 }
-                self.journal.report(id, &result.report, &result.picture).await?;
+                if let Some(Made { report, picture }) = &result {
+                    self.journal.report(id, report, picture).await?;
+                }
                 let how = Publish {
                     lineage: job.work.lineage(id),
+                    candidate: job.work.is_candidate(),
                     by: job.actor(),
                     ..Publish::default()
                 };
@@ -107,48 +115,149 @@ impl Inner {
             return Err(Error::new(Kind::Conflict, "adapter_ineffective", message));
         }
         let version = &made.version;
-        let outcome = Outcome { id: version.id(), digest: version.digest.to_string() };
+        let (files, tokens) = self.left_beside(&job).await?;
+        let digest = version.digest.to_string();
+        let outcome = Outcome { id: version.id(), digest, files, tokens };
         entry.job.send_modify(|job| job.published(outcome));
         self.evaluated(id, entry, &made).await
+    }
+
+    /// The table of a training's steps, as a file of its owner's; the picture joins its report.
+    async fn left_beside(&self, job: &Job) -> Result<(Vec<String>, Option<u64>)> {
+        if job.work.kind() != WorkKind::Train {
+            return Ok((Vec::new(), None));
+        }
+        let steps = Steps::of(&self.journal.told(&job.id, u64::MAX, u64::MAX).await?);
+        let report = json!({"trained_tokens": steps.tokens(), "last": steps.last()});
+        self.journal.report(&job.id, &report.to_string(), &steps.picture()).await?;
+        let tenant = job.owner.tenant.as_deref();
+        let name = format!("{}-steps.csv", job.id);
+        let file = self.means.files.add_result(tenant, &name, steps.csv().into_bytes()).await?;
+        Ok((vec![file.id], Some(steps.tokens())))
     }
 
     /// The version that this job published before the server ended, if it did.
     fn published(&self, job: &Job) -> Option<Entry> {
         let of_job = |e: &Entry| {
             let lineage = &e.version.lineage;
-            lineage.job() == Some(job.id.as_str())
+            lineage.job() == Some(job.id.as_str()) && !lineage.is_checkpoint()
         };
         self.registry.versions(job.work.name()).into_iter().find(of_job)
     }
 
     /// The made adapter in a staging directory; `None` where `carry_out` is false.
-    async fn made(self: &Arc<Self>, entry: &JobEntry) -> Result<Option<(Staging, Made)>> {
-        let work = entry.job.borrow().work.clone();
-        let tenant = entry.job.borrow().owner.tenant.clone().unwrap_or_default();
-        let staging = self.registry.stage(work.name())?;
+    async fn made(self: &Arc<Self>, entry: &JobEntry) -> Result<Option<(Staging, Option<Made>)>> {
+        let name = entry.job.borrow().work.name().to_owned();
+        let staging = self.registry.stage(&name)?;
         let (inner, entry) = (self.clone(), entry.clone());
-        apart(move || {
-            let (pace, job) = (&inner.pace, &entry.job);
-            let mut making = work.begin(&inner.registry, &entry.kept)?;
-            let mut spent = Duration::ZERO;
-            loop {
-                let cancelled = job.borrow().state == State::Cancelled;
-                if pace.is_stopping() || cancelled || inner.is_quantum_over(&entry, spent) {
-                    return Ok(None);
-                }
-                let (progress, worked) = pace.compute(&tenant, || making.step());
-                let progress = progress?;
-                spent += worked;
-                job.send_modify(|job| job.progress = Some(progress));
-                if progress.done == progress.total {
-                    inner.registry.check_reserve()?;
-                    let made = making.finish(&staging.dir)?;
-                    return Ok(Some((staging, made)));
-                }
+        let runtime = Handle::current();
+        apart(move || inner.make(&entry, &runtime, staging)).await
+    }
+
+    /// Makes the adapter. Blocking.
+    fn make(
+        &self,
+        entry: &JobEntry,
+        runtime: &Handle,
+        staging: Staging,
+    ) -> Result<Option<(Staging, Option<Made>)>> {
+        let (pace, job) = (&self.pace, &entry.job);
+        let (id, work) = (job.borrow().id.clone(), job.borrow().work.clone());
+        let tenant = job.borrow().owner.tenant.clone().unwrap_or_default();
+        let unwanted = || pace.is_stopping() || job.borrow().state == State::Cancelled;
+        let begun = {
+            let files = runtime.block_on(self.contents(&job.borrow().clone()))?;
+            let created = job.borrow().created;
+            let sources = Sources { registry: &self.registry, kept: &entry.kept, files };
+            work.begin((&id, created), &self.means, sources, &unwanted)?
+        };
+        let Some(Begun { mut making, work: known, events }) = begun else { return Ok(None) };
+        if let Some(known) = known {
+            runtime.block_on(self.journal.specify(&id, &known))?;
+            job.send_modify(|job| job.work = Arc::new(known));
+        }
+        self.tell(&id, runtime, &events)?;
+        job.send_if_modified(|job| job.made_ready());
+        let mut spent = Duration::ZERO;
+        loop {
+            if unwanted() {
+                return Ok(None);
+            }
+            // Paused, or resumed before this was seen: it begins again where it was kept.
+            let stopped = !matches!(job.borrow().state, State::Running(_));
+            if stopped || self.is_quantum_over(entry, spent) {
+                making.keep()?;
+                return Ok(None);
+            }
+            let (stepped, worked) = pace.compute(&tenant, || making.step(&unwanted));
+            let Some(Stepped { progress, events, checkpoint }) = stepped? else { return Ok(None) };
+            self.tell(&id, runtime, &events)?;
+            if checkpoint && progress.done < progress.total {
+                self.checkpoint(entry, &making, runtime, progress.done as u64)?;
+            }
+            spent += worked;
+            job.send_modify(|job| job.progress = Some(progress));
+            if progress.done == progress.total {
+                self.registry.check_reserve()?;
+                let made = making.finish(&staging.dir)?;
+                return Ok(Some((staging, made)));
+            }
+            if making.rests() {
                 pace.rest(worked);
             }
-        })
-        .await
+        }
+    }
+
+    /// Publishes what a job stands at as a version that the name does not move to, unless the name
+    /// is new. One that is not taken is told of, and the job goes on.
+    fn checkpoint(
+        &self,
+        entry: &JobEntry,
+        making: &Making,
+        runtime: &Handle,
+        step: u64,
+    ) -> Result<()> {
+        let job = entry.job.borrow().clone();
+        let Some(lineage) = job.work.checkpoint_lineage(&job.id, step) else { return Ok(()) };
+        let versions = self.registry.versions(job.work.name());
+        if versions.iter().any(|entry| entry.version.lineage == lineage) {
+            return Ok(()); // from before the server ended
+        }
+        let published = self.registry.stage(job.work.name()).and_then(|staging| {
+            making.export(&staging.dir)?;
+            let how = Publish { lineage, candidate: true, by: job.actor(), ..Publish::default() };
+            runtime.block_on(self.registry.publish(staging, how))
+        });
+        let event = match published {
+            Ok(entry) => {
+                let message = format!("Checkpoint {} after step {step}", entry.version.id());
+                Event { step: Some(step), ..Event::message(Level::Info, message) }
+            }
+            Err(error) if error.code == FULL => return Err(error),
+            Err(error) => {
+                let message = format!("No checkpoint after step {step}: {}", error.message);
+                Event::message(Level::Warn, message)
+            }
+        };
+        self.tell(&job.id, runtime, &[event])
+    }
+
+    /// The files that a job reads, in its order.
+    async fn contents(&self, job: &Job) -> Result<Vec<File>> {
+        let mut files = Vec::new();
+        for id in job.work.files() {
+            let tenant = job.owner.tenant.as_deref();
+            files.push(self.means.files.open_content(id, tenant).await?.1);
+        }
+        Ok(files)
+    }
+
+    /// Writes down what a job tells.
+    fn tell(&self, id: &str, runtime: &Handle, events: &[Event]) -> Result<()> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        runtime.block_on(self.journal.tell(id, unix_seconds(), events))
     }
 
     /// Adds the evaluation that was asked for to the report; false as for `carry_out`. What goes

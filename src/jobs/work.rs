@@ -4,14 +4,17 @@
 //! Owns the list of kinds, and what the queue asks of each. Never runs one. The thing to know: what
 //! the journal has from before there were kinds are merges.
 
+use super::events::Event;
 use super::merge::{MergeSpec, Plan};
 use super::rights::Rights;
-use super::stage::{Progress, Stage};
+use super::stage::{Stage, Stepped};
+use super::train::{self, Training, TrainingSpec};
 use crate::adapters::registry::{PinnedSource, Registry};
 use crate::adapters::version::{Lineage, Parent};
 use crate::error::{Error, Kind as ErrorKind, Result, brief};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::fs::File;
 use std::path::Path;
 
 /// What is to be done. Stored as JSON.
@@ -19,20 +22,40 @@ use std::path::Path;
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Work {
     Merge(MergeSpec),
+    Train(Box<TrainingSpec>),
 }
 
 /// The kinds, without what is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Merge,
+    Train,
 }
 
 /// Work under way.
 pub enum Making {
     Merge(Box<Plan>),
+    Train(Box<Training>),
 }
 
-/// What the made says of itself.
+/// What work is made of.
+pub struct Sources<'a> {
+    pub registry: &'a Registry,
+    /// Versions, in the order of [`Work::from`].
+    pub kept: &'a [PinnedSource],
+    /// Contents, in the order of [`Work::files`].
+    pub files: Vec<File>,
+}
+
+/// Work that was begun.
+pub struct Begun {
+    pub making: Making,
+    /// What is to be done, now that it is known more exactly.
+    pub work: Option<Work>,
+    pub events: Vec<Event>,
+}
+
+/// What the made says of itself. A training's is made of its events.
 pub struct Made {
     /// JSON
     pub report: String,
@@ -53,6 +76,7 @@ impl Work {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Merge(_) => Kind::Merge,
+            Self::Train(_) => Kind::Train,
         }
     }
 
@@ -60,6 +84,7 @@ impl Work {
     pub fn name(&self) -> &str {
         match self {
             Self::Merge(spec) => &spec.name,
+            Self::Train(spec) => &spec.name,
         }
     }
 
@@ -67,6 +92,7 @@ impl Work {
     pub fn from(&self) -> &[Parent] {
         match self {
             Self::Merge(spec) => &spec.from,
+            Self::Train(spec) => &spec.from,
         }
     }
 
@@ -74,6 +100,7 @@ impl Work {
     pub fn rights(&self) -> Rights {
         match self {
             Self::Merge(spec) => spec.rights,
+            Self::Train(spec) => spec.rights,
         }
     }
 
@@ -81,6 +108,7 @@ impl Work {
     pub fn first_stage(&self) -> Stage {
         match self {
             Self::Merge(_) => Stage::Merging,
+            Self::Train(_) => Stage::Preparing,
         }
     }
 
@@ -88,6 +116,15 @@ impl Work {
     pub fn lineage(&self, id: &str) -> Lineage {
         match self {
             Self::Merge(spec) => spec.lineage(id),
+            Self::Train(spec) => spec.lineage(id),
+        }
+    }
+
+    /// The same for what stands after a step, of a kind that keeps such.
+    pub fn checkpoint_lineage(&self, id: &str, step: u64) -> Option<Lineage> {
+        match self {
+            Self::Merge(_) => None,
+            Self::Train(spec) => Some(spec.checkpoint_lineage(id, step)),
         }
     }
 
@@ -95,34 +132,107 @@ impl Work {
     pub fn compared(&self) -> Vec<String> {
         match self {
             Self::Merge(spec) => spec.spec.sources.iter().map(|s| s.name.clone()).collect(),
+            Self::Train(_) => Vec::new(),
         }
     }
 
-    /// Opens the sources. Blocking. Errors: those of the kind.
-    pub fn begin(&self, registry: &Registry, sources: &[PinnedSource]) -> Result<Making> {
+    /// Ids of the files that it reads.
+    pub fn files(&self) -> Vec<&str> {
+        match self {
+            Self::Merge(_) => Vec::new(),
+            Self::Train(spec) => {
+                let files = [Some(&spec.training), spec.validation.as_ref()];
+                files.into_iter().flatten().map(|file| &*file.id).collect()
+            }
+        }
+    }
+
+    /// Whether the name goes on to mean what it means.
+    pub fn is_candidate(&self) -> bool {
+        match self {
+            Self::Merge(_) => false,
+            Self::Train(spec) => spec.promote == train::Promote::Manual,
+        }
+    }
+
+    /// Opens the sources. Blocking. `None` when `over` says so before the end. Errors: those of
+    /// the kind.
+    pub fn begin(
+        &self,
+        (id, created): (&str, u64),
+        means: &train::Means,
+        sources: Sources<'_>,
+        over: &dyn Fn() -> bool,
+    ) -> Result<Option<Begun>> {
         match self {
             Self::Merge(spec) => {
-                Plan::new(spec, registry, sources).map(Box::new).map(Making::Merge)
+                let plan = Plan::new(spec, sources.registry, sources.kept)?;
+                let making = Making::Merge(Box::new(plan));
+                Ok(Some(Begun { making, work: None, events: Vec::new() }))
             }
+            Self::Train(spec) => {
+                let begun = Training::begin(id, (spec, created), sources.files, means, over)?;
+                let Some((training, resolved, events)) = begun else { return Ok(None) };
+                let spec = TrainingSpec { resolved: Some(resolved), ..(**spec).clone() };
+                let making = Making::Train(Box::new(training));
+                Ok(Some(Begun { making, work: Some(Self::Train(Box::new(spec))), events }))
+            }
+        }
+    }
+
+    /// A job is over: what it kept for its next beginning is removed.
+    pub fn forget(&self, id: &str, means: &train::Means) {
+        match self {
+            Self::Merge(_) => {}
+            Self::Train(_) => train::forget(&means.directory, id),
         }
     }
 }
 
 impl Making {
-    /// The next piece of work, short enough that requests do not feel it.
-    pub fn step(&mut self) -> Result<Progress> {
+    /// The next piece of work, short enough that requests do not feel it, or given to the engine,
+    /// which sees to that. `None` when `over` says so before its end.
+    pub fn step(&mut self, over: &dyn Fn() -> bool) -> Result<Option<Stepped>> {
         match self {
-            Self::Merge(plan) => plan.step(),
+            Self::Merge(plan) => plan
+                .step()
+                .map(|progress| Some(Stepped { progress, events: Vec::new(), checkpoint: false })),
+            Self::Train(training) => training.step(over),
         }
     }
 
-    /// Writes the adapter into `dir`.
-    pub fn finish(self, dir: &Path) -> Result<Made> {
+    /// Whether its thread itself computes, and is to rest while requests run.
+    pub fn rests(&self) -> bool {
+        match self {
+            Self::Merge(_) => true,
+            Self::Train(_) => false,
+        }
+    }
+
+    /// Keeps what is done so far, where it can, for the job's next beginning.
+    pub fn keep(&mut self) -> Result<()> {
+        match self {
+            Self::Merge(_) => Ok(()),
+            Self::Train(training) => training.keep(),
+        }
+    }
+
+    /// Writes what is there now into `dir`, of a kind that has something before its end.
+    pub fn export(&self, dir: &Path) -> Result<()> {
+        match self {
+            Self::Merge(_) => Err(Error::fault("a merge has no checkpoints")),
+            Self::Train(training) => training.export(dir),
+        }
+    }
+
+    /// Writes the adapter into `dir`. A merge says something of itself.
+    pub fn finish(self, dir: &Path) -> Result<Option<Made>> {
         match self {
             Self::Merge(plan) => {
                 let (report, picture) = plan.finish(dir)?;
-                Ok(Made { report, picture })
+                Ok(Some(Made { report, picture }))
             }
+            Self::Train(training) => training.export(dir).map(|()| None),
         }
     }
 }
@@ -132,6 +242,7 @@ impl Kind {
     pub fn word(self) -> &'static str {
         match self {
             Self::Merge => "merge",
+            Self::Train => "fine-tuning job",
         }
     }
 
@@ -142,6 +253,10 @@ impl Kind {
             Self::Merge => {
                 Error::not_found("merge_not_found", format!("there is no merge `{shown}`"))
             }
+            Self::Train => Error::not_found(
+                "fine_tuning_job_not_found",
+                format!("there is no fine-tuning job `{shown}`"),
+            ),
         };
         error.param("id")
     }
@@ -151,6 +266,7 @@ impl Kind {
         let message = format!("the {} `{id}` is {is} and cannot be cancelled", self.word());
         let code = match self {
             Self::Merge => "merge_over",
+            Self::Train => "fine_tuning_job_over",
         };
         Error::new(ErrorKind::Conflict, code, message).param("id")
     }
@@ -160,6 +276,7 @@ impl Kind {
         let message = format!("the {} `{id}` is {is} and has no report", self.word());
         let code = match self {
             Self::Merge => "merge_report_missing",
+            Self::Train => "fine_tuning_report_missing",
         };
         Error::new(ErrorKind::Conflict, code, message).param("id")
     }
@@ -169,6 +286,7 @@ impl Kind {
         let message = format!("the server ended {restarts} times while it ran");
         let code = match self {
             Self::Merge => "merge_abandoned",
+            Self::Train => "fine_tuning_abandoned",
         };
         Error::new(ErrorKind::Fault, code, message)
     }
@@ -178,6 +296,7 @@ impl Kind {
         let message = format!("the source {} ({}) is gone", source.id, source.digest);
         let code = match self {
             Self::Merge => "merge_source_gone",
+            Self::Train => "fine_tuning_source_gone",
         };
         Error::new(ErrorKind::Conflict, code, message)
     }

@@ -13,7 +13,7 @@ pub use gateway::{Gateway, Loaded};
 
 use adapters::AdapterTable;
 use make::Make;
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+use prometheus::{Counter, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 use std::sync::Arc;
 
 /// Adapters with series of their own unless the operator says otherwise.
@@ -37,6 +37,7 @@ pub struct Metrics {
     pub step_rows: Histogram,
     pub step_seconds: Histogram,
     pub step_failures: IntCounter,
+    pub background_seconds: Counter,
     pub inter_token_latency: Histogram,
     pub queue_time: Histogram,
     /// by `finished_reason`: stop, length, cancelled, failed
@@ -92,6 +93,10 @@ impl Metrics {
             step_seconds: m.seconds("step_seconds", "Duration of a step."),
             step_failures: m
                 .counter("step_failures_total", "Steps that failed; only their own requests did."),
+            background_seconds: m.float_counter(
+                "background_seconds_total",
+                "Time of the engine that went into training.",
+            ),
             inter_token_latency: m
                 .seconds("inter_token_latency_seconds", "Between two tokens of a sequence."),
             queue_time: m

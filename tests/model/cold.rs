@@ -96,6 +96,7 @@ impl Fixture {
             slots_max: ADAPTERS,
             prefix_cache: false,
             prefix_share: false,
+            background_share: 0.05,
             probe_prompts: vec![vec![5, 6, 7]],
         };
         let model = ModelOptions {

@@ -8,7 +8,7 @@ use polylora::adapters::registry::Lease;
 use polylora::checkpoint::Checkpoint;
 use polylora::ending::FinishReason;
 use polylora::engine::EngineOptions;
-use polylora::engine::{EngineHandle, Event, EventStream, Request, Sampling, probe};
+use polylora::engine::{Background, EngineHandle, Event, EventStream, Request, Sampling, probe};
 use polylora::metrics::Metrics;
 use polylora::model::{Model, ModelOptions};
 use polylora::shape::Projection;
@@ -16,6 +16,7 @@ use polylora_kernels::{Device, Dtype};
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use support::adapters::{Noise, Recipe, write_adapter};
 use support::runner::{Runner, Weights};
@@ -96,6 +97,7 @@ impl Bench {
             slots_max: 64,
             prefix_cache: setup.prefix_cache,
             prefix_share: false,
+            background_share: 0.05,
             probe_prompts: prompts,
         };
         let engine = EngineHandle::start(model, weights.digest, options, metrics.clone());
@@ -411,4 +413,58 @@ async fn echo_scores_every_prompt_token() {
         let last = stream.next().await;
         assert!(matches!(last, Some(Event::Finished { reason: FinishReason::Length, .. })));
     }
+}
+
+/// Work in pieces: so many, then it is over.
+struct Pieces {
+    left: u64,
+    done: Arc<AtomicU64>,
+    fails: bool,
+    /// Dropped with it.
+    _over: tokio::sync::oneshot::Sender<()>,
+}
+
+impl Background for Pieces {
+    fn advance(&mut self, device: &Device) -> bool {
+        assert_eq!(device.threads(), 2, "the engine's own device");
+        assert!(!self.fails, "a planted failure");
+        self.done.fetch_add(1, Ordering::AcqRel);
+        self.left -= 1;
+        self.left > 0
+    }
+}
+
+#[tokio::test]
+async fn work_in_the_background_gives_way_and_changes_no_bit() {
+    let bench = Bench::new(Setup::default()).await;
+    let request = || bench.request(&prompt(7, 30), Some(2), 40);
+    let expected = collect(bench.engine.submit(request()).expect("room")).await;
+    let give = |left, fails| {
+        let (over, gone) = tokio::sync::oneshot::channel();
+        let done = Arc::<AtomicU64>::default();
+        let work = Pieces { left, done: done.clone(), fails, _over: over };
+        bench.engine.background(Box::new(work)).expect("room");
+        (done, gone)
+    };
+    // One after the other, to the end, and one that fails in between.
+    let [(first, first_gone), (failed, failed_gone), (last, last_gone)] =
+        [give(5, false), give(5, true), give(3, false)];
+    let _ = tokio::join!(first_gone, failed_gone, last_gone);
+    let done = [first, failed, last].map(|done| done.load(Ordering::Acquire));
+    assert_eq!(done, [5, 0, 3]);
+    // One that never ends gives way to requests, which say what they said without it.
+    let (endless, gone) = give(u64::MAX, false);
+    let streams: Vec<EventStream> =
+        (0..4).map(|_| bench.engine.submit(request()).expect("room")).collect();
+    for stream in streams {
+        let answer = collect(stream).await;
+        assert_eq!((answer.tokens, answer.bits), (expected.tokens.clone(), expected.bits.clone()));
+    }
+    let seen = endless.load(Ordering::Acquire);
+    while endless.load(Ordering::Acquire) == seen {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(bench.metrics.background_seconds.get() > 0.0);
+    bench.engine.drain(Duration::ZERO).await;
+    gone.await.expect_err("it is dropped when the server stops");
 }

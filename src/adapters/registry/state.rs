@@ -230,11 +230,18 @@ impl RegistryState {
                 let led_to = || aliases.values().any(|a| a.keeps(&h.owner) && a.leads_to(name, *n));
                 *n != versions.current && !h.pinned && !led_to()
             };
-            let old: Vec<u64> =
-                versions.held.iter().filter(|(n, h)| free(n, h)).map(|(n, _)| *n).collect();
-            for number in &old[..old.len().saturating_sub(kept.max(1) - 1)] {
-                if versions.held[number].idle() && !versions.held[number].draining {
-                    pruned.extend(versions.held.remove(number));
+            // Checkpoints are counted apart: they push out no version that a rollback leads to.
+            let old = |checkpoints: bool| -> Vec<u64> {
+                let of = |h: &VersionState| h.version.lineage.is_checkpoint() == checkpoints;
+                let all = versions.held.iter().filter(|(n, h)| of(h) && free(n, h));
+                let mut numbers: Vec<u64> = all.map(|(n, _)| *n).collect();
+                let most = if checkpoints { kept.max(1) } else { kept.max(1) - 1 };
+                numbers.truncate(numbers.len().saturating_sub(most));
+                numbers
+            };
+            for number in [old(false), old(true)].concat() {
+                if versions.held[&number].idle() && !versions.held[&number].draining {
+                    pruned.extend(versions.held.remove(&number));
                 } else {
                     waiting = true;
                 }
@@ -330,11 +337,12 @@ impl RegistryState {
         versions.held.get(&versions.current).map(|h| h.version.clone())
     }
 
-    /// The newest servable version before the current one.
+    /// The newest servable version before the current one, checkpoints left out.
     pub fn before_current(&self, name: &str) -> Option<u64> {
         let versions = self.names.get(name)?;
         let older = versions.held.range(..versions.current).rev();
-        older.filter(|(_, h)| servable(&h.version)).map(|(n, _)| *n).next()
+        let meant = |h: &VersionState| servable(&h.version) && !h.version.lineage.is_checkpoint();
+        older.filter(|(_, h)| meant(h)).map(|(n, _)| *n).next()
     }
 
     /// Revokes the leases on deleted versions; how many there were.

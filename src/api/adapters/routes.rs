@@ -102,7 +102,8 @@ async fn publish(
     let files = upload::receive(request, staging, api).await?;
     let before = api.registry.versions(name);
     let lineage = Lineage::Uploaded { by: Some(caller.id().to_owned()), files: files.names };
-    let how = Publish { force: query.force.unwrap_or(false), expected, lineage, yields: false, by };
+    let force = query.force.unwrap_or(false);
+    let how = Publish { force, expected, lineage, by, ..Publish::default() };
     let entry = api.registry.publish(files.staging, how).await?;
     let (status, result) = if before.is_empty() {
         (StatusCode::CREATED, "created")

@@ -85,9 +85,10 @@ fn lineage(lineage: &Lineage, caller: &Caller) -> AdapterLineage {
             job: job.clone(),
             from: from.iter().filter(seen).map(parent).collect(),
         },
-        Lineage::Trained { from, job } => AdapterLineage::Trained {
+        Lineage::Trained { from, job, step } => AdapterLineage::Trained {
             from: from.as_ref().filter(seen).map(parent),
             job: job.clone(),
+            step: *step,
         },
     }
 }

@@ -59,9 +59,10 @@ pub struct ReportQuery {
 pub async fn list(
     State(api): State<Arc<Api>>,
     Extension(caller): Extension<Caller>,
-) -> Json<MergeList> {
+) -> Result<Json<MergeList>> {
     let jobs = api.jobs.list(Kind::Merge, caller.tenant());
-    Json(MergeList { object: "list", data: jobs.iter().map(shown).collect() })
+    let data = jobs.iter().map(shown).collect::<Result<_>>()?;
+    Ok(Json(MergeList { object: "list", data }))
 }
 
 /// Orders a merge of adapters into one, done beside serving.
@@ -112,7 +113,7 @@ pub async fn create(
     let submission = Submission { id: random_id("merge-"), owner, work, sets };
     let job = api.jobs.submit(submission, kept, most).await?;
     let touched = Extension(Touched { name: Some(job.work.name().to_owned()), digest: None });
-    Ok((StatusCode::ACCEPTED, touched, Json(shown(&job))).into_response())
+    Ok((StatusCode::ACCEPTED, touched, Json(shown(&job)?)).into_response())
 }
 
 /// Shows one merge.
@@ -127,7 +128,7 @@ pub async fn show(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<Json<MergeShown>> {
-    Ok(Json(shown(&api.jobs.get(Kind::Merge, &id, caller.tenant())?)))
+    shown(&api.jobs.get(Kind::Merge, &id, caller.tenant())?).map(Json)
 }
 
 /// What a finished merge says of itself: as `merge_report.json` of `polylora merge`, with the
@@ -213,7 +214,7 @@ pub async fn cancel(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<Json<MergeShown>> {
-    Ok(Json(shown(&api.jobs.cancel(Kind::Merge, &id, caller.tenant()).await?)))
+    shown(&api.jobs.cancel(Kind::Merge, &id, caller.tenant()).await?).map(Json)
 }
 
 /// The next frame; without a watch to go on with, it is the last.
@@ -225,11 +226,15 @@ async fn frame(mut watch: Watch, deadline: Deadline) -> Option<(Bytes, Option<Wa
         }
         () = tokio::time::sleep_until(deadline.at) => Err(timed_out(deadline.seconds_max)),
     };
-    match next {
-        Ok(None) => None,
-        Ok(Some(job)) => {
-            let json = serde_json::to_string(&shown(&job)).unwrap_or_default();
-            let event = format!("event: {}\n", job.state.name());
+    let told = match next {
+        Ok(None) => return None,
+        Ok(Some(job)) => shown(&job).map(|shown| (job.state.name(), shown)),
+        Err(error) => Err(error),
+    };
+    match told {
+        Ok((state, job)) => {
+            let json = serde_json::to_string(&job).unwrap_or_default();
+            let event = format!("event: {state}\n");
             let frame = [event.as_bytes(), &sse::data(&json)].concat();
             Some((Bytes::from(frame), Some(watch)))
         }
@@ -364,15 +369,17 @@ async fn example(
     Ok(Example { tokens, answer })
 }
 
-fn shown(job: &Job) -> MergeShown {
-    let Work::Merge(order) = &*job.work;
+fn shown(job: &Job) -> Result<MergeShown> {
+    let Work::Merge(order) = &*job.work else {
+        return Err(Error::fault("a job of another kind"));
+    };
     let source = |(asked, was): (&Source, &Parent)| MergeSourceShown {
         model: asked.name.clone(),
         id: was.id.clone(),
         digest: was.digest.clone(),
         weight: asked.weight,
     };
-    MergeShown {
+    Ok(MergeShown {
         object: "merge",
         id: job.id.clone(),
         name: order.name.clone(),
@@ -397,5 +404,5 @@ fn shown(job: &Job) -> MergeShown {
             .failure
             .as_ref()
             .map(|f| MergeFailure { code: f.code.clone(), message: f.message.clone() }),
-    }
+    })
 }

@@ -1,8 +1,9 @@
-//! Jobs over HTTP, today merges; and the files that they read.
+//! Jobs over HTTP, merges and training; and the files that they read.
 //!
 //! Owns their routes and wire. Never carries one out: `crate::jobs` does.
 
 pub mod files;
+pub mod fine_tuning;
 mod form;
 pub mod merges;
 pub mod uploads;

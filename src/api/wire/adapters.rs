@@ -135,7 +135,10 @@ pub enum AdapterLineage {
     },
     Trained {
         from: Option<AdapterParent>,
+        /// Id of the job.
         job: String,
+        /// The step that it stood at, of a checkpoint.
+        step: Option<u64>,
     },
 }
 

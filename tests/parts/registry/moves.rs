@@ -327,7 +327,7 @@ async fn where_a_version_came_from_is_kept() {
             from: vec![parent.clone(), parent.clone()],
             job: None,
         },
-        Lineage::Trained { from: Some(parent), job: "job-1".into() },
+        Lineage::Trained { from: Some(parent), job: "job-1".into(), step: None },
     ];
     for (seed, lineage) in all.iter().enumerate() {
         let staging = fixture.registry.stage("sql").unwrap();

@@ -1,0 +1,200 @@
+//! A training job under way: its examples are read, then step follows step.
+//!
+//! Owns the order of these, and where the trainer's state is kept. Never computes a step on its own
+//! thread. The thing to know: the state is written at the border of a step, so a job goes on where
+//! it was written last and comes to the same bytes.
+
+use super::means::Means;
+use super::quantum;
+use super::read::{Dataset, read};
+use super::spec::{FileUse, TrainingSpec};
+use crate::engine::EngineHandle;
+use crate::error::{Error, Kind, Result};
+use crate::jobs::events::{Event, Level};
+use crate::jobs::stage::{Progress, Stepped};
+use crate::train::{StepReport, TrainSpec, Trainer};
+use polylora_kernels::Device;
+use serde_json::json;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Work after which the state is written again: what a crash can cost.
+const KEEP_TIME: Duration = Duration::from_secs(60);
+/// Rows of a pass, from the fastest down; fewer take less memory.
+const ROWS: [usize; 5] = [512, 256, 128, 64, 32];
+
+/// A job with its trainer.
+pub struct Training {
+    engine: EngineHandle,
+    /// The engine has it while a step runs.
+    trainer: Option<Box<Trainer>>,
+    state: PathBuf,
+    kept: Instant,
+    base_name: String,
+}
+
+impl Training {
+    /// Reads the files and takes the memory; goes on where the state was kept. Also what the job
+    /// came to, and what there is to tell. Blocking. `None` when `over` says so first. Errors:
+    /// `invalid_training_file`, `training_memory_exhausted`.
+    pub fn begin(
+        id: &str,
+        (spec, created): (&TrainingSpec, u64),
+        files: Vec<File>,
+        means: &Means,
+        over: &dyn Fn() -> bool,
+    ) -> Result<Option<(Self, TrainSpec, Vec<Event>)>> {
+        let mut files = files.into_iter();
+        let Some(training) = files.next() else {
+            return Err(Error::fault("a training job has a file"));
+        };
+        let read = |file: &FileUse, content: File, param| {
+            read(file, param, content, (spec, created), means, over)
+        };
+        let Some(data) = read(&spec.training, training, "training_file")? else { return Ok(None) };
+        let mut valid = None;
+        if let Some((file, content)) = spec.validation.as_ref().zip(files.next()) {
+            valid = read(file, content, "validation_file")?;
+            if valid.is_none() {
+                return Ok(None);
+            }
+        }
+        let resolved = spec.asked.resolve(data.count(), means.weights.shape.hidden);
+        let longest = |data: &Dataset| data.examples.longest();
+        let longest = valid.as_ref().map_or(0, longest).max(longest(&data));
+        let rows = rows(&resolved, longest, means)?;
+        let mut events = told(&data, valid.as_ref(), &resolved);
+        let (weights, spec) = (means.weights.clone(), resolved.clone());
+        let (examples, valid) = (data.examples, valid.map(|data| data.examples));
+        let make =
+            move |device: &Device| Trainer::new(weights, device, spec, rows, examples, valid);
+        let Some(mut trainer) = quantum::start(&means.engine, make, over)? else {
+            return Ok(None);
+        };
+        let state = means.directory.join(id);
+        if state.exists() {
+            trainer.restore(&state)?;
+            let message = format!("Going on after step {}", trainer.step());
+            events.push(Event::message(Level::Info, message));
+        }
+        let trainer = Some(Box::new(trainer));
+        let (engine, base_name) = (means.engine.clone(), means.base_name.clone());
+        let training = Self { engine, trainer, state, kept: Instant::now(), base_name };
+        Ok(Some((training, resolved, events)))
+    }
+
+    /// The next optimizer step. Blocking. `None` when `over` says so before its end.
+    pub fn step(&mut self, over: &dyn Fn() -> bool) -> Result<Option<Stepped>> {
+        let begun = Instant::now();
+        let trainer = self.taken()?;
+        let Some((trainer, report)) = quantum::run(&self.engine, trainer, over)? else {
+            return Ok(None);
+        };
+        let (done, total) = (trainer.step() as usize, trainer.steps() as usize);
+        let progress = Progress { done, total };
+        self.trainer = Some(trainer);
+        let checkpoint = report.as_ref().is_some_and(|report| report.epoch_end);
+        let event = report.map(|report| event(&report, begun.elapsed()));
+        if self.kept.elapsed() > KEEP_TIME {
+            self.keep()?;
+        }
+        Ok(Some(Stepped { progress, events: event.into_iter().collect(), checkpoint }))
+    }
+
+    fn taken(&mut self) -> Result<Box<Trainer>> {
+        self.trainer.take().ok_or_else(|| Error::fault("a training job lost its trainer"))
+    }
+
+    /// Writes the state down, so that the next start of the job goes on from here.
+    pub fn keep(&mut self) -> Result<()> {
+        if let Some(trainer) = &self.trainer {
+            trainer.save(&self.state)?;
+            self.kept = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Writes the adapter as it is into `dir`.
+    pub fn export(&self, dir: &Path) -> Result<()> {
+        match &self.trainer {
+            Some(trainer) => trainer.export(dir, &self.base_name),
+            None => Err(Error::fault("a training job lost its trainer")),
+        }
+    }
+}
+
+/// Removes what a job that is over kept.
+pub fn forget(directory: &Path, id: &str) {
+    let state = directory.join(id);
+    if let Err(error) = std::fs::remove_file(&state)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(job = id, %error, "the state of a training job is left");
+    }
+}
+
+/// The most rows of a pass that a job's part of the memory allows.
+fn rows(spec: &TrainSpec, longest: usize, means: &Means) -> Result<usize> {
+    let bytes = |rows| Trainer::bytes(&means.weights, spec, longest, rows, means.threads);
+    let fits = ROWS.into_iter().find(|rows| bytes(*rows) <= means.bytes_max());
+    fits.ok_or_else(|| {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let message = format!(
+            "the job needs {} MiB, and a job may have {} MiB (half of train_bytes); a smaller \
+             rank, fewer target_modules or shorter examples (the longest has {longest} tokens) \
+             need less",
+            mib(bytes(ROWS[ROWS.len() - 1])),
+            mib(means.bytes_max()),
+        );
+        Error::new(Kind::Capacity, "training_memory_exhausted", message)
+    })
+}
+
+/// What is told before the first step.
+fn told(data: &Dataset, validation: Option<&Dataset>, spec: &TrainSpec) -> Vec<Event> {
+    let mut events = data.warnings("training");
+    events.extend(validation.into_iter().flat_map(|data| data.warnings("validation")));
+    let shared = validation.map_or(0, |other| data.shared(other));
+    if shared > 0 {
+        let message = format!("The validation file has {shared} lines of the training file");
+        events.push(Event::message(Level::Warn, message));
+    }
+    let scale = spec.scale();
+    let message = format!(
+        "{} examples of {} tokens; {} epochs in batches of {}, learning rate {:.2e}, rank {}, \
+         scale {scale:.3}",
+        data.count(),
+        data.examples.tokens(),
+        spec.epochs,
+        spec.batch,
+        spec.lr,
+        spec.rank
+    );
+    events.push(Event::message(Level::Info, message));
+    events
+}
+
+/// The figures of a step, by the names of OpenAI's.
+fn event(report: &StepReport, took: Duration) -> Event {
+    let seconds = took.as_secs_f64();
+    let mut metrics = json!({
+        "step": report.step,
+        "total_steps": report.steps,
+        "train_loss": report.loss,
+        "train_mean_token_accuracy": report.accuracy,
+        "grad_norm": report.grad_norm,
+        "lr": report.lr,
+        "tokens": report.tokens,
+        "seconds": seconds,
+        "tokens_per_second": report.tokens as f64 / seconds,
+    });
+    if let Some(valid) = &report.valid {
+        let full = if report.epoch_end { "full_" } else { "" };
+        metrics[format!("{full}valid_loss")] = json!(valid.loss);
+        metrics[format!("{full}valid_mean_token_accuracy")] = json!(valid.accuracy);
+    }
+    let message =
+        format!("Step {}/{}: training loss={:.4}", report.step, report.steps, report.loss);
+    Event { level: Level::Info, message, metrics: Some(metrics), step: Some(report.step) }
+}
