@@ -191,7 +191,7 @@ pub struct Publish {
     /// All must hold.
     pub expected: Vec<Expected>,
     pub lineage: Lineage,
-    /// Leave the name to what it means, if that works.
+    /// Leave the name to what it means; a new one means nothing then.
     pub candidate: bool,
     /// Leave the name to what was published after the same uploader last brought this content.
     pub yields: bool,

@@ -49,6 +49,7 @@ use utoipa::OpenApi;
         files::list,
         files::show,
         files::content,
+        files::preview,
         files::remove,
         uploads::create,
         uploads::add_part,

@@ -86,6 +86,7 @@ pub const ROUTES: &[Route] = &[
     row("get", "/v1/files/{id}", Scope::Admin, || get(files::show)),
     row("delete", "/v1/files/{id}", Scope::Admin, || delete(files::remove)),
     row("get", "/v1/files/{id}/content", Scope::Admin, || get(files::content)),
+    row("get", "/v1/files/{id}/preview", Scope::Admin, || get(files::preview)),
     row("post", "/v1/uploads", Scope::Admin, || post(uploads::create)),
     row("post", "/v1/uploads/{id}/parts", Scope::Admin, || {
         post(uploads::add_part).layer(DefaultBodyLimit::disable())

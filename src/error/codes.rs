@@ -239,6 +239,8 @@ pub const GROUPS: &[Group] = codes! {
         fine_tuning_job_over [409]
             "The training job is over, paused already, not paused, or being published."
         fine_tuning_report_missing [409] "The training job has no report yet, or never will."
+        fine_tuning_queue_full [429]
+            "Sixteen jobs wait or run, or as many as the tenant may have."
         fine_tuning_source_gone [409]
             "After a restart, a version or a file that the job trains on is no longer there."
         fine_tuning_abandoned [500] "The server ended under this training job more than ten times."

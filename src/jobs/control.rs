@@ -6,8 +6,12 @@
 use super::Jobs;
 use super::events::StoredEvent;
 use super::job::Job;
+use super::train::{self, Preview};
 use super::work::Kind;
+use crate::blocking::blocking;
 use crate::error::{Error, Kind as ErrorKind, Result};
+use crate::train::data;
+use std::fs::File;
 
 impl Jobs {
     /// Whether this server trains. Errors: `training_disabled`.
@@ -19,8 +23,8 @@ impl Jobs {
         Err(Error::new(ErrorKind::Unavailable, "training_disabled", message))
     }
 
-    /// Stops a job after the step that it is at. Errors: those of [`Jobs::get`]; the kind's `…_over`
-    /// for one that is over, published or paused.
+    /// Stops a job after the step that it is at. Errors: those of [`Jobs::get`]; the kind's
+    /// `…_over` for one that is over, published or paused.
     pub async fn pause(&self, kind: Kind, id: &str, tenant: Option<&str>) -> Result<Job> {
         let entry = self.inner.find(kind, id, tenant)?;
         if !entry.job.send_if_modified(Job::pause) {
@@ -60,5 +64,27 @@ impl Jobs {
     ) -> Result<Vec<StoredEvent>> {
         self.inner.find(kind, id, tenant)?;
         self.inner.journal.told(id, before, limit).await
+    }
+
+    /// What a job has told after event number `after`, oldest first. Errors: those of
+    /// [`Jobs::get`].
+    pub async fn told_since(
+        &self,
+        kind: Kind,
+        id: &str,
+        tenant: Option<&str>,
+        after: u64,
+    ) -> Result<Vec<StoredEvent>> {
+        self.inner.find(kind, id, tenant)?;
+        self.inner.journal.told_since(id, after).await
+    }
+
+    /// The first examples of a file as a job would learn them. Errors: `invalid_training_file`.
+    pub async fn preview(&self, content: File, how: Preview) -> Result<Vec<data::Preview>> {
+        let means = self.inner.means.clone();
+        // Nobody can end it, and it is short: a page of a bounded file.
+        let over = || false;
+        let shown = blocking(move || train::preview(content, how, &means, &over)).await?;
+        Ok(shown.unwrap_or_default())
     }
 }

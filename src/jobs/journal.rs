@@ -133,6 +133,19 @@ impl Journal {
         self.database.rows(query).await?.iter().map(event).collect()
     }
 
+    /// What a job has told after event number `after`, oldest first.
+    pub async fn told_since(&self, id: &str, after: u64) -> Result<Vec<StoredEvent>> {
+        let query = "SELECT * FROM events WHERE job = ? AND number > ? ORDER BY number";
+        let query = sqlx::query(query).bind(id).bind(i64::try_from(after).unwrap_or(i64::MAX));
+        self.database.rows(query).await?.iter().map(event).collect()
+    }
+
+    /// A job got further than when the server last ended under it.
+    pub async fn got_further(&self, id: &str) -> Result<()> {
+        let query = "UPDATE jobs SET restarts = 0 WHERE id = ?";
+        self.database.run(sqlx::query(query).bind(id)).await.map(drop)
+    }
+
     /// Keeps the report of what is about to be published; a restarted job replaces its own.
     pub async fn report(&self, id: &str, report: &str, picture: &str) -> Result<()> {
         let kept = "INSERT OR REPLACE INTO reports (id, report, picture) VALUES (?, ?, ?)";

@@ -26,7 +26,7 @@ use crate::adapters::version::Parent;
 use crate::clock::unix_seconds;
 use crate::database::{FULL, Storage};
 use crate::engine::{EngineHandle, shutting_down};
-use crate::error::{Error, Kind as ErrorKind, Result};
+use crate::error::Result;
 use crate::files::Guard;
 use crate::share::Pool;
 pub use events::{Event, StoredEvent};
@@ -43,7 +43,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
-pub use train::{Asked, FileUse, Means, Promote, TrainingSpec};
+pub use train::{FileUse, Means, Preview, Promote, TrainingSpec};
 pub use work::{Kind, Work};
 
 /// A job that ended the server so often is not tried again: it may well be why.
@@ -201,8 +201,8 @@ impl Jobs {
 
     /// Whether another job of `owner` may wait, of whose tenant at most `most` may. Errors:
     /// `merge_queue_full`.
-    pub fn check_room(&self, owner: &Owner, most: Option<u64>) -> Result<()> {
-        self.inner.check_room(owner, most)
+    pub fn check_room(&self, kind: Kind, owner: &Owner, most: Option<u64>) -> Result<()> {
+        self.inner.check_room(kind, owner, most)
     }
 
     /// Enters a job, its sources kept. Errors: `merge_queue_full`.
@@ -214,7 +214,7 @@ impl Jobs {
     ) -> Result<Job> {
         let inner = &self.inner;
         let _submitting = inner.submissions.lock().await;
-        inner.check_room(&submission.owner, most)?;
+        inner.check_room(submission.work.kind(), &submission.owner, most)?;
         let job = Job {
             id: submission.id,
             owner: submission.owner,
@@ -340,7 +340,7 @@ impl Inner {
         }
     }
 
-    fn check_room(&self, owner: &Owner, most: Option<u64>) -> Result<()> {
+    fn check_room(&self, kind: Kind, owner: &Owner, most: Option<u64>) -> Result<()> {
         let max = self.limits.unfinished_max;
         let (mut all, mut own) = (0, 0);
         for entry in self.table().values() {
@@ -353,9 +353,7 @@ impl Inner {
         if free > 0 && !bounded && (owner.tenant.is_none() || own < free) {
             return Ok(());
         }
-        let whose = if free > 0 { " for your tenant" } else { "" };
-        let message = format!("the queue of merges is full{whose} ({max} merges); try again");
-        Err(Error::new(ErrorKind::Busy, "merge_queue_full", message))
+        Err(kind.queue_full(max, free > 0))
     }
 
     /// Puts a job of the journal into the table; one that is not over needs its sources again.

@@ -9,7 +9,6 @@ use super::events::{Event, Level};
 use super::job::{Job, Outcome, State};
 use super::pace::apart;
 use super::stage::{Stage, Stepped};
-use super::train::Steps;
 use super::work::{Begun, Kind as WorkKind, Made, Making, Sources};
 use super::{Inner, JobEntry};
 use crate::adapters::registry::Staging;
@@ -17,6 +16,7 @@ use crate::adapters::version::{Entry, Publish, State as VersionState};
 use crate::clock::unix_seconds;
 use crate::database::FULL;
 use crate::error::{Error, Kind, Result};
+use crate::train::Steps;
 use serde_json::json;
 use std::fs::File;
 use std::sync::Arc;
@@ -127,7 +127,8 @@ impl Inner {
         if job.work.kind() != WorkKind::Train {
             return Ok((Vec::new(), None));
         }
-        let steps = Steps::of(&self.journal.told(&job.id, u64::MAX, u64::MAX).await?);
+        let told = self.journal.told_since(&job.id, 0).await?;
+        let steps = Steps::of(told.into_iter().filter_map(|stored| stored.event.metrics));
         let report = json!({"trained_tokens": steps.tokens(), "last": steps.last()});
         self.journal.report(&job.id, &report.to_string(), &steps.picture()).await?;
         let tenant = job.owner.tenant.as_deref();
@@ -190,10 +191,14 @@ impl Inner {
                 return Ok(None);
             }
             let (stepped, worked) = pace.compute(&tenant, || making.step(&unwanted));
-            let Some(Stepped { progress, events, checkpoint }) = stepped? else { return Ok(None) };
+            let Some(stepped) = stepped? else { return Ok(None) };
+            let Stepped { progress, events, checkpoint, kept } = stepped;
             self.tell(&id, runtime, &events)?;
             if checkpoint && progress.done < progress.total {
                 self.checkpoint(entry, &making, runtime, progress.done as u64)?;
+            }
+            if kept && job.send_if_modified(|job| std::mem::take(&mut job.restarts) > 0) {
+                runtime.block_on(self.journal.got_further(&id))?;
             }
             spent += worked;
             job.send_modify(|job| job.progress = Some(progress));
@@ -208,8 +213,8 @@ impl Inner {
         }
     }
 
-    /// Publishes what a job stands at as a version that the name does not move to, unless the name
-    /// is new. One that is not taken is told of, and the job goes on.
+    /// Publishes what a job stands at as a version that the name does not move to. One that is not
+    /// taken is told of, and the job goes on.
     fn checkpoint(
         &self,
         entry: &JobEntry,

@@ -48,4 +48,13 @@ pub struct Stepped {
     pub events: Vec<Event>,
     /// Whether what is there now is worth keeping as a version.
     pub checkpoint: bool,
+    /// Whether a restart goes on from here.
+    pub kept: bool,
+}
+
+impl Stepped {
+    /// Nothing but progress.
+    pub fn of(progress: Progress) -> Self {
+        Self { progress, events: Vec::new(), checkpoint: false, kept: false }
+    }
 }

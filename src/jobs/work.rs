@@ -194,9 +194,7 @@ impl Making {
     /// which sees to that. `None` when `over` says so before its end.
     pub fn step(&mut self, over: &dyn Fn() -> bool) -> Result<Option<Stepped>> {
         match self {
-            Self::Merge(plan) => plan
-                .step()
-                .map(|progress| Some(Stepped { progress, events: Vec::new(), checkpoint: false })),
+            Self::Merge(plan) => plan.step().map(|progress| Some(Stepped::of(progress))),
             Self::Train(training) => training.step(over),
         }
     }
@@ -279,6 +277,17 @@ impl Kind {
             Self::Train => "fine_tuning_report_missing",
         };
         Error::new(ErrorKind::Conflict, code, message).param("id")
+    }
+
+    /// 429 where `max` jobs of all kinds wait or run, or as many of the `tenant`'s as it may have.
+    pub fn queue_full(self, max: usize, tenant: bool) -> Error {
+        let whose = if tenant { " for your tenant" } else { "" };
+        let message = format!("the queue of jobs is full{whose} ({max} jobs); try again");
+        let code = match self {
+            Self::Merge => "merge_queue_full",
+            Self::Train => "fine_tuning_queue_full",
+        };
+        Error::new(ErrorKind::Busy, code, message)
     }
 
     /// A job that ended the server too often.

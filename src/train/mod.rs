@@ -4,6 +4,7 @@
 //! a state machine stopped between ops, so that whoever owns the device decides when to go on.
 
 mod adapter;
+mod asked;
 mod batch;
 pub mod data;
 mod norms;
@@ -12,9 +13,11 @@ mod order;
 mod pass;
 mod schedule;
 mod spec;
+mod steps;
 mod trainer;
 
 pub use adapter::{Adapter, Part, Tensor};
+pub use asked::Asked;
 pub use batch::{Example, MicroBatch};
 pub use norms::Norms;
 pub use optimiser::{AdamW, Optimiser};
@@ -22,4 +25,5 @@ pub use order::Order;
 pub use pass::{Pass, PassOptions, Progress, Purpose, Sums};
 pub use schedule::{Decay, Schedule};
 pub use spec::{Objective, TrainSpec};
+pub use steps::{Steps, figures};
 pub use trainer::{Advance, Evaluated, StepReport, Trainer};

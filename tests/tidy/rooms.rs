@@ -17,7 +17,13 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("files", &["blocking", "clock", "database", "share"]),
     ("adapters", &["blocking", "clock", "database", "header", "metrics", "shape", "share"]),
     ("merge", &["adapters", "random"]),
-    ("jobs", &["merge", "engine", "adapters", "blocking", "clock", "database", "share"]),
+    (
+        "jobs",
+        &[
+            "merge", "train", "engine", "files", "model", "text", "adapters", "blocking", "clock",
+            "database", "share",
+        ],
+    ),
     ("train", &["model", "adapters", "database", "random", "shape", "text"]),
     ("model", &["adapters", "checkpoint", "shape"]),
     ("checkpoint", &["adapters", "header", "shape", "tls"]),
@@ -28,8 +34,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
     (
         "api",
         &[
-            "access", "jobs", "files", "engine", "text", "merge", "adapters", "usage", "blocking",
-            "clock", "config", "database", "ending", "metrics", "share",
+            "access", "jobs", "files", "engine", "text", "merge", "train", "adapters", "usage",
+            "blocking", "clock", "config", "database", "ending", "metrics", "shape", "share",
         ],
     ),
     (

@@ -178,7 +178,7 @@ impl Inner {
             let versions = state.names.get(&version.name);
             (versions.is_some_and(|v| v.current_servable()), state.owner_of(&version.name))
         };
-        let current = !works || servable(&version) && !how.candidate;
+        let current = !how.candidate && (!works || servable(&version));
         let (new, owner) = (owner.is_none(), owner.unwrap_or(how.by.tenant.name.clone()));
         // Looked at again where no other claim comes between: uploads of one tenant run together.
         let _claim = self.claims.lock().await;

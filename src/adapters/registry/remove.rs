@@ -33,7 +33,7 @@ impl Inner {
     /// See `Registry::delete`.
     pub async fn delete(self: &Arc<Self>, name: String, how: Removal) -> Result<Removed> {
         let lock = self.name_locks.take(name.clone()).await;
-        if self.state().current(&name).is_none() {
+        if !self.state().has(&name) {
             return Err(model_not_found(&name));
         }
         self.check_right(&name, &how.by).await?;

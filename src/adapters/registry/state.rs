@@ -331,7 +331,12 @@ impl RegistryState {
         self.pinned().iter().map(|v| v.digest).collect()
     }
 
-    /// What the bare name means.
+    /// Whether there are versions of this name, whatever it means.
+    pub fn has(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
+    /// What the bare name means; nothing while all its versions are candidates.
     pub fn current(&self, name: &str) -> Option<Arc<Version>> {
         let versions = self.names.get(name)?;
         versions.held.get(&versions.current).map(|h| h.version.clone())

@@ -54,7 +54,7 @@ impl Inner {
     ) -> Result<Entry> {
         let _turn = self.name_locks.take(name.clone()).await;
         let (version, _kept) = {
-            if self.state().current(&name).is_none() {
+            if !self.state().has(&name) {
                 return Err(model_not_found(&name));
             }
             self.check_right(&name, &by).await?;
@@ -131,8 +131,9 @@ impl Inner {
     /// The version meant by an admin: `number`, or the current one; kept from pruning meanwhile.
     fn named(&self, name: &str, number: Option<u64>) -> Result<(Arc<Version>, Guard)> {
         let state = self.state();
-        let current = state.current(name).ok_or_else(|| model_not_found(name))?;
-        state.keep(name, number.unwrap_or(current.number))
+        let current = state.current(name).map(|version| version.number);
+        let number = number.or(current).ok_or_else(|| model_not_found(name))?;
+        state.keep(name, number)
     }
 
     /// Makes what the catalogue says is pinned resident again. What cannot be loaded stays pinned

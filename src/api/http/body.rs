@@ -208,10 +208,11 @@ pub fn rest<T: DeserializeOwned + PartialSchema>(body: Fields) -> Result<T> {
 }
 
 fn rest_held<T: DeserializeOwned + PartialSchema>(mut body: Fields) -> Result<(T, Held)> {
-    let seen = body.fields.iter().map(|f| (f.name.as_str(), body.text(f)));
-    let known = known::settle(seen)?;
-    body.fields.retain(|f| !known.contains(&f.name.as_str()));
     let fields = fields::<T>();
+    // What this body has itself is nobody else's.
+    let others = body.fields.iter().filter(|f| !fields.contains(&f.name));
+    let known = known::settle(others.map(|f| (f.name.as_str(), body.text(f))))?;
+    body.fields.retain(|f| fields.contains(&f.name) || !known.contains(&f.name.as_str()));
     if let Some(field) = body.fields.iter().find(|f| !fields.contains(&f.name)) {
         let shown = brief(&field.name);
         return Err(Error::invalid("unknown_parameter", format!("unknown parameter `{shown}`"))

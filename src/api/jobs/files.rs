@@ -11,9 +11,13 @@ use crate::api::http::body::missing;
 use crate::api::http::errors::invalid_value;
 use crate::api::http::intake::UPLOAD_BYTES;
 use crate::api::http::touched::Touched;
-use crate::api::wire::{ErrorBody, ExpiresAfter, FileDeleted, FileList, FileShown};
+use crate::api::wire::{
+    ErrorBody, ExpiresAfter, FileDeleted, FileList, FileShown, PreviewList, PreviewShown,
+};
 use crate::error::{Error, Result, brief};
 use crate::files::{FileRow, NewFile, Page, Purpose};
+use crate::jobs::Preview;
+use crate::train::data::Kind;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
@@ -36,6 +40,19 @@ const SECONDS: &str = "expires_after[seconds]";
 /// Shortest and longest life of a file that expires: an hour, 30 days.
 const SECONDS_MIN: u64 = 3600;
 const SECONDS_MAX: u64 = 30 * 86_400;
+
+/// Examples of a preview.
+const PREVIEWS: usize = 5;
+const PREVIEWS_MAX: usize = 100;
+
+/// Query of a preview.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreviewQuery {
+    limit: Option<usize>,
+    method: Option<String>,
+    truncate: Option<bool>,
+}
 
 /// Query of a page.
 #[derive(Deserialize)]
@@ -206,6 +223,47 @@ pub async fn content(
         headers.insert(CONTENT_DISPOSITION, name);
     }
     Ok(response)
+}
+
+/// The first examples of a file as text, with what is learnt of each marked.
+///
+/// What a training job would refuse is refused here as well, as far as it is read.
+#[utoipa::path(
+    get,
+    path = "/v1/files/{id}/preview",
+    params(
+        ("id" = String, Path),
+        ("limit" = Option<usize>, Query, description = "Examples, 1 to 100, default 5"),
+        ("method" = Option<String>, Query,
+            description = "`supervised` or `dpo`; default: what the first line is for"),
+        ("truncate" = Option<bool>, Query, description = "As a job's `truncate`"),
+    ),
+    responses((status = 200, body = PreviewList), (status = "4XX", body = ErrorBody))
+)]
+pub async fn preview(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    query: Result<Query<PreviewQuery>, QueryRejection>,
+) -> Result<Json<PreviewList>> {
+    let wrong = "the query may hold `limit`, `method` and `truncate`";
+    let Query(query) = query.map_err(|_| invalid_value("limit", wrong))?;
+    let limit = query.limit.unwrap_or(PREVIEWS);
+    if !(1..=PREVIEWS_MAX).contains(&limit) {
+        let message = format!("`limit` must be from 1 to {PREVIEWS_MAX}");
+        return Err(invalid_value("limit", message));
+    }
+    let kind = match query.method.as_deref() {
+        None => None,
+        Some("supervised") => Some(Kind::Supervised),
+        Some("dpo") => Some(Kind::Preference),
+        Some(_) => return Err(invalid_value("method", "`method` must be supervised or dpo")),
+    };
+    let (file, content) = api.files.open_content(&id, caller.tenant()).await?;
+    let truncate = query.truncate.unwrap_or(false);
+    let how = Preview { kind, truncate, limit, now: file.created };
+    let data = api.jobs.preview(content, how).await?.into_iter().map(PreviewShown::from);
+    Ok(Json(PreviewList { object: "list", data: data.collect() }))
 }
 
 /// Deletes a file. What was made from it stays.

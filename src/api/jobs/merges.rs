@@ -4,6 +4,7 @@
 //! to know: versions are fixed and everything that needs no computing is refused when the order
 //! comes in, so a job that was accepted rarely fails.
 
+use super::watching::{self, Next, STILL};
 use crate::access::Caller;
 use crate::adapters::actor::Right;
 use crate::adapters::registry::PinnedSource;
@@ -11,7 +12,7 @@ use crate::adapters::version::{Parent, Version};
 use crate::api::Api;
 use crate::api::http::auth::actor;
 use crate::api::http::body::{JsonObject, missing, rest};
-use crate::api::http::errors::{invalid_value, not_allowed, timed_out};
+use crate::api::http::errors::{invalid_value, not_allowed};
 use crate::api::http::request::{Deadline, Origin, random_id};
 use crate::api::http::sse;
 use crate::api::http::touched::Touched;
@@ -40,12 +41,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Examples of one job, all sets together.
 const EXAMPLES_MAX: usize = 1000;
-/// Between two signs of life where nothing changes, for proxies that cut what is silent.
-const STILL_TIME: Duration = Duration::from_secs(15);
 
 /// Query of a report.
 #[derive(Deserialize)]
@@ -106,7 +104,7 @@ pub async fn create(
     }
     let owner = Owner { key: caller.id().to_owned(), tenant: caller.tenant().map(str::to_owned) };
     let most = caller.limits().merges_max.filter(|_| owner.tenant.is_some());
-    api.jobs.check_room(&owner, most)?;
+    api.jobs.check_room(Kind::Merge, &owner, most)?;
     api.jobs.check_merge(&spec, kept.clone(), tenant).await?;
     let sets = sets(&api, &caller, &spec, &kept, fields.evaluation.unwrap_or_default()).await?;
     let work = Work::Merge(spec);
@@ -219,17 +217,11 @@ pub async fn cancel(
 
 /// The next frame; without a watch to go on with, it is the last.
 async fn frame(mut watch: Watch, deadline: Deadline) -> Option<(Bytes, Option<Watch>)> {
-    let next = tokio::select! {
-        next = watch.next() => next,
-        () = tokio::time::sleep(STILL_TIME) => {
-            return Some((Bytes::from_static(b": still\n\n"), Some(watch)));
-        }
-        () = tokio::time::sleep_until(deadline.at) => Err(timed_out(deadline.seconds_max)),
-    };
-    let told = match next {
-        Ok(None) => return None,
-        Ok(Some(job)) => shown(&job).map(|shown| (job.state.name(), shown)),
-        Err(error) => Err(error),
+    let told = match watching::next(&mut watch, deadline).await {
+        Next::Still => return Some((Bytes::from_static(STILL), Some(watch))),
+        Next::Over => return None,
+        Next::Changed(job) => shown(&job).map(|shown| (job.state.name(), shown)),
+        Next::Failed(error) => Err(error),
     };
     match told {
         Ok((state, job)) => {

@@ -7,3 +7,4 @@ pub mod fine_tuning;
 mod form;
 pub mod merges;
 pub mod uploads;
+mod watching;

@@ -1,5 +1,6 @@
 //! `/v1/files` and `/v1/uploads`, as OpenAI's.
 
+use crate::train::data::{Preview, Span};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -41,6 +42,43 @@ pub struct FileDeleted {
     #[schema(example = "file")]
     pub object: &'static str,
     pub deleted: bool,
+}
+
+/// Examples of a file.
+#[derive(Serialize, ToSchema)]
+pub struct PreviewList {
+    #[schema(example = "list")]
+    pub object: &'static str,
+    pub data: Vec<PreviewShown>,
+}
+
+/// One example as it would be learnt.
+#[derive(Serialize, ToSchema)]
+pub struct PreviewShown {
+    /// In the file, from 1.
+    pub line: u64,
+    pub tokens: usize,
+    /// Tokens that are learnt.
+    pub supervised_tokens: usize,
+    /// The end was cut off at the context.
+    pub truncated: bool,
+    /// The whole text, piece by piece.
+    pub spans: Vec<SpanShown>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct SpanShown {
+    pub text: String,
+    pub supervised: bool,
+}
+
+impl From<Preview> for PreviewShown {
+    fn from(preview: Preview) -> Self {
+        let Preview { line, tokens, supervised, cut, spans } = preview;
+        let span = |span: Span| SpanShown { text: span.text, supervised: span.supervised };
+        let spans = spans.into_iter().map(span).collect();
+        Self { line, tokens, supervised_tokens: supervised, truncated: cut, spans }
+    }
 }
 
 /// An upload in parts as it is to be.

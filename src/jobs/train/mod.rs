@@ -6,11 +6,10 @@
 mod means;
 mod quantum;
 mod read;
-mod report;
 mod spec;
 mod work;
 
 pub use means::Means;
-pub use report::Steps;
-pub use spec::{Asked, FileUse, Promote, TrainingSpec};
+pub use read::{Preview, preview};
+pub use spec::{FileUse, Promote, TrainingSpec};
 pub use work::{Training, forget};

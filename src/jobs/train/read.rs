@@ -68,17 +68,7 @@ pub fn read(
     over: &dyn Fn() -> bool,
 ) -> Result<Option<Dataset>> {
     let kind = if spec.asked.beta.is_some() { Kind::Preference } else { Kind::Supervised };
-    let reading = Reading {
-        text: &means.text,
-        own: None,
-        kind: Some(kind),
-        context: means.context,
-        truncate: spec.asked.truncate,
-        drop_unsupervised: false,
-        // The same each time the job begins: a template may write the date.
-        now: UNIX_EPOCH + Duration::from_secs(created),
-        limits: Limits::default(),
-    };
+    let reading = reading(means, Some(kind), spec.asked.truncate, created);
     let blame = |e: Error| {
         let message = format!("{param} ({}): {}", file.id, e.message);
         Error { message, ..e }.param(param)
@@ -88,4 +78,43 @@ pub fn read(
     };
     let data::Dataset { kind, examples, counts, digests } = read;
     Ok(Some(Dataset { examples: Arc::new(examples), counts, digests, kind }))
+}
+
+/// Of a file that is looked at before a job reads it.
+#[derive(Debug, Clone, Copy)]
+pub struct Preview {
+    /// What a job would expect; `None`: what the first line is.
+    pub kind: Option<Kind>,
+    /// As a job's `truncate`.
+    pub truncate: bool,
+    /// Examples at most.
+    pub limit: usize,
+    /// Unix seconds.
+    pub now: u64,
+}
+
+/// The first examples of a file as text. Blocking. `None` when `over` says so first. Errors:
+/// `invalid_training_file`, of the lines that were read.
+pub fn preview(
+    content: File,
+    how: Preview,
+    means: &Means,
+    over: &dyn Fn() -> bool,
+) -> Result<Option<Vec<data::Preview>>> {
+    let reading = reading(means, how.kind, how.truncate, how.now);
+    reading.preview(BufReader::new(content), how.limit, over)
+}
+
+/// `created`: a template may write the date, and writes the same each time the job begins.
+fn reading(means: &Means, kind: Option<Kind>, truncate: bool, created: u64) -> Reading<'_> {
+    Reading {
+        text: &means.text,
+        own: None,
+        kind,
+        context: means.context,
+        truncate,
+        drop_unsupervised: false,
+        now: UNIX_EPOCH + Duration::from_secs(created),
+        limits: Limits::default(),
+    }
 }

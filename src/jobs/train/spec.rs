@@ -1,13 +1,11 @@
 //! A training job: what it learns from, how, and under which name the result is published.
 //!
-//! Owns what the journal keeps of it, and what "auto" comes to. Never opens a file. The thing to
-//! know: what was asked for and what it came to are kept apart, so a job that begins anew comes to
-//! the same.
+//! Owns what the journal keeps of it. Never opens a file. The thing to know: what was asked for and
+//! what it came to are kept apart, so a job that begins anew comes to the same.
 
 use crate::adapters::version::{Lineage, Parent};
 use crate::jobs::rights::Rights;
-use crate::shape::Projection;
-use crate::train::{Decay, Objective, TrainSpec};
+use crate::train::{Asked, TrainSpec};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -52,78 +50,8 @@ pub struct FileUse {
 pub enum Promote {
     /// The result.
     Auto,
-    /// What it meant before, until somebody moves it. A new name means the result.
+    /// What it meant before, until somebody moves it. A new name means nothing until then.
     Manual,
-}
-
-/// What the client asked for; `None` is "auto".
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Asked {
-    pub epochs: Option<u32>,
-    pub batch: Option<usize>,
-    /// Multiplies the rate that fits the model's width.
-    pub lr_multiplier: Option<f64>,
-    /// The rate itself, whatever the multiplier.
-    pub lr: Option<f64>,
-    /// DPO's; `None`: supervised.
-    pub beta: Option<f64>,
-    pub rank: usize,
-    pub alpha: f64,
-    pub rslora: bool,
-    pub dora: bool,
-    pub targets: Vec<Projection>,
-    pub loraplus_ratio: f64,
-    pub decay: Decay,
-    pub warmup_ratio: f64,
-    pub weight_decay: f64,
-    pub max_grad_norm: f64,
-    /// Cut examples at the context instead of refusing them.
-    pub truncate: bool,
-    /// Steps between two looks at the validation file; 0: at the ends of epochs.
-    pub eval_steps: u32,
-    pub seed: u64,
-}
-
-/// Epochs of a file with enough examples.
-const EPOCHS: u32 = 3;
-/// Most that "auto" raises them to.
-const EPOCHS_MAX: u32 = 25;
-/// Steps that "auto" wants.
-const STEPS_MIN: usize = 30;
-
-impl Asked {
-    /// What it comes to for so many examples of a model of this width.
-    pub fn resolve(&self, examples: usize, hidden: usize) -> TrainSpec {
-        let batch = self.batch.unwrap_or_else(|| (examples / 16).clamp(1, 16)).min(examples);
-        let steps = examples.div_ceil(batch).max(1);
-        let enough = STEPS_MIN.div_ceil(steps) as u32;
-        let epochs = self.epochs.unwrap_or_else(|| enough.clamp(EPOCHS, EPOCHS_MAX));
-        let lr = self.lr.unwrap_or_else(|| rate(hidden) * self.lr_multiplier.unwrap_or(1.0));
-        TrainSpec {
-            rank: self.rank,
-            alpha: self.alpha,
-            rslora: self.rslora,
-            dora: self.dora,
-            targets: self.targets.clone(),
-            epochs,
-            batch,
-            seed: self.seed,
-            lr,
-            loraplus_ratio: self.loraplus_ratio,
-            decay: self.decay,
-            warmup_ratio: self.warmup_ratio,
-            weight_decay: self.weight_decay,
-            max_grad_norm: self.max_grad_norm,
-            objective: self.beta.map_or(Objective::Supervised, |beta| Objective::Dpo { beta }),
-            validate_every: self.eval_steps,
-        }
-    }
-}
-
-/// The rate that fits adapters of a model of this width: 5e-4·(2000/H)^0.78, which Thinking
-/// Machines found for Llama-like models ("LoRA Without Regret", Tinker cookbook).
-fn rate(hidden: usize) -> f64 {
-    5e-4 * (2000.0 / hidden as f64).powf(0.78)
 }
 
 impl TrainingSpec {
@@ -136,56 +64,5 @@ impl TrainingSpec {
     pub fn checkpoint_lineage(&self, id: &str, step: u64) -> Lineage {
         let from = self.from.first().cloned();
         Lineage::Trained { from, job: id.to_owned(), step: Some(step) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn asked() -> Asked {
-        Asked {
-            epochs: None,
-            batch: None,
-            lr_multiplier: None,
-            lr: None,
-            beta: None,
-            rank: 8,
-            alpha: 16.0,
-            rslora: false,
-            dora: false,
-            targets: Projection::ALL.to_vec(),
-            loraplus_ratio: 1.0,
-            decay: Decay::Linear,
-            warmup_ratio: 0.0,
-            weight_decay: 0.0,
-            max_grad_norm: 1.0,
-            truncate: false,
-            eval_steps: 0,
-            seed: 7,
-        }
-    }
-
-    #[test]
-    fn auto_gives_a_small_file_more_epochs_and_a_large_one_larger_batches() {
-        let of = |examples| {
-            let spec = asked().resolve(examples, 576);
-            (spec.batch, spec.epochs)
-        };
-        assert_eq!(of(1), (1, 25), "one example is read as often as it may be");
-        assert_eq!(of(10), (1, 3));
-        assert_eq!(of(60), (3, 3));
-        assert_eq!(of(100), (6, 3));
-        assert_eq!(of(1000), (16, 3));
-    }
-
-    #[test]
-    fn what_is_said_holds_and_the_rate_follows_the_width() {
-        let said = Asked { epochs: Some(2), batch: Some(300), lr_multiplier: Some(2.0), ..asked() };
-        let spec = said.resolve(100, 2000);
-        assert_eq!((spec.epochs, spec.batch), (2, 100), "a batch is at most all examples");
-        assert!((spec.lr - 1e-3).abs() < 1e-12);
-        let spec = Asked { lr: Some(0.5), beta: Some(0.1), ..said }.resolve(10, 2000);
-        assert_eq!((spec.lr, spec.objective), (0.5, Objective::Dpo { beta: 0.1 }));
     }
 }

@@ -12,17 +12,16 @@ use crate::engine::EngineHandle;
 use crate::error::{Error, Kind, Result};
 use crate::jobs::events::{Event, Level};
 use crate::jobs::stage::{Progress, Stepped};
-use crate::train::{StepReport, TrainSpec, Trainer};
+use crate::train::{StepReport, TrainSpec, Trainer, figures};
 use polylora_kernels::Device;
-use serde_json::json;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Work after which the state is written again: what a crash can cost.
-const KEEP_TIME: Duration = Duration::from_secs(60);
-/// Rows of a pass, from the fastest down; fewer take less memory.
-const ROWS: [usize; 5] = [512, 256, 128, 64, 32];
+/// Time after which the state is written again: what a crash can cost. Longer where writing takes
+/// more than a part of it.
+const KEEP_TIME: Duration = Duration::from_secs(10);
+const KEEP_PART: u32 = 50;
 
 /// A job with its trainer.
 pub struct Training {
@@ -31,6 +30,8 @@ pub struct Training {
     trainer: Option<Box<Trainer>>,
     state: PathBuf,
     kept: Instant,
+    /// What writing it took the last time.
+    keeping: Duration,
     base_name: String,
 }
 
@@ -80,7 +81,8 @@ impl Training {
         }
         let trainer = Some(Box::new(trainer));
         let (engine, base_name) = (means.engine.clone(), means.base_name.clone());
-        let training = Self { engine, trainer, state, kept: Instant::now(), base_name };
+        let (kept, keeping) = (Instant::now(), Duration::ZERO);
+        let training = Self { engine, trainer, state, kept, keeping, base_name };
         Ok(Some((training, resolved, events)))
     }
 
@@ -96,10 +98,11 @@ impl Training {
         self.trainer = Some(trainer);
         let checkpoint = report.as_ref().is_some_and(|report| report.epoch_end);
         let event = report.map(|report| event(&report, begun.elapsed()));
-        if self.kept.elapsed() > KEEP_TIME {
+        let kept = self.kept.elapsed() > KEEP_TIME.max(KEEP_PART * self.keeping);
+        if kept {
             self.keep()?;
         }
-        Ok(Some(Stepped { progress, events: event.into_iter().collect(), checkpoint }))
+        Ok(Some(Stepped { progress, events: event.into_iter().collect(), checkpoint, kept }))
     }
 
     fn taken(&mut self) -> Result<Box<Trainer>> {
@@ -109,8 +112,9 @@ impl Training {
     /// Writes the state down, so that the next start of the job goes on from here.
     pub fn keep(&mut self) -> Result<()> {
         if let Some(trainer) = &self.trainer {
+            let begun = Instant::now();
             trainer.save(&self.state)?;
-            self.kept = Instant::now();
+            (self.kept, self.keeping) = (Instant::now(), begun.elapsed());
         }
         Ok(())
     }
@@ -136,16 +140,15 @@ pub fn forget(directory: &Path, id: &str) {
 
 /// The most rows of a pass that a job's part of the memory allows.
 fn rows(spec: &TrainSpec, longest: usize, means: &Means) -> Result<usize> {
-    let bytes = |rows| Trainer::bytes(&means.weights, spec, longest, rows, means.threads);
-    let fits = ROWS.into_iter().find(|rows| bytes(*rows) <= means.bytes_max());
-    fits.ok_or_else(|| {
+    let most = means.bytes_max();
+    Trainer::rows(&means.weights, spec, longest, means.threads, most).map_err(|needed| {
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         let message = format!(
             "the job needs {} MiB, and a job may have {} MiB (half of train_bytes); a smaller \
              rank, fewer target_modules or shorter examples (the longest has {longest} tokens) \
              need less",
-            mib(bytes(ROWS[ROWS.len() - 1])),
-            mib(means.bytes_max()),
+            mib(needed),
+            mib(most),
         );
         Error::new(Kind::Capacity, "training_memory_exhausted", message)
     })
@@ -175,26 +178,10 @@ fn told(data: &Dataset, validation: Option<&Dataset>, spec: &TrainSpec) -> Vec<E
     events
 }
 
-/// The figures of a step, by the names of OpenAI's.
+/// A step, told.
 fn event(report: &StepReport, took: Duration) -> Event {
-    let seconds = took.as_secs_f64();
-    let mut metrics = json!({
-        "step": report.step,
-        "total_steps": report.steps,
-        "train_loss": report.loss,
-        "train_mean_token_accuracy": report.accuracy,
-        "grad_norm": report.grad_norm,
-        "lr": report.lr,
-        "tokens": report.tokens,
-        "seconds": seconds,
-        "tokens_per_second": report.tokens as f64 / seconds,
-    });
-    if let Some(valid) = &report.valid {
-        let full = if report.epoch_end { "full_" } else { "" };
-        metrics[format!("{full}valid_loss")] = json!(valid.loss);
-        metrics[format!("{full}valid_mean_token_accuracy")] = json!(valid.accuracy);
-    }
     let message =
         format!("Step {}/{}: training loss={:.4}", report.step, report.steps, report.loss);
-    Event { level: Level::Info, message, metrics: Some(metrics), step: Some(report.step) }
+    let metrics = Some(figures(report, took));
+    Event { level: Level::Info, message, metrics, step: Some(report.step) }
 }

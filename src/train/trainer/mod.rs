@@ -35,6 +35,9 @@ const SKIPPED_MAX: u32 = 3;
 /// Values of an op of the optimiser.
 const UPDATE_VALUES: usize = 1 << 19;
 
+/// Rows of a pass, from the fastest down; fewer take less memory.
+const ROWS: [usize; 5] = [512, 256, 128, 64, 32];
+
 /// How far a job is.
 #[derive(Debug)]
 pub enum Advance {
@@ -101,6 +104,20 @@ impl Trainer {
         let [_, whole] = options(spec, longest, rows_max);
         // What a device refuses, `new` says.
         sizes::bytes(weights, spec, whole, threads).map_or(u64::MAX, |bytes| bytes as u64)
+    }
+
+    /// The most rows of a pass, of those that are worth it, with which `new` takes at most
+    /// `bytes_max`. Errors: what the fewest rows take.
+    pub fn rows(
+        weights: &Weights,
+        spec: &TrainSpec,
+        longest: usize,
+        threads: usize,
+        bytes_max: u64,
+    ) -> Result<usize, u64> {
+        let bytes = |rows| Self::bytes(weights, spec, longest, rows, threads);
+        let fits = ROWS.into_iter().find(|rows| bytes(*rows) <= bytes_max);
+        fits.ok_or_else(|| bytes(ROWS[ROWS.len() - 1]))
     }
 
     /// Takes all memory that the job needs. Errors: what the device has no room or no operation

@@ -8,9 +8,9 @@ use crate::api::wire::{
     Auto, FineTuningFields, HyperparameterFields, LoraFields, MethodFields, MethodOptions,
 };
 use crate::error::{Error, Result, brief};
-use crate::jobs::{Asked, Promote};
+use crate::jobs::Promote;
 use crate::shape::Projection;
-use crate::train::Decay;
+use crate::train::{Asked, Decay};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Display;

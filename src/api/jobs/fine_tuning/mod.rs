@@ -5,6 +5,7 @@
 
 mod asked;
 mod shown;
+mod stream;
 
 use crate::access::Caller;
 use crate::adapters::actor::Right;
@@ -12,7 +13,8 @@ use crate::api::Api;
 use crate::api::http::auth::actor;
 use crate::api::http::body::{JsonObject, rest};
 use crate::api::http::errors::{invalid_value, not_allowed};
-use crate::api::http::request::random_id;
+use crate::api::http::request::{Origin, random_id};
+use crate::api::http::sse;
 use crate::api::http::touched::Touched;
 use crate::api::wire::{
     ErrorBody, FineTuningCheckpointList, FineTuningEventList, FineTuningFields, FineTuningJob,
@@ -22,6 +24,7 @@ use crate::error::{Error, Result, brief};
 use crate::files::Purpose;
 use crate::jobs::{FileUse, Job, Kind, Owner, Rights, Submission, TrainingSpec, Work};
 use axum::Json;
+use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Path, Query, State};
 use axum::response::{IntoResponse, Response};
@@ -37,6 +40,8 @@ const NAME_CHARS: usize = 8;
 struct Page {
     after: Option<String>,
     limit: u64,
+    /// Events as they come instead of a page of them.
+    stream: bool,
     /// Notes that a job must have: keys and values.
     metadata: Vec<(String, String)>,
 }
@@ -46,7 +51,7 @@ impl Page {
         let wrong =
             || invalid_value("limit", "the query may hold `after`, `limit` and `metadata[key]`");
         let Query(pairs) = query.map_err(|_| wrong())?;
-        let mut page = Self { after: None, limit: PAGE, metadata: Vec::new() };
+        let mut page = Self { after: None, limit: PAGE, stream: false, metadata: Vec::new() };
         for (key, value) in pairs {
             let note = key.strip_prefix("metadata[").and_then(|key| key.strip_suffix(']'));
             match (&*key, note) {
@@ -55,6 +60,10 @@ impl Page {
                     let limit = value.parse().ok().filter(|n| (1..=PAGE_MAX).contains(n));
                     let expected = || format!("`limit` must be a number from 1 to {PAGE_MAX}");
                     page.limit = limit.ok_or_else(|| invalid_value("limit", expected()))?;
+                }
+                ("stream", _) => {
+                    let expected = || invalid_value("stream", "`stream` must be true or false");
+                    page.stream = value.parse().map_err(|_| expected())?;
                 }
                 (_, Some(note)) => page.metadata.push((note.to_owned(), value)),
                 // An empty filter of the official clients.
@@ -247,7 +256,9 @@ pub async fn resume(
     told(&api.jobs.resume(Kind::Train, &id, caller.tenant()).await?).map(Json)
 }
 
-/// What a training job has told, newest first: messages, and the figures of every step.
+/// What a training job has told, newest first: messages, and the figures of every step. With
+/// `stream=true` all of it from the first on, and what comes, as server-sent events until the job
+/// is over.
 #[utoipa::path(
     get,
     path = "/v1/fine_tuning/jobs/{id}/events",
@@ -255,16 +266,23 @@ pub async fn resume(
         ("id" = String, Path),
         ("after" = Option<String>, Query, description = "Id of the last event of the page before"),
         ("limit" = Option<u64>, Query, description = "1 to 100, default 20"),
+        ("stream" = Option<bool>, Query, description = "Server-sent events instead of a page"),
     ),
     responses((status = 200, body = FineTuningEventList), (status = "4XX", body = ErrorBody))
 )]
 pub async fn events(
     State(api): State<Arc<Api>>,
+    Extension(origin): Extension<Origin>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     query: Result<Query<Vec<(String, String)>>, QueryRejection>,
-) -> Result<Json<FineTuningEventList>> {
+) -> Result<Response> {
     let page = Page::read(query)?;
+    if page.stream {
+        let tenant = caller.tenant().map(str::to_owned);
+        let frames = stream::frames(api, id, tenant, origin.deadline)?;
+        return Ok(sse::event_stream(Body::from_stream(frames)));
+    }
     let before = match page.after.as_deref() {
         None => u64::MAX,
         Some(after) => {
@@ -276,7 +294,7 @@ pub async fn events(
     let told = api.jobs.told(Kind::Train, &id, caller.tenant(), limits).await?;
     let has_more = told.len() > page.limit as usize;
     let data = told.iter().take(page.limit as usize).map(shown::event).collect();
-    Ok(Json(FineTuningEventList { object: "list", data, has_more }))
+    Ok(Json(FineTuningEventList { object: "list", data, has_more }).into_response())
 }
 
 /// The versions that a training job left at the ends of epochs and that are still kept, newest

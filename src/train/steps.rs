@@ -1,11 +1,12 @@
-//! What a training job leaves beside the adapter: a table of its steps and a picture of the loss.
+//! The figures of a training's steps: by name, as a table, and as a picture of the loss.
 //!
-//! Owns both forms. Never looks at a trainer. The thing to know: they are made of the events in the
-//! journal, so a job that was interrupted has them whole.
+//! Owns these forms. Never looks at a trainer. The thing to know: figures are JSON by the names of
+//! OpenAI's, so what a journal kept of them makes the same table.
 
-use crate::jobs::events::StoredEvent;
-use serde_json::Value;
+use super::trainer::StepReport;
+use serde_json::{Value, json};
 use std::fmt::Write as _;
+use std::time::Duration;
 
 /// Columns of the table, and the figures of an event that fill them: first those of OpenAI's
 /// result files.
@@ -25,10 +26,32 @@ const COLUMNS: [(&str, &[&str]); 10] = [
 /// The figures of every step, in order.
 pub struct Steps(Vec<Value>);
 
+/// The figures of a step that took so long.
+pub fn figures(report: &StepReport, took: Duration) -> Value {
+    let seconds = took.as_secs_f64();
+    let mut figures = json!({
+        "step": report.step,
+        "total_steps": report.steps,
+        "train_loss": report.loss,
+        "train_mean_token_accuracy": report.accuracy,
+        "grad_norm": report.grad_norm,
+        "lr": report.lr,
+        "tokens": report.tokens,
+        "seconds": seconds,
+        "tokens_per_second": report.tokens as f64 / seconds,
+    });
+    if let Some(valid) = &report.valid {
+        let full = if report.epoch_end { "full_" } else { "" };
+        figures[format!("{full}valid_loss")] = json!(valid.loss);
+        figures[format!("{full}valid_mean_token_accuracy")] = json!(valid.accuracy);
+    }
+    figures
+}
+
 impl Steps {
-    /// Of a job's events, newest first.
-    pub fn of(events: &[StoredEvent]) -> Self {
-        Self(events.iter().rev().filter_map(|stored| stored.event.metrics.clone()).collect())
+    /// Of figures in order.
+    pub fn of(figures: impl Iterator<Item = Value>) -> Self {
+        Self(figures.collect())
     }
 
     /// CSV with a head.
@@ -83,13 +106,22 @@ impl Steps {
             let (_, y) = at((0.0, value));
             let _ = write!(
                 svg,
-                r##"<path d="M60 {y:.1}H620" stroke="#ddd"/><text x="54" y="{:.1}" text-anchor="end" fill="#555">{value:.2}</text>"##,
-                y + 4.0
+                concat!(
+                    r##"<path d="M60 {:.1}H620" stroke="#ddd"/>"##,
+                    r##"<text x="54" y="{:.1}" text-anchor="end" fill="#555">{:.2}</text>"##,
+                ),
+                y,
+                y + 4.0,
+                value
             );
         }
         let _ = write!(
             svg,
-            r##"<text x="60" y="322" fill="#555">0</text><text x="620" y="322" text-anchor="end" fill="#555">step {right}</text>"##
+            concat!(
+                r##"<text x="60" y="322" fill="#555">0</text>"##,
+                r##"<text x="620" y="322" text-anchor="end" fill="#555">step {}</text>"##,
+            ),
+            right
         );
         let line = |points: &[(f64, f64)]| {
             let points = points.iter().filter(|p| p.1.is_finite()).map(|p| at(*p));
@@ -103,8 +135,14 @@ impl Steps {
             }
             let _ = write!(
                 svg,
-                r##"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="1.5"/><text x="620" y="{y}" text-anchor="end" fill="{colour}">{name}</text>"##,
-                line(points)
+                concat!(
+                    r##"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="1.5"/>"##,
+                    r##"<text x="620" y="{}" text-anchor="end" fill="{colour}">{}</text>"##,
+                ),
+                line(points),
+                y,
+                name,
+                colour = colour
             );
         }
         svg.push_str("</svg>\n");
@@ -115,26 +153,13 @@ impl Steps {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jobs::events::{Event, Level};
-    use serde_json::json;
 
     fn steps() -> Steps {
-        let event = |step: u64, metrics: Value| StoredEvent {
-            number: step,
-            at: 0,
-            event: Event {
-                level: Level::Info,
-                message: String::new(),
-                metrics: Some(metrics),
-                step: Some(step),
-            },
-        };
-        let told = Event::message(Level::Info, "begun");
-        Steps::of(&[
-            event(2, json!({"step": 2, "train_loss": 1.0, "tokens": 30, "full_valid_loss": 1.5})),
-            event(1, json!({"step": 1, "train_loss": 2.5, "tokens": 20})),
-            StoredEvent { number: 0, at: 0, event: told },
-        ])
+        let steps = [
+            json!({"step": 1, "train_loss": 2.5, "tokens": 20}),
+            json!({"step": 2, "train_loss": 1.0, "tokens": 30, "full_valid_loss": 1.5}),
+        ];
+        Steps::of(steps.into_iter())
     }
 
     #[test]
