@@ -98,8 +98,13 @@ pub struct Failure {
 }
 
 impl From<&Error> for Failure {
+    /// Of a fault only that there was one: what it is stands in the log.
     fn from(e: &Error) -> Self {
-        Self { code: e.code.to_owned(), message: e.message.clone() }
+        let message = match e.code {
+            "internal_error" => "a fault of the server; its log has the reason under the job's id",
+            _ => &e.message,
+        };
+        Self { code: e.code.to_owned(), message: message.to_owned() }
     }
 }
 

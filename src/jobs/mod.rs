@@ -38,7 +38,7 @@ use pace::Pace;
 use queue::Queue;
 pub use rights::Rights;
 pub use stage::Stage;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -179,6 +179,12 @@ impl Jobs {
             inner.restore(number, job).await?;
         }
         unless_full(inner.forget().await)?;
+        let unfinished: HashSet<String> = {
+            let table = inner.table();
+            let jobs = table.values().map(|entry| entry.job.borrow());
+            jobs.filter(|job| !job.state.is_over()).map(|job| job.id.clone()).collect()
+        };
+        train::sweep(&inner.means.directory, &unfinished);
         // The task holds no jobs while it waits, so the last clone's drop ends both.
         let (weak, wake) = (Arc::downgrade(&inner), inner.wake.clone());
         tokio::spawn(async move {

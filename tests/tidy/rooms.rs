@@ -66,6 +66,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "assembly",
             "text",
             "merge",
+            "train",
             "model",
             "checkpoint",
             "adapters",

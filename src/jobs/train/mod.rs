@@ -12,4 +12,4 @@ mod work;
 pub use means::Means;
 pub use read::{Preview, preview};
 pub use spec::{FileUse, Promote, TrainingSpec};
-pub use work::{Training, forget};
+pub use work::{Training, forget, sweep};

@@ -8,12 +8,14 @@ use super::means::Means;
 use super::quantum;
 use super::read::{Dataset, read};
 use super::spec::{FileUse, TrainingSpec};
+use crate::database::write_failed;
 use crate::engine::EngineHandle;
 use crate::error::{Error, Kind, Result};
 use crate::jobs::events::{Event, Level};
 use crate::jobs::stage::{Progress, Stepped};
 use crate::train::{StepReport, TrainSpec, Trainer, figures};
 use polylora_kernels::Device;
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -113,6 +115,11 @@ impl Training {
     pub fn keep(&mut self) -> Result<()> {
         if let Some(trainer) = &self.trainer {
             let begun = Instant::now();
+            if let Some(directory) = self.state.parent() {
+                let made = std::fs::create_dir_all(directory);
+                let what = || format!("cannot make {}", directory.display());
+                made.map_err(|e| write_failed(&what(), &e))?;
+            }
             trainer.save(&self.state)?;
             (self.kept, self.keeping) = (Instant::now(), begun.elapsed());
         }
@@ -135,6 +142,16 @@ pub fn forget(directory: &Path, id: &str) {
         && error.kind() != std::io::ErrorKind::NotFound
     {
         tracing::warn!(job = id, %error, "the state of a training job is left");
+    }
+}
+
+/// Removes states of jobs that are not there any more, or are over. Blocking.
+pub fn sweep(directory: &Path, unfinished: &HashSet<String>) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !unfinished.contains(&name) {
+            forget(directory, &name);
+        }
     }
 }
 
