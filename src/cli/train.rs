@@ -95,7 +95,8 @@ pub struct TrainArgs {
     #[arg(long, value_delimiter = ',', value_name = "NAME,…", value_parser = projections())]
     targets: Vec<String>,
     /// B learns at so many times the rate of A (LoRA+)
-    #[arg(long, default_value_t = 1.0, value_name = "TIMES", value_parser = above_0(asked::RATIO_MAX))]
+    #[arg(long, value_name = "TIMES", default_value_t = 1.0)]
+    #[arg(value_parser = above_0(asked::RATIO_MAX))]
     loraplus_ratio: f64,
     /// How the rate falls
     #[arg(long, default_value = "linear")]
@@ -259,7 +260,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let spec = args.asked().resolve(count, weights.shape.hidden);
     let rows = rows(&args, &spec, (&data, validation.as_ref()), &weights, &device)?;
     say(&format!(
-        "{count} examples of {} tokens; {} epochs in batches of {}, learning rate {:.2e}, rank {}\n",
+        "{count} examples of {} tokens; epochs {}, batches of {}, learning rate {:.2e}, rank {}\n",
         data.examples.tokens(),
         spec.epochs,
         spec.batch,

@@ -3,7 +3,7 @@
 //! Owns one file below `files/incoming/`. Never names it. The thing to know: every call blocks, and
 //! dropping it removes what was written.
 
-use super::Check;
+use super::file::Check;
 use super::tally::Counted;
 use crate::database::DataDir;
 use crate::error::{Error, Kind, Result};

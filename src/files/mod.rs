@@ -18,14 +18,13 @@ use crate::database::Storage;
 use crate::error::{Error, Kind, Result, brief};
 use crate::share::fair;
 use blobs::Blobs;
-pub use file::{FileRow, NewFile, Page, Part, Purpose, State, Upload};
+pub use file::{Check, FileRow, NewFile, Page, Part, Purpose, State, Upload};
 pub use guards::Guard;
 use guards::Guards;
 pub use incoming::{Incoming, Received, too_large};
 use rows::Rows;
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::BufRead;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tally::Tally;
@@ -33,9 +32,6 @@ use tokio::sync::Mutex as AsyncMutex;
 
 /// Between two looks for what has expired.
 const HOUSE_PERIOD: Duration = Duration::from_secs(60);
-
-/// Looks at a whole content: what is wrong with it, if anything is.
-pub type Check = fn(&mut dyn BufRead) -> Option<String>;
 
 /// How much there may be, and of what.
 #[derive(Debug, Clone, Copy)]

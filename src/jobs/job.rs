@@ -227,13 +227,13 @@ impl Job {
         again
     }
 
-    /// 409 for a job that is over or being published.
-    pub fn over(&self) -> Error {
+    /// 409 for a job that cannot be `done` (cancelled, paused or resumed) as it stands.
+    pub fn over(&self, done: &str) -> Error {
         let is = match self.state {
             State::Running(stage) => stage.name(),
             state => state.name(),
         };
-        self.work.kind().over(&self.id, is)
+        self.work.kind().over(&self.id, is, done)
     }
 
     /// It is done, or failed; false when it was over already.

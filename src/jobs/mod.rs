@@ -285,7 +285,7 @@ impl Jobs {
     pub async fn cancel(&self, kind: Kind, id: &str, tenant: Option<&str>) -> Result<Job> {
         let entry = self.inner.find(kind, id, tenant)?;
         if !entry.job.send_if_modified(|job| job.cancel(unix_seconds())) {
-            return Err(entry.job.borrow().over());
+            return Err(entry.job.borrow().over("cancelled"));
         }
         let job = entry.job.borrow().clone();
         if let Err(error) = self.inner.settle(&job).await {

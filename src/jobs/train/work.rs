@@ -182,7 +182,7 @@ fn told(data: &Dataset, validation: Option<&Dataset>, spec: &TrainSpec) -> Vec<E
     }
     let scale = spec.scale();
     let message = format!(
-        "{} examples of {} tokens; {} epochs in batches of {}, learning rate {:.2e}, rank {}, \
+        "{} examples of {} tokens; epochs {}, batches of {}, learning rate {:.2e}, rank {}, \
          scale {scale:.3}",
         data.count(),
         data.examples.tokens(),

@@ -152,7 +152,10 @@ async fn the_command_line_makes_the_same_bytes_as_the_server() {
     // The config names the base as it is called.
     let model = live.data().with_file_name("model");
     let named = model.with_file_name(BASE);
-    std::os::unix::fs::symlink(model, &named).expect("a link");
+    std::fs::create_dir(&named).expect("a directory");
+    for file in std::fs::read_dir(model).expect("a model").flatten() {
+        std::fs::copy(file.path(), named.join(file.file_name())).expect("a copy");
+    }
     let [from, to, base] = [&data, &out, &named].map(|path| path.to_str().expect("UTF-8"));
     let said = polylora(&[
         "train",
@@ -250,7 +253,7 @@ async fn a_job_that_is_cancelled_leaves_its_checkpoints_and_no_name() {
     assert_eq!(rolled.status, 200, "{}", rolled.text);
     assert_eq!(live.chat(hello("gone", 4)).await.status, 200, "until somebody says so");
     let removed = whole(live.request(Method::DELETE, "/v1/adapters/gone")).await;
-    assert_eq!(removed.status, 202, "{}", removed.text);
+    assert_eq!(removed.json()["deleted"], true, "{}", removed.text);
     live.post(&format!("{JOBS}/{two}/cancel"), json!({})).await;
     over(&live, &two).await;
     let removed = ask(&live, Method::DELETE, &path, "-", Value::Null).await;
@@ -284,7 +287,7 @@ async fn what_cannot_be_trained_is_refused_or_fails_by_name() {
     let missing = plain(json!({"training_file": "file-1"}));
     assert_eq!(refused(missing).await, "404 file_not_found training_file");
     let empty = plain(json!({"suffix": "a b"}));
-    assert_eq!(refused(empty).await, "400 invalid_adapter_name suffix");
+    assert_eq!(refused(empty).await, "400 invalid_name suffix");
     let wide = plain(json!({"polylora": {"r": 300}}));
     assert_eq!(refused(wide).await, "400 invalid_value polylora.r");
     let unknown = plain(json!({"polylora": {"rank": 3}}));
@@ -292,7 +295,7 @@ async fn what_cannot_be_trained_is_refused_or_fails_by_name() {
     assert_eq!(refused(plain(json!({"n": 3}))).await, "400 unknown_parameter n");
     live.upload("pirate", 3).await;
     let of_adapter = plain(json!({"model": "pirate"}));
-    assert_eq!(refused(of_adapter).await, "400 unsupported_model model");
+    assert_eq!(refused(of_adapter).await, "400 model_not_trainable model");
     let bad = upload(&live, "-", "bad.jsonl", "{\"messages\": []}\n").await;
     assert_eq!(bad["status"], "error");
     let unread = plain(json!({"training_file": bad["id"]}));
@@ -315,8 +318,9 @@ async fn what_cannot_be_trained_is_refused_or_fails_by_name() {
     assert!(error["message"].as_str().is_some_and(|m| m.contains("line 3")), "{error}");
     let dpo = plain(json!({"method": {"type": "dpo"}}));
     assert_eq!(fails(dpo).await["code"], "invalid_training_file");
+    // Factors grow by the rate with every step, until gate times up overflows.
     let wild = json!({"polylora": {"lr": 10.0, "max_grad_norm": 0.0, "lora_alpha": 1e6}});
-    let error = fails(plain(with(wild, json!({"hyperparameters": null})))).await;
+    let error = fails(with(endless(&training, "house"), wild)).await;
     assert_eq!(error["code"], "non_finite_loss", "{error}");
     assert_eq!(live.chat(hello(BASE, 4)).await.status, 200);
 }
