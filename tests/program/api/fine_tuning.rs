@@ -4,6 +4,7 @@ use crate::api::files::{content, upload};
 use crate::api::keys::{ask, make};
 use reqwest::Method;
 use serde_json::{Value, json};
+use std::time::Instant;
 use support::command::polylora;
 use support::live::{BASE, Live, hello, whole, with};
 
@@ -229,6 +230,35 @@ async fn a_paused_job_goes_on_after_a_kill_and_comes_to_the_same_bytes() {
     steps.reverse();
     assert_eq!(steps, (1..=240).collect::<Vec<_>>(), "every step is told once");
     assert!(!live.data().join("training").join(&id).exists(), "nothing is left of its state");
+}
+
+#[tokio::test]
+async fn a_job_that_is_killed_at_any_moment_comes_to_the_same_bytes_once() {
+    let mut live = Live::start(&[]);
+    let training = file(&live, &lines(24)).await;
+    let order = |name: &str| order(&training, name, json!({}));
+    let begun = Instant::now();
+    let whole = done(&live, order("whole")).await;
+    let took = begun.elapsed();
+    let expected = digest(&live, &whole["fine_tuned_model"]).await;
+    let rounds = support::soak::rounds(3, 50);
+    for round in 0..rounds {
+        let name = format!("killed-{round}");
+        let id = submit(&live, order(&name)).await;
+        // From the first moment to a little after the last.
+        tokio::time::sleep(took * 5 * (round as u32 + 1) / (4 * rounds as u32)).await;
+        live = live.crash_and_restart(&[]);
+        let done = over(&live, &id).await;
+        assert_eq!(done["status"], "succeeded", "{done}");
+        assert_eq!(digest(&live, &done["fine_tuned_model"]).await, expected, "{done}");
+        let shown = live.get(&format!("/v1/adapters/{name}")).await.json();
+        let versions = shown["versions"].as_array().expect("versions").iter();
+        let steps: Vec<Value> = versions.map(|v| v["lineage"]["step"].clone()).collect();
+        assert_eq!(steps, [json!(6), Value::Null], "a checkpoint and a result: {shown}");
+        let told = events(&live, &id).await;
+        let steps: Vec<u64> = told.iter().filter_map(|e| e["data"]["step"].as_u64()).collect();
+        assert_eq!(steps, (1..=12).collect::<Vec<_>>(), "every step is told once");
+    }
 }
 
 #[tokio::test]
