@@ -58,6 +58,7 @@ use utoipa::OpenApi;
         fine_tuning::create,
         fine_tuning::list,
         fine_tuning::show,
+        fine_tuning::report,
         fine_tuning::cancel,
         fine_tuning::pause,
         fine_tuning::resume,

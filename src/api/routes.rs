@@ -96,6 +96,7 @@ pub const ROUTES: &[Route] = &[
     row("get", "/v1/fine_tuning/jobs", Scope::Admin, || get(fine_tuning::list)),
     row("post", "/v1/fine_tuning/jobs", Scope::Admin, || post(fine_tuning::create)),
     row("get", "/v1/fine_tuning/jobs/{id}", Scope::Admin, || get(fine_tuning::show)),
+    row("get", "/v1/fine_tuning/jobs/{id}/report", Scope::Admin, || get(fine_tuning::report)),
     row("post", "/v1/fine_tuning/jobs/{id}/cancel", Scope::Admin, || post(fine_tuning::cancel)),
     row("post", "/v1/fine_tuning/jobs/{id}/pause", Scope::Admin, || post(fine_tuning::pause)),
     row("post", "/v1/fine_tuning/jobs/{id}/resume", Scope::Admin, || post(fine_tuning::resume)),

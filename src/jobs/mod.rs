@@ -9,8 +9,10 @@ mod control;
 mod desk;
 pub mod evaluate;
 mod events;
+mod gating;
 mod job;
 mod journal;
+mod learnt;
 mod merge;
 mod pace;
 mod queue;
@@ -38,12 +40,12 @@ use pace::Pace;
 use queue::Queue;
 pub use rights::Rights;
 pub use stage::Stage;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
-pub use train::{FileUse, Means, Preview, Promote, TrainingSpec};
+pub use train::{FileUse, Gate, Means, Preview, Promote, TrainingSpec, Verdict};
 pub use work::{Kind, Work};
 
 /// A job that ended the server so often is not tried again: it may well be why.
@@ -227,6 +229,7 @@ impl Jobs {
             ended: None,
             outcome: None,
             failure: None,
+            gate: None,
         };
         let files = inner.guards(&job).await?;
         let (number, job) = inner.journal.add(&job, &submission.sets).await?;
@@ -439,10 +442,17 @@ impl Inner {
             });
             gone.map(|p| p.job.borrow().id.clone()).collect()
         };
+        if surplus.is_empty() {
+            return Ok(());
+        }
         for id in surplus {
             self.journal.remove(&id).await?;
         }
-        Ok(())
+        let versions = self.registry.list();
+        let rested_on = versions.iter().flat_map(|entry| entry.version.lineage.training_jobs());
+        let mut kept: BTreeSet<String> = rested_on.map(str::to_owned).collect();
+        kept.extend(self.table().values().map(|entry| entry.job.borrow().id.clone()));
+        self.journal.unlearn_others(&kept).await
     }
 }
 

@@ -226,9 +226,15 @@ impl RegistryState {
                 continue;
             }
             let aliases = &self.aliases;
+            let whole = |h: &VersionState| !h.version.lineage.is_checkpoint();
+            // What was trained and not judged yet, or refused, until something newer comes.
+            let newest = versions.held.iter().rev().find(|(_, h)| whole(h)).map(|(n, _)| *n);
+            let candidate = newest.filter(|n| {
+                *n > versions.current && versions.held[n].version.lineage.is_trained()
+            });
             let free = |n: &u64, h: &VersionState| {
                 let led_to = || aliases.values().any(|a| a.keeps(&h.owner) && a.leads_to(name, *n));
-                *n != versions.current && !h.pinned && !led_to()
+                *n != versions.current && Some(*n) != candidate && !h.pinned && !led_to()
             };
             // Checkpoints are counted apart: they push out no version that a rollback leads to.
             let old = |checkpoints: bool| -> Vec<u64> {

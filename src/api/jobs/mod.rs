@@ -6,5 +6,6 @@ pub mod files;
 pub mod fine_tuning;
 mod form;
 pub mod merges;
+mod report;
 pub mod uploads;
 mod watching;
