@@ -176,11 +176,7 @@ impl Bench<'_> {
 }
 
 /// What a model makes of an example.
-async fn scored(
-    engine: &EngineHandle,
-    example: &Example,
-    lease: Option<Lease>,
-) -> Result<Scored> {
+async fn scored(engine: &EngineHandle, example: &Example, lease: Option<Lease>) -> Result<Scored> {
     let sampling = Sampling { temperature: 0.0, prompt_logprobs: Some(1), ..Sampling::default() };
     let request = Request {
         prompt: example.tokens.clone(),

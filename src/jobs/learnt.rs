@@ -48,6 +48,13 @@ impl Journal {
         rows.iter().map(|row| Ok(row.try_get("job")?)).collect()
     }
 
+    /// Whether a job of a tenant, or without one any, learnt from a file.
+    pub async fn is_learnt_by(&self, file: &str, tenant: Option<&str>) -> Result<bool> {
+        let jobs = "SELECT job FROM learnt WHERE file = ?1 AND (?2 IS NULL OR tenant = ?2) LIMIT 1";
+        let row = self.database.row(sqlx::query(jobs).bind(file).bind(tenant)).await?;
+        Ok(row.is_some())
+    }
+
     /// Forgets what a job learnt.
     pub async fn unlearn(&self, job: &str) -> Result<()> {
         let row = sqlx::query("DELETE FROM learnt WHERE job = ?").bind(job);

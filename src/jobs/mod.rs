@@ -6,6 +6,8 @@
 //! published carries its id, so it never publishes twice.
 
 mod control;
+mod deletion;
+mod descent;
 mod desk;
 pub mod evaluate;
 mod events;
@@ -24,13 +26,14 @@ mod work;
 
 use crate::adapters::Digest;
 use crate::adapters::registry::{PinnedSource, Registry};
-use crate::adapters::version::Parent;
+use crate::adapters::version::{Parent, model_not_found};
 use crate::clock::unix_seconds;
 use crate::database::{FULL, Storage};
 use crate::engine::{EngineHandle, shutting_down};
 use crate::error::Result;
 use crate::files::Guard;
 use crate::share::Pool;
+pub use deletion::{Deletion, Gone};
 pub use events::{Event, StoredEvent};
 pub use job::{Job, Owner, State, Submission};
 use journal::Journal;
@@ -84,7 +87,7 @@ struct Inner {
     /// By number: the order in which they came.
     table: Mutex<BTreeMap<u64, JobEntry>>,
     /// One submission at a time, so that the bound holds.
-    submissions: AsyncMutex<()>,
+    submissions: Arc<AsyncMutex<()>>,
     queue: Mutex<Queue>,
     surveys: Arc<Pool>,
     checks: Arc<Pool>,
@@ -169,7 +172,7 @@ impl Jobs {
             means,
             limits,
             table: Mutex::default(),
-            submissions: AsyncMutex::default(),
+            submissions: Arc::default(),
             queue: Mutex::default(),
             surveys: Pool::new(SURVEYS_MAX),
             checks: Pool::new(CHECKS_MAX),
@@ -231,6 +234,13 @@ impl Jobs {
             failure: None,
             gate: None,
         };
+        for source in kept.iter().map(PinnedSource::version) {
+            // Deleted since it was looked up: nothing more is made of it.
+            let living = inner.registry.versions(&source.name);
+            if living.iter().all(|entry| entry.version.number != source.number) {
+                return Err(model_not_found(&source.id()));
+            }
+        }
         let files = inner.guards(&job).await?;
         let (number, job) = inner.journal.add(&job, &submission.sets).await?;
         inner.table().insert(number, JobEntry::new(job.clone(), kept, files));

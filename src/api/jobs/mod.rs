@@ -2,6 +2,7 @@
 //!
 //! Owns their routes and wire. Never carries one out: `crate::jobs` does.
 
+pub mod deletion;
 pub mod files;
 pub mod fine_tuning;
 mod form;

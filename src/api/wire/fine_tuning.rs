@@ -305,3 +305,34 @@ pub struct FineTuningCheckpointList {
     pub first_id: Option<String>,
     pub last_id: Option<String>,
 }
+
+/// Whose training is asked for.
+#[derive(Deserialize, ToSchema)]
+pub struct SeenFields {
+    /// A line of a training file, as an object or as the text of one.
+    #[schema(value_type = Object)]
+    pub record: Value,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct SeenBy {
+    #[schema(example = "list")]
+    pub object: &'static str,
+    /// By name then version.
+    pub data: Vec<SeenVersion>,
+    /// Versions that your key may not know of.
+    pub others: usize,
+}
+
+/// A version that rests on a record.
+#[derive(Serialize, ToSchema)]
+pub struct SeenVersion {
+    /// `name@version`
+    pub id: String,
+    /// `training`: a job that learnt it made the version; `descent`: it was made of such.
+    pub by: &'static str,
+    /// The jobs that learnt it.
+    pub jobs: Vec<String>,
+    /// Whether the bare name means it.
+    pub current: bool,
+}

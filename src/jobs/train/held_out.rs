@@ -80,11 +80,11 @@ impl HeldOut {
             let (loss, base_loss) = (of(last).0, of(first).0);
             let current_loss = current.map(|current| of(current).0);
             let (exact_match, negative_flips) = (None, None);
-            let measured =
-                Measured { loss, base_loss, current_loss, exact_match, negative_flips };
+            let measured = Measured { loss, base_loss, current_loss, exact_match, negative_flips };
             return (measured, report);
         }
-        let scores: Vec<Score> = names.zip(scored).map(|(m, scored)| Score::of(m, scored)).collect();
+        let scores: Vec<Score> =
+            names.zip(scored).map(|(m, scored)| Score::of(m, scored)).collect();
         report["scores"] = json!(scores);
         let flips = current.map(|current| [flips(current, last), flips(last, current)]);
         let [negative, positive] = flips.unwrap_or_default();

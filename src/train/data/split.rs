@@ -79,7 +79,8 @@ mod tests {
             assert_eq!((learnt.digests.len(), held.digests.len()), (30, 10));
             assert_eq!(learnt.examples.len() + held.examples.len(), 88, "nothing is lost");
             assert_eq!(held.examples.len(), 2 * held.lines.len(), "both examples of a line");
-            let both: Vec<_> = learnt.lines.iter().filter(|(_, d)| held.digests.contains(d)).collect();
+            let both: Vec<_> =
+                learnt.lines.iter().filter(|(_, d)| held.digests.contains(d)).collect();
             assert!(both.is_empty(), "an equal line is on the other side: {both:?}");
             assert_eq!(learnt.counts.duplicates + held.counts.duplicates, 4);
             held.digests.into_iter().collect()

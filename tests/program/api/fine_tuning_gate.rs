@@ -1,19 +1,14 @@
 //! What was trained is measured before it serves: gates, candidates, and what a kill leaves.
 
 use crate::api::files::upload;
-use reqwest::Method;
 use serde_json::{Value, json};
 use std::path::PathBuf;
-use support::live::{Live, hello, whole, with};
+use support::live::{Live, hello, with};
 
 /// Examples with one answer, which a tiny model learns in a few steps.
 pub fn lines(from: usize, count: usize) -> String {
-    let line = |n: usize| {
-        let messages = json!([{"role": "user", "content": format!("{n}?")},
-                              {"role": "assistant", "content": "yes"}]);
-        format!("{}\n", json!({ "messages": messages }))
-    };
-    (from..from + count).map(line).collect()
+    let line = |n: usize| json!({"prompt": format!("{n}?"), "completion": "yes"});
+    (from..from + count).map(|n| format!("{}\n", line(n))).collect()
 }
 
 pub async fn file(live: &Live, key: &str, content: &str) -> String {
@@ -95,13 +90,11 @@ async fn blob(live: &Live, id: &str) -> PathBuf {
 #[tokio::test]
 async fn what_holds_takes_the_name_and_the_report_has_the_trainers_own_figures() {
     let live = Live::start(&[]);
-    let (train, valid) = (file(&live, "-", &lines(0, 12)).await, file(&live, "-", &lines(20, 6)).await);
+    let (train, valid) =
+        (file(&live, "-", &lines(0, 12)).await, file(&live, "-", &lines(20, 6)).await);
     let gate = json!({"max_loss_ratio_to_base": 0.5, "min_exact_match": 0.5,
                       "max_negative_flips": 0, "must_beat_current": true});
-    let order = with(
-        good("yes", &train, json!({"gate": gate})),
-        json!({"validation_file": valid}),
-    );
+    let order = with(good("yes", &train, json!({"gate": gate})), json!({"validation_file": valid}));
     let job = done(&live, order).await;
     let judged = &job["polylora"]["gate"];
     assert_eq!(
@@ -124,8 +117,8 @@ async fn what_holds_takes_the_name_and_the_report_has_the_trainers_own_figures()
     let figure = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{report}"));
     let (own, theirs) = (figure(&scores[1]["loss"]), figure(&report["last"]["full_valid_loss"]));
     assert!((own - theirs).abs() < 1e-3 * theirs, "{own} {theirs}");
-    let (own, theirs) = (&scores[1]["token_accuracy"],
-                         &report["last"]["full_valid_mean_token_accuracy"]);
+    let (own, theirs) =
+        (&scores[1]["token_accuracy"], &report["last"]["full_valid_mean_token_accuracy"]);
     assert!((figure(own) - figure(theirs)).abs() < 1e-9, "{own} {theirs}");
     assert!(figure(&scores[0]["loss"]) > 2.0 * figure(&scores[1]["loss"]), "{table}");
     let svg = format!("/v1/fine_tuning/jobs/{}/report?format=svg", job["id"].as_str().unwrap());
@@ -139,7 +132,8 @@ async fn what_holds_takes_the_name_and_the_report_has_the_trainers_own_figures()
     for name in tensors.names().into_iter().filter(|name| name.ends_with("lora_A.weight")) {
         let of = |name: &str| {
             let tensor = tensors.tensor(name).expect("there");
-            let values = tensor.data().as_chunks().0.iter().map(|b| f64::from(f32::from_le_bytes(*b)));
+            let values =
+                tensor.data().as_chunks().0.iter().map(|b| f64::from(f32::from_le_bytes(*b)));
             (tensor.shape().to_vec(), values.collect::<Vec<f64>>())
         };
         let (a_dims, a) = of(name);
@@ -188,8 +182,10 @@ async fn what_does_not_hold_stays_a_candidate_and_says_by_how_much() {
         [
             format!("valid_loss {loss} is above max_valid_loss 0.01"),
             format!("negative_flips {flips} is above max_negative_flips 0"),
-            format!("valid_loss {loss} is above the current version's {before}, and \
-                     must_beat_current is set"),
+            format!(
+                "valid_loss {loss} is above the current version's {before}, and \
+                     must_beat_current is set"
+            ),
         ]
     );
     let told = told(&live, &worse).await;
@@ -213,9 +209,7 @@ async fn manual_and_never_leave_the_name_and_a_split_is_enough_to_measure() {
     let live = Live::start(&[]);
     let train = file(&live, "-", &lines(0, 20)).await;
     let gate = json!({"max_loss_ratio_to_base": 0.5});
-    let ours = |promote: &str| {
-        json!({"gate": gate, "promote": promote, "validation_split": 0.2})
-    };
+    let ours = |promote: &str| json!({"gate": gate, "promote": promote, "validation_split": 0.2});
     let manual = done(&live, good("yes", &train, ours("manual"))).await;
     let made = number(&manual);
     assert_eq!(standing(&live, "yes").await, (vec![made], Value::Null));
@@ -260,7 +254,10 @@ async fn a_kill_before_the_name_moves_publishes_once_and_passes_no_gate() {
         assert_eq!((versions.len(), current), (2, json!(1)), "a candidate, and nothing moved");
         live = live.crash_and_restart(&[]);
         let job = over(&live, &id).await;
-        assert_eq!((&job["status"], &job["polylora"]["restarted"]), (&json!("succeeded"), &json!(1)));
+        assert_eq!(
+            (&job["status"], &job["polylora"]["restarted"]),
+            (&json!("succeeded"), &json!(1))
+        );
         assert_eq!(job["polylora"]["gate"]["passed"], passes, "{job}");
         let made = number(&job);
         let (versions, current) = standing(&live, &name).await;
@@ -289,5 +286,4 @@ async fn a_name_that_moved_meanwhile_is_not_moved_back_and_a_cancelled_job_moves
     assert_eq!(standing(&live, "other").await.1, Value::Null);
     let report = format!("/v1/fine_tuning/jobs/{id}/report");
     assert_eq!(live.get(&report).await.error(), "409 fine_tuning_report_missing id");
-    let _ = whole(live.request(Method::GET, "/v1/adapters")).await;
 }

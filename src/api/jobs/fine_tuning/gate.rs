@@ -95,14 +95,30 @@ mod tests {
             (file.clone(), split, false, "polylora.validation_split"),
             (Value::Null, json!({"validation_split": 0.6}), false, "polylora.validation_split"),
             (Value::Null, json!({"validation_split": 0.0}), false, "polylora.validation_split"),
-            (file.clone(), of_gate("max_valid_loss", json!(-1)), false,
-             "polylora.gate.max_valid_loss"),
-            (file.clone(), of_gate("min_exact_match", json!(1.5)), false,
-             "polylora.gate.min_exact_match"),
-            (file.clone(), of_gate("min_exact_match", json!(0.5)), true,
-             "polylora.gate.min_exact_match"),
-            (file, of_gate("max_negative_flips", json!(3)), true,
-             "polylora.gate.max_negative_flips"),
+            (
+                file.clone(),
+                of_gate("max_valid_loss", json!(-1)),
+                false,
+                "polylora.gate.max_valid_loss",
+            ),
+            (
+                file.clone(),
+                of_gate("min_exact_match", json!(1.5)),
+                false,
+                "polylora.gate.min_exact_match",
+            ),
+            (
+                file.clone(),
+                of_gate("min_exact_match", json!(0.5)),
+                true,
+                "polylora.gate.min_exact_match",
+            ),
+            (
+                file,
+                of_gate("max_negative_flips", json!(3)),
+                true,
+                "polylora.gate.max_negative_flips",
+            ),
         ] {
             let error = of(validation, ours.clone(), is_dpo).expect_err("it is refused");
             assert_eq!(error.param.as_deref(), Some(param), "{ours}: {error}");

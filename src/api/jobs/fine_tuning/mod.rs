@@ -5,6 +5,7 @@
 
 mod asked;
 mod gate;
+pub mod seen;
 mod shown;
 mod stream;
 
