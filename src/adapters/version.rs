@@ -173,7 +173,8 @@ impl Lineage {
 
     /// Whether a job made it of this file.
     pub fn is_trained_on(&self, file: &str) -> bool {
-        matches!(self, Self::Trained { record: Some(record), .. } if record.training_file.id == file)
+        let Self::Trained { record: Some(record), .. } = self else { return false };
+        record.training_file.id == file
     }
 
     /// Id of the job that made the version, if one did.

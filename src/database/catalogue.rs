@@ -109,8 +109,8 @@ pub const MIGRATIONS: &[&str] = &[
         step INTEGER) STRICT;
     CREATE INDEX events_by_job ON events (job, number);
 ",
-    // How a result was judged; and what jobs learnt, by the digests of lines, which is known as long
-    // as a version rests on it.
+    // How a result was judged; and the digests of lines that jobs learnt, which are known as long
+    // as a version rests on them.
     "
     ALTER TABLE jobs ADD COLUMN gate TEXT;
     CREATE TABLE learnt (

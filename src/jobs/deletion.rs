@@ -96,10 +96,15 @@ fn steps(
     learners: &BTreeSet<String>,
     file: Option<&FileRow>,
 ) -> VecDeque<Step> {
-    let mut steps: VecDeque<Step> = versions.iter().cloned().map(Step::Version).collect();
+    // Merges are known by their versions, and all else by what was learnt.
+    let (merges, trained): (Vec<&Job>, Vec<&Job>) =
+        jobs.iter().partition(|job| job.work.kind() == WorkKind::Merge);
+    let job = |job: &&Job| Step::Job(Box::new((*job).clone()));
+    let mut steps: VecDeque<Step> = merges.iter().map(job).collect();
+    steps.extend(versions.iter().cloned().map(Step::Version));
     steps.push_back(Step::Prefixes);
     steps.extend(results.iter().cloned().map(Step::File));
-    steps.extend(jobs.iter().cloned().map(|job| Step::Job(Box::new(job))));
+    steps.extend(trained.iter().map(job));
     steps.extend(file.cloned().map(Step::File));
     // They lead to all of it, also when the file is gone.
     steps.extend(learners.iter().cloned().map(Step::Lines));

@@ -2,7 +2,7 @@
 //!
 //! Owns the order of these. Never trains, and decides by the job's thresholds alone. The thing to
 //! know: the judgement is written down before the name moves, and the name moves only from the
-//! version that it was judged against; so a restart neither judges twice nor undoes what came since.
+//! version that was judged against, so a restart neither judges twice nor undoes what came since.
 
 use super::evaluate::Contestant;
 use super::events::{Event, Level};
@@ -214,8 +214,8 @@ fn told(spec: &TrainingSpec, made: &Entry, verdict: &Verdict) -> Option<Event> {
     let message = match spec.promote {
         Promote::Auto => return None,
         Promote::Manual => format!(
-            "{id} passes the gate; POST /v1/adapters/{name}/rollback with {{\"version\": {}}} moves \
-             the name to it",
+            "{id} passes the gate; POST /v1/adapters/{name}/rollback with {{\"version\": {}}} \
+             moves the name to it",
             made.version.number
         ),
         Promote::Never => format!("{id} passes the gate, and the name stays as it is"),

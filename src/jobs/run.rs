@@ -97,9 +97,11 @@ impl Inner {
                 if let Some(Made { report, picture }) = &result {
                     self.journal.report(id, report, picture).await?;
                 }
+                // Known more exactly than before it was made.
+                let work = entry.job.borrow().work.clone();
                 let how = Publish {
-                    lineage: job.work.lineage(id, rests_on(&entry.kept)),
-                    candidate: job.work.is_candidate(),
+                    lineage: work.lineage(id, rests_on(&entry.kept)),
+                    candidate: work.is_candidate(),
                     by: job.actor(),
                     ..Publish::default()
                 };

@@ -77,7 +77,10 @@ pub async fn remove(
     if query.dry_run {
         let blocked_by = allowed.err().map(|error| error.message);
         let plan = CascadeShown { blocked_by, ..plan };
-        return Ok(Json(shown(id, false, Some(plan))).into_response());
+        // The log does not say that it was deleted.
+        let touched = Touched { name: Some(format!("{id} (dry run)")), digest: None };
+        let body = Json(shown(id, false, Some(plan)));
+        return Ok((Extension(touched), body).into_response());
     }
     allowed?;
     let touched = Extension(Touched {

