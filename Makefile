@@ -19,6 +19,8 @@ build:
 	$(CARGO) build --release --locked
 
 demo: build
+	@echo 'In a second terminal, train a fourth adapter while it serves:'
+	@echo '  $(BINARY) jobs create adapters/butler/train.jsonl --url http://$(HOST):$(PORT) --name butler --watch'
 	$(BINARY) serve --model smollm2-135m-instruct --host $(HOST) --port $(PORT) \
 	  --adapter pirate=adapters/pirate \
 	  --adapter ticket-json=adapters/ticket-json \

@@ -40,6 +40,11 @@ impl Projection {
             Self::Down => "mlp.down_proj",
         }
     }
+
+    /// The last part of that path, as PEFT's `target_modules` has it.
+    pub fn name(self) -> &'static str {
+        self.module().rsplit('.').next().unwrap_or_default()
+    }
 }
 
 /// A linear map of the model that an adapter may change.

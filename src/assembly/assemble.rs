@@ -28,6 +28,7 @@ use crate::model::weights::Weights;
 use crate::model::{Model, ModelOptions};
 use crate::text::Text;
 use crate::text::sandbox::{Sandbox, TemplateSource};
+use crate::train::data;
 use crate::usage::{UsageLog, UsageOptions};
 use polylora_kernels::{Device, KvCache};
 use std::sync::Arc;
@@ -266,6 +267,11 @@ fn file_limits() -> FileLimits {
         file_bytes_max: FILE_BYTES_MAX,
         files_max: FILES_MAX,
         uploads_max: FILE_UPLOADS_MAX,
+        check: |content| {
+            // What can be said without a tokenizer: a job says the rest.
+            let checked = data::check(content, None, data::Limits::default(), &|| false);
+            checked.err().map(|error| error.message)
+        },
     }
 }
 

@@ -66,8 +66,13 @@ Or chat:
 
 {} chat --url {url} --model-name {asked} --temperature 0
 
+Or train one, while it serves, on a file of examples:
+
+{} jobs create FILE.jsonl --url {url} --name NAME --watch
+
 ",
             self.list(),
+            self.program,
             self.program
         )
     }

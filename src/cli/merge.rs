@@ -1,14 +1,13 @@
 //! `polylora merge`: adapters in directories become one adapter in a directory.
 //!
 //! Owns reading the sources, the bar and what is printed and written. Never computes: `merge` does.
-//! The thing to know: the result appears whole or not at all: it is made beside its place and
-//! renamed.
+//! The thing to know: the result appears whole or not at all.
 
 use crate::adapters::format::factors::{OpenAdapter, infer_shape, open};
 use crate::adapters::format::{files::AdapterFiles, write};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::source;
-use crate::cli::calls::bad_argument;
+use crate::cli::calls::{bad_argument, check_new, made_whole, put, threads};
 use crate::error::{Error, Result};
 use crate::merge::compatibility::{Compatibility, CompatibilityReport};
 use crate::merge::report::{Overall, Report, SiteReport};
@@ -120,9 +119,7 @@ enum OutputScaleArg {
 }
 
 pub fn run(args: MergeArgs) -> Result<()> {
-    if let Some(out) = args.out.as_ref().filter(|out| out.exists()) {
-        return Err(bad_argument(format!("{} exists already", out.display())));
-    }
+    args.out.as_deref().map_or(Ok(()), check_new)?;
     let (dirs, sources) = sources(&args.sources)?;
     let spec = Spec {
         method: Method::asked(args.method.as_deref(), sources.len())?,
@@ -149,11 +146,6 @@ pub fn run(args: MergeArgs) -> Result<()> {
     let digest = AdapterFiles::find(&out)?.digest()?;
     say(&format!("{}{}  {digest}\n", table(&merged.report), out.display()));
     Ok(())
-}
-
-fn threads(asked: Option<usize>) -> usize {
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    asked.unwrap_or_else(cores).clamp(1, 64)
 }
 
 /// `DIR=WEIGHT` of each; named by the last part of the path, in full where two are alike.
@@ -247,24 +239,15 @@ fn advanced(what: &'static str, mut step: impl FnMut() -> Result<Progress>) -> R
     }
 }
 
-/// Writes the adapter and its report beside `out`, then moves them there.
+/// Writes the adapter and its report.
 fn publish(out: &Path, merged: &Merged, base_model: Option<&str>) -> Result<()> {
-    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let fault = |e: std::io::Error| Error::fault(format!("cannot write {}: {e}", out.display()));
-    let mut stage = tempfile::Builder::new();
-    #[cfg(unix)]
-    stage.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755));
-    std::fs::create_dir_all(parent).map_err(fault)?;
-    let staged = stage.prefix(".merge-").tempdir_in(parent).map_err(fault)?;
-    write::write(staged.path(), &merged.modules, base_model)?;
-    let json = serde_json::to_string_pretty(&merged.report)
-        .map_err(|e| Error::fault(format!("the report: {e}")))?;
-    std::fs::write(staged.path().join("merge_report.json"), json + "\n").map_err(fault)?;
-    let svg = picture::heat_map(&merged.report);
-    std::fs::write(staged.path().join("merge_report.svg"), svg).map_err(fault)?;
-    std::fs::rename(staged.path(), out).map_err(fault)?;
-    let _ = staged.keep(); // it is no longer there to be removed
-    Ok(())
+    made_whole(out, |dir| {
+        write::write(dir, &merged.modules, base_model)?;
+        let json = serde_json::to_string_pretty(&merged.report)
+            .map_err(|e| Error::fault(format!("the report: {e}")))?;
+        put(&dir.join("merge_report.json"), &(json + "\n"))?;
+        put(&dir.join("merge_report.svg"), &picture::heat_map(&merged.report))
+    })
 }
 
 /// Names of projections in the order of sites, each once.

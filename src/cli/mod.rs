@@ -10,10 +10,12 @@ pub mod bench;
 mod calls;
 pub mod chat;
 pub mod client;
+pub mod jobs;
 pub mod key;
 pub mod merge;
 pub mod serve;
 pub mod sse;
+pub mod train;
 pub mod verify;
 
 use crate::terminal::on_terminal;
@@ -30,6 +32,8 @@ Examples:
   polylora chat --model-name pirate                 talk to it
   polylora adapter push sql adapters/sql            add an adapter while it serves
   polylora merge a=0.7 b=0.3 --rank 16 --out both   two adapters into one
+  polylora train data.jsonl --out support           an adapter out of examples
+  polylora jobs create data.jsonl --name support    the same on a running server
   polylora bench --models auto --concurrency 16     load it
 
 'polylora COMMAND --help' shows each command's options and examples.";
@@ -53,6 +57,10 @@ enum Command {
     Key(key::KeyArgs),
     /// Make one adapter of several, in directories, without a server
     Merge(Box<merge::MergeArgs>),
+    /// Make an adapter of examples, in a directory, without a server
+    Train(Box<train::TrainArgs>),
+    /// Train adapters on a running server: order jobs, follow, pause and end them
+    Jobs(jobs::JobsArgs),
     /// Compare this program's logits with an independent implementation's, on your model
     Verify(VerifyArgs),
     /// Load any OpenAI-compatible server and measure it
@@ -107,6 +115,8 @@ pub fn main() -> ExitCode {
         Command::Adapter(args) => adapter::run(args),
         Command::Key(args) => key::run(args),
         Command::Merge(args) => merge::run(*args),
+        Command::Train(args) => train::run(*args),
+        Command::Jobs(args) => jobs::run(args),
         Command::Verify(a) => {
             match verify::run(&a.model, a.adapter.as_deref(), dtype_named(&a.dtype)) {
                 Ok(true) => Ok(()),

@@ -246,7 +246,7 @@ pub const GROUPS: &[Group] = codes! {
             "After a restart, a version or a file that the job trains on is no longer there."
         fine_tuning_abandoned [500] "The server ended under this training job more than ten times."
         unsupported_method [400] "A training method other than `supervised` and `dpo`."
-        unsupported_model [400] "A model that this version does not train: an adapter."
+        model_not_trainable [400] "A model that this version does not train: an adapter."
         training_disabled [503] "The server does not train: its `train_bytes` is 0."
         training_memory_exhausted [507]
             "A training job needs more memory than half of `train_bytes`; the message has both."

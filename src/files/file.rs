@@ -2,6 +2,11 @@
 //!
 //! Owns purposes and states. Never holds a content.
 
+use std::io::BufRead;
+
+/// Looks at a whole content: what is wrong with it, if anything is.
+pub type Check = fn(&mut dyn BufRead) -> Option<String>;
+
 /// What a file is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {

@@ -1,16 +1,16 @@
-//! A content on its way to the disk: written, hashed and looked at as it comes.
+//! A content on its way to the disk: written and hashed as it comes, looked at when it is whole.
 //!
 //! Owns one file below `files/incoming/`. Never names it. The thing to know: every call blocks, and
 //! dropping it removes what was written.
 
-use super::lines::Lines;
+use super::file::Check;
 use super::tally::Counted;
 use crate::database::DataDir;
 use crate::error::{Error, Kind, Result};
 use md5::Md5;
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufReader, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Bytes that are copied at a time.
@@ -27,8 +27,8 @@ pub struct Incoming {
     spool: Spool,
     storage: DataDir,
     sha256: Sha256,
-    /// Looked at only where somebody asked for it.
-    lines: Option<Lines>,
+    /// What looks at it, where somebody asked for it.
+    check: Option<Check>,
     md5: Option<Md5>,
     bytes: u64,
     bytes_max: u64,
@@ -44,7 +44,7 @@ pub struct Received {
     /// The same of MD5, where it was asked for.
     pub md5: Option<String>,
     pub bytes: u64,
-    /// What is wrong with its lines, if that was looked at.
+    /// What is wrong with it, if that was looked at.
     pub problem: Option<String>,
     counted: Option<Counted>,
 }
@@ -58,7 +58,7 @@ impl Incoming {
             spool: Spool { path, file },
             storage: storage.clone(),
             sha256: Sha256::new(),
-            lines: None,
+            check: None,
             md5: None,
             bytes: 0,
             bytes_max,
@@ -66,9 +66,9 @@ impl Incoming {
         })
     }
 
-    /// Looks at its lines as well.
-    pub fn of_lines(mut self) -> Self {
-        self.lines = Some(Lines::default());
+    /// Has it looked at as well.
+    pub fn checked(mut self, check: Check) -> Self {
+        self.check = Some(check);
         self
     }
 
@@ -98,9 +98,6 @@ impl Incoming {
         if let Some(md5) = &mut self.md5 {
             md5.update(piece);
         }
-        if let Some(lines) = &mut self.lines {
-            lines.feed(piece);
-        }
         Ok(())
     }
 
@@ -121,11 +118,19 @@ impl Incoming {
     pub fn finish(self) -> Result<Received> {
         let failed = |e| self.storage.failed("a file cannot be synced", &e);
         self.spool.file.sync_all().map_err(failed)?;
+        let problem = match self.check {
+            Some(check) => {
+                let written = File::open(&self.spool.path);
+                let unread = |e| Error::fault(format!("a file cannot be read again: {e}"));
+                check(&mut BufReader::new(written.map_err(unread)?))
+            }
+            None => None,
+        };
         Ok(Received {
             digest: hex::encode(self.sha256.finalize()),
             md5: self.md5.map(|md5| hex::encode(md5.finalize())),
             bytes: self.bytes,
-            problem: self.lines.and_then(Lines::end),
+            problem,
             spool: self.spool,
             counted: self.counted,
         })

@@ -8,7 +8,6 @@ mod blobs;
 mod file;
 mod guards;
 mod incoming;
-mod lines;
 mod rows;
 mod tally;
 mod uploads;
@@ -19,7 +18,7 @@ use crate::database::Storage;
 use crate::error::{Error, Kind, Result, brief};
 use crate::share::fair;
 use blobs::Blobs;
-pub use file::{FileRow, NewFile, Page, Part, Purpose, State, Upload};
+pub use file::{Check, FileRow, NewFile, Page, Part, Purpose, State, Upload};
 pub use guards::Guard;
 use guards::Guards;
 pub use incoming::{Incoming, Received, too_large};
@@ -34,7 +33,7 @@ use tokio::sync::Mutex as AsyncMutex;
 /// Between two looks for what has expired.
 const HOUSE_PERIOD: Duration = Duration::from_secs(60);
 
-/// How much there may be.
+/// How much there may be, and of what.
 #[derive(Debug, Clone, Copy)]
 pub struct FileLimits {
     /// Bytes of one file.
@@ -43,6 +42,8 @@ pub struct FileLimits {
     pub files_max: u64,
     /// Uploads in parts that are not over, likewise.
     pub uploads_max: u64,
+    /// What looks at the files of clients.
+    pub check: Check,
 }
 
 /// All files. Cheap to clone.
@@ -110,7 +111,7 @@ impl Files {
         self.inner.check_count(tenant)?;
         let incoming = self.inner.blobs.incoming(self.inner.limits.file_bytes_max)?;
         let counted = self.inner.tally.begin(tenant.unwrap_or_default());
-        Ok(incoming.counted(counted).of_lines())
+        Ok(incoming.counted(counted).checked(self.inner.limits.check))
     }
 
     /// Names a content: the file is on disk, and stays, when this returns. Errors:

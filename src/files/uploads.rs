@@ -206,7 +206,7 @@ impl Inner {
     /// Reads the parts into one content. It is counted by its parts until they are gone.
     async fn put_together(&self, upload: &Upload, ids: &[String], md5: bool) -> Result<Received> {
         let (blobs, ids) = (self.blobs.clone(), ids.to_vec());
-        let mut incoming = blobs.incoming(upload.bytes)?.of_lines();
+        let mut incoming = blobs.incoming(upload.bytes)?.checked(self.limits.check);
         if md5 {
             incoming = incoming.with_md5();
         }

@@ -28,7 +28,7 @@ impl Jobs {
     pub async fn pause(&self, kind: Kind, id: &str, tenant: Option<&str>) -> Result<Job> {
         let entry = self.inner.find(kind, id, tenant)?;
         if !entry.job.send_if_modified(Job::pause) {
-            return Err(entry.job.borrow().over());
+            return Err(entry.job.borrow().over("paused"));
         }
         if let Err(error) = self.inner.journal.pause(id).await {
             // What could not be written down is not so.
@@ -43,7 +43,7 @@ impl Jobs {
     pub async fn resume(&self, kind: Kind, id: &str, tenant: Option<&str>) -> Result<Job> {
         let entry = self.inner.find(kind, id, tenant)?;
         if !entry.job.send_if_modified(Job::resume) {
-            return Err(entry.job.borrow().over());
+            return Err(entry.job.borrow().over("resumed"));
         }
         if let Err(error) = self.inner.journal.resume(id).await {
             entry.job.send_if_modified(Job::pause);

@@ -99,8 +99,13 @@ pub struct Failure {
 }
 
 impl From<&Error> for Failure {
+    /// Of a fault only that there was one: what it is stands in the log.
     fn from(e: &Error) -> Self {
-        Self { code: e.code.to_owned(), message: e.message.clone() }
+        let message = match e.code {
+            "internal_error" => "a fault of the server; its log has the reason under the job's id",
+            _ => &e.message,
+        };
+        Self { code: e.code.to_owned(), message: message.to_owned() }
     }
 }
 
@@ -230,13 +235,13 @@ impl Job {
         again
     }
 
-    /// 409 for a job that is over or being published.
-    pub fn over(&self) -> Error {
+    /// 409 for a job that cannot be `done` (cancelled, paused or resumed) as it stands.
+    pub fn over(&self, done: &str) -> Error {
         let is = match self.state {
             State::Running(stage) => stage.name(),
             state => state.name(),
         };
-        self.work.kind().over(&self.id, is)
+        self.work.kind().over(&self.id, is, done)
     }
 
     /// It is done, or failed; false when it was over already.

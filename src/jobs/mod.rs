@@ -43,7 +43,7 @@ use pace::Pace;
 use queue::Queue;
 pub use rights::Rights;
 pub use stage::Stage;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -184,6 +184,12 @@ impl Jobs {
             inner.restore(number, job).await?;
         }
         unless_full(inner.forget().await)?;
+        let unfinished: HashSet<String> = {
+            let table = inner.table();
+            let jobs = table.values().map(|entry| entry.job.borrow());
+            jobs.filter(|job| !job.state.is_over()).map(|job| job.id.clone()).collect()
+        };
+        train::sweep(&inner.means.directory, &unfinished);
         // The task holds no jobs while it waits, so the last clone's drop ends both.
         let (weak, wake) = (Arc::downgrade(&inner), inner.wake.clone());
         tokio::spawn(async move {
@@ -292,7 +298,7 @@ impl Jobs {
     pub async fn cancel(&self, kind: Kind, id: &str, tenant: Option<&str>) -> Result<Job> {
         let entry = self.inner.find(kind, id, tenant)?;
         if !entry.job.send_if_modified(|job| job.cancel(unix_seconds())) {
-            return Err(entry.job.borrow().over());
+            return Err(entry.job.borrow().over("cancelled"));
         }
         let job = entry.job.borrow().clone();
         if let Err(error) = self.inner.settle(&job).await {

@@ -269,9 +269,9 @@ impl Kind {
         error.param("id")
     }
 
-    /// 409 for a job that is over or being published, which `is` says.
-    pub fn over(self, id: &str, is: &str) -> Error {
-        let message = format!("the {} `{id}` is {is} and cannot be cancelled", self.word());
+    /// 409 for a job that `is` something in which it cannot be cancelled, paused or resumed.
+    pub fn over(self, id: &str, is: &str, done: &str) -> Error {
+        let message = format!("the {} `{id}` is {is} and cannot be {done}", self.word());
         let code = match self {
             Self::Merge => "merge_over",
             Self::Train => "fine_tuning_job_over",

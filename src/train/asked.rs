@@ -6,6 +6,23 @@ use super::schedule::Decay;
 use super::spec::{Objective, TrainSpec};
 use crate::shape::Projection;
 use serde::{Deserialize, Serialize};
+use std::ops::RangeInclusive;
+
+/// What may be asked for: first and last.
+pub const RANKS: RangeInclusive<usize> = 1..=256;
+pub const EPOCHS: RangeInclusive<usize> = 1..=50;
+pub const BATCHES: RangeInclusive<usize> = 1..=256;
+/// Above 0 and at most these.
+pub const RATE_MAX: f64 = 10.0;
+pub const BETA_MAX: f64 = 2.0;
+pub const MULTIPLIER_MAX: f64 = 1e6;
+pub const ALPHA_MAX: f64 = 1e6;
+pub const RATIO_MAX: f64 = 1e4;
+pub const NORM_MAX: f64 = 1e9;
+
+/// What is used where nothing is said.
+pub const RANK: usize = 8;
+pub const BETA: f64 = 0.1;
 
 /// What is asked for; `None` is "auto".
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,11 +53,37 @@ pub struct Asked {
 }
 
 /// Epochs of a file with enough examples.
-const EPOCHS: u32 = 3;
+const USUAL_EPOCHS: u32 = 3;
 /// Most that "auto" raises them to.
-const EPOCHS_MAX: u32 = 25;
+const AUTO_EPOCHS_MAX: u32 = 25;
 /// Steps that "auto" wants.
 const STEPS_MIN: usize = 30;
+
+impl Default for Asked {
+    /// LoRA of rank 8 on every linear, the rest as the examples want it.
+    fn default() -> Self {
+        Self {
+            epochs: None,
+            batch: None,
+            lr_multiplier: None,
+            lr: None,
+            beta: None,
+            rank: RANK,
+            alpha: 2.0 * RANK as f64,
+            rslora: false,
+            dora: false,
+            targets: Projection::ALL.to_vec(),
+            loraplus_ratio: 1.0,
+            decay: Decay::Linear,
+            warmup_ratio: 0.0,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            truncate: false,
+            eval_steps: 0,
+            seed: 0,
+        }
+    }
+}
 
 impl Asked {
     /// What it comes to for so many examples of a model of this width.
@@ -48,7 +91,7 @@ impl Asked {
         let batch = self.batch.unwrap_or_else(|| (examples / 16).clamp(1, 16)).min(examples);
         let steps = examples.div_ceil(batch).max(1);
         let enough = STEPS_MIN.div_ceil(steps) as u32;
-        let epochs = self.epochs.unwrap_or_else(|| enough.clamp(EPOCHS, EPOCHS_MAX));
+        let epochs = self.epochs.unwrap_or_else(|| enough.clamp(USUAL_EPOCHS, AUTO_EPOCHS_MAX));
         let lr = self.lr.unwrap_or_else(|| rate(hidden) * self.lr_multiplier.unwrap_or(1.0));
         TrainSpec {
             rank: self.rank,
@@ -82,26 +125,7 @@ mod tests {
     use super::*;
 
     fn asked() -> Asked {
-        Asked {
-            epochs: None,
-            batch: None,
-            lr_multiplier: None,
-            lr: None,
-            beta: None,
-            rank: 8,
-            alpha: 16.0,
-            rslora: false,
-            dora: false,
-            targets: Projection::ALL.to_vec(),
-            loraplus_ratio: 1.0,
-            decay: Decay::Linear,
-            warmup_ratio: 0.0,
-            weight_decay: 0.0,
-            max_grad_norm: 1.0,
-            truncate: false,
-            eval_steps: 0,
-            seed: 7,
-        }
+        Asked::default()
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! a state machine stopped between ops, so that whoever owns the device decides when to go on.
 
 mod adapter;
-mod asked;
+pub mod asked;
 mod batch;
 pub mod data;
 mod norms;

@@ -3,6 +3,7 @@
 // POLYLORA_SMALL_URL: one with an API key, one place and a deadline of two seconds.
 
 import assert from "node:assert/strict";
+import { readFile } from "node:fs/promises";
 import OpenAI from "openai";
 
 const { POLYLORA_URL: url, POLYLORA_SMALL_URL: smallUrl, POLYLORA_SMALL_KEY: key } = process.env;
@@ -118,6 +119,40 @@ const tests = {
     for (const id of listed) assert.ok((await client.files.delete(id)).deleted);
     const gone = () => client.files.retrieve(made.id);
     await raises(OpenAI.NotFoundError, "file_not_found", gone);
+  },
+
+  async fineTuning() {
+    const lines = (await readFile("adapters/butler/train.jsonl", "utf8")).split("\n").slice(0, 8);
+    const file = await OpenAI.toFile(new TextEncoder().encode(lines.join("\n")), "train.jsonl");
+    const data = await client.files.create({ file, purpose: "fine-tune" });
+    const jobs = client.fineTuning.jobs;
+    const hyperparameters = { n_epochs: 2, batch_size: 4, learning_rate_multiplier: "auto" };
+    let job = await jobs.create({
+      model: base, training_file: data.id, suffix: "house", hyperparameters,
+    });
+    while (!["succeeded", "failed", "cancelled"].includes(job.status)) {
+      await new Promise((done) => setTimeout(done, 200));
+      job = await jobs.retrieve(job.id);
+    }
+    assert.equal(job.status, "succeeded", JSON.stringify(job));
+    const steps = [];
+    for await (const event of jobs.listEvents(job.id, { limit: 2 })) {
+      if (event.type === "metrics") steps.unshift(event.data.step);
+    }
+    assert.deepEqual(steps, [1, 2, 3, 4]);
+    const checkpoints = [];
+    for await (const one of jobs.checkpoints.list(job.id)) checkpoints.push(one.step_number);
+    assert.deepEqual(checkpoints, [2]);
+    const csv = await (await client.files.content(job.result_files[0])).text();
+    assert.equal(csv.trim().split("\n").length, 5);
+    const answer = await client.chat.completions.create({
+      model: job.fine_tuned_model, messages, max_tokens: 8,
+    });
+    assert.ok(answer.choices[0].message.content);
+    const over = () => jobs.cancel(job.id);
+    await raises(OpenAI.ConflictError, "fine_tuning_job_over", over);
+    assert.ok((await client.models.delete("house")).deleted);
+    for (const id of [data.id, ...job.result_files]) await client.files.delete(id);
   },
 
   async failingInMidStream() {

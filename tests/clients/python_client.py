@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import os
 import threading
+import time
 
 import openai
 from openai import AsyncOpenAI, OpenAI
@@ -206,6 +207,72 @@ def files():
     assert raises(openai.BadRequestError, "unsupported_purpose", wrong).param == "purpose"
 
 
+def ended(job, seconds=300):
+    """The job once it is over."""
+    until = time.monotonic() + seconds
+    while job.status not in ("succeeded", "failed", "cancelled"):
+        assert time.monotonic() < until, job
+        time.sleep(0.2)
+        job = client.fine_tuning.jobs.retrieve(job.id)
+    return job
+
+
+def fine_tuning():
+    lines = open("adapters/butler/train.jsonl", "rb").read().splitlines(keepends=True)
+    data = client.files.create(file=("train.jsonl", b"".join(lines[:24])), purpose="fine-tune")
+    held = client.files.create(file=("held.jsonl", b"".join(lines[50:54])), purpose="fine-tune")
+    jobs = client.fine_tuning.jobs
+    order = dict(
+        model=BASE,
+        training_file=data.id,
+        validation_file=held.id,
+        suffix="butler",
+        seed=7,
+        method={
+            "type": "supervised",
+            "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 4}},
+        },
+        metadata={"team": "house"},
+    )
+    job = jobs.create(**order, extra_body={"polylora": {"r": 4, "lr": 5e-3}})
+    assert job.status in ("queued", "validating_files", "running"), job
+    paused = jobs.pause(job.id)
+    assert paused.status == "queued" and paused.polylora["paused"], paused
+    jobs.resume(job.id)
+    raises(openai.ConflictError, "file_in_use", lambda: client.files.delete(data.id))
+    job = ended(job)
+    assert job.status == "succeeded" and job.error is None, job
+    assert job.fine_tuned_model.startswith("butler@") and job.trained_tokens > 0, job
+    assert job.hyperparameters.n_epochs == 2 and job.method.supervised.hyperparameters.batch_size == 4
+    assert job.seed == 7 and job.metadata == {"team": "house"}
+    told = list(jobs.list_events(job.id, limit=3))
+    steps = [event.data for event in reversed(told) if event.type == "metrics"]
+    assert [data["step"] for data in steps] == list(range(1, 13)), "page by page, newest first"
+    assert steps[-1]["train_loss"] < steps[0]["train_loss"], steps
+    assert steps[-1]["full_valid_loss"] < steps[5]["full_valid_loss"] + 1, steps
+    checkpoints = list(jobs.checkpoints.list(job.id))
+    assert [c.step_number for c in checkpoints] == [6], checkpoints
+    assert checkpoints[0].metrics.full_valid_loss > 0, checkpoints
+    rows = client.files.content(job.result_files[0]).text.splitlines()
+    assert rows[0].startswith("step,train_loss,train_accuracy") and len(rows) == 13, rows
+    for model in ("butler", job.fine_tuned_model, checkpoints[0].fine_tuned_model_checkpoint):
+        answer = client.chat.completions.create(
+            model=model, messages=HELLO, max_tokens=12, temperature=0
+        )
+        assert answer.choices[0].message.content, answer
+    assert answer.model
+    assert job.id in [j.id for j in jobs.list(limit=1, metadata={"team": "house"})]
+    other = jobs.create(**{**order, "suffix": "other"})
+    assert ended(jobs.cancel(other.id)).status == "cancelled"
+    raises(openai.ConflictError, "fine_tuning_job_over", lambda: jobs.cancel(job.id))
+    raises(openai.NotFoundError, "fine_tuning_job_not_found", lambda: jobs.retrieve("ftjob-1"))
+    wrong = lambda: jobs.create(**{**order, "model": "nobody"})
+    raises(openai.NotFoundError, "model_not_found", wrong)
+    assert client.models.delete("butler").deleted
+    for file in (data.id, held.id, *job.result_files):
+        assert client.files.delete(file).deleted
+
+
 async def asynchronous():
     async with AsyncOpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0) as many:
 
@@ -247,6 +314,7 @@ if __name__ == "__main__":
         completions,
         exceptions,
         files,
+        fine_tuning,
         failing_in_mid_stream,
         rate_limited,
     ):

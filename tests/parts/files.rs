@@ -7,7 +7,8 @@ use polylora::files::{FileLimits, FileRow, Files, NewFile, Page, Purpose};
 use std::io::Read;
 use std::path::Path;
 
-const LIMITS: FileLimits = FileLimits { file_bytes_max: 1 << 20, files_max: 8, uploads_max: 4 };
+const LIMITS: FileLimits =
+    FileLimits { file_bytes_max: 1 << 20, files_max: 8, uploads_max: 4, check: |_| None };
 
 async fn open(dir: &Path) -> Files {
     Files::open(&Storage::of(dir), LIMITS).await.expect("opened")

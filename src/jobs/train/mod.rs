@@ -17,4 +17,4 @@ pub use gate::{Gate, Verdict};
 pub use means::Means;
 pub use read::{Job as Reading, Preview, preview};
 pub use spec::{FileUse, Promote, TrainingSpec};
-pub use work::{Start, Training, forget};
+pub use work::{Start, Training, forget, sweep};

@@ -8,6 +8,7 @@ use super::means::Means;
 use super::quantum;
 use super::read::{Data, Dataset, Job};
 use super::spec::TrainingSpec;
+use crate::database::write_failed;
 use crate::engine::EngineHandle;
 use crate::error::{Error, Kind, Result};
 use crate::jobs::events::{Event, Level};
@@ -15,6 +16,7 @@ use crate::jobs::stage::{Progress, Stepped};
 use crate::train::data::Digest;
 use crate::train::{StepReport, TrainSpec, Trainer, figures};
 use polylora_kernels::Device;
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -113,6 +115,11 @@ impl Training {
     pub fn keep(&mut self) -> Result<()> {
         if let Some(trainer) = &self.trainer {
             let begun = Instant::now();
+            if let Some(directory) = self.state.parent() {
+                let made = std::fs::create_dir_all(directory);
+                let what = || format!("cannot make {}", directory.display());
+                made.map_err(|e| write_failed(&what(), &e))?;
+            }
             trainer.save(&self.state)?;
             (self.kept, self.keeping) = (Instant::now(), begun.elapsed());
         }
@@ -135,6 +142,16 @@ pub fn forget(directory: &Path, id: &str) {
         && error.kind() != std::io::ErrorKind::NotFound
     {
         tracing::warn!(job = id, %error, "the state of a training job is left");
+    }
+}
+
+/// Removes states of jobs that are not there any more, or are over. Blocking.
+pub fn sweep(directory: &Path, unfinished: &HashSet<String>) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !unfinished.contains(&name) {
+            forget(directory, &name);
+        }
     }
 }
 
@@ -165,7 +182,7 @@ fn told(data: &Dataset, validation: Option<&Dataset>, spec: &TrainSpec) -> Vec<E
     }
     let scale = spec.scale();
     let message = format!(
-        "{} examples of {} tokens; {} epochs in batches of {}, learning rate {:.2e}, rank {}, \
+        "{} examples of {} tokens; epochs {}, batches of {}, learning rate {:.2e}, rank {}, \
          scale {scale:.3}",
         data.count(),
         data.examples.tokens(),

@@ -24,8 +24,7 @@ impl Trainer {
 
     fn config(&self, base: &str) -> Value {
         let spec = &self.spec;
-        let targets = spec.targets.iter().map(|p| p.module());
-        let mut targets: Vec<&str> = targets.filter_map(|m| m.rsplit('.').next()).collect();
+        let mut targets: Vec<&str> = spec.targets.iter().map(|p| p.name()).collect();
         targets.sort_unstable();
         // PEFT's own type of it is an integer.
         let alpha = match spec.alpha.fract() == 0.0 && spec.alpha.abs() < 1e9 {

@@ -151,7 +151,7 @@ async fn what_does_not_come_to_what_was_said_is_refused() {
     let bad = id(&begin(&live, "-", 3).await);
     let parts = [part(&live, &bad, "[").await, part(&live, &bad, "1]").await];
     let done = complete(&live, &bad, &[&parts[0], &parts[1]], None).await.json();
-    assert_eq!(done["file"]["status_details"], "line 1: not a JSON object");
+    assert_eq!(done["file"]["status_details"], "line 1: a line must be an object, not a list");
 }
 
 #[tokio::test]

@@ -215,8 +215,8 @@ async fn adapters_and_files_of_a_tenant_share_its_bytes_on_disk() {
 async fn a_line_that_nothing_can_be_learned_from_is_named() {
     let live = Live::start(&[]);
     for (bad, details) in [
-        ("{\"messages\": [{\"content\": \"a\"}]}", "line 2: `messages[0]`: missing field `role`"),
-        ("[]", "line 2: not a JSON object"),
+        ("{\"messages\": [{\"content\": \"a\"}]}", "line 2: `messages[0].role` is required"),
+        ("[]", "line 2: a line must be an object, not a list"),
         ("{\"prompt\": \"a\"}", "line 2: `completion` is missing"),
     ] {
         let file = upload(&live, "-", "bad", &format!("{}{bad}\n", line(0))).await;

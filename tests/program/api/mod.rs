@@ -10,6 +10,7 @@ mod crash;
 mod cycles;
 mod file_uploads;
 mod files;
+mod fine_tuning;
 mod fine_tuning_data;
 mod fine_tuning_gate;
 mod keys;

@@ -10,14 +10,13 @@ use crate::api::wire::{
 use crate::error::{Error, Result, brief};
 use crate::jobs::Promote;
 use crate::shape::Projection;
-use crate::train::{Asked, Decay};
+use crate::train::Decay;
+use crate::train::asked::{self as bounds, Asked};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-const RANK: usize = 8;
-const BETA: f64 = 0.1;
 /// Of a client's notes, as OpenAI bounds them.
 const METADATA_MAX: usize = 16;
 const METADATA_KEY_MAX: usize = 64;
@@ -32,28 +31,33 @@ pub fn asked(fields: &FineTuningFields) -> Result<Asked> {
     let at = |name: &str| format!("{path}.{name}");
     let plain = LoraFields::default();
     let lora = fields.polylora.as_ref().unwrap_or(&plain);
-    let rank = number("polylora.r", lora.r, 1..=256)?.unwrap_or(RANK);
+    let rank = number("polylora.r", lora.r, bounds::RANKS)?.unwrap_or(bounds::RANK);
     if !dpo && auto(given.beta).is_some() {
         return Err(invalid_value(&at("beta"), "`beta` is DPO's; the method is supervised"));
     }
-    let beta = positive(&at("beta"), auto(given.beta), 2.0)?;
+    let beta = positive(&at("beta"), auto(given.beta), bounds::BETA_MAX)?;
     Ok(Asked {
-        epochs: whole(&at("n_epochs"), given.n_epochs, 1..=50)?.map(|n| n as u32),
-        batch: whole(&at("batch_size"), given.batch_size, 1..=256)?.map(|n| n as usize),
+        epochs: whole(&at("n_epochs"), given.n_epochs, bounds::EPOCHS)?.map(|n| n as u32),
+        batch: whole(&at("batch_size"), given.batch_size, bounds::BATCHES)?,
         lr_multiplier: positive(
             &at("learning_rate_multiplier"),
             auto(given.learning_rate_multiplier),
-            1e6,
+            bounds::MULTIPLIER_MAX,
         )?,
-        lr: positive("polylora.lr", lora.lr, 10.0)?,
-        beta: dpo.then(|| beta.unwrap_or(BETA)),
+        lr: positive("polylora.lr", lora.lr, bounds::RATE_MAX)?,
+        beta: dpo.then(|| beta.unwrap_or(bounds::BETA)),
         rank,
-        alpha: positive("polylora.lora_alpha", lora.lora_alpha, 1e6)?.unwrap_or(2.0 * rank as f64),
+        alpha: positive("polylora.lora_alpha", lora.lora_alpha, bounds::ALPHA_MAX)?
+            .unwrap_or(2.0 * rank as f64),
         rslora: lora.use_rslora.unwrap_or(false),
         dora: lora.use_dora.unwrap_or(false),
         targets: targets(lora.target_modules.as_ref())?,
-        loraplus_ratio: positive("polylora.loraplus_lr_ratio", lora.loraplus_lr_ratio, 1e4)?
-            .unwrap_or(1.0),
+        loraplus_ratio: positive(
+            "polylora.loraplus_lr_ratio",
+            lora.loraplus_lr_ratio,
+            bounds::RATIO_MAX,
+        )?
+        .unwrap_or(1.0),
         decay: decay(lora.lr_scheduler_type.as_deref())?,
         warmup_ratio: part("polylora.warmup_ratio", lora.warmup_ratio)?.unwrap_or(0.0),
         weight_decay: part("polylora.weight_decay", lora.weight_decay)?.unwrap_or(0.0),
@@ -140,14 +144,15 @@ fn auto(given: Option<Auto>) -> Option<f64> {
 }
 
 /// A whole number; clients write `3.0` as well.
-fn whole(param: &str, given: Option<Auto>, within: RangeInclusive<u64>) -> Result<Option<u64>> {
+fn whole(param: &str, given: Option<Auto>, within: RangeInclusive<usize>) -> Result<Option<usize>> {
     let Some(number) = auto(given) else { return Ok(None) };
-    let (first, last) = (*within.start() as f64, *within.end() as f64);
-    if number.fract() != 0.0 || !(first..=last).contains(&number) {
+    let asked = number as usize;
+    if asked as f64 != number || !within.contains(&asked) {
+        let (first, last) = within.into_inner();
         let message = format!("{number} is not a whole number from {first} to {last}, or auto");
         return Err(invalid_value(param, message));
     }
-    Ok(Some(number as u64))
+    Ok(Some(asked))
 }
 
 fn number<T: PartialOrd + Display>(
@@ -179,7 +184,7 @@ fn part(param: &str, given: Option<f64>) -> Result<Option<f64>> {
 }
 
 fn max_grad_norm(given: Option<f64>) -> Result<f64> {
-    Ok(number("polylora.max_grad_norm", given, 0.0..=1e9)?.unwrap_or(1.0))
+    Ok(number("polylora.max_grad_norm", given, 0.0..=bounds::NORM_MAX)?.unwrap_or(1.0))
 }
 
 fn decay(given: Option<&str>) -> Result<Decay> {
@@ -194,15 +199,10 @@ fn decay(given: Option<&str>) -> Result<Decay> {
     }
 }
 
-/// As PEFT names it.
-fn short(projection: Projection) -> &'static str {
-    projection.module().rsplit('.').next().unwrap_or_default()
-}
-
 /// Projections by PEFT's names, in the order of a layer.
 fn targets(given: Option<&Value>) -> Result<Vec<Projection>> {
     let expected = || {
-        let names = Projection::ALL.map(short).join(", ");
+        let names = Projection::ALL.map(Projection::name).join(", ");
         let message = format!("`target_modules` must be \"all-linear\", or some of {names}");
         invalid_value("polylora.target_modules", message)
     };
@@ -215,7 +215,7 @@ fn targets(given: Option<&Value>) -> Result<Vec<Projection>> {
     let mut found = Vec::new();
     for name in names {
         let name = name.as_str().ok_or_else(expected)?;
-        let known = Projection::ALL.into_iter().find(|p| short(*p) == name);
+        let known = Projection::ALL.into_iter().find(|p| p.name() == name);
         found.push(known.ok_or_else(expected)?);
     }
     found.sort_unstable();

@@ -109,7 +109,7 @@ pub async fn create(
             brief(&fields.model),
             api.base_name
         );
-        return Err(Error::invalid("unsupported_model", message).param("model"));
+        return Err(Error::invalid("model_not_trainable", message).param("model"));
     }
     api.jobs.check_training()?;
     let id = random_id("ftjob-");
