@@ -82,6 +82,9 @@ pub enum Lineage {
         /// Id of the job; `None` where there was none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         job: Option<String>,
+        /// Training jobs that its parents rest on, sorted.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        rests_on: Vec<String>,
     },
     /// Trained here, from the base or on from another version.
     Trained {
@@ -92,7 +95,37 @@ pub enum Lineage {
         /// The step that it stands at, of one that is not the job's result.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         step: Option<u64>,
+        /// Training jobs that the version it went on from rests on, sorted.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        rests_on: Vec<String>,
+        /// `None` of what was trained before this was noted.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        record: Option<Box<TrainingRecord>>,
     },
+}
+
+/// What a version was trained with. Stored as JSON; fields may be added, never renamed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainingRecord {
+    /// `sha256:…` of the settings, every choice made, as JSON.
+    pub spec: String,
+    /// `sha256:…` of the base's weights.
+    pub base: String,
+    pub training_file: FileRecord,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_file: Option<FileRecord>,
+    pub seed: u64,
+    /// Optimizer steps of the whole job.
+    pub steps: u64,
+}
+
+/// A file as it was when it was read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// `file-…`
+    pub id: String,
+    /// `sha256:…`
+    pub digest: String,
 }
 
 impl Lineage {
@@ -106,12 +139,42 @@ impl Lineage {
         matches!(self, Self::Trained { step: Some(_), .. })
     }
 
+    /// Whether a training job made it, as its result or in between.
+    pub fn is_trained(&self) -> bool {
+        matches!(self, Self::Trained { .. })
+    }
+
     /// The step of this job that it is a checkpoint of.
     pub fn checkpoint_of(&self, id: &str) -> Option<u64> {
         match self {
             Self::Trained { job, step, .. } if job == id => *step,
             _ => None,
         }
+    }
+
+    /// Every training job that the version rests on: its own, and those of what it is made of.
+    pub fn training_jobs(&self) -> impl Iterator<Item = &str> {
+        let (own, others) = match self {
+            Self::Uploaded { .. } => (None, &[][..]),
+            Self::Merged { rests_on, .. } => (None, &rests_on[..]),
+            Self::Trained { job, rests_on, .. } => (Some(job), &rests_on[..]),
+        };
+        own.into_iter().chain(others).map(String::as_str)
+    }
+
+    /// Versions that it was made of.
+    pub fn parents(&self) -> &[Parent] {
+        match self {
+            Self::Uploaded { .. } => &[],
+            Self::Merged { from, .. } => from,
+            Self::Trained { from, .. } => from.as_slice(),
+        }
+    }
+
+    /// Whether a job made it of this file.
+    pub fn is_trained_on(&self, file: &str) -> bool {
+        let Self::Trained { record: Some(record), .. } = self else { return false };
+        record.training_file.id == file
     }
 
     /// Id of the job that made the version, if one did.

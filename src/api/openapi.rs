@@ -7,7 +7,7 @@
 use super::adapters::{aliases, models, routes, versions, vllm};
 use super::admin::{audit, health, keys, limits, usage};
 use super::inference::{chat, completions, tokenize};
-use super::jobs::{files, fine_tuning, merges, uploads};
+use super::jobs::{deletion, files, fine_tuning, merges, uploads};
 use axum::Json;
 use axum::response::{Html, IntoResponse};
 use base64::Engine;
@@ -50,7 +50,7 @@ use utoipa::OpenApi;
         files::show,
         files::content,
         files::preview,
-        files::remove,
+        deletion::remove,
         uploads::create,
         uploads::add_part,
         uploads::complete,
@@ -58,6 +58,8 @@ use utoipa::OpenApi;
         fine_tuning::create,
         fine_tuning::list,
         fine_tuning::show,
+        fine_tuning::report,
+        fine_tuning::seen::seen,
         fine_tuning::cancel,
         fine_tuning::pause,
         fine_tuning::resume,

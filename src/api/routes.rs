@@ -10,7 +10,7 @@ use super::http::errors::METHOD_NOT_ALLOWED;
 use super::http::scope::{Matched, Scope};
 use super::http::{audit, auth, browsers, request};
 use super::inference::{chat, completions, tokenize};
-use super::jobs::{files, fine_tuning, merges, uploads};
+use super::jobs::{deletion, files, fine_tuning, merges, uploads};
 use super::openapi;
 use crate::error::{Error, brief};
 use axum::Router;
@@ -84,7 +84,7 @@ pub const ROUTES: &[Route] = &[
         post(files::create).layer(DefaultBodyLimit::disable())
     }),
     row("get", "/v1/files/{id}", Scope::Admin, || get(files::show)),
-    row("delete", "/v1/files/{id}", Scope::Admin, || delete(files::remove)),
+    row("delete", "/v1/files/{id}", Scope::Admin, || delete(deletion::remove)),
     row("get", "/v1/files/{id}/content", Scope::Admin, || get(files::content)),
     row("get", "/v1/files/{id}/preview", Scope::Admin, || get(files::preview)),
     row("post", "/v1/uploads", Scope::Admin, || post(uploads::create)),
@@ -96,6 +96,7 @@ pub const ROUTES: &[Route] = &[
     row("get", "/v1/fine_tuning/jobs", Scope::Admin, || get(fine_tuning::list)),
     row("post", "/v1/fine_tuning/jobs", Scope::Admin, || post(fine_tuning::create)),
     row("get", "/v1/fine_tuning/jobs/{id}", Scope::Admin, || get(fine_tuning::show)),
+    row("get", "/v1/fine_tuning/jobs/{id}/report", Scope::Admin, || get(fine_tuning::report)),
     row("post", "/v1/fine_tuning/jobs/{id}/cancel", Scope::Admin, || post(fine_tuning::cancel)),
     row("post", "/v1/fine_tuning/jobs/{id}/pause", Scope::Admin, || post(fine_tuning::pause)),
     row("post", "/v1/fine_tuning/jobs/{id}/resume", Scope::Admin, || post(fine_tuning::resume)),
@@ -103,6 +104,7 @@ pub const ROUTES: &[Route] = &[
     row("get", "/v1/fine_tuning/jobs/{id}/checkpoints", Scope::Admin, || {
         get(fine_tuning::checkpoints)
     }),
+    row("post", "/v1/fine_tuning/seen", Scope::Admin, || post(fine_tuning::seen::seen)),
     row("post", "/tokenize", Scope::Inference, || post(tokenize::tokenize)),
     row("post", "/detokenize", Scope::Inference, || post(tokenize::detokenize)),
     row("get", "/live", Scope::Public, || get(health::live)),

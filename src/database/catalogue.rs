@@ -109,6 +109,13 @@ pub const MIGRATIONS: &[&str] = &[
         step INTEGER) STRICT;
     CREATE INDEX events_by_job ON events (job, number);
 ",
+    // How a result was judged; and the digests of lines that jobs learnt, which are known as long
+    // as a version rests on them.
+    "
+    ALTER TABLE jobs ADD COLUMN gate TEXT;
+    CREATE TABLE learnt (
+        job TEXT PRIMARY KEY, tenant TEXT, file TEXT NOT NULL, lines BLOB NOT NULL) STRICT;
+",
 ];
 
 /// Files that are no more.

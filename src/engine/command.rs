@@ -10,6 +10,8 @@ use crate::adapters::bank::BankCommand;
 pub enum Command {
     Submit(Box<Sequence>),
     Bank(BankCommand),
+    /// Whatever was computed so far is found by no later request.
+    ForgetPrefixes,
     /// To be done when requests leave time.
     Background(Box<dyn Background>),
     /// Every sequence fails with `shutting_down`, and what runs in the background is dropped.

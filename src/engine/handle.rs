@@ -121,6 +121,12 @@ impl EngineHandle {
         self.send(Command::Background(work))
     }
 
+    /// Has every prefix forgotten that was kept for later requests: what it was computed of is
+    /// deleted. Running requests keep theirs. Errors: as [`EngineHandle::background`].
+    pub fn forget_prefixes(&self) -> Result<()> {
+        self.send(Command::ForgetPrefixes)
+    }
+
     /// For the registry: how `BankCommand`s get here.
     pub fn bank(&self) -> BankSender {
         let handle = self.clone();

@@ -179,6 +179,16 @@ impl Pages {
         }
     }
 
+    /// Forgets every prefix. Pages that are held stay with their holders, and are not found again.
+    pub fn forget_prefixes(&mut self) {
+        for entry in &mut self.book {
+            entry.hash = None;
+        }
+        if let Some(prefixes) = &mut self.prefixes {
+            prefixes.clear();
+        }
+    }
+
     /// Asserts that the book agrees with those who hold pages: free + used = all, holders counted
     /// one by one, no page twice in a sequence, and the prefix map exact both ways. Allocates; for
     /// idle moments and tests.

@@ -237,6 +237,7 @@ impl Engine {
             Command::Bank(BankCommand::Remove { slot, digest, reply }) => {
                 self.removals.push(Removal { slot, digest, reply });
             }
+            Command::ForgetPrefixes => self.pages.forget_prefixes(),
             Command::Background(work) => self.background.push(work),
             Command::AbortAll => {
                 self.background.clear();

@@ -220,7 +220,8 @@ pub const GROUPS: &[Group] = codes! {
     }
     "Files" {
         file_not_found [404] "No file of this id, or none that the key may see."
-        file_in_use [409] "A job uses the file; it can be deleted when the job is over."
+        file_in_use [409]
+            "A job uses the file, or what was trained on it; it can be deleted when that is over."
         file_too_large [413] "The file is larger than 512 MiB, or a part of one than 64 MiB."
         file_limit_reached [507] "Ten thousand files are kept; delete one first."
         unsupported_purpose [400]

@@ -1,31 +1,48 @@
-//! Held-out examples: how well the base, each source alone and the merge say the right answers.
+//! Held-out examples: how well the base, adapters and a job's result say the right answers.
 //!
-//! Owns the measures and their table. Never sees text: examples come as tokens. The thing to know:
-//! examples are scored one at a time as ordinary sequences of a tenant of their own, with rests
-//! between them while others are served, so nobody's turn is taken.
+//! Owns the measures. Never sees text: examples come as tokens. The thing to know: an example is
+//! one ordinary sequence for each that is compared, all in the same steps, of a tenant of their own
+//! and with rests between examples while others are served, so nobody's turn is taken.
 
 use super::pace::Pace;
+use crate::adapters::actor::Tenant;
 use crate::adapters::registry::{Lease, Registry};
 use crate::engine::{EngineHandle, Event, Request, Sampling};
 use crate::error::{Error, Kind, Result};
+use futures::future::try_join_all;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
 /// Whose turns are taken. No key can have this tenant: a `*` is in no name.
-const TENANT: &str = "*merges";
+const TENANT: &str = "*evaluation";
 /// After a full queue, before the next try.
 const BUSY_PAUSE: Duration = Duration::from_millis(500);
+/// Adapters that are resident together for it.
+const TOGETHER: usize = 4;
 
 /// One conversation with its right answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Example {
     pub tokens: Vec<u32>,
     /// Where the answer begins: at least 1, below the number of tokens.
     pub answer: usize,
+    /// What each token counts; empty: 1 from the answer on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<f32>,
+}
+
+impl Example {
+    /// What a token counts.
+    fn weight(&self, at: usize) -> f64 {
+        if at < self.answer {
+            return 0.0;
+        }
+        self.weights.get(at).map_or(1.0, |weight| f64::from(*weight))
+    }
 }
 
 /// Examples of what one source was trained for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvaluationSet {
     /// The source as the order calls it.
     pub model: String,
@@ -48,7 +65,10 @@ pub struct Score {
     pub model: String,
     /// Mean negative log-likelihood of the answers' tokens, in nats.
     pub loss: f64,
-    /// Share of examples of whose answer every token is the likeliest after the right ones before.
+    /// Share of the answers' tokens that are the likeliest after the right ones before.
+    pub token_accuracy: f64,
+    /// Share of examples of whose answer every token is: what greedy decoding says then is the
+    /// answer.
     pub exact_match: f64,
 }
 
@@ -58,54 +78,105 @@ pub struct Contestant {
     pub id: Option<String>,
 }
 
-/// Scores every contestant on every set; `None` when `over` said to stop.
-pub async fn evaluate(
-    sets: &[EvaluationSet],
-    contestants: &[Contestant],
-    registry: &Registry,
-    engine: &EngineHandle,
-    pace: &Pace,
-    over: impl Fn() -> bool,
-) -> Result<Option<Vec<Evaluation>>> {
-    let mut table = Vec::with_capacity(sets.len());
-    for set in sets {
-        let answer = |e: &Example| e.tokens.len() - e.answer;
-        let answer_tokens = set.examples.iter().map(answer).sum();
-        let mut scores = Vec::with_capacity(contestants.len());
-        for contestant in contestants {
-            let lease = match &contestant.id {
-                Some(id) => Some(registry.acquire(id).await?),
-                None => None,
+/// What one of them made of one example.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scored {
+    /// Σ w · ln p, and Σ w.
+    pub logprob: f64,
+    pub weight: f64,
+    /// Tokens that count, and those of them that were the likeliest.
+    pub counted: usize,
+    pub correct: usize,
+}
+
+impl Scored {
+    /// Whether greedy decoding says the answer.
+    pub fn is_exact(&self) -> bool {
+        self.correct == self.counted
+    }
+}
+
+impl Score {
+    pub fn of(model: &str, scored: &[Scored]) -> Self {
+        let sum = |of: fn(&Scored) -> f64| scored.iter().map(of).sum::<f64>();
+        Self {
+            model: model.to_owned(),
+            loss: -sum(|s| s.logprob) / sum(|s| s.weight),
+            token_accuracy: sum(|s| s.correct as f64) / sum(|s| s.counted as f64),
+            exact_match: sum(|s| f64::from(u8::from(s.is_exact()))) / scored.len() as f64,
+        }
+    }
+}
+
+/// Where scores are made.
+#[derive(Clone, Copy)]
+pub struct Bench<'a> {
+    pub registry: &'a Registry,
+    pub engine: &'a EngineHandle,
+    pub pace: &'a Pace,
+    /// Seconds of rest for each of work while requests run.
+    pub rest: u32,
+}
+
+impl Bench<'_> {
+    /// Scores every contestant on every set; `None` when `over` said to stop.
+    pub async fn evaluate(
+        self,
+        sets: &[EvaluationSet],
+        contestants: &[Contestant],
+        over: impl Fn() -> bool,
+    ) -> Result<Option<Vec<Evaluation>>> {
+        let mut table = Vec::with_capacity(sets.len());
+        for EvaluationSet { model: set, examples } in sets {
+            let Some(all) = self.score(examples, contestants, &over).await? else {
+                return Ok(None);
             };
-            let (mut sum, mut exact) = (0.0, 0);
-            for example in &set.examples {
+            let answers = examples.iter().map(|e| e.tokens.len() - e.answer);
+            let scores = contestants.iter().zip(&all);
+            table.push(Evaluation {
+                set: set.clone(),
+                examples: examples.len(),
+                answer_tokens: answers.sum(),
+                scores: scores.map(|(who, scored)| Score::of(&who.model, scored)).collect(),
+            });
+        }
+        Ok(Some(table))
+    }
+
+    /// By contestant and example; `None` when `over` said to stop.
+    pub async fn score(
+        self,
+        examples: &[Example],
+        contestants: &[Contestant],
+        over: &impl Fn() -> bool,
+    ) -> Result<Option<Vec<Vec<Scored>>>> {
+        let mut all = Vec::with_capacity(contestants.len());
+        for together in contestants.chunks(TOGETHER) {
+            let ids: Vec<&str> = together.iter().filter_map(|c| c.id.as_deref()).collect();
+            let leases = self.registry.acquire_all(&ids, None, &Tenant::default()).await?;
+            let mut leases = leases.into_iter();
+            let leases: Vec<Option<Lease>> =
+                together.iter().map(|c| c.id.as_ref().and_then(|_| leases.next())).collect();
+            let mut scores = vec![Vec::with_capacity(examples.len()); together.len()];
+            for example in examples {
                 if over() {
                     return Ok(None);
                 }
                 let begun = Instant::now();
-                let (logprob, all) = scored(engine, example, lease.clone()).await?;
-                sum += logprob;
-                exact += usize::from(all);
-                pace.rest_task(begun.elapsed()).await;
+                let each = leases.iter().map(|lease| scored(self.engine, example, lease.clone()));
+                for (scores, scored) in scores.iter_mut().zip(try_join_all(each).await?) {
+                    scores.push(scored);
+                }
+                self.pace.rest_task(begun.elapsed(), self.rest).await;
             }
-            scores.push(Score {
-                model: contestant.model.clone(),
-                loss: -sum / answer_tokens as f64,
-                exact_match: exact as f64 / set.examples.len() as f64,
-            });
+            all.append(&mut scores);
         }
-        let (set, examples) = (set.model.clone(), set.examples.len());
-        table.push(Evaluation { set, examples, answer_tokens, scores });
+        Ok(Some(all))
     }
-    Ok(Some(table))
 }
 
-/// Sum of log-probabilities of the answer's tokens, and whether each was the likeliest.
-async fn scored(
-    engine: &EngineHandle,
-    example: &Example,
-    lease: Option<Lease>,
-) -> Result<(f64, bool)> {
+/// What a model makes of an example.
+async fn scored(engine: &EngineHandle, example: &Example, lease: Option<Lease>) -> Result<Scored> {
     let sampling = Sampling { temperature: 0.0, prompt_logprobs: Some(1), ..Sampling::default() };
     let request = Request {
         prompt: example.tokens.clone(),
@@ -124,18 +195,23 @@ async fn scored(
             Err(e) => return Err(e),
         }
     };
-    let (mut at, mut sum, mut all) = (0, 0.0, true);
+    let mut at = 0;
+    let mut scored = Scored { logprob: 0.0, weight: 0.0, counted: 0, correct: 0 };
     while let Some(event) = stream.next().await {
         match event {
             Event::Prompt(event) => {
-                if at >= example.answer {
-                    sum += f64::from(event.logprob);
-                    all &= event.top_len > 0 && event.top[0].0 == event.token;
+                let weight = example.weight(at);
+                if weight != 0.0 {
+                    scored.logprob += weight * f64::from(event.logprob);
+                    scored.weight += weight;
+                    scored.counted += 1;
+                    let likeliest = event.top_len > 0 && event.top[0].0 == event.token;
+                    scored.correct += usize::from(likeliest);
                 }
                 at += 1;
             }
             Event::Token(_) => {}
-            Event::Finished { .. } if at == example.tokens.len() => return Ok((sum, all)),
+            Event::Finished { .. } if at == example.tokens.len() => return Ok(scored),
             Event::Finished { .. } => break,
             Event::Failed(e) => return Err(e),
         }

@@ -2,11 +2,12 @@
 //!
 //! Owns the states and the moves between them. Never stores or runs anything. The thing to know:
 //! what is being published is not taken back: before, a job can be cancelled, after it only its
-//! evaluation.
+//! evaluation. Of a trained one the name has not moved then, and does not.
 
 use super::evaluate::EvaluationSet;
 use super::rights::Rights;
 use super::stage::{Progress, Stage};
+use super::train::Verdict;
 use super::work::Work;
 use crate::adapters::actor::{Actor, Right, Tenant};
 use crate::error::Error;
@@ -125,6 +126,8 @@ pub struct Job {
     pub ended: Option<u64>,
     pub outcome: Option<Outcome>,
     pub failure: Option<Failure>,
+    /// How its result was judged, of a kind that is.
+    pub gate: Option<Verdict>,
 }
 
 impl Job {
@@ -202,14 +205,19 @@ impl Job {
         self.outcome = Some(outcome);
     }
 
-    /// Whether it can still be cancelled, and then it is. One that is only evaluated is done.
+    /// Whether it can still be cancelled, and then it is. One that is only evaluated is done, but
+    /// for one whose name waits for that.
     pub fn cancel(&mut self, now: u64) -> bool {
+        let evaluated = match self.work.is_candidate() {
+            true => State::Cancelled,
+            false => State::Done,
+        };
         self.state = match self.state {
             // Set aside while it was evaluated.
-            State::Queued if self.outcome.is_some() => State::Done,
+            State::Queued if self.outcome.is_some() => evaluated,
             State::Queued | State::Paused => State::Cancelled,
             State::Running(stage) if stage.is_making() => State::Cancelled,
-            State::Running(Stage::Evaluating) => State::Done,
+            State::Running(Stage::Evaluating) => evaluated,
             _ => return false,
         };
         self.ended = Some(now);

@@ -6,8 +6,9 @@
 use super::evaluate::EvaluationSet;
 use super::events::{Event, Level, StoredEvent};
 use super::job::{Failure, Job, Outcome, Owner, State};
+use super::train::Verdict;
 use super::work::Work;
-use crate::database::{Database, Storage};
+use crate::database::{Database, Storage, Transaction};
 use crate::error::{Error, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -23,7 +24,7 @@ pub struct StoredReport {
 }
 
 pub struct Journal {
-    database: Database,
+    pub(super) database: Database,
 }
 
 impl Journal {
@@ -103,24 +104,25 @@ impl Journal {
     /// replaced.
     pub async fn tell(&self, id: &str, now: u64, events: &[Event]) -> Result<()> {
         let mut t = self.database.begin().await?;
-        let measured = events.iter().filter(|event| event.metrics.is_some());
-        if let Some(step) = measured.filter_map(|event| event.step).min() {
-            let again = sqlx::query("DELETE FROM events WHERE job = ? AND step >= ?");
-            t.run(again.bind(id).bind(step as i64)).await?;
-        }
-        for event in events {
-            let added = sqlx::query(
-                "INSERT INTO events (job, at, level, message, metrics, step)
-                 VALUES (?, ?, ?, ?, ?, ?)",
-            )
-            .bind(id)
-            .bind(now as i64)
-            .bind(event.level.name())
-            .bind(&event.message)
-            .bind(event.metrics.as_ref().map(json).transpose()?)
-            .bind(event.step.map(|step| step as i64));
-            t.run(added).await?;
-        }
+        tell(&mut t, id, now, events).await?;
+        t.commit().await
+    }
+
+    /// How a result was judged and by what, with what is told of it.
+    pub async fn judged(
+        &self,
+        id: &str,
+        (verdict, evaluation): (&Verdict, &str),
+        now: u64,
+        events: &[Event],
+    ) -> Result<()> {
+        let mut t = self.database.begin().await?;
+        let judged = sqlx::query("UPDATE jobs SET gate = ?2 WHERE id = ?1");
+        t.run(judged.bind(id).bind(json(verdict)?)).await?;
+        let kept = "INSERT INTO reports (id, report, picture, evaluation) VALUES (?1, '{}', '', ?2)
+                    ON CONFLICT (id) DO UPDATE SET evaluation = excluded.evaluation";
+        t.run(sqlx::query(kept).bind(id).bind(evaluation)).await?;
+        tell(&mut t, id, now, events).await?;
         t.commit().await
     }
 
@@ -148,7 +150,9 @@ impl Journal {
 
     /// Keeps the report of what is about to be published; a restarted job replaces its own.
     pub async fn report(&self, id: &str, report: &str, picture: &str) -> Result<()> {
-        let kept = "INSERT OR REPLACE INTO reports (id, report, picture) VALUES (?, ?, ?)";
+        let kept = "INSERT INTO reports (id, report, picture) VALUES (?, ?, ?)
+                    ON CONFLICT (id) DO UPDATE SET report = excluded.report,
+                        picture = excluded.picture";
         let kept = sqlx::query(kept).bind(id).bind(report).bind(picture);
         self.database.run(kept).await.map(drop)
     }
@@ -163,14 +167,16 @@ impl Journal {
     /// The job is over; what it was to be evaluated on is dropped.
     pub async fn end(&self, job: &Job) -> Result<()> {
         let ended = sqlx::query(
-            "UPDATE jobs SET state = ?2, ended = ?3, outcome = ?4, failure = ?5, sets = NULL
+            "UPDATE jobs SET state = ?2, ended = ?3, outcome = ?4, failure = ?5, gate = ?6,
+                 sets = NULL
              WHERE id = ?1 AND state IN ('queued', 'running', 'paused')",
         )
         .bind(&job.id)
         .bind(job.state.name())
         .bind(job.ended.map(|t| t as i64))
         .bind(job.outcome.as_ref().map(json).transpose()?)
-        .bind(job.failure.as_ref().map(json).transpose()?);
+        .bind(job.failure.as_ref().map(json).transpose()?)
+        .bind(job.gate.as_ref().map(json).transpose()?);
         self.database.run(ended).await.map(drop)
     }
 
@@ -208,6 +214,29 @@ impl Journal {
         }
         t.commit().await
     }
+}
+
+/// See [`Journal::tell`].
+async fn tell(t: &mut Transaction, id: &str, now: u64, events: &[Event]) -> Result<()> {
+    let measured = events.iter().filter(|event| event.metrics.is_some());
+    if let Some(step) = measured.filter_map(|event| event.step).min() {
+        let again = sqlx::query("DELETE FROM events WHERE job = ? AND step >= ?");
+        t.run(again.bind(id).bind(step as i64)).await?;
+    }
+    for event in events {
+        let added = sqlx::query(
+            "INSERT INTO events (job, at, level, message, metrics, step)
+             VALUES (?, ?, ?, ?, ?, ?)",
+        )
+        .bind(id)
+        .bind(now as i64)
+        .bind(event.level.name())
+        .bind(&event.message)
+        .bind(event.metrics.as_ref().map(json).transpose()?)
+        .bind(event.step.map(|step| step as i64));
+        t.run(added).await?;
+    }
+    Ok(())
 }
 
 fn event(row: &SqliteRow) -> Result<StoredEvent> {
@@ -249,6 +278,7 @@ fn read(row: &SqliteRow) -> Result<(u64, Job)> {
         ended: time("ended")?,
         outcome: text("outcome")?.map(|o| parsed::<Outcome>(&o, "outcome")).transpose()?,
         failure: text("failure")?.map(|f| parsed::<Failure>(&f, "failure")).transpose()?,
+        gate: text("gate")?.map(|g| parsed::<Verdict>(&g, "gate")).transpose()?,
     };
     Ok((time("number")?.unwrap_or(0), job))
 }

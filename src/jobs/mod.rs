@@ -6,11 +6,15 @@
 //! published carries its id, so it never publishes twice.
 
 mod control;
+mod deletion;
+mod descent;
 mod desk;
 pub mod evaluate;
 mod events;
+mod gating;
 mod job;
 mod journal;
+mod learnt;
 mod merge;
 mod pace;
 mod queue;
@@ -22,13 +26,14 @@ mod work;
 
 use crate::adapters::Digest;
 use crate::adapters::registry::{PinnedSource, Registry};
-use crate::adapters::version::Parent;
+use crate::adapters::version::{Parent, model_not_found};
 use crate::clock::unix_seconds;
 use crate::database::{FULL, Storage};
 use crate::engine::{EngineHandle, shutting_down};
 use crate::error::Result;
 use crate::files::Guard;
 use crate::share::Pool;
+pub use deletion::{Deletion, Gone};
 pub use events::{Event, StoredEvent};
 pub use job::{Job, Owner, State, Submission};
 use journal::Journal;
@@ -38,12 +43,12 @@ use pace::Pace;
 use queue::Queue;
 pub use rights::Rights;
 pub use stage::Stage;
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
-pub use train::{FileUse, Means, Preview, Promote, TrainingSpec};
+pub use train::{FileUse, Gate, Means, Preview, Promote, TrainingSpec, Verdict};
 pub use work::{Kind, Work};
 
 /// A job that ended the server so often is not tried again: it may well be why.
@@ -82,7 +87,7 @@ struct Inner {
     /// By number: the order in which they came.
     table: Mutex<BTreeMap<u64, JobEntry>>,
     /// One submission at a time, so that the bound holds.
-    submissions: AsyncMutex<()>,
+    submissions: Arc<AsyncMutex<()>>,
     queue: Mutex<Queue>,
     surveys: Arc<Pool>,
     checks: Arc<Pool>,
@@ -168,7 +173,7 @@ impl Jobs {
             means,
             limits,
             table: Mutex::default(),
-            submissions: AsyncMutex::default(),
+            submissions: Arc::default(),
             queue: Mutex::default(),
             surveys: Pool::new(SURVEYS_MAX),
             checks: Pool::new(CHECKS_MAX),
@@ -234,7 +239,15 @@ impl Jobs {
             ended: None,
             outcome: None,
             failure: None,
+            gate: None,
         };
+        for source in kept.iter().map(PinnedSource::version) {
+            // Deleted since it was looked up: nothing more is made of it.
+            let living = inner.registry.versions(&source.name);
+            if living.iter().all(|entry| entry.version.number != source.number) {
+                return Err(model_not_found(&source.id()));
+            }
+        }
         let files = inner.guards(&job).await?;
         let (number, job) = inner.journal.add(&job, &submission.sets).await?;
         inner.table().insert(number, JobEntry::new(job.clone(), kept, files));
@@ -447,10 +460,17 @@ impl Inner {
             });
             gone.map(|p| p.job.borrow().id.clone()).collect()
         };
+        if surplus.is_empty() {
+            return Ok(());
+        }
         for id in surplus {
             self.journal.remove(&id).await?;
         }
-        Ok(())
+        let versions = self.registry.list();
+        let rested_on = versions.iter().flat_map(|entry| entry.version.lineage.training_jobs());
+        let mut kept: BTreeSet<String> = rested_on.map(str::to_owned).collect();
+        kept.extend(self.table().values().map(|entry| entry.job.borrow().id.clone()));
+        self.journal.unlearn_others(&kept).await
     }
 }
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// Rest for each second of work while requests run.
 /// A hundred would leave one step in a hundred beside a site that is being merged, which is just
 /// what a 99th percentile sees.
-const REST: u32 = 150;
+pub const REST: u32 = 150;
 /// Longest rest at once of one alone.
 const REST_TIME_MAX: Duration = Duration::from_secs(60);
 /// The time after which it looks again whether the engine is idle.
@@ -64,24 +64,25 @@ impl Pace {
         self.desk.compute(tenant, work)
     }
 
-    /// How long to rest, from now, after `worked`: the rest of it is due only while requests run.
-    fn due(&self, begun: Instant, worked: Duration) -> bool {
-        let rest = (worked * REST).min(REST_TIME_MAX) * self.desk.jobs().max(1);
+    /// Whether a rest that began then, `times` as long as the work, is not over: it is due only
+    /// while requests run.
+    fn due(&self, begun: Instant, worked: Duration, times: u32) -> bool {
+        let rest = (worked * times).min(REST_TIME_MAX) * self.desk.jobs().max(1);
         !self.engine.is_idle() && !self.is_stopping() && begun.elapsed() < rest
     }
 
     /// Rests a thread after it worked for so long.
     pub fn rest(&self, worked: Duration) {
         let begun = Instant::now();
-        while self.due(begun, worked) {
+        while self.due(begun, worked, REST) {
             std::thread::sleep(LOOK_TIME);
         }
     }
 
-    /// Rests a task.
-    pub async fn rest_task(&self, worked: Duration) {
+    /// Rests a task, `times` as long as it worked.
+    pub async fn rest_task(&self, worked: Duration, times: u32) {
         let begun = Instant::now();
-        while self.due(begun, worked) {
+        while self.due(begun, worked, times) {
             tokio::time::sleep(LOOK_TIME).await;
         }
     }

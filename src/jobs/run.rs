@@ -4,20 +4,20 @@
 //! step can be the last before a crash. Before publication everything is made again; the version
 //! that was published names its job, so after publication nothing is.
 
-use super::evaluate::{Contestant, evaluate};
+use super::evaluate::{Bench, Contestant};
 use super::events::{Event, Level};
 use super::job::{Job, Outcome, State};
-use super::pace::apart;
+use super::pace::{REST, apart};
 use super::stage::{Stage, Stepped};
 use super::work::{Begun, Kind as WorkKind, Made, Making, Sources};
 use super::{Inner, JobEntry};
-use crate::adapters::registry::Staging;
+use crate::adapters::registry::{PinnedSource, Staging};
 use crate::adapters::version::{Entry, Publish, State as VersionState};
 use crate::clock::unix_seconds;
 use crate::database::FULL;
 use crate::error::{Error, Kind, Result};
-use crate::train::Steps;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -97,9 +97,11 @@ impl Inner {
                 if let Some(Made { report, picture }) = &result {
                     self.journal.report(id, report, picture).await?;
                 }
+                // Known more exactly than before it was made.
+                let work = entry.job.borrow().work.clone();
                 let how = Publish {
-                    lineage: job.work.lineage(id),
-                    candidate: job.work.is_candidate(),
+                    lineage: work.lineage(id, rests_on(&entry.kept)),
+                    candidate: work.is_candidate(),
                     by: job.actor(),
                     ..Publish::default()
                 };
@@ -114,27 +116,13 @@ impl Inner {
             );
             return Err(Error::new(Kind::Conflict, "adapter_ineffective", message));
         }
-        let version = &made.version;
-        let (files, tokens) = self.left_beside(&job).await?;
-        let digest = version.digest.to_string();
-        let outcome = Outcome { id: version.id(), digest, files, tokens };
+        let (version, digest) = (made.version.id(), made.version.digest.to_string());
+        let outcome = Outcome { id: version, digest, files: Vec::new(), tokens: None };
         entry.job.send_modify(|job| job.published(outcome));
-        self.evaluated(id, entry, &made).await
-    }
-
-    /// The table of a training's steps, as a file of its owner's; the picture joins its report.
-    async fn left_beside(&self, job: &Job) -> Result<(Vec<String>, Option<u64>)> {
-        if job.work.kind() != WorkKind::Train {
-            return Ok((Vec::new(), None));
+        match job.work.kind() {
+            WorkKind::Merge => self.evaluated(id, entry, &made).await,
+            WorkKind::Train => self.gated(entry, &made).await,
         }
-        let told = self.journal.told_since(&job.id, 0).await?;
-        let steps = Steps::of(told.into_iter().filter_map(|stored| stored.event.metrics));
-        let report = json!({"trained_tokens": steps.tokens(), "last": steps.last()});
-        self.journal.report(&job.id, &report.to_string(), &steps.picture()).await?;
-        let tenant = job.owner.tenant.as_deref();
-        let name = format!("{}-steps.csv", job.id);
-        let file = self.means.files.add_result(tenant, &name, steps.csv().into_bytes()).await?;
-        Ok((vec![file.id], Some(steps.tokens())))
     }
 
     /// The version that this job published before the server ended, if it did.
@@ -172,8 +160,9 @@ impl Inner {
             let sources = Sources { registry: &self.registry, kept: &entry.kept, files };
             work.begin((&id, created), &self.means, sources, &unwanted)?
         };
-        let Some(Begun { mut making, work: known, events }) = begun else { return Ok(None) };
+        let Some(Begun { mut making, work: known, events, seen }) = begun else { return Ok(None) };
         if let Some(known) = known {
+            runtime.block_on(self.journal.learns(&job.borrow().clone(), &seen))?;
             runtime.block_on(self.journal.specify(&id, &known))?;
             job.send_modify(|job| job.work = Arc::new(known));
         }
@@ -223,9 +212,12 @@ impl Inner {
         step: u64,
     ) -> Result<()> {
         let job = entry.job.borrow().clone();
-        let Some(lineage) = job.work.checkpoint_lineage(&job.id, step) else { return Ok(()) };
+        let rests_on = rests_on(&entry.kept);
+        let Some(lineage) = job.work.checkpoint_lineage(&job.id, step, rests_on) else {
+            return Ok(());
+        };
         let versions = self.registry.versions(job.work.name());
-        if versions.iter().any(|entry| entry.version.lineage == lineage) {
+        if versions.iter().any(|e| e.version.lineage.checkpoint_of(&job.id) == Some(step)) {
             return Ok(()); // from before the server ended
         }
         let published = self.registry.stage(job.work.name()).and_then(|staging| {
@@ -248,7 +240,7 @@ impl Inner {
     }
 
     /// The files that a job reads, in its order.
-    async fn contents(&self, job: &Job) -> Result<Vec<File>> {
+    pub(super) async fn contents(&self, job: &Job) -> Result<Vec<File>> {
         let mut files = Vec::new();
         for id in job.work.files() {
             let tenant = job.owner.tenant.as_deref();
@@ -280,14 +272,9 @@ impl Inner {
         }
         let result = made.version.id();
         contestants.push(Contestant { model: result.clone(), id: Some(result) });
-        let (registry, engine) = (&self.registry, &self.engine);
         let begun = Instant::now();
-        let over = || {
-            self.pace.is_stopping()
-                || entry.job.borrow().state.is_over()
-                || self.is_quantum_over(entry, begun.elapsed())
-        };
-        let table = evaluate(&sets, &contestants, registry, engine, &self.pace, over).await;
+        let over = || self.is_evaluation_over(entry, begun);
+        let table = self.bench(REST).evaluate(&sets, &contestants, over).await;
         let table = match table {
             Ok(None) => return Ok(false),
             Ok(Some(table)) => json!(table),
@@ -297,4 +284,23 @@ impl Inner {
         self.journal.evaluation(id, &table.to_string()).await?;
         Ok(true)
     }
+
+    /// Where adapters are scored, resting so many times as long as that took while requests run.
+    pub(super) fn bench(&self, rest: u32) -> Bench<'_> {
+        Bench { registry: &self.registry, engine: &self.engine, pace: &self.pace, rest }
+    }
+
+    /// Whether an evaluation that began then is to stop.
+    pub(super) fn is_evaluation_over(&self, entry: &JobEntry, begun: Instant) -> bool {
+        self.pace.is_stopping()
+            || entry.job.borrow().state.is_over()
+            || self.is_quantum_over(entry, begun.elapsed())
+    }
+}
+
+/// Training jobs that these sources rest on.
+fn rests_on(kept: &[PinnedSource]) -> Vec<String> {
+    let all = kept.iter().flat_map(|source| source.version().lineage.training_jobs());
+    let all: BTreeSet<String> = all.map(str::to_owned).collect();
+    all.into_iter().collect()
 }

@@ -8,10 +8,11 @@ use super::events::Event;
 use super::merge::{MergeSpec, Plan};
 use super::rights::Rights;
 use super::stage::{Stage, Stepped};
-use super::train::{self, Training, TrainingSpec};
+use super::train::{self, Start, Training, TrainingSpec};
 use crate::adapters::registry::{PinnedSource, Registry};
 use crate::adapters::version::{Lineage, Parent};
 use crate::error::{Error, Kind as ErrorKind, Result, brief};
+use crate::train::data;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fs::File;
@@ -53,6 +54,8 @@ pub struct Begun {
     /// What is to be done, now that it is known more exactly.
     pub work: Option<Work>,
     pub events: Vec<Event>,
+    /// Digests of the lines that are learnt, sorted.
+    pub seen: Vec<data::Digest>,
 }
 
 /// What the made says of itself. A training's is made of its events.
@@ -112,19 +115,25 @@ impl Work {
         }
     }
 
-    /// What the version that comes out of the job `id` says of itself.
-    pub fn lineage(&self, id: &str) -> Lineage {
+    /// What the version that comes out of the job `id` says of itself, and which training jobs its
+    /// sources rest on.
+    pub fn lineage(&self, id: &str, rests_on: Vec<String>) -> Lineage {
         match self {
-            Self::Merge(spec) => spec.lineage(id),
-            Self::Train(spec) => spec.lineage(id),
+            Self::Merge(spec) => spec.lineage(id, rests_on),
+            Self::Train(spec) => spec.lineage(id, None, rests_on),
         }
     }
 
     /// The same for what stands after a step, of a kind that keeps such.
-    pub fn checkpoint_lineage(&self, id: &str, step: u64) -> Option<Lineage> {
+    pub fn checkpoint_lineage(
+        &self,
+        id: &str,
+        step: u64,
+        rests_on: Vec<String>,
+    ) -> Option<Lineage> {
         match self {
             Self::Merge(_) => None,
-            Self::Train(spec) => Some(spec.checkpoint_lineage(id, step)),
+            Self::Train(spec) => Some(spec.lineage(id, Some(step), rests_on)),
         }
     }
 
@@ -147,11 +156,12 @@ impl Work {
         }
     }
 
-    /// Whether the name goes on to mean what it means.
+    /// Whether the name goes on to mean what it means when the result is published. What was
+    /// trained is measured first.
     pub fn is_candidate(&self) -> bool {
         match self {
             Self::Merge(_) => false,
-            Self::Train(spec) => spec.promote == train::Promote::Manual,
+            Self::Train(_) => true,
         }
     }
 
@@ -168,14 +178,14 @@ impl Work {
             Self::Merge(spec) => {
                 let plan = Plan::new(spec, sources.registry, sources.kept)?;
                 let making = Making::Merge(Box::new(plan));
-                Ok(Some(Begun { making, work: None, events: Vec::new() }))
+                Ok(Some(Begun { making, work: None, events: Vec::new(), seen: Vec::new() }))
             }
             Self::Train(spec) => {
                 let begun = Training::begin(id, (spec, created), sources.files, means, over)?;
-                let Some((training, resolved, events)) = begun else { return Ok(None) };
-                let spec = TrainingSpec { resolved: Some(resolved), ..(**spec).clone() };
+                let Some(Start { training, spec, events, seen }) = begun else { return Ok(None) };
                 let making = Making::Train(Box::new(training));
-                Ok(Some(Begun { making, work: Some(Self::Train(Box::new(spec))), events }))
+                let work = Some(Self::Train(Box::new(spec)));
+                Ok(Some(Begun { making, work, events, seen }))
             }
         }
     }

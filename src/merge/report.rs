@@ -6,7 +6,7 @@
 
 use super::spec::Spec;
 use super::stack::{Part, Product, Stack};
-use crate::adapters::format::factors::FactorSite;
+use crate::adapters::format::factors::{FactorSite, ModuleFactors};
 use crate::error::Result;
 use faer::Mat;
 use serde::Serialize;
@@ -252,6 +252,11 @@ impl Overall {
 
 fn norm(values: &[f64]) -> f64 {
     values.iter().map(|v| v * v).sum::<f64>().sqrt()
+}
+
+/// Of what a module's factors add to its weight, largest first.
+pub fn singular_values(factors: &ModuleFactors) -> Result<Vec<f64>> {
+    Product::of(factors).values()
 }
 
 /// exp(−Σ p·ln p) of the singular values as shares; 0 for a zero matrix.

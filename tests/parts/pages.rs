@@ -67,3 +67,26 @@ fn free_prefixes_are_forgotten_longest_unused_first_and_from_their_ends() {
     assert_eq!(book.take(), None);
     book.check([&taken[..]].into_iter());
 }
+
+#[test]
+fn forgotten_prefixes_are_found_by_nobody_and_held_pages_stay() {
+    let mut book = Pages::new(3, true);
+    let hashes: Vec<_> =
+        (0..2).map(|n| page_hash(seed(&BASE, None, 1.0, ""), &tokens(100 * n, PAGE))).collect();
+    let mut freed = vec![book.take().expect("a page")];
+    let held = vec![book.take().expect("a page")];
+    book.register(freed[0], hashes[0]);
+    book.register(held[0], hashes[1]);
+    book.release(&mut freed);
+    book.forget_prefixes();
+    assert!(hashes.iter().all(|hash| book.find(*hash).is_none()));
+    book.check([&held[..]].into_iter());
+    // The holder computes on, and what comes later is found again.
+    let more = book.take().expect("a page");
+    book.register(more, hashes[0]);
+    assert_eq!(book.find(hashes[0]), Some(more));
+    book.check([&held[..], &[more]].into_iter());
+    book.release(&mut vec![more]);
+    book.release(&mut held.clone());
+    assert_eq!(book.free(), 3);
+}

@@ -10,6 +10,7 @@ use super::state::RegistryState;
 use super::{Inner, Registry, detached};
 use crate::adapters::actor::Actor;
 use crate::adapters::alias::{Alias, Target, check_targets, invalid};
+use crate::adapters::version::{Entry, Version};
 use crate::clock::unix_seconds;
 use crate::error::{Error, Kind, Result, brief};
 use std::collections::BTreeSet;
@@ -191,6 +192,13 @@ impl RegistryState {
     /// `adapter_ineffective`.
     fn hold_targets(&self, targets: &[Target]) -> Result<Vec<Guard>> {
         targets.iter().map(|t| Ok(self.keep(&t.name, t.number)?.1)).collect()
+    }
+
+    /// Name of the alias that keeps this version, if one does.
+    pub fn alias_of_version(&self, entry: &Entry) -> Option<String> {
+        let Version { name, number, .. } = &*entry.version;
+        let counts = |a: &&Alias| a.keeps(&entry.owner) && a.leads_to(name, *number);
+        self.aliases.values().find(counts).map(|alias| alias.name.clone())
     }
 
     /// The alias that leads to this name, if one does.

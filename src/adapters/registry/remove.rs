@@ -39,8 +39,7 @@ impl Inner {
         self.check_right(&name, &how.by).await?;
         self.expect(&name, &how.expected)?;
         if let Some(alias) = self.state().alias_of(&name) {
-            let message = format!("alias `{}` leads to `{name}`; change it first", alias.name);
-            return Err(Error::new(Kind::Conflict, ALIASED, message).param("name"));
+            return Err(aliased(&alias.name, &name));
         }
         self.store.remove_name(&name).await?;
         let (leaving, entries) = {
@@ -74,6 +73,40 @@ impl Inner {
         }
         let (resident_bytes_freed, file_bytes_freed) = self.freed(&leaving);
         Ok(Removed { entries, gone, cut, resident_bytes_freed, file_bytes_freed })
+    }
+
+    /// See `Registry::delete_version`.
+    pub async fn delete_version(self: &Arc<Self>, name: String, number: u64) -> Result<bool> {
+        let lock = self.name_locks.take(name.clone()).await;
+        let Some(entry) = self.state().entry(&name, number) else { return Ok(false) };
+        if let Some(alias) = self.state().alias_of_version(&entry) {
+            return Err(aliased(&alias, &entry.version.id()));
+        }
+        let last = self.state().entries_of(&name).len() == 1;
+        // The name goes on to the version before, where it meant this one.
+        let next = self.state().before_current(&name).filter(|_| entry.current);
+        match last {
+            true => self.store.remove_name(&name).await?,
+            false => self.store.remove_version_and_move(&name, number, entry.current, next).await?,
+        }
+        let resident = self.state().ledger.get(entry.version.digest).map_or(0, |r| r.bytes);
+        let contents =
+            BTreeMap::from([(entry.version.digest, (resident, entry.version.file_bytes))]);
+        {
+            let mut state = self.state();
+            match last {
+                true => drop(state.remove(&name)),
+                false => state.remove_version(&name, number, next),
+            }
+        }
+        drop(lock);
+        tracing::info!(adapter = entry.version.id(), "deleted");
+        let leaving = Leaving { versions: vec![entry.version.clone()], contents };
+        match entry.leases {
+            0 => drop(self.settled(&leaving, SETTLE_TIME_MAX).await),
+            _ => self.wake_reaper(),
+        }
+        Ok(true)
     }
 
     /// Waits until nobody uses the versions and their memory is free; false when it takes longer.
@@ -136,6 +169,12 @@ impl Inner {
         }
         self.swept.send_modify(|n| *n += 1);
     }
+}
+
+/// 409 for what an alias leads to.
+pub fn aliased(alias: &str, what: &str) -> Error {
+    let message = format!("alias `{alias}` leads to `{what}`; change it first");
+    Error::new(Kind::Conflict, ALIASED, message).param("name")
 }
 
 /// Removes a content's files off the async threads. A failure only leaves an orphan for the next

@@ -226,9 +226,14 @@ impl RegistryState {
                 continue;
             }
             let aliases = &self.aliases;
+            let whole = |h: &VersionState| !h.version.lineage.is_checkpoint();
+            // What was trained and not judged yet, or refused, until something newer comes.
+            let newest = versions.held.iter().rev().find(|(_, h)| whole(h)).map(|(n, _)| *n);
+            let candidate = newest
+                .filter(|n| *n > versions.current && versions.held[n].version.lineage.is_trained());
             let free = |n: &u64, h: &VersionState| {
                 let led_to = || aliases.values().any(|a| a.keeps(&h.owner) && a.leads_to(name, *n));
-                *n != versions.current && !h.pinned && !led_to()
+                *n != versions.current && Some(*n) != candidate && !h.pinned && !led_to()
             };
             // Checkpoints are counted apart: they push out no version that a rollback leads to.
             let old = |checkpoints: bool| -> Vec<u64> {
@@ -385,6 +390,20 @@ impl RegistryState {
         }
         self.departing.extend(versions.held.into_values());
         Some(entries)
+    }
+
+    /// Removes a version of a name that has others, and moves the name to `next` where that is one.
+    pub fn remove_version(&mut self, name: &str, number: u64, next: Option<u64>) {
+        let Some(versions) = self.names.get_mut(name) else { return };
+        let Some(mut held) = versions.held.remove(&number) else { return };
+        (held.draining, held.pinned, held.pin) = (true, false, None);
+        if versions.current == number {
+            versions.current = 0;
+        }
+        self.departing.push(held);
+        if let Some(next) = next {
+            self.set_current(name, next);
+        }
     }
 
     pub fn stats(&self) -> Stats {

@@ -221,6 +221,24 @@ impl Store {
         self.change(change.bind(name).bind(version as i64)).await
     }
 
+    /// Removes one version; where the name means it, the name means `next` from then on.
+    pub async fn remove_version_and_move(
+        &self,
+        name: &str,
+        version: u64,
+        current: bool,
+        next: Option<u64>,
+    ) -> Result<()> {
+        let mut t = self.begin().await?;
+        let change = sqlx::query("DELETE FROM versions WHERE name = ? AND number = ?");
+        t.run(change.bind(name).bind(version as i64)).await?;
+        if current {
+            let point = sqlx::query("UPDATE names SET current = ?2 WHERE name = ?1");
+            t.run(point.bind(name).bind(next.map(|next| next as i64))).await?;
+        }
+        t.commit().await
+    }
+
     /// Removes every version of a name. The name's row stays, so that its numbers are not used
     /// again.
     pub async fn remove_name(&self, name: &str) -> Result<()> {

@@ -4,9 +4,12 @@
 
 use crate::access::Caller;
 use crate::adapters::format::generation::Generation;
-use crate::adapters::version::{Entry, Lineage, Parent, State as AdapterState};
+use crate::adapters::version::{
+    Entry, FileRecord, Lineage, Parent, State as AdapterState, TrainingRecord,
+};
 use crate::api::wire::{
-    AdapterGeneration, AdapterLineage, AdapterParent, AdapterProbe, AdapterSummary, AdapterVersion,
+    AdapterGeneration, AdapterLineage, AdapterParent, AdapterProbe, AdapterSummary,
+    AdapterTraining, AdapterVersion, TrainedFile,
 };
 
 /// The state as the wire says it.
@@ -51,6 +54,18 @@ pub fn version(entry: &Entry, caller: &Caller) -> AdapterVersion {
     }
 }
 
+fn trained_with(record: &TrainingRecord) -> AdapterTraining {
+    let file = |file: &FileRecord| TrainedFile { id: file.id.clone(), digest: file.digest.clone() };
+    AdapterTraining {
+        spec: record.spec.clone(),
+        base: record.base.clone(),
+        training_file: file(&record.training_file),
+        validation_file: record.validation_file.as_ref().map(file),
+        seed: record.seed,
+        steps: record.steps,
+    }
+}
+
 /// The owner of a name as `caller` may know it: itself, and an operator knows all.
 pub fn owner(owner: &str, caller: &Caller) -> Option<String> {
     let told = caller.tenant().is_none_or(|tenant| tenant == owner) && !owner.is_empty();
@@ -80,15 +95,16 @@ fn lineage(lineage: &Lineage, caller: &Caller) -> AdapterLineage {
         Lineage::Uploaded { by, files } => {
             AdapterLineage::Uploaded { by: by.clone(), files: files.clone() }
         }
-        Lineage::Merged { method, from, job } => AdapterLineage::Merged {
+        Lineage::Merged { method, from, job, .. } => AdapterLineage::Merged {
             method: method.clone(),
             job: job.clone(),
             from: from.iter().filter(seen).map(parent).collect(),
         },
-        Lineage::Trained { from, job, step } => AdapterLineage::Trained {
+        Lineage::Trained { from, job, step, record, .. } => AdapterLineage::Trained {
             from: from.as_ref().filter(seen).map(parent),
             job: job.clone(),
             step: *step,
+            record: record.as_deref().map(trained_with),
         },
     }
 }

@@ -1,4 +1,4 @@
-//! `/v1/files`: upload, list, show, download, delete.
+//! `/v1/files`: upload, list, show, download, preview.
 //!
 //! Owns the routes and what a file may be for. Never opens a file by a client's name: `files` keeps
 //! contents, and knows whose they are.
@@ -11,9 +11,7 @@ use crate::api::http::body::missing;
 use crate::api::http::errors::invalid_value;
 use crate::api::http::intake::UPLOAD_BYTES;
 use crate::api::http::touched::Touched;
-use crate::api::wire::{
-    ErrorBody, ExpiresAfter, FileDeleted, FileList, FileShown, PreviewList, PreviewShown,
-};
+use crate::api::wire::{ErrorBody, ExpiresAfter, FileList, FileShown, PreviewList, PreviewShown};
 use crate::error::{Error, Result, brief};
 use crate::files::{FileRow, NewFile, Page, Purpose};
 use crate::jobs::Preview;
@@ -264,27 +262,6 @@ pub async fn preview(
     let how = Preview { kind, truncate, limit, now: file.created };
     let data = api.jobs.preview(content, how).await?.into_iter().map(PreviewShown::from);
     Ok(Json(PreviewList { object: "list", data: data.collect() }))
-}
-
-/// Deletes a file. What was made from it stays.
-#[utoipa::path(
-    delete,
-    path = "/v1/files/{id}",
-    params(("id" = String, Path)),
-    responses(
-        (status = 200, body = FileDeleted),
-        (status = 409, description = "A job uses it", body = ErrorBody),
-        (status = "4XX", body = ErrorBody),
-    )
-)]
-pub async fn remove(
-    State(api): State<Arc<Api>>,
-    Extension(caller): Extension<Caller>,
-    Path(id): Path<String>,
-) -> Result<Response> {
-    let file = api.files.remove(&id, caller.tenant()).await?;
-    let touched = touched(&file);
-    Ok((touched, Json(FileDeleted { id: file.id, object: "file", deleted: true })).into_response())
 }
 
 pub fn shown(file: FileRow) -> FileShown {

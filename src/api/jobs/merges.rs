@@ -4,6 +4,7 @@
 //! to know: versions are fixed and everything that needs no computing is refused when the order
 //! comes in, so a job that was accepted rarely fails.
 
+use super::report::{ReportQuery, answer};
 use super::watching::{self, Next, STILL};
 use crate::access::Caller;
 use crate::adapters::actor::Right;
@@ -35,22 +36,13 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, StatusCode};
-use serde::Deserialize;
 use serde_json::Value;
 use std::convert::Infallible;
 use std::sync::Arc;
 
 /// Examples of one job, all sets together.
 const EXAMPLES_MAX: usize = 1000;
-
-/// Query of a report.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ReportQuery {
-    format: Option<String>,
-}
 
 /// Lists merges, newest first; a tenant's key sees its tenant's.
 #[utoipa::path(get, path = "/v1/merges", responses((status = 200, body = MergeList)))]
@@ -151,25 +143,7 @@ pub async fn report(
     query: Result<Query<ReportQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response> {
-    let wrong = || invalid_value("format", "the query may hold `format`, json or svg");
-    let Query(query) = query.map_err(|_| wrong())?;
-    let accepts = headers.get(ACCEPT).and_then(|v| v.to_str().ok());
-    let picture = match query.format.as_deref() {
-        Some("json") => false,
-        Some("svg") => true,
-        None => accepts.is_some_and(|types| types.contains("image/svg+xml")),
-        Some(_) => return Err(wrong()),
-    };
-    let stored = api.jobs.report(Kind::Merge, &id, caller.tenant()).await?;
-    if picture {
-        return Ok(([(CONTENT_TYPE, "image/svg+xml")], stored.picture).into_response());
-    }
-    let value = |text: &str| {
-        serde_json::from_str::<Value>(text).map_err(|e| Error::fault(format!("a report: {e}")))
-    };
-    let mut report = value(&stored.report)?;
-    report["evaluation"] = stored.evaluation.as_deref().map_or(Ok(Value::Null), value)?;
-    Ok(Json(report).into_response())
+    answer(&api, (Kind::Merge, &id), &caller, query, &headers).await
 }
 
 /// The merge as it stands, and again after each change until it is over.
@@ -358,7 +332,7 @@ async fn example(
             format!("the context is {} tokens; the example has {}", api.context, tokens.len());
         return Err(Error::invalid("context_length_exceeded", message).param("messages"));
     }
-    Ok(Example { tokens, answer })
+    Ok(Example { tokens, answer, weights: Vec::new() })
 }
 
 fn shown(job: &Job) -> Result<MergeShown> {

@@ -139,7 +139,31 @@ pub enum AdapterLineage {
         job: String,
         /// The step that it stood at, of a checkpoint.
         step: Option<u64>,
+        /// Null of what was trained before this was noted.
+        record: Option<AdapterTraining>,
     },
+}
+
+/// What a version was trained with.
+#[derive(Serialize, ToSchema)]
+pub struct AdapterTraining {
+    /// `sha256:` of the settings, every choice made.
+    pub spec: String,
+    /// `sha256:` of the base's weights.
+    pub base: String,
+    pub training_file: TrainedFile,
+    pub validation_file: Option<TrainedFile>,
+    pub seed: u64,
+    /// Optimizer steps of the whole job.
+    pub steps: u64,
+}
+
+/// A file as it was when the job read it.
+#[derive(Serialize, ToSchema)]
+pub struct TrainedFile {
+    pub id: String,
+    /// `sha256:` of the content.
+    pub digest: String,
 }
 
 /// A version that another was made of.

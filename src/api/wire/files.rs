@@ -41,7 +41,42 @@ pub struct FileDeleted {
     pub id: String,
     #[schema(example = "file")]
     pub object: &'static str,
+    /// False of a dry run.
     pub deleted: bool,
+    /// What went with it, or would go, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cascade: Option<CascadeShown>,
+}
+
+/// What rests on a file.
+#[derive(Serialize, ToSchema)]
+pub struct CascadeShown {
+    /// `name@version` of what learnt from it, and of what was made of that.
+    pub versions: Vec<String>,
+    /// Jobs that learnt from it, and merges of what they made.
+    pub jobs: Vec<String>,
+    /// Tables of these jobs' steps.
+    pub files: Vec<String>,
+    /// Names that mean a version that goes.
+    pub names: Vec<CascadeName>,
+    /// What your key may not know of.
+    pub others: CascadeOthers,
+    /// Of a dry run: why it would be refused now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocked_by: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct CascadeName {
+    pub name: String,
+    /// What it means then; null: nothing.
+    pub version: Option<u64>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct CascadeOthers {
+    pub versions: usize,
+    pub jobs: usize,
 }
 
 /// Examples of a file.

@@ -112,8 +112,30 @@ pub struct LoraFields {
     pub truncate: Option<bool>,
     /// Steps between two looks at the validation file; default: at the ends of epochs.
     pub eval_steps: Option<u32>,
-    /// `auto` (the default): the name means the result at once; `manual`: it means what it meant.
+    /// `auto` (the default): the name means the result once the gate lets it through; `manual`: it
+    /// means what it meant, and the job says how to move it; `never`: it means what it meant.
     pub promote: Option<String>,
+    /// Share of the training file's different lines, above 0 and at most 0.5, that is not learnt
+    /// but measured by; `seed` decides which. Default: none.
+    pub validation_split: Option<f64>,
+    pub gate: Option<GateFields>,
+}
+
+/// What must hold of the result before its name moves to it, measured on the validation file or on
+/// what was held out.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GateFields {
+    /// Most that the held-out loss may be, in nats a token (of pairs: DPO's loss).
+    pub max_valid_loss: Option<f64>,
+    /// The same as a part of the base's loss; below 1 the result must be better than the base.
+    pub max_loss_ratio_to_base: Option<f64>,
+    /// Least share of examples that greedy decoding answers exactly.
+    pub min_exact_match: Option<f64>,
+    /// Most examples that the version before answers exactly and the result does not.
+    pub max_negative_flips: Option<u64>,
+    /// The held-out loss may not be above that of the version that the name means.
+    pub must_beat_current: Option<bool>,
 }
 
 /// One job.
@@ -191,7 +213,7 @@ pub struct FineTuningError {
 pub struct FineTuningExtra {
     /// Name of the adapter that comes out.
     pub name: String,
-    /// `preparing`, `training`, `publishing` or `evaluating`, of a running job.
+    /// `preparing`, `training`, `publishing`, `evaluating`, `publishing` again: of a running job.
     pub stage: Option<&'static str>,
     /// Somebody paused it; its status is `queued`.
     pub paused: bool,
@@ -204,6 +226,23 @@ pub struct FineTuningExtra {
     #[schema(value_type = Option<Object>)]
     pub resolved: Option<Value>,
     pub promote: &'static str,
+    pub validation_split: Option<f64>,
+    /// How the result was judged, once it was.
+    pub gate: Option<GateShown>,
+}
+
+/// A judgement.
+#[derive(Serialize, ToSchema)]
+pub struct GateShown {
+    /// Whether every threshold holds; true where there is none.
+    pub passed: bool,
+    /// What does not hold, with both figures; or why the name did not move all the same.
+    pub reasons: Vec<String>,
+    /// Whether the job moved the name to the result.
+    pub promoted: bool,
+    /// As they were asked for.
+    #[schema(value_type = Object)]
+    pub thresholds: Value,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -265,4 +304,35 @@ pub struct FineTuningCheckpointList {
     pub has_more: bool,
     pub first_id: Option<String>,
     pub last_id: Option<String>,
+}
+
+/// Whose training is asked for.
+#[derive(Deserialize, ToSchema)]
+pub struct SeenFields {
+    /// A line of a training file, as an object or as the text of one.
+    #[schema(value_type = Object)]
+    pub record: Value,
+}
+
+#[derive(Serialize, ToSchema)]
+pub struct SeenBy {
+    #[schema(example = "list")]
+    pub object: &'static str,
+    /// By name then version.
+    pub data: Vec<SeenVersion>,
+    /// Versions that your key may not know of.
+    pub others: usize,
+}
+
+/// A version that rests on a record.
+#[derive(Serialize, ToSchema)]
+pub struct SeenVersion {
+    /// `name@version`
+    pub id: String,
+    /// `training`: a job that learnt it made the version; `descent`: it was made of such.
+    pub by: &'static str,
+    /// The jobs that learnt it.
+    pub jobs: Vec<String>,
+    /// Whether the bare name means it.
+    pub current: bool,
 }

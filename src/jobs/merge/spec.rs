@@ -26,11 +26,12 @@ pub struct MergeSpec {
 
 impl MergeSpec {
     /// What the version that comes out of the job `id` says of itself.
-    pub fn lineage(&self, id: &str) -> Lineage {
+    pub fn lineage(&self, id: &str, rests_on: Vec<String>) -> Lineage {
         Lineage::Merged {
             method: self.spec.method.name().to_owned(),
             from: self.from.clone(),
             job: Some(id.to_owned()),
+            rests_on,
         }
     }
 }

@@ -14,16 +14,24 @@ use std::io::BufReader;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-/// A file of examples.
+/// A file of examples, or a part of one.
 pub struct Dataset {
     pub examples: Arc<Examples>,
+    /// Of its different lines, sorted.
+    pub digests: Vec<data::Digest>,
     counts: data::Counts,
-    digests: Vec<data::Digest>,
     kind: Kind,
 }
 
 /// Examples below which a job is warned.
 const FEW: usize = 10;
+
+impl From<data::Dataset> for Dataset {
+    fn from(read: data::Dataset) -> Self {
+        let data::Dataset { kind, examples, counts, digests, .. } = read;
+        Self { examples: Arc::new(examples), digests, counts, kind }
+    }
+}
 
 impl Dataset {
     /// Examples, or pairs of them.
@@ -57,27 +65,72 @@ impl Dataset {
     }
 }
 
-/// Reads a file. Blocking. `None` when `over` says so first. Errors: `invalid_training_file`, with
-/// `param` before its message.
-pub fn read(
-    file: &FileUse,
-    param: &'static str,
-    content: File,
-    (spec, created): (&TrainingSpec, u64),
-    means: &Means,
-    over: &dyn Fn() -> bool,
-) -> Result<Option<Dataset>> {
-    let kind = if spec.asked.beta.is_some() { Kind::Preference } else { Kind::Supervised };
-    let reading = reading(means, Some(kind), spec.asked.truncate, created);
-    let blame = |e: Error| {
-        let message = format!("{param} ({}): {}", file.id, e.message);
-        Error { message, ..e }.param(param)
-    };
-    let Some(read) = reading.read(BufReader::new(content), over).map_err(blame)? else {
-        return Ok(None);
-    };
-    let data::Dataset { kind, examples, counts, digests } = read;
-    Ok(Some(Dataset { examples: Arc::new(examples), counts, digests, kind }))
+/// What a job is made of: what it learns, and what it only measures itself by.
+pub struct Data {
+    pub training: Dataset,
+    pub validation: Option<Dataset>,
+}
+
+/// How the files of a job are read.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    pub spec: &'a TrainingSpec,
+    /// Unix seconds.
+    pub created: u64,
+    pub means: &'a Means,
+}
+
+impl Job<'_> {
+    /// Reads a job's files, in its order. Blocking. `None` when `over` says so first. Errors:
+    /// `invalid_training_file`, with the field before its message.
+    pub fn data(self, files: Vec<File>, over: &dyn Fn() -> bool) -> Result<Option<Data>> {
+        let mut files = files.into_iter();
+        let Some(training) = files.next() else {
+            return Err(Error::fault("a training job has a file"));
+        };
+        let param = "training_file";
+        let Some(read) = self.read(&self.spec.training, param, training, over)? else {
+            return Ok(None);
+        };
+        if let Some(share) = self.spec.validation_split {
+            let (training, held) =
+                read.hold_out(share, self.spec.asked.seed).ok_or_else(|| too_short(self.spec))?;
+            let (training, validation) = (training.into(), Some(held.into()));
+            return Ok(Some(Data { training, validation }));
+        }
+        let mut validation = None;
+        if let Some((file, content)) = self.spec.validation.as_ref().zip(files.next()) {
+            validation = self.read(file, "validation_file", content, over)?;
+            if validation.is_none() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Data { training: read.into(), validation: validation.map(Into::into) }))
+    }
+
+    fn read(
+        self,
+        file: &FileUse,
+        param: &'static str,
+        content: File,
+        over: &dyn Fn() -> bool,
+    ) -> Result<Option<data::Dataset>> {
+        let Self { spec, created, means } = self;
+        let reading = reading(means, Some(spec.kind()), spec.asked.truncate, created);
+        let blame = |e: Error| {
+            let message = format!("{param} ({}): {}", file.id, e.message);
+            Error { message, ..e }.param(param)
+        };
+        reading.read(BufReader::new(content), over).map_err(blame)
+    }
+}
+
+fn too_short(spec: &TrainingSpec) -> Error {
+    let message = format!(
+        "training_file ({}): nothing can be held out of a file without two different lines",
+        spec.training.id
+    );
+    Error::invalid("invalid_training_file", message).param("training_file")
 }
 
 /// Of a file that is looked at before a job reads it.

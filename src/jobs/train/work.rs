@@ -6,13 +6,14 @@
 
 use super::means::Means;
 use super::quantum;
-use super::read::{Dataset, read};
-use super::spec::{FileUse, TrainingSpec};
+use super::read::{Data, Dataset, Job};
+use super::spec::TrainingSpec;
 use crate::database::write_failed;
 use crate::engine::EngineHandle;
 use crate::error::{Error, Kind, Result};
 use crate::jobs::events::{Event, Level};
 use crate::jobs::stage::{Progress, Stepped};
+use crate::train::data::Digest;
 use crate::train::{StepReport, TrainSpec, Trainer, figures};
 use polylora_kernels::Device;
 use std::collections::HashSet;
@@ -37,41 +38,39 @@ pub struct Training {
     base_name: String,
 }
 
+/// A job that was begun.
+pub struct Start {
+    pub training: Training,
+    /// What the job came to.
+    pub spec: TrainingSpec,
+    pub events: Vec<Event>,
+    /// Digests of the lines that it learns, sorted.
+    pub seen: Vec<Digest>,
+}
+
 impl Training {
-    /// Reads the files and takes the memory; goes on where the state was kept. Also what the job
-    /// came to, and what there is to tell. Blocking. `None` when `over` says so first. Errors:
-    /// `invalid_training_file`, `training_memory_exhausted`.
+    /// Reads the files and takes the memory; goes on where the state was kept. Blocking. `None`
+    /// when `over` says so first. Errors: `invalid_training_file`, `training_memory_exhausted`.
     pub fn begin(
         id: &str,
         (spec, created): (&TrainingSpec, u64),
         files: Vec<File>,
         means: &Means,
         over: &dyn Fn() -> bool,
-    ) -> Result<Option<(Self, TrainSpec, Vec<Event>)>> {
-        let mut files = files.into_iter();
-        let Some(training) = files.next() else {
-            return Err(Error::fault("a training job has a file"));
+    ) -> Result<Option<Start>> {
+        let Some(data) = (Job { spec, created, means }).data(files, over)? else {
+            return Ok(None);
         };
-        let read = |file: &FileUse, content: File, param| {
-            read(file, param, content, (spec, created), means, over)
-        };
-        let Some(data) = read(&spec.training, training, "training_file")? else { return Ok(None) };
-        let mut valid = None;
-        if let Some((file, content)) = spec.validation.as_ref().zip(files.next()) {
-            valid = read(file, content, "validation_file")?;
-            if valid.is_none() {
-                return Ok(None);
-            }
-        }
+        let Data { training: data, validation: valid } = data;
         let resolved = spec.asked.resolve(data.count(), means.weights.shape.hidden);
         let longest = |data: &Dataset| data.examples.longest();
         let longest = valid.as_ref().map_or(0, longest).max(longest(&data));
         let rows = rows(&resolved, longest, means)?;
         let mut events = told(&data, valid.as_ref(), &resolved);
-        let (weights, spec) = (means.weights.clone(), resolved.clone());
+        let (weights, trained) = (means.weights.clone(), resolved.clone());
         let (examples, valid) = (data.examples, valid.map(|data| data.examples));
         let make =
-            move |device: &Device| Trainer::new(weights, device, spec, rows, examples, valid);
+            move |device: &Device| Trainer::new(weights, device, trained, rows, examples, valid);
         let Some(mut trainer) = quantum::start(&means.engine, make, over)? else {
             return Ok(None);
         };
@@ -81,11 +80,12 @@ impl Training {
             let message = format!("Going on after step {}", trainer.step());
             events.push(Event::message(Level::Info, message));
         }
+        let spec = spec.resolved(resolved, trainer.steps(), means.weights.digest);
         let trainer = Some(Box::new(trainer));
         let (engine, base_name) = (means.engine.clone(), means.base_name.clone());
         let (kept, keeping) = (Instant::now(), Duration::ZERO);
         let training = Self { engine, trainer, state, kept, keeping, base_name };
-        Ok(Some((training, resolved, events)))
+        Ok(Some(Start { training, spec, events, seen: data.digests }))
     }
 
     /// The next optimizer step. Blocking. `None` when `over` says so before its end.

@@ -72,8 +72,22 @@ impl Examples {
         self.supervised += weights.iter().skip(1).filter(|w| **w != 0.0).count() as u64;
     }
 
+    /// Those whose line `keeps`.
+    pub(super) fn part(&self, keeps: impl Fn(u64) -> bool) -> Self {
+        let mut part = Self::default();
+        for index in (0..self.len()).filter(|index| keeps(self.line(*index))) {
+            let Example { ids, weights } = self.get(index);
+            part.add_of(self.line(index), ids, weights);
+        }
+        part
+    }
+
     pub(super) fn push(&mut self, line: u64, encoded: &Encoded) {
-        self.add(&encoded.ids, &encoded.weights);
+        self.add_of(line, &encoded.ids, &encoded.weights);
+    }
+
+    fn add_of(&mut self, line: u64, ids: &[u32], weights: &[f32]) {
+        self.add(ids, weights);
         if let Some(last) = self.lines.last_mut() {
             *last = line;
         }

@@ -13,9 +13,10 @@ mod lines;
 mod preview;
 mod problems;
 mod reading;
+mod split;
 mod walk;
 
-pub use digests::{Digest, shared};
+pub use digests::{Digest, digest, digest_of, shared};
 pub use examples::Examples;
 pub use form::Kind;
 pub use preview::{Preview, Span};

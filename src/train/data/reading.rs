@@ -43,6 +43,8 @@ pub struct Dataset {
     pub counts: Counts,
     /// Of the different lines, sorted.
     pub digests: Vec<Digest>,
+    /// Number and digest of every line, in their order.
+    pub lines: Vec<(u64, Digest)>,
 }
 
 /// What reading met.
@@ -66,9 +68,9 @@ impl Reading<'_> {
     pub fn read(&self, from: impl BufRead, over: &dyn Fn() -> bool) -> Result<Option<Dataset>> {
         let (encoder, ends) = self.parts()?;
         let (mut examples, mut counts) = (Examples::default(), Counts::default());
-        let mut digests = Vec::new();
+        let mut all = Vec::new();
         let walked = walk(from, self.kind, self.limits, over, |line, text, record| {
-            digests.push(digests::digest(text));
+            all.push((line, digests::digest(text)));
             let drafts = self.drafts(&record, &ends, over)?;
             let encoded = encode_all(&encoder, &drafts)?;
             match learnable(&record, &encoded) {
@@ -100,8 +102,9 @@ impl Reading<'_> {
         if examples.is_empty() {
             return Err(wrong("all lines were dropped: none has a token that is learnt"));
         }
+        let mut digests = all.iter().map(|(_, digest)| *digest).collect();
         (counts.lines, counts.duplicates) = (lines, digests::distinct(&mut digests));
-        Ok(Some(Dataset { kind, examples, counts, digests }))
+        Ok(Some(Dataset { kind, examples, counts, digests, lines: all }))
     }
 
     /// The first `most` examples as text. Reads no further, so it tells problems of the lines

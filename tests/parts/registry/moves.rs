@@ -326,8 +326,15 @@ async fn where_a_version_came_from_is_kept() {
             method: "ties".into(),
             from: vec![parent.clone(), parent.clone()],
             job: None,
+            rests_on: vec!["job-1".into()],
         },
-        Lineage::Trained { from: Some(parent), job: "job-1".into(), step: None },
+        Lineage::Trained {
+            from: Some(parent),
+            job: "job-1".into(),
+            step: None,
+            rests_on: Vec::new(),
+            record: None,
+        },
     ];
     for (seed, lineage) in all.iter().enumerate() {
         let staging = fixture.registry.stage("sql").unwrap();

@@ -11,6 +11,8 @@ mod cycles;
 mod file_uploads;
 mod files;
 mod fine_tuning;
+mod fine_tuning_data;
+mod fine_tuning_gate;
 mod keys;
 mod lifetime;
 mod limits;

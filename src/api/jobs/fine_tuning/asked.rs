@@ -128,7 +128,11 @@ pub fn promote(given: Option<&str>) -> Result<Promote> {
     match given {
         None | Some("auto") => Ok(Promote::Auto),
         Some("manual") => Ok(Promote::Manual),
-        Some(_) => Err(invalid_value("polylora.promote", "`promote` must be auto or manual")),
+        Some("never") => Ok(Promote::Never),
+        Some(_) => {
+            let why = "`promote` must be auto, manual or never";
+            Err(invalid_value("polylora.promote", why))
+        }
     }
 }
 

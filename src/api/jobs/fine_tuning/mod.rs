@@ -4,9 +4,12 @@
 //! know: an unmodified OpenAI client works against them; what is ours lies under `polylora`.
 
 mod asked;
+mod gate;
+pub mod seen;
 mod shown;
 mod stream;
 
+use super::report::{ReportQuery, answer};
 use crate::access::Caller;
 use crate::adapters::actor::Right;
 use crate::api::Api;
@@ -28,6 +31,7 @@ use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Extension, Path, Query, State};
 use axum::response::{IntoResponse, Response};
+use http::HeaderMap;
 use std::sync::Arc;
 
 /// Of jobs and of events, where the client does not say.
@@ -97,6 +101,7 @@ pub async fn create(
     let asked = asked::asked(&fields)?;
     let promote = fields.polylora.as_ref().and_then(|ours| ours.promote.as_deref());
     let promote = asked::promote(promote)?;
+    let (validation_split, gate) = gate::gate(&fields, asked.beta.is_some())?;
     let metadata = asked::metadata(fields.metadata)?;
     if api.look_up(&caller, &fields.model)?.is_some() {
         let message = format!(
@@ -135,7 +140,10 @@ pub async fn create(
         validation,
         asked,
         resolved: None,
+        record: None,
         promote,
+        validation_split,
+        gate,
         metadata,
         suffix: fields.suffix,
         rights: Rights { given: by.right == Right::Given, bounds: by.tenant.bounds },
@@ -224,6 +232,31 @@ pub async fn cancel(
     Path(id): Path<String>,
 ) -> Result<Json<FineTuningJob>> {
     told(&api.jobs.cancel(Kind::Train, &id, caller.tenant()).await?).map(Json)
+}
+
+/// What a training job that is over says of itself: the last figures, how much the result changes
+/// the base, and how it does on what was held out; or a picture of the loss.
+#[utoipa::path(
+    get,
+    path = "/v1/fine_tuning/jobs/{id}/report",
+    params(
+        ("id" = String, Path),
+        ("format" = Option<String>, Query,
+            description = "`json` or `svg`; default by `Accept`, else json"),
+    ),
+    responses(
+        (status = 200, content((Object = "application/json"), (String = "image/svg+xml"))),
+        (status = "4XX", body = ErrorBody),
+    )
+)]
+pub async fn report(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    query: Result<Query<ReportQuery>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response> {
+    answer(&api, (Kind::Train, &id), &caller, query, &headers).await
 }
 
 /// Stops a training job after the step that it is at; what it has done is kept.

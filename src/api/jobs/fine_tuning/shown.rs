@@ -6,10 +6,10 @@
 use crate::adapters::version::Entry;
 use crate::api::wire::{
     FineTuningCheckpoint, FineTuningError, FineTuningEvent, FineTuningExtra, FineTuningJob,
-    Hyperparameters, Method, MethodShown,
+    GateShown, Hyperparameters, Method, MethodShown,
 };
 use crate::clock::unix_seconds;
-use crate::jobs::{Job, Promote, Stage, State, StoredEvent, TrainingSpec, Work};
+use crate::jobs::{Job, Stage, State, StoredEvent, TrainingSpec, Verdict, Work};
 use serde_json::{Value, json};
 
 /// Whom OpenAI's objects belong to.
@@ -60,12 +60,20 @@ pub fn job(job: &Job) -> Option<FineTuningJob> {
             steps: progress.map(|p| p.total as u64),
             restarted: job.restarts,
             resolved: spec.resolved.as_ref().map(|resolved| json!(resolved)),
-            promote: match spec.promote {
-                Promote::Auto => "auto",
-                Promote::Manual => "manual",
-            },
+            promote: spec.promote.name(),
+            validation_split: spec.validation_split,
+            gate: job.gate.as_ref().map(|verdict| gate(spec, verdict)),
         },
     })
+}
+
+fn gate(spec: &TrainingSpec, verdict: &Verdict) -> GateShown {
+    GateShown {
+        passed: verdict.passed,
+        reasons: verdict.reasons.clone(),
+        promoted: verdict.promoted,
+        thresholds: json!(spec.gate),
+    }
 }
 
 fn status(job: &Job) -> &'static str {
