@@ -204,6 +204,9 @@ pub const GROUPS: &[Group] = codes! {
         non_finite_loss [422]
             "The loss or its gradient was not finite in three steps in a row; nothing was updated \
              in them. A smaller learning rate may help."
+        incompatible_start [422]
+            "A job cannot go on from this adapter: the message names the rank, the scale, the \
+             module or the part in which it differs from what the job trains."
     }
     "Merges" {
         invalid_merge [400]
