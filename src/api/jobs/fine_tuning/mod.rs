@@ -26,7 +26,7 @@ use crate::api::wire::{
     ErrorBody, FineTuningCheckpointList, FineTuningEventList, FineTuningFields, FineTuningJob,
     FineTuningJobList,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, brief};
 use crate::files::Purpose;
 use crate::jobs::{FileUse, Job, Kind, Owner, Rights, Submission, TrainingSpec, Work};
 use axum::Json;
