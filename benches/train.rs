@@ -130,10 +130,11 @@ fn train(weights: &Arc<Weights>, dev: &Device, dora: bool, data: Arc<Examples>) 
         max_grad_norm: 1.0,
         objective: Objective::Supervised,
         validate_every: 0,
+        start: None,
     };
     let bytes = Trainer::bytes(weights, &spec, data.longest(), ROWS, dev.threads());
     let mut trainer =
-        Trainer::new(weights.clone(), dev, spec, ROWS, data, None).expect("a trainer");
+        Trainer::new(weights.clone(), dev, spec, ROWS, data, None, None).expect("a trainer");
     let (mut best, mut ops) = (f64::MAX, Vec::new());
     let (mut start, mut tokens) = (Instant::now(), 0);
     loop {

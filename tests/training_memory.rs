@@ -10,6 +10,7 @@ use polylora::train::data::Examples;
 use polylora::train::{Advance, Decay, Objective, TrainSpec, Trainer};
 use polylora_kernels::Device;
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -33,7 +34,10 @@ static COUNTING: Counting = Counting;
 
 const ROWS: usize = 256;
 
-fn spec(dora: bool, objective: Objective) -> TrainSpec {
+/// DoRA or not, what is made smaller, and the adapter that is gone on from.
+type Case = (bool, Objective, Option<&'static str>);
+
+fn spec((dora, objective, start): Case) -> TrainSpec {
     TrainSpec {
         rank: 8,
         alpha: 16.0,
@@ -51,6 +55,7 @@ fn spec(dora: bool, objective: Objective) -> TrainSpec {
         max_grad_norm: 1.0,
         objective,
         validate_every: 0,
+        start: start.map(str::to_owned),
     }
 }
 
@@ -89,22 +94,27 @@ fn a_job_takes_what_it_said_and_nothing_after_its_first_epoch() {
     let dev = Device::cpu(2);
     let weights = Weights::load(&checkpoint, None, &dev, &|_, _| ()).expect("weights");
     let (weights, data) = (Arc::new(weights), examples());
-    for (dora, objective) in [
-        (false, Objective::Supervised),
-        (true, Objective::Supervised),
-        (false, Objective::Dpo { beta: 0.1 }),
+    let of_pairs = Objective::Dpo { beta: 0.1 };
+    for case in [
+        (false, Objective::Supervised, None),
+        (true, Objective::Supervised, None),
+        (false, of_pairs, None),
+        (false, of_pairs, Some("ticket-json")),
     ] {
-        let spec = spec(dora, objective);
+        let spec = spec(case);
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let start = spec.start.as_ref().map(|name| root.join("adapters").join(name));
         let said = Trainer::bytes(&weights, &spec, data.longest(), ROWS, dev.threads());
         let before = resident();
         let (data, validation) = (data.clone(), Some(data.clone()));
         let mut trainer =
-            Trainer::new(weights.clone(), &dev, spec, ROWS, data, validation).expect("a trainer");
+            Trainer::new(weights.clone(), &dev, spec, ROWS, data, validation, start.as_deref())
+                .expect("a trainer");
         let epoch = trainer.steps() / 3;
         run(&mut trainer, &dev, epoch);
         let taken = resident() - before;
         let apart = taken as f64 / said as f64;
-        eprintln!("dora {dora}, {objective:?}: said {said}, taken {taken}: {apart:.4}");
+        eprintln!("{case:?}: said {said}, taken {taken}: {apart:.4}");
         assert!((0.98..1.02).contains(&apart), "said {said}, taken {taken}");
         let before = ALLOCATIONS.load(Ordering::SeqCst);
         run(&mut trainer, &dev, epoch);

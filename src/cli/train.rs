@@ -4,6 +4,7 @@
 //! The thing to know: what an interrupted run had done stays beside `--out`, and the same command
 //! goes on from there to the same bytes.
 
+use crate::adapters::format::factors;
 use crate::adapters::format::files::AdapterFiles;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::source::{self, Located};
@@ -61,6 +62,10 @@ pub struct TrainArgs {
     /// A directory, a .gguf file, a Hub id or the demo's name
     #[arg(long, env = "POLYLORA_MODEL", default_value = MODEL)]
     model: String,
+    /// Go on from this adapter, with its rank, alpha and targets
+    #[arg(long, value_name = "DIR")]
+    #[arg(conflicts_with_all = ["rank", "alpha", "rslora", "dora", "targets"])]
+    from: Option<PathBuf>,
     /// Examples that are only measured, at the ends of epochs
     #[arg(long, value_name = "FILE")]
     validation: Option<PathBuf>,
@@ -257,7 +262,13 @@ pub fn run(args: TrainArgs) -> Result<()> {
     };
     let weights = Arc::new(Weights::load(&Checkpoint::open(&path)?, dtype, &device, &|_, _| ())?);
     let count = counted(&data);
-    let spec = args.asked().resolve(count, weights.shape.hidden);
+    let mut asked = args.asked();
+    let mut start = None;
+    if let Some(dir) = &args.from {
+        asked = asked.shaped_like(&factors::open(dir, &weights.shape)?)?;
+        start = Some(AdapterFiles::find(dir)?.digest()?.to_string());
+    }
+    let spec = TrainSpec { start, ..asked.resolve(count, weights.shape.hidden) };
     let rows = rows(&args, &spec, (&data, validation.as_ref()), &weights, &device)?;
     say(&format!(
         "{count} examples of {} tokens; epochs {}, batches of {}, learning rate {:.2e}, rank {}\n",
@@ -269,7 +280,8 @@ pub fn run(args: TrainArgs) -> Result<()> {
     ));
     let validation = validation.map(|data| Arc::new(data.examples));
     let examples = Arc::new(data.examples);
-    let trainer = Trainer::new(weights, &device, spec, rows, examples, validation)?;
+    let trainer =
+        Trainer::new(weights, &device, spec, rows, examples, validation, args.from.as_deref())?;
     trained(trainer, &device, out, &name)
 }
 

@@ -173,6 +173,7 @@ fn texts(value: Toml) -> Result<Vec<String>, &'static str> {
     Ok(match value {
         Toml::String(text) => vec![text],
         Toml::Integer(n) => vec![n.to_string()],
+        Toml::Float(n) => vec![n.to_string()],
         Toml::Boolean(b) => vec![b.to_string()],
         Toml::Array(all) => {
             let one = |value| match value {
@@ -188,7 +189,6 @@ fn texts(value: Toml) -> Result<Vec<String>, &'static str> {
             };
             all.into_iter().map(one).collect::<Result<_, _>>()?
         }
-        Toml::Float(_) => return Err("a number with a point"),
         Toml::Datetime(_) => return Err("a date"),
     })
 }

@@ -86,6 +86,12 @@ impl EngineHandle {
         Ok(streams)
     }
 
+    /// Whether `n` sequences of `tenant` would be refused now, however short they are: asked before
+    /// there is work for them. Errors: `queue_full`, `shutting_down`.
+    pub fn check_room(&self, n: usize, tenant: &str) -> Result<()> {
+        self.shared.check_room(n, 1, tenant, &self.options)
+    }
+
     fn check_length(&self, request: &Request) -> Result<()> {
         let total = request.prompt.len() + request.tokens_max as usize;
         if total > self.options.context {

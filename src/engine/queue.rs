@@ -75,10 +75,42 @@ impl Shared {
         self.heartbeat.store(at, Ordering::Release);
     }
 
-    /// Permits for `n` sequences of `tokens` prompt tokens each to wait. A named tenant
+    /// Whether `n` sequences of `tokens` prompt tokens each would get permits now. A named tenant
     /// may hold as many as are left free, and no more: so one that floods fills half of the queue,
-    /// two fill two thirds, and somebody else's request always finds a place. Errors:
-    /// `queue_full`, `shutting_down`.
+    /// two fill two thirds, and somebody else's request always finds room. Errors: `queue_full`,
+    /// `shutting_down`.
+    pub fn check_room(
+        &self,
+        n: usize,
+        tokens: usize,
+        tenant: &str,
+        o: &EngineOptions,
+    ) -> Result<()> {
+        if !self.accepting.load(Ordering::Acquire) {
+            return Err(shutting_down());
+        }
+        let used = |counter: &AtomicUsize| counter.load(Ordering::Acquire);
+        let all = &self.queue;
+        if let Some(own) = self.tenants.get(tenant) {
+            let left = |max: usize, all: &AtomicUsize| max.saturating_sub(used(all)).max(1);
+            if used(&own.sequences) + n > left(o.waiting_max, &all.sequences) {
+                return Err(full(" for your tenant", "requests", o.waiting_max));
+            }
+            let held = used(&own.tokens);
+            if held > 0 && held + n * tokens > left(o.waiting_tokens_max, &all.tokens) {
+                return Err(full(" for your tenant", "prompt tokens", o.waiting_tokens_max));
+            }
+        }
+        if used(&all.sequences) + n > o.waiting_max {
+            return Err(full("", "requests", o.waiting_max));
+        }
+        if used(&all.tokens) + n * tokens > o.waiting_tokens_max {
+            return Err(full("", "prompt tokens", o.waiting_tokens_max));
+        }
+        Ok(())
+    }
+
+    /// Permits for `n` sequences to wait. Errors: those of [`check_room`](Self::check_room).
     pub fn reserve(
         self: &Arc<Self>,
         n: usize,
@@ -86,33 +118,14 @@ impl Shared {
         tenant: &str,
         o: &EngineOptions,
     ) -> Result<Vec<QueuePermit>> {
-        if !self.accepting.load(Ordering::Acquire) {
-            return Err(shutting_down());
-        }
-        let all = &self.queue;
         let own = (!tenant.is_empty()).then(|| {
             let tenants = &self.tenants;
             let known = tenants.get(tenant).map(|own| own.value().clone());
             known.unwrap_or_else(|| tenants.entry(tenant.to_owned()).or_default().clone())
         });
-        let full = |whose: &str, what: &str, max: usize| {
-            let message = format!("the waiting queue is full{whose} ({max} {what}); try again");
-            Err(Error::new(Kind::Busy, "queue_full", message))
-        };
-        if let Some(own) = &own {
-            let free = |max: usize, used: &AtomicUsize| {
-                max.saturating_sub(used.load(Ordering::Acquire)).max(1)
-            };
-            let left = free(o.waiting_max, &all.sequences);
-            if own.sequences.load(Ordering::Acquire) + n > left {
-                return full(" for your tenant", "requests", o.waiting_max);
-            }
-            let left = free(o.waiting_tokens_max, &all.tokens);
-            let held = own.tokens.load(Ordering::Acquire);
-            if held > 0 && held + n * tokens > left {
-                return full(" for your tenant", "prompt tokens", o.waiting_tokens_max);
-            }
-        }
+        self.check_room(n, tokens, tenant, o)?;
+        // Others may have come since.
+        let all = &self.queue;
         let add = |counter: &AtomicUsize, by: usize, max: usize| {
             counter
                 .try_update(Ordering::AcqRel, Ordering::Acquire, |x| {
@@ -121,11 +134,11 @@ impl Shared {
                 .is_ok()
         };
         if !add(&all.sequences, n, o.waiting_max) {
-            return full("", "requests", o.waiting_max);
+            return Err(full("", "requests", o.waiting_max));
         }
         if !add(&all.tokens, n * tokens, o.waiting_tokens_max) {
             all.sequences.fetch_sub(n, Ordering::AcqRel);
-            return full("", "prompt tokens", o.waiting_tokens_max);
+            return Err(full("", "prompt tokens", o.waiting_tokens_max));
         }
         if let Some(own) = &own {
             own.sequences.fetch_add(n, Ordering::AcqRel);
@@ -164,6 +177,11 @@ impl Shared {
             at => self.started.elapsed().saturating_sub(Duration::from_millis(at)),
         }
     }
+}
+
+fn full(whose: &str, what: &str, max: usize) -> Error {
+    let message = format!("the waiting queue is full{whose} ({max} {what}); try again");
+    Error::new(Kind::Busy, "queue_full", message)
 }
 
 /// The answer to whoever comes, or is still here, at the end.

@@ -246,10 +246,14 @@ pub const GROUPS: &[Group] = codes! {
             "After a restart, a version or a file that the job trains on is no longer there."
         fine_tuning_abandoned [500] "The server ended under this training job more than ten times."
         unsupported_method [400] "A training method other than `supervised` and `dpo`."
-        model_not_trainable [400] "A model that this version does not train: an adapter."
+        model_not_trainable [400]
+            "The adapter brought a chat template, which training does not render."
         training_disabled [503] "The server does not train: its `train_bytes` is 0."
         training_memory_exhausted [507]
             "A training job needs more memory than half of `train_bytes`; the message has both."
+        incompatible_start [422]
+            "A job cannot go on from this adapter: the message names the rank, the scale, the \
+             module or the part in which it differs from what the job trains."
         non_finite_loss [422]
             "The loss or its gradient was not finite in three steps in a row; nothing was updated \
              in them. A smaller learning rate may help."

@@ -105,7 +105,8 @@ struct JobEntry {
     job: Arc<watch::Sender<Job>>,
     /// Its sources and files; none once it is over.
     kept: Arc<Vec<PinnedSource>>,
-    files: Arc<Vec<Guard>>,
+    /// Let go when it is over, by whoever still works on it too.
+    files: Arc<Mutex<Vec<Guard>>>,
     /// Milliseconds that it works before it is set aside for others.
     quantum: Arc<AtomicU64>,
     /// How often it has waited for room on the disk.
@@ -320,7 +321,7 @@ impl Jobs {
 
 impl JobEntry {
     fn new(job: Job, kept: Arc<Vec<PinnedSource>>, files: Vec<Guard>) -> Self {
-        let (job, files) = (Arc::new(watch::Sender::new(job)), Arc::new(files));
+        let (job, files) = (Arc::new(watch::Sender::new(job)), Arc::new(Mutex::new(files)));
         let quantum = Arc::new(AtomicU64::new(QUANTUM_MS));
         Self { job, kept, files, quantum, waits: Arc::default() }
     }
@@ -421,7 +422,8 @@ impl Inner {
         job.work.forget(&job.id, &self.means);
         for entry in self.table().values_mut() {
             if entry.job.borrow().id == job.id {
-                (entry.kept, entry.files) = (Arc::default(), Arc::default());
+                entry.kept = Arc::default();
+                entry.files.lock().unwrap_or_else(PoisonError::into_inner).clear();
             }
         }
         // It is over whether or not others could be forgotten: the next start forgets them.

@@ -181,7 +181,9 @@ impl Work {
                 Ok(Some(Begun { making, work: None, events: Vec::new(), seen: Vec::new() }))
             }
             Self::Train(spec) => {
-                let begun = Training::begin(id, (spec, created), sources.files, means, over)?;
+                let from = sources.kept.first().map(|kept| sources.registry.files_of(kept));
+                let read = (sources.files, from.transpose()?);
+                let begun = Training::begin(id, (spec, created), read, means, over)?;
                 let Some(Start { training, spec, events, seen }) = begun else { return Ok(None) };
                 let making = Making::Train(Box::new(training));
                 let work = Some(Self::Train(Box::new(spec)));

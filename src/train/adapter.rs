@@ -1,8 +1,8 @@
 //! An adapter that is being trained: its factors, magnitudes and their gradients, plain f32.
 //!
-//! Owns two arrays of one layout. Never computes. The thing to know: A and B both lie rank by rank
-//! (A `[R, I]`, B `[R, O]`), as the kernels of training read them; magnitudes lie behind all
-//! factors.
+//! Owns two arrays of one layout, gradients without what is frozen. Never computes. The thing to
+//! know: A and B both lie rank by rank (A `[R, I]`, B `[R, O]`), as the kernels of training read
+//! them; what is frozen lies before all else, magnitudes behind all factors.
 
 use crate::shape::{ModelShape, Site};
 use polylora_kernels::{DoraFactors, Factor, FactorGradient, Magnitude, MagnitudeGradient};
@@ -17,7 +17,7 @@ pub enum Part {
     Magnitude,
 }
 
-/// Where a tensor lies in [`Adapter::values`] and [`Adapter::gradients`].
+/// Where a tensor lies in [`Adapter::values`]; see [`Adapter::trained`] for its gradient.
 #[derive(Debug, Clone)]
 pub struct Tensor {
     pub site: Site,
@@ -33,8 +33,10 @@ pub struct Adapter {
     pub scale: f32,
     /// All tensors, in the order of [`Adapter::tensors`].
     pub values: Vec<f32>,
-    /// Of the loss, by each of `values`; passes add to it.
+    /// Of the loss, by each of `values` that is trained; passes add to it.
     pub gradients: Vec<f32>,
+    /// How many of `values`, from the first on, are frozen.
+    frozen: usize,
     tensors: Vec<Tensor>,
     /// By site index: which of the sites given it is.
     places: Vec<Option<usize>>,
@@ -75,7 +77,27 @@ impl Adapter {
         }
         let (values, gradients) = (vec![0.0; end], vec![0.0; end]);
         let norms = vec![0.0; end - vectors];
-        Self { scale, values, gradients, tensors, places, sites: sites.len(), vectors, norms }
+        let (sites, frozen) = (sites.len(), 0);
+        Self { scale, values, gradients, frozen, tensors, places, sites, vectors, norms }
+    }
+
+    /// The same factors and magnitudes, all of them frozen.
+    pub(super) fn as_frozen(&self) -> Self {
+        Self {
+            values: self.values.clone(),
+            gradients: Vec::new(),
+            frozen: self.values.len(),
+            tensors: self.tensors.clone(),
+            places: self.places.clone(),
+            norms: self.norms.clone(),
+            ..*self
+        }
+    }
+
+    /// Where a tensor's gradient lies in [`Adapter::gradients`]; none where it is frozen.
+    pub fn trained(&self, tensor: &Tensor) -> Option<Range<usize>> {
+        let Range { start, end } = tensor.range;
+        Some(start.checked_sub(self.frozen)?..end - self.frozen)
     }
 
     /// A and B of each site in the order given, then the magnitudes in that order.
@@ -132,8 +154,9 @@ impl Adapter {
         rows: Range<usize>,
     ) -> Option<MagnitudeGradient<'_>> {
         let [at, norms] = self.magnitude_at(site)?;
-        let of = Magnitude { rows, values: &self.values[at.clone()], norms: &self.norms[norms] };
-        Some(MagnitudeGradient { of, gradient: &mut self.gradients[at] })
+        let trained = self.trained(self.tensor(site, Part::Magnitude)?)?;
+        let of = Magnitude { rows, values: &self.values[at], norms: &self.norms[norms] };
+        Some(MagnitudeGradient { of, gradient: &mut self.gradients[trained] })
     }
 
     /// A site's magnitudes; none where it has none.
@@ -170,7 +193,7 @@ impl Adapter {
         }
     }
 
-    /// The same for the factor's gradient.
+    /// The same for the factor's gradient; of no rank where it is frozen.
     pub(super) fn gradient(
         &mut self,
         site: usize,
@@ -178,8 +201,10 @@ impl Adapter {
         rows: Range<usize>,
     ) -> FactorGradient<'_> {
         let scale = self.scale_of(part);
-        match self.tensor(site, part).cloned() {
-            Some(Tensor { range, dims: [rank, _], .. }) => {
+        let tensor = self.tensor(site, part);
+        let of = tensor.and_then(|tensor| Some((tensor.dims[0], self.trained(tensor)?)));
+        match of {
+            Some((rank, range)) => {
                 FactorGradient { rows, rank, values: &mut self.gradients[range], scale }
             }
             None => FactorGradient { rows, rank: 0, values: &mut [], scale },

@@ -4,7 +4,9 @@
 
 use super::schedule::Decay;
 use super::spec::{Objective, TrainSpec};
-use crate::shape::Projection;
+use crate::adapters::format::factors::{FactorSite, OpenAdapter};
+use crate::error::{Error, Result};
+use crate::shape::{Projection, Site};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 
@@ -110,7 +112,35 @@ impl Asked {
             max_grad_norm: self.max_grad_norm,
             objective: self.beta.map_or(Objective::Supervised, |beta| Objective::Dpo { beta }),
             validate_every: self.eval_steps,
+            start: None,
         }
+    }
+
+    /// With rank, scale, parts and targets of an adapter, so that a job can go on from it. Errors:
+    /// `incompatible_start` of one without factors in a layer; `non_finite_values`.
+    pub fn shaped_like(self, adapter: &OpenAdapter) -> Result<Self> {
+        let layers = adapter.modules().iter().filter_map(|(site, dims)| match site {
+            FactorSite::Site(site @ Site::Layer(_, projection)) => Some((*site, *projection, dims)),
+            _ => None,
+        });
+        let all: Vec<_> = layers.collect();
+        let none = || {
+            let message = "the job cannot go on from it: it has no factors in a layer";
+            Error::unprocessable("incompatible_start", message)
+        };
+        let (site, _, dims) = *all.first().ok_or_else(none)?;
+        let factors = adapter.read(FactorSite::Site(site))?.ok_or_else(none)?;
+        let mut targets: Vec<Projection> = all.iter().map(|(_, p, _)| *p).collect();
+        targets.sort_unstable();
+        targets.dedup();
+        Ok(Self {
+            rank: dims.rank,
+            alpha: f64::from(factors.scale) * dims.rank as f64,
+            rslora: false,
+            dora: adapter.magnitude(site)?.is_some(),
+            targets,
+            ..self
+        })
     }
 }
 

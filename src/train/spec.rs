@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 pub enum Objective {
     /// Cross-entropy of supervised tokens.
     Supervised,
-    /// Direct preference optimisation of pairs, against the base without an adapter.
+    /// Direct preference optimisation of pairs, against what the job starts from: the base without
+    /// an adapter, or the adapter that it goes on from.
     Dpo { beta: f64 },
 }
 
@@ -55,9 +56,17 @@ pub struct TrainSpec {
     pub objective: Objective,
     /// Steps between validations; 0: only at the ends of epochs, where there always is one.
     pub validate_every: u32,
+    /// What the adapter is known by that the job goes on from, such as its digest.
+    #[serde(default)]
+    pub start: Option<String>,
 }
 
 impl TrainSpec {
+    /// Whether pairs are held against an adapter, which is then kept as it was.
+    pub(super) fn has_reference(&self) -> bool {
+        self.start.is_some() && self.objective.group() == 2
+    }
+
     /// What the factors' product is multiplied by.
     pub fn scale(&self) -> f64 {
         let rank = self.rank as f64;

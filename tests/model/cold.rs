@@ -2,9 +2,9 @@
 //! and resident adapters are served as if nobody did.
 //!
 //! 64 adapters, room for 8, Zipf traffic. The slow disk is a pause where a load reads rows of the
-//! base weights (DoRA). A short run only checks that everybody is answered. A soak measures:
-//! medians of five runs of 20 seconds, in turns with runs in which all 64 have room, and then p99
-//! of the time to first token may differ by a fifth.
+//! base weights (DoRA). A short run only checks that everybody is answered. A soak measures p99 of
+//! the time to first token in eight runs of 10 seconds, in turns with runs in which all 64 have
+//! room, and then the medians of these may differ by a fifth.
 
 use polylora::adapters::registry::{Registry, RegistryOptions};
 use polylora::adapters::version::Publish;
@@ -32,7 +32,7 @@ const ROOM: u64 = 8;
 const LOAD: Duration = Duration::from_millis(50);
 const CONTEXT: usize = 256;
 /// Between two arrivals, on average.
-const GAP: f32 = 0.025;
+const GAP: f32 = 0.0125;
 
 /// A DoRA adapter on q_proj: loading it reads rows of the base.
 fn write_dora(dir: &Path, shape: &ModelShape, seed: u64) {
@@ -239,19 +239,26 @@ async fn traffic(fixture: &Arc<Fixture>, seconds: u64) -> Figures {
         let mut of: Vec<f64> =
             waits.iter().filter(|w| w.0 == class).map(|w| w.1.as_secs_f64() * 1e3).collect();
         of.sort_by(f64::total_cmp);
-        let at = (of.len() * 99 / 100).min(of.len().saturating_sub(1));
-        (of.get(at).copied().unwrap_or(0.0), of.len())
+        (p99(&of), of.len())
     })
+}
+
+/// Between two of the sorted values where it lies between them: of runs of different lengths the
+/// next value itself would be another quantile of each, and of a hundred values the largest.
+fn p99(sorted: &[f64]) -> f64 {
+    let at = sorted.len().saturating_sub(1) as f64 * 0.99;
+    let value = |at: f64| sorted.get(at as usize).copied().unwrap_or(0.0);
+    value(at.floor()) + (value(at.ceil()) - value(at.floor())) * at.fract()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    (values[values.len() / 2] + values[(values.len() - 1) / 2]) / 2.0
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_else_waits_for_a_cold_adapter() {
-    let (rounds, seconds) = (rounds(1, 5), rounds(1, 20) as u64);
+    let (rounds, seconds) = (rounds(1, 8), rounds(1, 10) as u64);
     let dir = tempfile::tempdir().expect("directory");
     let case = json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama",
                       "max_position_embeddings": CONTEXT});
@@ -274,9 +281,9 @@ async fn nobody_else_waits_for_a_cold_adapter() {
     }
     assert!(tight.metrics.adapter_evictions.get() > 0, "the tight fixture has no room for all");
     assert!(figures[0].iter().all(|f| f[2].1 == 0), "the roomy fixture has");
-    let p99 = |of: &[Figures], class: usize| median(of.iter().map(|f| f[class].0).collect());
+    let typical = |of: &[Figures], class: usize| median(of.iter().map(|f| f[class].0).collect());
     for (class, name) in ["base", "resident"].into_iter().enumerate() {
-        let (alone, beside) = (p99(&figures[0], class), p99(&figures[1], class));
+        let (alone, beside) = (typical(&figures[0], class), typical(&figures[1], class));
         eprintln!("{name}: p99 {alone:.2} ms without misses, {beside:.2} ms beside them");
         if soak() {
             assert!(beside <= 1.2 * alone, "{name}: {beside} ms after {alone} ms");

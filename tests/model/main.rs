@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod cold;
+mod continued;
 mod decoder;
 mod engine;
 mod golden;

@@ -19,12 +19,12 @@ use support::soak::rounds;
 use support::tiny::{Storage, uniform};
 use support::training::{adapter, all_linears, demo, examples_of, f32_weights};
 
-fn tiny(name: &str) -> Arc<Weights> {
+pub(crate) fn tiny(name: &str) -> Arc<Weights> {
     let config = &golden("models.json")["models"][name]["config"];
     f32_weights(&tiny_checkpoint(config, Storage::F32, 1))
 }
 
-fn spec() -> TrainSpec {
+pub(crate) fn spec() -> TrainSpec {
     TrainSpec {
         rank: 3,
         alpha: 6.0,
@@ -42,11 +42,12 @@ fn spec() -> TrainSpec {
         max_grad_norm: 1.0,
         objective: Objective::Supervised,
         validate_every: 0,
+        start: None,
     }
 }
 
 /// So many examples of 3 to 12 tokens, made of their names.
-fn examples(name: &str, count: usize) -> Arc<Examples> {
+pub(crate) fn examples(name: &str, count: usize) -> Arc<Examples> {
     let rows = (0..count).map(|i| {
         let mut numbers = uniform(&format!("{name}/{i}"), 13).map(|x| x + 0.5);
         let length = 3 + (numbers.next().expect("a number") * 10.0) as usize;
@@ -57,13 +58,13 @@ fn examples(name: &str, count: usize) -> Arc<Examples> {
     Arc::new(examples_of(rows))
 }
 
-fn new(weights: &Arc<Weights>, dev: &Device, spec: &TrainSpec, rows: usize) -> Trainer {
+pub(crate) fn new(weights: &Arc<Weights>, dev: &Device, spec: &TrainSpec, rows: usize) -> Trainer {
     let (data, validation) = (examples("data", 10), Some(examples("validation", 4)));
-    Trainer::new(weights.clone(), dev, spec.clone(), rows, data, validation).expect("a job")
+    Trainer::new(weights.clone(), dev, spec.clone(), rows, data, validation, None).expect("a job")
 }
 
 /// The next step's report; `None` where the job is done.
-fn step(trainer: &mut Trainer, dev: &Device) -> Option<StepReport> {
+pub(crate) fn step(trainer: &mut Trainer, dev: &Device) -> Option<StepReport> {
     loop {
         match trainer.advance(dev).expect("an op") {
             Advance::Running => {}
@@ -73,11 +74,11 @@ fn step(trainer: &mut Trainer, dev: &Device) -> Option<StepReport> {
     }
 }
 
-fn rest(trainer: &mut Trainer, dev: &Device) -> Vec<StepReport> {
+pub(crate) fn rest(trainer: &mut Trainer, dev: &Device) -> Vec<StepReport> {
     std::iter::from_fn(|| step(trainer, dev)).collect()
 }
 
-fn exported(trainer: &Trainer, dir: &Path) -> [Vec<u8>; 2] {
+pub(crate) fn exported(trainer: &Trainer, dir: &Path) -> [Vec<u8>; 2] {
     trainer.export(dir, "a/base").expect("an export");
     ["adapter_config.json", "adapter_model.safetensors"]
         .map(|name| std::fs::read(dir.join(name)).expect("a file"))
@@ -314,7 +315,7 @@ fn start_as_the_oracle(trainer: &mut Trainer, weights: &Weights, spec: &TrainSpe
 }
 
 /// The oracle's entries, each where the job's order reads it.
-fn in_order<T: Clone>(entries: &[T], batches: &Value, spec: &TrainSpec) -> Vec<T> {
+pub(crate) fn in_order<T: Clone>(entries: &[T], batches: &Value, spec: &TrainSpec) -> Vec<T> {
     let mut order = Order::new(spec.seed, entries.len() as u32, spec.batch);
     let mut placed = entries.to_vec();
     for (step, batch) in batches.as_array().expect("batches").iter().enumerate() {
@@ -354,7 +355,7 @@ fn a_job_gives_the_curve_of_peft() {
     let (weights, dev) = (demo(), Device::cpu(2));
     let data = Arc::new(examples_of(placed));
     let mut trainer =
-        Trainer::new(weights.clone(), &dev, spec.clone(), 512, data, None).expect("a job");
+        Trainer::new(weights.clone(), &dev, spec.clone(), 512, data, None, None).expect("a job");
     start_as_the_oracle(&mut trainer, &weights, &spec);
     for at in 0..3 {
         let report = step(&mut trainer, &dev).expect("a step");
@@ -396,7 +397,7 @@ fn preference_pairs_give_the_curve_of_peft() {
     let data = Arc::new(examples_of(placed.into_iter().flatten()));
     let (weights, dev) = (demo(), Device::cpu(2));
     let mut trainer =
-        Trainer::new(weights.clone(), &dev, spec.clone(), 512, data, None).expect("a job");
+        Trainer::new(weights.clone(), &dev, spec.clone(), 512, data, None, None).expect("a job");
     start_as_the_oracle(&mut trainer, &weights, &spec);
     for at in 0..rounds(3, trainer.steps() as usize) {
         let report = step(&mut trainer, &dev).expect("a step");

@@ -131,7 +131,8 @@ const BUDGETS: &[(&str, &[&str], usize)] = &[
     // Two file formats, and every refusal by name.
     ("format", &["adapters/format/"], 4800),
     ("merge", &["merge/"], 2600),
-    // A pass with every gradient, and a job with its state, pairs and export; and data.
+    // A pass with every gradient, and a job with its state, pairs and export; and data. Each method
+    // of training is a few lines here or nowhere.
     ("train", &["train/"], 5600),
     // Three formats, and every refusal by line.
     ("train/data", &["train/data/"], 1500),

@@ -112,14 +112,25 @@ impl OpenAdapter {
         Ok(Some(ModuleFactors { dims: *dims, a, b, scale: factors.scale }))
     }
 
+    /// DoRA's magnitudes of one module, `[O]`; `None` where it has none. Errors:
+    /// `non_finite_values`.
+    pub fn magnitude(&self, site: Site) -> Result<Option<Vec<f32>>> {
+        let id = self.parsed.sites.get(&site).and_then(|parts| parts.magnitude);
+        id.map(|id| self.parsed.file.read(id)).transpose()
+    }
+
     /// What the adapter changes that is no product of two factors, in words: DoRA's magnitudes,
     /// biases, replaced norms, a table that may have been trained.
     pub fn beyond_factors(&self) -> Option<String> {
+        let id = self.parsed.sites.values().find_map(|parts| parts.magnitude);
+        let of = id.map(|id| format!("DoRA's magnitudes (`{}`)", self.parsed.file.tensor(id).name));
+        of.or_else(|| self.beyond_magnitudes())
+    }
+
+    /// The same, but for DoRA's magnitudes.
+    pub fn beyond_magnitudes(&self) -> Option<String> {
         let name = |id| &self.parsed.file.tensor(id).name;
         for parts in self.parsed.sites.values() {
-            if let Some(id) = parts.magnitude {
-                return Some(format!("DoRA's magnitudes (`{}`)", name(id)));
-            }
             if let Some(id) = parts.factor_bias.or(parts.base_bias) {
                 return Some(format!("a bias (`{}`)", name(id)));
             }

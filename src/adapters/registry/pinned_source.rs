@@ -12,6 +12,7 @@ use crate::adapters::actor::Actor;
 use crate::adapters::format::factors::{self, OpenAdapter};
 use crate::adapters::version::Version;
 use crate::error::Result;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// A version whose files stay while this lives.
@@ -40,13 +41,18 @@ impl Registry {
         Some(PinnedSource { version, _hold: hold })
     }
 
-    /// Opens a kept version's files, after comparing them with its digest. Blocking. Errors:
+    /// Where a kept version's files are, after comparing them with its digest. Blocking. Errors:
     /// `corrupt_adapter`.
-    pub fn open_factors(&self, kept: &PinnedSource) -> Result<OpenAdapter> {
+    pub fn files_of(&self, kept: &PinnedSource) -> Result<PathBuf> {
         let digest = kept.version.digest;
         let dir = self.inner.store.blob(digest);
         super::residency::check_stored(&dir, digest)?;
-        factors::open(&dir, &self.inner.options.shape)
+        Ok(dir)
+    }
+
+    /// Opens them. Blocking. Errors: `corrupt_adapter`.
+    pub fn open_factors(&self, kept: &PinnedSource) -> Result<OpenAdapter> {
+        factors::open(&self.files_of(kept)?, &self.inner.options.shape)
     }
 
     /// Refuses a name that `by` could publish no adapter under now. Errors: `invalid_name`,

@@ -76,7 +76,7 @@ impl RequestMeter {
             id: id.to_owned(),
             request_id: origin.request_id.to_string(),
             ended_ms: 0,
-            tenant: target.caller.tenant().unwrap_or_default().to_owned(),
+            tenant: target.tenant().to_owned(),
             key_id: target.caller.id().to_owned(),
             adapter: name.or(composed).unwrap_or(BASE).to_owned(),
             version: version.map_or(0, |v| v.number),

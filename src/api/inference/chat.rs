@@ -55,6 +55,8 @@ pub async fn post(
     let target = api.lease(&caller, asked, shared.user.as_deref()).await?;
     let tokens_default = checked.fill(&shared, &target, &api);
     let answer = async {
+        // What would be refused is not encoded first.
+        api.engine.check_room(checked.n, target.tenant())?;
         let (versions, ticket_at) = (target.versions(), Some(&mut ticket));
         let rendered = Rendered { caller: &caller, versions, held, ticket: ticket_at };
         let prompt = Prompt {

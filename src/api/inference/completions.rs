@@ -62,6 +62,8 @@ pub async fn post(
     let target = api.lease(&caller, asked, shared.user.as_deref()).await?;
     let default = checked.fill(&shared, &target, &api).or(Some(TOKENS_DEFAULT));
     let answer = async {
+        // What would be refused is not encoded first.
+        api.engine.check_room(checked.n * prompts.len(), target.tenant())?;
         let skip_special = checked.skip_special;
         let (longest, all) = text_bytes(&prompts);
         ticket.worked((all / 4).min(api.context) as u64);

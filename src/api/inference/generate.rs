@@ -141,7 +141,7 @@ impl Run {
                 tokens_min: checked.tokens_min,
                 stop_tokens: checked.stop_tokens.clone(),
                 lease: target.lease.clone(),
-                tenant: target.caller.tenant().unwrap_or_default().to_owned(),
+                tenant: target.tenant().to_owned(),
                 weight: target.caller.weight(),
             };
             let each = request.prompt.len() as u64 + checked.n as u64 * u64::from(tokens_max);

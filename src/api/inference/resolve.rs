@@ -112,6 +112,11 @@ impl ResolvedModel {
         &self.id
     }
 
+    /// Whose share of the queue it takes; empty for whoever has no tenant.
+    pub fn tenant(&self) -> &str {
+        self.caller.tenant().unwrap_or_default()
+    }
+
     /// The versions it runs on; none is the base.
     pub fn versions(&self) -> Vec<Arc<Version>> {
         self.lease.iter().flat_map(Composition::versions).cloned().collect()

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 /// A training job as it is to be.
 #[derive(Deserialize, ToSchema)]
 pub struct FineTuningFields {
-    /// The base model.
+    /// The base model, or an adapter or version that the job goes on from.
     #[schema(example = "smollm2-135m-instruct")]
     pub model: String,
     /// A file of purpose `fine-tune`.

@@ -50,11 +50,12 @@ pub struct Start {
 
 impl Training {
     /// Reads the files and takes the memory; goes on where the state was kept. Blocking. `None`
-    /// when `over` says so first. Errors: `invalid_training_file`, `training_memory_exhausted`.
+    /// when `over` says so first. `from`: the adapter that it goes on from. Errors:
+    /// `invalid_training_file`, `training_memory_exhausted`, `incompatible_start`.
     pub fn begin(
         id: &str,
         (spec, created): (&TrainingSpec, u64),
-        files: Vec<File>,
+        (files, from): (Vec<File>, Option<PathBuf>),
         means: &Means,
         over: &dyn Fn() -> bool,
     ) -> Result<Option<Start>> {
@@ -62,15 +63,17 @@ impl Training {
             return Ok(None);
         };
         let Data { training: data, validation: valid } = data;
-        let resolved = spec.asked.resolve(data.count(), means.weights.shape.hidden);
+        let mut resolved = spec.asked.resolve(data.count(), means.weights.shape.hidden);
+        resolved.start = spec.from.first().map(|parent| parent.digest.clone());
         let longest = |data: &Dataset| data.examples.longest();
         let longest = valid.as_ref().map_or(0, longest).max(longest(&data));
         let rows = rows(&resolved, longest, means)?;
         let mut events = told(&data, valid.as_ref(), &resolved);
         let (weights, trained) = (means.weights.clone(), resolved.clone());
         let (examples, valid) = (data.examples, valid.map(|data| data.examples));
-        let make =
-            move |device: &Device| Trainer::new(weights, device, trained, rows, examples, valid);
+        let make = move |device: &Device| {
+            Trainer::new(weights, device, trained, rows, examples, valid, from.as_deref())
+        };
         let Some(mut trainer) = quantum::start(&means.engine, make, over)? else {
             return Ok(None);
         };

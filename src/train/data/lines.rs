@@ -12,7 +12,8 @@ pub enum Line<'a> {
     Text(&'a str),
     /// So many bytes long.
     TooLong(u64),
-    NotUtf8,
+    /// From this byte on, counted from 1.
+    NotUtf8(usize),
     /// More lines than may be; nothing follows.
     TooMany,
 }
@@ -46,7 +47,8 @@ impl<R: BufRead> Lines<R> {
                 break;
             }
         }
-        let line = std::str::from_utf8(&self.line).map_or(Line::NotUtf8, Line::Text);
+        let line = std::str::from_utf8(&self.line)
+            .map_or_else(|e| Line::NotUtf8(e.valid_up_to() + 1), Line::Text);
         Ok(Some((self.number, line)))
     }
 
@@ -116,7 +118,7 @@ mod tests {
     fn a_line_that_is_too_long_or_no_text_is_told_and_the_next_one_read() {
         assert_eq!(
             all(b"12345\n1234\r\n\xFF\nx", 4, 9),
-            ["1 TooLong(5)", r#"2 Text("1234")"#, "3 NotUtf8", r#"4 Text("x")"#]
+            ["1 TooLong(5)", r#"2 Text("1234")"#, "3 NotUtf8(1)", r#"4 Text("x")"#]
         );
         assert_eq!(all(b"a\n\nb\nc", 4, 2), [r#"1 Text("a")"#, "3 TooMany"]);
     }

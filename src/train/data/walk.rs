@@ -72,8 +72,8 @@ pub fn walk(
                 problems.add(number, format!("{bytes} bytes; a line has at most {most}"));
                 continue;
             }
-            Line::NotUtf8 => {
-                problems.add(number, "this is not UTF-8");
+            Line::NotUtf8(byte) => {
+                problems.add(number, format!("byte {byte} is not UTF-8"));
                 continue;
             }
         };

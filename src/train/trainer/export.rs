@@ -17,7 +17,7 @@ impl Trainer {
     /// `base` is what the config names as the base model. Of a DoRA job, after the first step.
     /// Errors: `storage_full`, or `internal_error` when the files cannot be written.
     pub fn export(&self, dir: &Path, base: &str) -> Result<()> {
-        let [adapter] = &self.adapters;
+        let adapter = &self.adapters[0];
         let tensors = adapter.tensors().iter().map(|tensor| stored(adapter, tensor));
         write_files(dir, &self.config(base), tensors)
     }

@@ -8,6 +8,7 @@ mod preference;
 mod reader;
 mod report;
 mod sizes;
+mod start;
 mod state;
 
 use super::adapter::Adapter;
@@ -20,14 +21,13 @@ use super::schedule::Schedule;
 use super::spec::TrainSpec;
 use crate::error::{Error, Result};
 use crate::model::weights::Weights;
-use crate::random::Stream;
-use crate::shape::{ModelShape, Site};
 use polylora_kernels::Device;
 use preference::References;
 use reader::Reader;
 pub use report::{Evaluated, StepReport};
 use sizes::{options, sites};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Steps in a row that may be skipped, less one.
@@ -51,7 +51,7 @@ pub enum Advance {
 /// What the next op is.
 #[derive(Debug, Clone, PartialEq)]
 enum Phase {
-    /// The base's part of DoRA's norms of a site.
+    /// The base's part of DoRA's norms of a site, and the norms of what pairs are held against.
     Measure(usize),
     /// DoRA's norms of a site, of the factors as they are.
     Norms(usize),
@@ -72,8 +72,8 @@ pub struct Trainer {
     data: Arc<Examples>,
     validation: Option<Arc<Examples>>,
     pass: Pass,
-    /// One, as a pass wants them.
-    adapters: [Adapter; 1],
+    /// What is trained; then, if it is an adapter, what pairs are held against.
+    adapters: Vec<Adapter>,
     norms: Norms,
     optimiser: Optimiser,
     schedule: Schedule,
@@ -120,11 +120,13 @@ impl Trainer {
         fits.ok_or_else(|| bytes(ROWS[ROWS.len() - 1]))
     }
 
-    /// Takes all memory that the job needs. Errors: what the device has no room or no operation
-    /// for.
+    /// Takes all memory that the job needs, and goes on from the adapter in `start`, which
+    /// `spec.start` names. Errors: what the device has no room or no operation for;
+    /// `incompatible_start` and every refusal of adapter files.
     ///
     /// # Panics
-    /// On a spec without targets, rank or examples, and on pairs that are not whole.
+    /// On a spec without targets, rank or examples, on pairs that are not whole, and on a start
+    /// that only one of both names.
     pub fn new(
         weights: Arc<Weights>,
         dev: &Device,
@@ -132,7 +134,9 @@ impl Trainer {
         rows_max: usize,
         data: Arc<Examples>,
         validation: Option<Arc<Examples>>,
+        start: Option<&Path>,
     ) -> Result<Self> {
+        assert_eq!(spec.start.is_some(), start.is_some(), "a start has a name and a directory");
         let group = spec.objective.group();
         let validation = validation.filter(|examples| !examples.is_empty());
         let all = || std::iter::once(&data).chain(&validation);
@@ -143,7 +147,10 @@ impl Trainer {
         assert!(spec.rank > 0 && !sites.is_empty(), "a rank, and something to train");
         let mut adapter =
             Adapter::new(&weights.shape, &sites, spec.rank, spec.scale() as f32, spec.dora);
-        start(&mut adapter, &weights.shape, spec.seed);
+        match start {
+            Some(dir) => start::read(&mut adapter, dir, &weights.shape)?,
+            None => start::random(&mut adapter, &weights.shape, spec.seed),
+        }
         let norms = Norms::new(dev, &weights, &adapter)?;
         let optimiser = Optimiser::new(spec.optimiser(), &adapter);
         let entries = data.len() / group;
@@ -151,7 +158,8 @@ impl Trainer {
         let steps = order.steps_per_epoch() * u64::from(spec.epochs);
         let validated = validation.as_ref().map_or(0, |examples| examples.len() / group);
         let pairs = |entries: usize| References::new(if group == 2 { entries } else { 0 });
-        let adapters = [adapter];
+        let reference = spec.has_reference().then(|| adapter.as_frozen());
+        let adapters = std::iter::once(adapter).chain(reference).collect::<Vec<_>>();
         Ok(Self {
             pass: Pass::new(weights.clone(), dev, whole, &adapters)?,
             norms,
@@ -189,8 +197,11 @@ impl Trainer {
         match self.phase {
             Phase::Measure(site) if site < self.norms.len() => {
                 // After a step, magnitudes are trained ones.
-                let (adapter, is_new) = (&mut self.adapters[0], self.step == 0);
-                self.norms.measure(dev, &self.weights, adapter, site, is_new);
+                let is_new = self.step == 0 && self.spec.start.is_none();
+                self.norms.measure(dev, &self.weights, &mut self.adapters[0], site, is_new);
+                for reference in &mut self.adapters[1..] {
+                    self.norms.update(dev, &self.weights, reference, site);
+                }
                 self.phase = Phase::Measure(site + 1);
             }
             Phase::Measure(_) => self.phase = Phase::Norms(0),
@@ -306,19 +317,6 @@ impl Trainer {
         self.report.valid = Some(Evaluated::of(&self.reader.totals));
         self.phase = Phase::Begin;
         Ok(Advance::Stepped(Box::new(self.report.clone())))
-    }
-}
-
-/// A uniform in ±1/√I (PEFT's kaiming with a = √5), B zero; every number is of (seed, site) alone.
-fn start(adapter: &mut Adapter, shape: &ModelShape, seed: u64) {
-    let sites: Vec<Site> = adapter.sites().collect();
-    for (i, site) in sites.into_iter().enumerate() {
-        let mut stream = Stream::new(&[seed, shape.site_index(site) as u64]);
-        let bound = 1.0 / (shape.site_dims(site).0 as f64).sqrt();
-        let a = adapter.tensors()[2 * i].range.clone();
-        for value in &mut adapter.values[a] {
-            *value = ((2.0 * stream.unit() - 1.0) * bound) as f32;
-        }
     }
 }
 

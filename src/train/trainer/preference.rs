@@ -1,9 +1,10 @@
-//! Direct preference optimisation: what a pair's loss is, and what the base says of every pair.
+//! Direct preference optimisation: what a pair's loss is, and what the reference says of every
+//! pair.
 //!
-//! Owns the reference's log-probabilities. Never runs a pass. The thing to know: the base does not
-//! change, so a pair is read by it once a job, in the first epoch.
+//! Owns the reference's log-probabilities. Never runs a pass. The thing to know: the reference is
+//! what the job starts from and does not change, so it reads a pair once a job, in the first epoch.
 
-/// The base's Σ log p of both answers of every pair, as far as they are known.
+/// The reference's Σ log p of both answers of every pair, as far as they are known.
 pub(super) struct References(Vec<Option<[f64; 2]>>);
 
 impl References {

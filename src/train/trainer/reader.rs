@@ -32,7 +32,7 @@ pub(super) struct Totals {
 enum Leg {
     /// It is not made yet.
     Fill,
-    /// The base reads pairs.
+    /// The reference reads pairs: the second adapter, or the base.
     Reference,
     /// The adapter reads.
     Policy,

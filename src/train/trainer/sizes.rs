@@ -24,7 +24,8 @@ pub(super) fn sites(shape: &ModelShape, spec: &TrainSpec) -> Vec<Site> {
 pub(super) fn options(spec: &TrainSpec, longest: usize, rows_max: usize) -> [PassOptions; 2] {
     let group = spec.objective.group();
     let sequences_max = (spec.batch * group).clamp(8, SEQUENCES_MAX);
-    let of = |rows_max| PassOptions { rows_max, sequences_max, adapters_max: 1 };
+    let adapters_max = 1 + usize::from(spec.has_reference());
+    let of = |rows_max| PassOptions { rows_max, sequences_max, adapters_max };
     [of(rows_max), of(rows_max.max(group * longest.saturating_sub(1)))]
 }
 
@@ -49,5 +50,6 @@ pub(super) fn bytes(
     };
     // Values, gradients, two moments; of magnitudes norms and squares too.
     let adapter = 4 * (4 * (factors + vectors) + 2 * vectors);
-    Ok(adapter + DoraScratch::bytes(threads, spec.rank) + Pass::bytes(weights, sizes)?)
+    let reference = if spec.has_reference() { 4 * (factors + 2 * vectors) } else { 0 };
+    Ok(adapter + reference + DoraScratch::bytes(threads, spec.rank) + Pass::bytes(weights, sizes)?)
 }

@@ -88,7 +88,7 @@ impl Trainer {
             return Err(wrong("it is the state of another job".into()));
         }
         let tensors = SafeTensors::deserialize(&bytes).map_err(read)?;
-        let [adapter] = &mut self.adapters;
+        let adapter = &mut self.adapters[0];
         let ([first, second], own_updates) = self.optimiser.state_mut();
         let all = [("values", &mut adapter.values[..]), ("first", first), ("second", second)];
         for (name, values) in all {

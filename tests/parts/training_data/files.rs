@@ -170,7 +170,7 @@ fn marks_line_ends_and_blank_lines_of_any_editor_are_read_over() {
         let message = refusal(&reading(demo()), nothing.as_bytes());
         assert_eq!(message, "the file has no examples");
     }
-    assert!(refusal(&reading(demo()), b"\xFF\xFE{\0}\0").contains("line 1: this is not UTF-8"));
+    assert!(refusal(&reading(demo()), b"\xFF\xFE{\0}\0").contains("line 1: byte 1 is not UTF-8"));
 }
 
 #[test]

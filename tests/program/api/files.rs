@@ -217,7 +217,7 @@ async fn a_line_that_nothing_can_be_learned_from_is_named() {
     for (bad, details) in [
         ("{\"messages\": [{\"content\": \"a\"}]}", "line 2: `messages[0].role` is required"),
         ("[]", "line 2: a line must be an object, not a list"),
-        ("{\"prompt\": \"a\"}", "line 2: `completion` is missing"),
+        ("{\"prompt\": \"a\"}", "line 2: `completion` is required"),
     ] {
         let file = upload(&live, "-", "bad", &format!("{}{bad}\n", line(0))).await;
         assert_eq!((&file["status"], &file["status_details"]), (&json!("error"), &json!(details)));

@@ -4,6 +4,7 @@ use crate::api::files::{content, upload};
 use crate::api::keys::{ask, make};
 use reqwest::Method;
 use serde_json::{Value, json};
+use std::time::Instant;
 use support::command::polylora;
 use support::live::{BASE, Live, hello, whole, with};
 
@@ -232,6 +233,68 @@ async fn a_paused_job_goes_on_after_a_kill_and_comes_to_the_same_bytes() {
 }
 
 #[tokio::test]
+async fn a_job_goes_on_from_a_version_with_its_shape() {
+    let live = Live::start(&[]);
+    let training = file(&live, &lines(12)).await;
+    let first = done(&live, order(&training, "house", json!({}))).await;
+    let ours = |more: Value| json!({"polylora": with(json!({"lr": 0.01}), more)});
+    let of = |name: &str, more: Value| {
+        with(order(&training, name, ours(more)), json!({"model": "house@2"}))
+    };
+    let wrong = live.post(JOBS, of("more", json!({"r": 8}))).await;
+    assert_eq!(wrong.error(), "400 invalid_value polylora.r", "{}", wrong.text);
+    let wrong = live.post(JOBS, of("more", json!({"lora_alpha": 8}))).await;
+    assert_eq!(wrong.error(), "400 invalid_value polylora.lora_alpha");
+    let more = done(&live, of("more", json!({}))).await;
+    assert_eq!(more["polylora"]["resolved"]["rank"], 4, "{more}");
+    let losses = async |job: &Value| {
+        let told = events(&live, &id_of(job)).await;
+        let loss = |e: &Value| e["data"]["train_loss"].as_f64();
+        told.iter().filter_map(loss).collect::<Vec<f64>>()
+    };
+    let (first, more_losses) = (losses(&first).await, losses(&more).await);
+    let gained = first[0] - more_losses[0];
+    assert!(gained > 0.0, "it begins where the other ended: {first:?} {more_losses:?}");
+    let shown = live.get("/v1/adapters/more").await.json();
+    assert_eq!(shown["versions"][1]["lineage"]["from"]["id"], "house@2", "{shown}");
+    // What a version is made of may go; the job has it until it is over.
+    let id = submit(&live, of("third", json!({}))).await;
+    live.request(Method::DELETE, "/v1/adapters/house").send().await.expect("an answer");
+    assert_eq!(over(&live, &id).await["status"], "succeeded");
+    let gone = live.post(JOBS, of("fourth", json!({}))).await;
+    assert_eq!(gone.error(), "404 model_not_found model");
+}
+
+#[tokio::test]
+async fn a_job_that_is_killed_at_any_moment_comes_to_the_same_bytes_once() {
+    let mut live = Live::start(&[]);
+    let training = file(&live, &lines(24)).await;
+    let order = |name: &str| order(&training, name, json!({}));
+    let begun = Instant::now();
+    let whole = done(&live, order("whole")).await;
+    let took = begun.elapsed();
+    let expected = digest(&live, &whole["fine_tuned_model"]).await;
+    let rounds = support::soak::rounds(3, 50);
+    for round in 0..rounds {
+        let name = format!("killed-{round}");
+        let id = submit(&live, order(&name)).await;
+        // From the first moment to a little after the last.
+        tokio::time::sleep(took * 5 * (round as u32 + 1) / (4 * rounds as u32)).await;
+        live = live.crash_and_restart(&[]);
+        let done = over(&live, &id).await;
+        assert_eq!(done["status"], "succeeded", "{done}");
+        assert_eq!(digest(&live, &done["fine_tuned_model"]).await, expected, "{done}");
+        let shown = live.get(&format!("/v1/adapters/{name}")).await.json();
+        let versions = shown["versions"].as_array().expect("versions").iter();
+        let steps: Vec<Value> = versions.map(|v| v["lineage"]["step"].clone()).collect();
+        assert_eq!(steps, [json!(6), Value::Null], "a checkpoint and a result: {shown}");
+        let told = events(&live, &id).await;
+        let steps: Vec<u64> = told.iter().filter_map(|e| e["data"]["step"].as_u64()).collect();
+        assert_eq!(steps, (1..=12).collect::<Vec<_>>(), "every step is told once");
+    }
+}
+
+#[tokio::test]
 async fn a_job_that_is_cancelled_leaves_its_checkpoints_and_no_name() {
     let live = Live::start(&[]);
     let training = file(&live, &lines(8)).await;
@@ -293,9 +356,6 @@ async fn what_cannot_be_trained_is_refused_or_fails_by_name() {
     let unknown = plain(json!({"polylora": {"rank": 3}}));
     assert!(refused(unknown).await.starts_with("400 "));
     assert_eq!(refused(plain(json!({"n": 3}))).await, "400 unknown_parameter n");
-    live.upload("pirate", 3).await;
-    let of_adapter = plain(json!({"model": "pirate"}));
-    assert_eq!(refused(of_adapter).await, "400 model_not_trainable model");
     let bad = upload(&live, "-", "bad.jsonl", "{\"messages\": []}\n").await;
     assert_eq!(bad["status"], "error");
     let unread = plain(json!({"training_file": bad["id"]}));

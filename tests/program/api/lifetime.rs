@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use std::io::Read;
-use support::live::{BASE, ENDLESS, Live, PATIENCE, hello, rest, with};
+use support::live::{BASE, CONTEXT, ENDLESS, Live, PATIENCE, hello, rest, with};
 
 /// Runs far longer than any test.
 fn endless(more: Value) -> String {
@@ -49,8 +49,17 @@ async fn hanging_up_while_queued_leaves_the_queue() {
     live.idle().await;
 }
 
+/// Only who encodes these finds out that they are too long.
+fn too_long() -> [(&'static str, Value); 2] {
+    let words = "a".repeat(CONTEXT);
+    let mut chat = hello(BASE, 1);
+    chat["messages"][0]["content"] = json!(words);
+    let text = json!({"model": BASE, "prompt": words, "max_tokens": 1});
+    [("/v1/chat/completions", chat), ("/v1/completions", text)]
+}
+
 #[tokio::test]
-async fn a_full_queue_answers_429_with_retry_after() {
+async fn a_full_queue_answers_429_with_retry_after_and_encodes_nothing() {
     let live = Live::start(&["--sequences-max", "1", "--waiting-max", "1"]);
     let first = live.socket("POST /v1/chat/completions", &endless(json!({})));
     running(&live, 1.0).await;
@@ -62,6 +71,9 @@ async fn a_full_queue_answers_429_with_retry_after() {
     let seconds: u64 = refused.header("retry-after").parse().expect("seconds");
     assert!((1..=30).contains(&seconds));
     assert_eq!(refused.header("x-polylora-adapter"), "base", "refused after it was resolved");
+    for (path, body) in too_long() {
+        assert_eq!(live.post(path, body).await.error(), "429 queue_full -", "{path}");
+    }
     let ready = live.get("/ready").await;
     assert_eq!((ready.status, &ready.json()["status"]), (503, &json!("saturated")));
     for path in ["/live", "/health"] {
@@ -70,6 +82,10 @@ async fn a_full_queue_answers_429_with_retry_after() {
     drop((first, second));
     live.idle().await;
     assert_eq!(live.chat(hello(BASE, 1)).await.status, 200);
+    for (path, body) in too_long() {
+        let refused = live.post(path, body).await;
+        assert!(refused.error().starts_with("400 context_length_exceeded"), "{}", refused.text);
+    }
 }
 
 #[tokio::test]

@@ -74,7 +74,7 @@ fn mistakes_in_the_file_name_file_key_and_line() {
     check("kv_bytes = \"5 parsecs\"\n", 1, &["kv_bytes", "5 parsecs", "512MiB"]);
     check("adapters = 3\n", 1, &["adapters"]);
     check("host = \"::1\"\nport = [1, 2]\n", 2, &["port", "one value"]);
-    check("drain_seconds = 1.5\n", 1, &["drain_seconds", "a number with a point"]);
+    check("drain_seconds = 1.5\n", 1, &["drain_seconds is 1.5", "0 to 3600"]);
     check("rows_max = 8\nmax-num-batched-tokens = 9\n", 2, &["rows_max", "once more"]);
     check("port = \n", 1, &["port"]);
     let said = refused(&polylora(&["serve", "--config", "no-such.toml"]), 2);

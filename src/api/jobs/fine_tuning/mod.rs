@@ -7,11 +7,14 @@ mod asked;
 mod gate;
 pub mod seen;
 mod shown;
+mod start;
 mod stream;
 
 use super::report::{ReportQuery, answer};
 use crate::access::Caller;
 use crate::adapters::actor::Right;
+use crate::adapters::registry::PinnedSource;
+use crate::adapters::version::Parent;
 use crate::api::Api;
 use crate::api::http::auth::actor;
 use crate::api::http::body::{JsonObject, rest};
@@ -103,14 +106,8 @@ pub async fn create(
     let promote = asked::promote(promote)?;
     let (validation_split, gate) = gate::gate(&fields, asked.beta.is_some())?;
     let metadata = asked::metadata(fields.metadata)?;
-    if api.look_up(&caller, &fields.model)?.is_some() {
-        let message = format!(
-            "`{}` is an adapter; this version trains on the base `{}` only",
-            brief(&fields.model),
-            api.base_name
-        );
-        return Err(Error::invalid("model_not_trainable", message).param("model"));
-    }
+    let model = (&*fields.model, fields.polylora.as_ref());
+    let (kept, asked) = start::start(&api, &caller, model, asked).await?;
     api.jobs.check_training()?;
     let id = random_id("ftjob-");
     let named = fields.suffix.is_some();
@@ -135,7 +132,7 @@ pub async fn create(
     let spec = TrainingSpec {
         name,
         model: fields.model,
-        from: Vec::new(),
+        from: kept.iter().map(parent).collect(),
         training,
         validation,
         asked,
@@ -150,9 +147,15 @@ pub async fn create(
     };
     let work = Work::Train(Box::new(spec));
     let submission = Submission { id, owner, work, sets: Vec::new() };
-    let job = api.jobs.submit(submission, Arc::default(), most).await?;
+    let kept = Arc::new(Vec::from_iter(kept));
+    let job = api.jobs.submit(submission, kept, most).await?;
     let touched = Extension(Touched { name: Some(job.work.name().to_owned()), digest: None });
     Ok((touched, Json(told(&job)?)).into_response())
+}
+
+fn parent(kept: &PinnedSource) -> Parent {
+    let version = kept.version();
+    Parent { id: version.id(), digest: version.digest.to_string(), weight: None }
 }
 
 /// A file that is there to be learnt from.
