@@ -122,7 +122,7 @@ const BUDGETS: &[(&str, &[&str], usize)] = &[
     ("api/adapters", &["api/adapters/"], 2000),
     ("api/admin", &["api/admin/"], 1000),
     // Merges, training jobs, and files with their forms.
-    ("api/jobs", &["api/jobs/"], 2100),
+    ("api/jobs", &["api/jobs/"], 2600),
     ("api/wire", &["api/wire/"], 2400),
     // Patience and rights of tenants are a fifth of it.
     ("registry and store", &["adapters/registry/", "adapters/store/"], 3250),
@@ -137,7 +137,7 @@ const BUDGETS: &[(&str, &[&str], usize)] = &[
     // Three formats, and every refusal by line.
     ("train/data", &["train/data/"], 1500),
     // Two kinds of work, events, and what survives a restart of each.
-    ("jobs", &["jobs/"], 3300),
+    ("jobs", &["jobs/"], 4600),
     // Contents, uploads in parts, and a look at every line.
     ("files", &["files/"], 1800),
     ("checkpoint", &["checkpoint/"], 3500),

@@ -86,7 +86,7 @@ impl Examples {
         self.add_of(line, &encoded.ids, &encoded.weights);
     }
 
-    fn add_of(&mut self, line: u64, ids: &[u32], weights: &[f32]) {
+    pub(super) fn add_of(&mut self, line: u64, ids: &[u32], weights: &[f32]) {
         self.add(ids, weights);
         if let Some(last) = self.lines.last_mut() {
             *last = line;
