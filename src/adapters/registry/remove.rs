@@ -8,7 +8,7 @@ use super::Inner;
 use crate::adapters::Digest;
 use crate::adapters::store::Store;
 use crate::adapters::version::model_not_found;
-use crate::adapters::version::{Removal, Removed, Version};
+use crate::adapters::version::{Entry, Removal, Removed, Version};
 use crate::blocking::blocking;
 use crate::error::{Error, Kind, Result};
 use std::collections::BTreeMap;
@@ -75,13 +75,19 @@ impl Inner {
         Ok(Removed { entries, gone, cut, resident_bytes_freed, file_bytes_freed })
     }
 
+    /// See `Registry::check_alias`.
+    pub fn check_alias(&self, entry: &Entry) -> Result<()> {
+        match self.state().alias_of_version(entry) {
+            Some(alias) => Err(aliased(&alias, &entry.version.id())),
+            None => Ok(()),
+        }
+    }
+
     /// See `Registry::delete_version`.
     pub async fn delete_version(self: &Arc<Self>, name: String, number: u64) -> Result<bool> {
         let lock = self.name_locks.take(name.clone()).await;
         let Some(entry) = self.state().entry(&name, number) else { return Ok(false) };
-        if let Some(alias) = self.state().alias_of_version(&entry) {
-            return Err(aliased(&alias, &entry.version.id()));
-        }
+        self.check_alias(&entry)?;
         let last = self.state().entries_of(&name).len() == 1;
         // The name goes on to the version before, where it meant this one.
         let next = self.state().before_current(&name).filter(|_| entry.current);
@@ -172,7 +178,7 @@ impl Inner {
 }
 
 /// 409 for what an alias leads to.
-pub fn aliased(alias: &str, what: &str) -> Error {
+fn aliased(alias: &str, what: &str) -> Error {
     let message = format!("alias `{alias}` leads to `{what}`; change it first");
     Error::new(Kind::Conflict, ALIASED, message).param("name")
 }
