@@ -28,6 +28,19 @@ pub enum OptimiserKind {
     Adafactor,
 }
 
+impl OptimiserKind {
+    pub const ALL: [Self; 3] = [Self::AdamW, Self::Lion, Self::Adafactor];
+
+    /// As people name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AdamW => "adamw",
+            Self::Lion => "lion",
+            Self::Adafactor => "adafactor",
+        }
+    }
+}
+
 /// What updates are made with.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct OptimiserSettings {
