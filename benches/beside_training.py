@@ -26,7 +26,7 @@ JOBS = "/v1/fine_tuning/jobs"
 LOADS = {
     "1 stream": ["--concurrency", "1", "--requests", "{n}", "--max-tokens", "128", "--ignore-eos"],
     "16 streams": ["--concurrency", "16", "--requests", "{n16}", "--max-tokens", "128", "--ignore-eos"],
-    "from idle": ["--rate", "2", "--requests", "{idle}", "--max-tokens", "1"],
+    "from idle": ["--rate", "2", "--requests", "{idle}", "--max-tokens", "4"],
 }
 
 

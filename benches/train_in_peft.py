@@ -39,7 +39,7 @@ def in_peft(model, length, steps):
 
 
 def ours(bench, threads, storage, length):
-    said = subprocess.run([bench, str(threads), storage, "lora", str(length)], check=True, capture_output=True, text=True, cwd="target").stdout
+    said = subprocess.run([bench, str(threads), storage, "lora", str(length)], check=True, capture_output=True, text=True).stdout
     row = next(line.split() for line in said.splitlines() if line.startswith(storage) and "8 x" in line)
     return float(row[5]), float(row[6])
 

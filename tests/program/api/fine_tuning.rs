@@ -266,6 +266,38 @@ async fn a_job_goes_on_from_a_version_with_its_shape() {
 }
 
 #[tokio::test]
+async fn every_method_makes_an_adapter_of_its_own() {
+    let live = Live::start(&[]);
+    let training = file(&live, &lines(12)).await;
+    let mut made = Vec::new();
+    for (i, ours) in [
+        json!({}),
+        json!({"use_dora": true}),
+        json!({"use_rslora": true}),
+        json!({"loraplus_lr_ratio": 16.0}),
+        json!({"freeze_a": true}),
+        json!({"nested_ranks": true}),
+        json!({"optim": "lion"}),
+        json!({"optim": "adafactor"}),
+        json!({"target_modules": ["q_proj", "v_proj"]}),
+        json!({"lr_scheduler_type": "cosine", "warmup_ratio": 0.5}),
+        json!({"weight_decay": 0.5, "max_grad_norm": 0.01}),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("way-{i}");
+        let ours = json!({"polylora": with(json!({"r": 4, "lr": 0.01}), ours)});
+        let job = done(&live, order(&training, &name, ours)).await;
+        let (digest, seen) = (digest(&live, &job["fine_tuned_model"]).await, &made);
+        assert!(!seen.contains(&digest), "an option that does nothing: {job}");
+        made.push(digest);
+        let answer = live.chat(hello(&name, 4)).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+    }
+}
+
+#[tokio::test]
 async fn a_job_that_is_killed_at_any_moment_comes_to_the_same_bytes_once() {
     let mut live = Live::start(&[]);
     let training = file(&live, &lines(24)).await;
