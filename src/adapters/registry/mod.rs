@@ -38,7 +38,6 @@ pub use lease::Lease;
 pub use pinned_source::PinnedSource;
 use polylora_kernels::FactorDtype;
 pub use remove::ALIASED;
-use remove::aliased;
 pub use staging::Staging;
 use state::{Found, RegistryState, lock};
 use std::collections::{BTreeMap, HashMap};
@@ -254,14 +253,6 @@ impl Registry {
     pub async fn delete_version(&self, name: &str, number: u64) -> Result<bool> {
         let (inner, name) = (self.inner.clone(), name.to_owned());
         detached(async move { inner.delete_version(name, number).await }).await
-    }
-
-    /// Whether an alias keeps this version. Errors: `adapter_aliased`.
-    pub fn check_alias(&self, entry: &Entry) -> Result<()> {
-        match self.inner.state().alias_of_version(entry) {
-            Some(alias) => Err(aliased(&alias, &entry.version.id())),
-            None => Ok(()),
-        }
     }
 
     /// Moves the name to another of its versions: `number`, or else the newest servable one before

@@ -4,11 +4,11 @@
 //! lease being over. The thing to know: the name goes at once; its bytes go when the last request
 //! on it ends, or is cut because the operator's patience did.
 
-use super::Inner;
+use super::{Inner, Registry};
 use crate::adapters::Digest;
 use crate::adapters::store::Store;
 use crate::adapters::version::model_not_found;
-use crate::adapters::version::{Removal, Removed, Version};
+use crate::adapters::version::{Entry, Removal, Removed, Version};
 use crate::blocking::blocking;
 use crate::error::{Error, Kind, Result};
 use std::collections::BTreeMap;
@@ -27,6 +27,16 @@ struct Leaving {
     versions: Vec<Arc<Version>>,
     /// (bytes in the bank when the name went, bytes of files)
     contents: BTreeMap<Digest, (u64, u64)>,
+}
+
+impl Registry {
+    /// Whether an alias keeps this version. Errors: `adapter_aliased`.
+    pub fn check_alias(&self, entry: &Entry) -> Result<()> {
+        match self.inner.state().alias_of_version(entry) {
+            Some(alias) => Err(aliased(&alias, &entry.version.id())),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Inner {
@@ -172,7 +182,7 @@ impl Inner {
 }
 
 /// 409 for what an alias leads to.
-pub fn aliased(alias: &str, what: &str) -> Error {
+fn aliased(alias: &str, what: &str) -> Error {
     let message = format!("alias `{alias}` leads to `{what}`; change it first");
     Error::new(Kind::Conflict, ALIASED, message).param("name")
 }
