@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Loads merged adapters with PEFT itself and compares logprobs with a running polylora (not part of build or tests).
+"""Loads merged or trained adapters with PEFT itself and compares logprobs with a running polylora (not part of build or tests).
 
 Needs torch, transformers and peft in the running Python, and a server of the same adapters on the demo model in f32:
 
     polylora merge adapters/pirate=0.7 adapters/blurb=0.5 --out both
     polylora serve --dtype f32 --adapter both=both
     python benches/merge_in_peft.py --gguf ~/.cache/polylora/SmolLM2-135M-Instruct.Q4_1.gguf both=both
+
+Trained ones are left by `POLYLORA_EXPORTS=DIR cargo test --test model exports_of_the_demo_model`: lora, rslora and dora.
 
 For each adapter and text it prints the largest difference between the two logprobs of every token of the text; exit code 1 when one is above
 --tolerance. The weights are the file's, dequantised here and rounded to bf16, as the server has them.

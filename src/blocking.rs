@@ -1,6 +1,6 @@
 //! Work that blocks, off the async threads.
 //!
-//! Owns the two ways there. Never bounds them: whoever calls has taken a place.
+//! Owns the two ways there. Never bounds them: whoever calls has taken a permit.
 
 use crate::error::{Error, Result};
 use std::io;

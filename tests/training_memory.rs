@@ -7,7 +7,7 @@ use polylora::checkpoint::{Checkpoint, source};
 use polylora::model::weights::Weights;
 use polylora::shape::Projection;
 use polylora::train::data::Examples;
-use polylora::train::{Advance, Decay, Objective, TrainSpec, Trainer};
+use polylora::train::{Advance, Decay, Objective, OptimiserKind, TrainSpec, Trainer};
 use polylora_kernels::Device;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
@@ -34,15 +34,12 @@ static COUNTING: Counting = Counting;
 
 const ROWS: usize = 256;
 
-/// DoRA or not, what is made smaller, and the adapter that is gone on from.
-type Case = (bool, Objective, Option<&'static str>);
-
-fn spec((dora, objective, start): Case) -> TrainSpec {
+fn spec() -> TrainSpec {
     TrainSpec {
         rank: 8,
         alpha: 16.0,
         rslora: false,
-        dora,
+        dora: false,
         targets: Projection::ALL.to_vec(),
         epochs: 3,
         batch: 4,
@@ -53,9 +50,12 @@ fn spec((dora, objective, start): Case) -> TrainSpec {
         warmup_ratio: 0.0,
         weight_decay: 0.0,
         max_grad_norm: 1.0,
-        objective,
+        objective: Objective::Supervised,
         validate_every: 0,
-        start: start.map(str::to_owned),
+        start: None,
+        freeze_a: false,
+        optimiser: OptimiserKind::AdamW,
+        nested: false,
     }
 }
 
@@ -94,14 +94,17 @@ fn a_job_takes_what_it_said_and_nothing_after_its_first_epoch() {
     let dev = Device::cpu(2);
     let weights = Weights::load(&checkpoint, None, &dev, &|_, _| ()).expect("weights");
     let (weights, data) = (Arc::new(weights), examples());
-    let of_pairs = Objective::Dpo { beta: 0.1 };
-    for case in [
-        (false, Objective::Supervised, None),
-        (true, Objective::Supervised, None),
-        (false, of_pairs, None),
-        (false, of_pairs, Some("ticket-json")),
+    let pairs = TrainSpec { objective: Objective::Dpo { beta: 0.1 }, ..spec() };
+    let (lion, adafactor) = (OptimiserKind::Lion, OptimiserKind::Adafactor);
+    for spec in [
+        spec(),
+        TrainSpec { dora: true, ..spec() },
+        TrainSpec { start: Some("ticket-json".into()), ..pairs.clone() },
+        pairs,
+        TrainSpec { optimiser: lion, freeze_a: true, ..spec() },
+        TrainSpec { optimiser: adafactor, nested: true, ..spec() },
     ] {
-        let spec = spec(case);
+        let case = format!("{spec:?}");
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let start = spec.start.as_ref().map(|name| root.join("adapters").join(name));
         let said = Trainer::bytes(&weights, &spec, data.longest(), ROWS, dev.threads());
@@ -114,7 +117,7 @@ fn a_job_takes_what_it_said_and_nothing_after_its_first_epoch() {
         run(&mut trainer, &dev, epoch);
         let taken = resident() - before;
         let apart = taken as f64 / said as f64;
-        eprintln!("{case:?}: said {said}, taken {taken}: {apart:.4}");
+        eprintln!("{case}: said {said}, taken {taken}: {apart:.4}");
         assert!((0.98..1.02).contains(&apart), "said {said}, taken {taken}");
         let before = ALLOCATIONS.load(Ordering::SeqCst);
         run(&mut trainer, &dev, epoch);

@@ -333,8 +333,8 @@ pub fn servable(version: &Version) -> bool {
 /// 404 for a model that nobody has.
 pub fn model_not_found(model: &str) -> Error {
     let model = brief(model);
-    Error::not_found("model_not_found", format!("the model `{model}` does not exist"))
-        .param("model")
+    let message = format!("the model `{model}` does not exist; GET /v1/models lists those that do");
+    Error::not_found("model_not_found", message).param("model")
 }
 
 /// 409 for a version whose probe saw nothing.

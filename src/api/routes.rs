@@ -180,7 +180,25 @@ async fn matched(mut request: Request, next: Next) -> Response {
 
 async fn unknown(method: Method, uri: Uri) -> Error {
     let path = brief(uri.path());
-    Error::not_found("unknown_route", format!("there is no {method} {path}; see /docs"))
+    let hint = match below_v1(uri.path()) {
+        true => format!("; every route of the API begins with /v1: {method} /v1{path}"),
+        false => "; see /docs".to_owned(),
+    };
+    Error::not_found("unknown_route", format!("there is no {method} {path}{hint}"))
+}
+
+/// Whether `/v1` before it makes a path of the table: the client's base URL lacks it.
+fn below_v1(path: &str) -> bool {
+    let alike = |route: &&str| {
+        let mut parts = path.split('/');
+        let matches = route.split('/').all(|part| match parts.next() {
+            Some(given) => part == given || (part.starts_with('{') && !given.is_empty()),
+            None => false,
+        });
+        matches && (parts.next().is_none() || route.ends_with("*id}"))
+    };
+    let mut below = ROUTES.iter().filter_map(|row| row.path.strip_prefix("/v1"));
+    below.any(|route| alike(&route))
 }
 
 async fn wrong_method(method: Method, path: MatchedPath) -> Response {

@@ -11,7 +11,7 @@ use crate::adapters::format::names::{
 };
 use crate::cli::calls::bad_argument;
 use crate::config::human;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::terminal::say;
 use clap::{Args, Subcommand};
 use reqwest::{Method, multipart};
@@ -122,7 +122,14 @@ pub fn run(args: AdapterArgs) -> Result<()> {
 async fn remove(client: &Client, name: &str, drain_seconds: Option<u64>) -> Result<()> {
     let query = drain_seconds.map_or(String::new(), |s| format!("?drain_seconds={s}"));
     let route = format!("{}{query}", path(name)?);
-    let done = client.json(client.request(Method::DELETE, &route)).await?;
+    let done = match client.json(client.request(Method::DELETE, &route)).await {
+        Err(refused) if refused.label.starts_with("404 ") => {
+            let alias = path(name)?.replace("/v1/adapters/", "/v1/aliases/");
+            let found = client.json(client.request(Method::GET, &alias)).await;
+            return Err(found.map_or_else(|_| refused.into(), |_| is_alias(name)));
+        }
+        done => done?,
+    };
     let freed = &done["freed_bytes"];
     let bytes = |key: &str| human(freed[key].as_u64().unwrap_or(0));
     let state = done["state"].as_str().unwrap_or_default();
@@ -132,6 +139,12 @@ async fn remove(client: &Client, name: &str, drain_seconds: Option<u64>) -> Resu
         bytes("file")
     ));
     Ok(())
+}
+
+fn is_alias(name: &str) -> Error {
+    bad_argument(format!(
+        "{name} is an alias, not an adapter: 'polylora adapter alias {name} --rm' removes it"
+    ))
 }
 
 /// One of the routes that take a version and answer with one.
@@ -190,6 +203,10 @@ fn path(name: &str) -> Result<String> {
 
 /// Files of an upload: those of a PEFT directory that count, or the one file.
 fn files(from: &Path) -> Result<Vec<PathBuf>> {
+    if !from.exists() {
+        let from = from.display();
+        return Err(bad_argument(format!("{from} is no directory or file on this machine")));
+    }
     if from.is_file() {
         let name = from.to_string_lossy().to_ascii_lowercase();
         let one = name.ends_with(".gguf") || is_archive(&name);

@@ -161,6 +161,9 @@ fn sources(given: &[String]) -> Result<(Vec<PathBuf>, Vec<Source>)> {
             }
             None => (text.as_str(), 1.0),
         };
+        if !Path::new(dir).is_dir() {
+            return Err(bad_argument(format!("{dir} is no directory on this machine")));
+        }
         let short = Path::new(dir).file_name().map(|n| n.to_string_lossy().into_owned());
         let name = short.filter(|n| sources.iter().all(|s| s.name != *n));
         sources.push(Source { name: name.unwrap_or_else(|| dir.to_owned()), weight });

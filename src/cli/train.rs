@@ -17,7 +17,7 @@ use crate::terminal::{on_terminal, say};
 use crate::text::Text;
 use crate::train::asked::{self, Asked};
 use crate::train::data::{self, Dataset, Limits, Preview, Reading};
-use crate::train::{Advance, Decay, StepReport, Steps, TrainSpec, Trainer, figures};
+use crate::train::{Advance, Decay, OptimiserKind, StepReport, Steps, TrainSpec, Trainer, figures};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -103,6 +103,18 @@ pub struct TrainArgs {
     #[arg(long, value_name = "TIMES", default_value_t = 1.0)]
     #[arg(value_parser = above_0(asked::RATIO_MAX))]
     loraplus_ratio: f64,
+    /// A stays as it starts (LoRA-FA)
+    #[arg(long)]
+    freeze_a: bool,
+    /// What makes a step out of gradients
+    #[arg(long, default_value = "adamw", value_parser = optimisers())]
+    optimizer: String,
+    /// Any first ranks of the result are an adapter of their own (DyLoRA)
+    #[arg(long)]
+    nested_ranks: bool,
+    /// DPO: log-probabilities are means over an answer's tokens (LN-DPO)
+    #[arg(long)]
+    length_normalized: bool,
     /// How the rate falls
     #[arg(long, default_value = "linear")]
     decay: DecayArg,
@@ -150,6 +162,10 @@ enum DecayArg {
 
 fn projections() -> PossibleValuesParser {
     PossibleValuesParser::new(Projection::ALL.map(Projection::name))
+}
+
+fn optimisers() -> PossibleValuesParser {
+    PossibleValuesParser::new(OptimiserKind::ALL.map(OptimiserKind::name))
 }
 
 fn within(
@@ -210,6 +226,13 @@ impl TrainArgs {
             truncate: self.truncate,
             eval_steps: self.eval_steps,
             seed: self.seed,
+            freeze_a: self.freeze_a,
+            optimiser: OptimiserKind::ALL
+                .into_iter()
+                .find(|kind| kind.name() == self.optimizer)
+                .unwrap_or_default(),
+            nested: self.nested_ranks,
+            by_length: self.length_normalized,
         }
     }
 
@@ -224,6 +247,9 @@ impl TrainArgs {
 pub fn run(args: TrainArgs) -> Result<()> {
     if args.beta.is_some() && args.method != MethodArg::Dpo {
         return Err(bad_argument("--beta is of --method dpo"));
+    }
+    if args.length_normalized && args.method != MethodArg::Dpo {
+        return Err(bad_argument("--length-normalized is of --method dpo"));
     }
     args.out.as_deref().map_or(Ok(()), check_new)?;
     let file = opened(&args.data)?;

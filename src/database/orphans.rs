@@ -33,6 +33,19 @@ pub fn interrupted(staging: &Path) -> HashSet<String> {
     entries.filter_map(name).collect()
 }
 
+/// Removes a content that no row names any more: first whole out of its place into `staging`,
+/// which the next start clears. What a kill left of it in its place would be newer than the
+/// catalogue, and so stay. Errors: the place still holds it, or `staging` a part of it.
+pub fn remove(blob: &Path, staging: &Path) -> Result<()> {
+    let name = blob.file_name().unwrap_or_default().to_string_lossy();
+    let gone = staging.join(format!("gone-{name}"));
+    match fs::rename(blob, &gone) {
+        Ok(()) => fs::remove_dir_all(gone),
+        // A full disk may have no room for a name, and is to get some.
+        Err(_) => fs::remove_dir_all(blob),
+    }
+}
+
 /// What a catalogue says of one kind of contents.
 pub struct Named<'a> {
     /// What the contents are of, in the plural, and the directory that they lie in.
@@ -158,4 +171,40 @@ fn directories(dir: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_content_leaves_its_place_whole() {
+        const FILES: usize = 500;
+        let dir = tempfile::tempdir().unwrap();
+        let staging = dir.path().join("staging");
+        fs::create_dir(&staging).unwrap();
+        for round in 0..20 {
+            let blob = dir.path().join(format!("blob-{round}"));
+            fs::create_dir(&blob).unwrap();
+            for n in 0..FILES {
+                File::create(blob.join(n.to_string())).unwrap();
+            }
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while let Ok(entries) = fs::read_dir(&blob) {
+                        // What was opened may have left since, and be removed as it is read.
+                        let whole = entries.count() == FILES;
+                        assert!(whole || !blob.exists(), "a part of it is in its place");
+                    }
+                });
+                remove(&blob, &staging).unwrap();
+            });
+        }
+        assert_eq!(fs::read_dir(&staging).unwrap().count(), 0);
+        let blob = dir.path().join("blob");
+        fs::create_dir(&blob).unwrap();
+        remove(&blob, &dir.path().join("nowhere")).unwrap();
+        assert!(!blob.exists(), "it goes also where there is nothing to move it to");
+        assert_eq!(remove(&blob, &staging).unwrap_err().kind(), ErrorKind::NotFound);
+    }
 }

@@ -120,7 +120,7 @@ impl Blobs {
 
     /// Removes a content. Blocking; a failure only leaves an orphan for the next start.
     pub fn discard(&self, digest: &str) {
-        if quietly(fs::remove_dir_all(self.directory(digest)), "a content stays") {
+        if quietly(orphans::remove(&self.directory(digest), &self.incoming), "a content stays") {
             self.settled(digest);
         }
     }

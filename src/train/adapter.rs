@@ -44,6 +44,8 @@ pub struct Adapter {
     sites: usize,
     /// Where magnitudes begin in `values`.
     vectors: usize,
+    /// Ranks that are read and trained, from the first on.
+    rank: usize,
     /// The norms of the rows of W + s·B·A, in the layout of the magnitudes; see [`super::Norms`].
     pub(super) norms: Vec<f32>,
 }
@@ -55,14 +57,8 @@ impl Adapter {
     /// On a site that is named twice, and on the head, which is not trained.
     pub fn new(shape: &ModelShape, sites: &[Site], rank: usize, scale: f32, dora: bool) -> Self {
         let mut places = vec![None; shape.sites()];
-        let (mut tensors, mut end) = (Vec::with_capacity(3 * sites.len()), 0);
-        let mut add = |site, part, dims: [usize; 2]| {
-            let range = end..end + dims[0] * dims[1];
-            end = range.end;
-            tensors.push(Tensor { site, part, dims, range });
-            end
-        };
-        let mut vectors = 0;
+        let mut tensors = Vec::with_capacity(3 * sites.len());
+        let mut add = |site, part, dims| tensors.push(Tensor { site, part, dims, range: 0..0 });
         for (i, &site) in sites.iter().enumerate() {
             assert_ne!(site, Site::Head, "the head is not trained");
             let place = &mut places[shape.site_index(site)];
@@ -70,15 +66,51 @@ impl Adapter {
             *place = Some(i);
             let (inputs, outputs) = shape.site_dims(site);
             add(site, Part::A, [rank, inputs]);
-            vectors = add(site, Part::B, [rank, outputs]);
+            add(site, Part::B, [rank, outputs]);
         }
         for &site in sites.iter().filter(|_| dora) {
             add(site, Part::Magnitude, [1, shape.site_dims(site).1]);
         }
-        let (values, gradients) = (vec![0.0; end], vec![0.0; end]);
-        let norms = vec![0.0; end - vectors];
-        let (sites, frozen) = (sites.len(), 0);
-        Self { scale, values, gradients, frozen, tensors, places, sites, vectors, norms }
+        let (values, gradients, norms) = (Vec::new(), Vec::new(), Vec::new());
+        let (sites, frozen, vectors) = (sites.len(), 0, 0);
+        Self { scale, values, gradients, frozen, tensors, places, sites, vectors, rank, norms }
+            .laid(|_| false)
+    }
+
+    /// The same with A frozen, as LoRA-FA has it (arXiv 2308.03303): neither a gradient nor a
+    /// moment is kept of it.
+    ///
+    /// # Panics
+    /// As [`Adapter::new`].
+    pub fn with_frozen_a(
+        shape: &ModelShape,
+        sites: &[Site],
+        rank: usize,
+        scale: f32,
+        dora: bool,
+    ) -> Self {
+        Self::new(shape, sites, rank, scale, dora).laid(|part| part == Part::A)
+    }
+
+    /// Zeros in the layout where these parts are frozen.
+    fn laid(mut self, is_frozen: impl Fn(Part) -> bool) -> Self {
+        let mut end = 0;
+        for frozen in [true, false] {
+            for tensor in self.tensors.iter_mut().filter(|t| is_frozen(t.part) == frozen) {
+                tensor.range = end..end + tensor.dims[0] * tensor.dims[1];
+                end = tensor.range.end;
+            }
+            if frozen {
+                self.frozen = end;
+            }
+        }
+        let mut all = self.tensors.iter();
+        let first = all.find(|t| t.part == Part::Magnitude);
+        self.vectors = first.map_or(end, |tensor| tensor.range.start);
+        self.values = vec![0.0; end];
+        self.gradients = vec![0.0; end - self.frozen];
+        self.norms = vec![0.0; end - self.vectors];
+        self
     }
 
     /// The same factors and magnitudes, all of them frozen.
@@ -92,6 +124,11 @@ impl Adapter {
             norms: self.norms.clone(),
             ..*self
         }
+    }
+
+    /// Whether a site, by its index, has a part that is trained.
+    pub(super) fn trains(&self, site: usize, part: Part) -> bool {
+        self.tensor(site, part).is_some_and(|tensor| self.trained(tensor).is_some())
     }
 
     /// Where a tensor's gradient lies in [`Adapter::gradients`]; none where it is frozen.
@@ -108,6 +145,11 @@ impl Adapter {
     /// The largest rank of a site.
     pub fn rank_max(&self) -> usize {
         self.tensors.first().map_or(0, |tensor| tensor.dims[0])
+    }
+
+    /// From now on only so many ranks of every site, the first ones, are read and trained.
+    pub(super) fn narrow(&mut self, rank: usize) {
+        self.rank = rank;
     }
 
     /// Whether a site, by its index, has factors.
@@ -171,8 +213,8 @@ impl Adapter {
     pub(super) fn norms_of(&mut self, site: usize) -> Option<(DoraFactors<'_>, &mut [f32])> {
         let [_, norms] = self.magnitude_at(site)?;
         let (a, b) = (self.tensor(site, Part::A)?, self.tensor(site, Part::B)?);
-        let (rank, scale) = (a.dims[0], self.scale);
-        let (a, b) = (&self.values[a.range.clone()], &self.values[b.range.clone()]);
+        let (rank, scale) = (self.rank, self.scale);
+        let (a, b) = (&self.values[read(a, rank)], &self.values[read(b, rank)]);
         Some((DoraFactors { rank, a, b, scale }, &mut self.norms[norms]))
     }
 
@@ -186,8 +228,8 @@ impl Adapter {
         let scale = self.scale_of(part);
         match self.tensor(site, part) {
             Some(tensor) => {
-                let values = &self.values[tensor.range.clone()];
-                Factor { rows, rank: tensor.dims[0], values, scale }
+                let rank = self.rank;
+                Factor { rows, rank, values: &self.values[read(tensor, rank)], scale }
             }
             None => Factor { rows, rank: 0, values: &[], scale },
         }
@@ -202,7 +244,10 @@ impl Adapter {
     ) -> FactorGradient<'_> {
         let scale = self.scale_of(part);
         let tensor = self.tensor(site, part);
-        let of = tensor.and_then(|tensor| Some((tensor.dims[0], self.trained(tensor)?)));
+        let of = tensor.and_then(|tensor| {
+            let (rank, start) = (self.rank, self.trained(tensor)?.start);
+            Some((rank, start..start + rank * tensor.dims[1]))
+        });
         match of {
             Some((rank, range)) => {
                 FactorGradient { rows, rank, values: &mut self.gradients[range], scale }
@@ -210,4 +255,9 @@ impl Adapter {
             None => FactorGradient { rows, rank: 0, values: &mut [], scale },
         }
     }
+}
+
+/// Where the first ranks of a factor lie.
+fn read(factor: &Tensor, rank: usize) -> Range<usize> {
+    factor.range.start..factor.range.start + rank * factor.dims[1]
 }

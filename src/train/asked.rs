@@ -2,6 +2,7 @@
 //!
 //! Owns the defaults that depend on the examples and the model. Never looks at an example.
 
+use super::optimiser::OptimiserKind;
 use super::schedule::Decay;
 use super::spec::{Objective, TrainSpec};
 use crate::adapters::format::factors::{FactorSite, OpenAdapter};
@@ -52,6 +53,17 @@ pub struct Asked {
     /// Steps between two looks at the validation file; 0: at the ends of epochs.
     pub eval_steps: u32,
     pub seed: u64,
+    /// A stays as it starts.
+    #[serde(default)]
+    pub freeze_a: bool,
+    #[serde(default)]
+    pub optimiser: OptimiserKind,
+    /// Any first ranks of the result are an adapter of their own.
+    #[serde(default)]
+    pub nested: bool,
+    /// DPO's log-probabilities are means over an answer's tokens.
+    #[serde(default)]
+    pub by_length: bool,
 }
 
 /// Epochs of a file with enough examples.
@@ -83,6 +95,10 @@ impl Default for Asked {
             truncate: false,
             eval_steps: 0,
             seed: 0,
+            freeze_a: false,
+            optimiser: OptimiserKind::default(),
+            nested: false,
+            by_length: false,
         }
     }
 }
@@ -94,7 +110,10 @@ impl Asked {
         let steps = examples.div_ceil(batch).max(1);
         let enough = STEPS_MIN.div_ceil(steps) as u32;
         let epochs = self.epochs.unwrap_or_else(|| enough.clamp(USUAL_EPOCHS, AUTO_EPOCHS_MAX));
-        let lr = self.lr.unwrap_or_else(|| rate(hidden) * self.lr_multiplier.unwrap_or(1.0));
+        // Lion's steps are all of one size: a tenth of AdamW's rate (arXiv 2302.06675, section 5).
+        let part = if self.optimiser == OptimiserKind::Lion { 0.1 } else { 1.0 };
+        let usual = || part * rate(hidden) * self.lr_multiplier.unwrap_or(1.0);
+        let lr = self.lr.unwrap_or_else(usual);
         TrainSpec {
             rank: self.rank,
             alpha: self.alpha,
@@ -110,9 +129,16 @@ impl Asked {
             warmup_ratio: self.warmup_ratio,
             weight_decay: self.weight_decay,
             max_grad_norm: self.max_grad_norm,
-            objective: self.beta.map_or(Objective::Supervised, |beta| Objective::Dpo { beta }),
+            objective: match (self.beta, self.by_length) {
+                (None, _) => Objective::Supervised,
+                (Some(beta), false) => Objective::Dpo { beta },
+                (Some(beta), true) => Objective::LnDpo { beta },
+            },
             validate_every: self.eval_steps,
             start: None,
+            freeze_a: self.freeze_a,
+            optimiser: self.optimiser,
+            nested: self.nested,
         }
     }
 

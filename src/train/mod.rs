@@ -20,7 +20,7 @@ pub use adapter::{Adapter, Part, Tensor};
 pub use asked::Asked;
 pub use batch::{Example, MicroBatch};
 pub use norms::Norms;
-pub use optimiser::{AdamW, Optimiser};
+pub use optimiser::{Optimiser, OptimiserKind, OptimiserSettings};
 pub use order::Order;
 pub use pass::{Pass, PassOptions, Progress, Purpose, Sums};
 pub use schedule::{Decay, Schedule};

@@ -3,8 +3,9 @@
 //! Owns the numbers. Never chooses one. The thing to know: the same spec, base and data give the
 //! same adapter, bit by bit, on the same kind of CPU.
 
-use super::optimiser::AdamW;
+use super::optimiser::{OptimiserKind, OptimiserSettings};
 use super::schedule::{Decay, Schedule};
+use crate::random::{Stream, word};
 use crate::shape::Projection;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,9 @@ pub enum Objective {
     /// Direct preference optimisation of pairs, against what the job starts from: the base without
     /// an adapter, or the adapter that it goes on from.
     Dpo { beta: f64 },
+    /// The same with each answer's log-probability divided by its supervised tokens, which takes
+    /// the reward from length (LN-DPO, arXiv 2407.15229).
+    LnDpo { beta: f64 },
 }
 
 impl Objective {
@@ -24,7 +28,7 @@ impl Objective {
     pub fn group(self) -> usize {
         match self {
             Self::Supervised => 1,
-            Self::Dpo { .. } => 2,
+            Self::Dpo { .. } | Self::LnDpo { .. } => 2,
         }
     }
 }
@@ -59,6 +63,15 @@ pub struct TrainSpec {
     /// What the adapter is known by that the job goes on from, such as its digest.
     #[serde(default)]
     pub start: Option<String>,
+    /// LoRA-FA (arXiv 2308.03303): A stays as it starts, which makes a step and its memory smaller.
+    #[serde(default)]
+    pub freeze_a: bool,
+    #[serde(default)]
+    pub optimiser: OptimiserKind,
+    /// DyLoRA (arXiv 2210.07558): every step reads and trains the first b ranks only, b drawn from
+    /// 1 to `rank`, so that any first ranks of the result are an adapter of their own.
+    #[serde(default)]
+    pub nested: bool,
 }
 
 impl TrainSpec {
@@ -73,12 +86,21 @@ impl TrainSpec {
         self.alpha / if self.rslora { rank.sqrt() } else { rank }
     }
 
-    pub(super) fn optimiser(&self) -> AdamW {
-        AdamW {
+    /// The ranks that a step reads: all, or some of a job that nests.
+    pub(super) fn rank_of(&self, step: u64) -> usize {
+        if !self.nested {
+            return self.rank;
+        }
+        let drawn = Stream::new(&[self.seed, step, word("nested")]).unit();
+        1 + (drawn * self.rank as f64) as usize
+    }
+
+    pub(super) fn settings(&self) -> OptimiserSettings {
+        OptimiserSettings {
+            kind: self.optimiser,
             weight_decay: self.weight_decay,
             max_grad_norm: self.max_grad_norm,
             ratio: self.loraplus_ratio,
-            ..AdamW::default()
         }
     }
 

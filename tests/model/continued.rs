@@ -5,13 +5,15 @@
 //! by the one that goes on.
 
 use super::trainer::{examples, exported, rest, spec, step, tiny};
+use polylora::adapters::format;
 use polylora::error::Error;
 use polylora::model::weights::Weights;
 use polylora::shape::Projection;
 use polylora::train::{Decay, Objective, TrainSpec, Trainer};
 use polylora_kernels::Device;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use support::training::demo;
 
 /// A job on the data named `data`, of the adapter in `dir`.
 fn going_on(
@@ -129,4 +131,28 @@ fn a_start_that_differs_is_refused_by_what_differs() {
     trained(&weights, &dev, &few, dora.path());
     let refused = going_on(&weights, &dev, spec(), ("data", dora.path())).err().expect("refused");
     assert!(refused.message.contains("no factors on `model.layers.0.self_attn.k_proj`"));
+}
+
+/// Exports of the demo model, after two steps. `POLYLORA_EXPORTS` names a directory to leave them
+/// in, where `benches/merge_in_peft.py` holds PEFT's answers against those of a server.
+#[test]
+fn exports_of_the_demo_model_are_adapters() {
+    let kept = std::env::var_os("POLYLORA_EXPORTS").map(PathBuf::from);
+    let temporary = tempfile::tempdir().expect("a directory");
+    let root = kept.as_deref().unwrap_or(temporary.path());
+    let (weights, dev) = (demo(), Device::cpu(2));
+    let plain = TrainSpec { rank: 4, alpha: 16.0, epochs: 1, warmup_ratio: 0.0, ..spec() };
+    for (name, rslora, dora) in
+        [("lora", false, false), ("rslora", true, false), ("dora", false, true)]
+    {
+        let dir = root.join(name);
+        std::fs::create_dir_all(&dir).expect("a directory");
+        let spec = TrainSpec { rslora, dora, ..plain.clone() };
+        let data = examples("data", 8);
+        let job = Trainer::new(weights.clone(), &dev, spec, 64, data, None, None);
+        let mut job = job.expect("a job");
+        assert_eq!(rest(&mut job, &dev).len(), 2);
+        exported(&job, &dir);
+        format::check(&dir, &weights.shape).expect("it is read");
+    }
 }

@@ -8,6 +8,7 @@ mod decoder;
 mod engine;
 mod golden;
 mod merged;
+mod methods;
 mod neighbours;
 mod trainer;
 mod training;

@@ -8,7 +8,9 @@ use polylora::adapters::format::{self, factors};
 use polylora::model::weights::Weights;
 use polylora::shape::Projection;
 use polylora::train::data::Examples;
-use polylora::train::{Adapter, Advance, Decay, Objective, Order, StepReport, TrainSpec, Trainer};
+use polylora::train::{
+    Adapter, Advance, Decay, Objective, OptimiserKind, Order, StepReport, TrainSpec, Trainer,
+};
 use polylora_kernels::Device;
 use serde_json::Value;
 use std::path::Path;
@@ -43,6 +45,9 @@ pub(crate) fn spec() -> TrainSpec {
         objective: Objective::Supervised,
         validate_every: 0,
         start: None,
+        freeze_a: false,
+        optimiser: OptimiserKind::AdamW,
+        nested: false,
     }
 }
 
@@ -85,7 +90,7 @@ pub(crate) fn exported(trainer: &Trainer, dir: &Path) -> [Vec<u8>; 2] {
 }
 
 /// Factors as they are in a job's saved state.
-fn state_values(trainer: &Trainer, dir: &Path) -> Vec<f32> {
+pub(crate) fn state_values(trainer: &Trainer, dir: &Path) -> Vec<f32> {
     let file = dir.join("state");
     trainer.save(&file).expect("saved");
     let state = std::fs::read(&file).expect("a file");
@@ -141,10 +146,20 @@ fn micro_batches_change_no_report_but_by_rounding() {
     }
 }
 
-/// LoRA, DoRA and pairs.
-fn specs() -> [TrainSpec; 3] {
+/// LoRA, DoRA and pairs; then methods, some of them together.
+fn specs() -> [TrainSpec; 7] {
     let objective = Objective::Dpo { beta: 0.1 };
-    [spec(), TrainSpec { dora: true, rslora: true, ..spec() }, TrainSpec { objective, ..spec() }]
+    let by_length = Objective::LnDpo { beta: 0.5 };
+    let [lion, adafactor] = [OptimiserKind::Lion, OptimiserKind::Adafactor];
+    [
+        spec(),
+        TrainSpec { dora: true, rslora: true, ..spec() },
+        TrainSpec { objective, ..spec() },
+        TrainSpec { objective: by_length, freeze_a: true, ..spec() },
+        TrainSpec { optimiser: lion, lr: 0.001, ..spec() },
+        TrainSpec { optimiser: adafactor, freeze_a: true, dora: true, ..spec() },
+        TrainSpec { optimiser: adafactor, nested: true, dora: true, ..spec() },
+    ]
 }
 
 #[test]

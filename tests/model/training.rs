@@ -7,7 +7,8 @@
 use polylora::model::weights::Weights;
 use polylora::shape::{Projection, Site};
 use polylora::train::{
-    AdamW, Adapter, Decay, Example, Norms, Optimiser, Pass, PassOptions, Purpose, Schedule,
+    Adapter, Decay, Example, Norms, Optimiser, OptimiserSettings, Pass, PassOptions, Purpose,
+    Schedule,
 };
 use polylora_kernels::Device;
 use serde_json::Value;
@@ -242,7 +243,13 @@ fn micro_batches_do_not_change_what_an_optimizer_batch_gives() {
 /// Trains as a file of the oracle says, for so many steps at most, in micro-batches of `micro`;
 /// returns how far losses, norms and, after the last step, factors and the held-out loss are from
 /// PEFT's, each over its bar.
-fn beside_peft(file: &str, settings: AdamW, schedule: Schedule, micro: usize, most: usize) -> f64 {
+fn beside_peft(
+    file: &str,
+    settings: OptimiserSettings,
+    schedule: Schedule,
+    micro: usize,
+    most: usize,
+) -> f64 {
     let shape = &demo().shape;
     let adapter = adapter(shape, &all_linears(shape), 8, 2.0, 0.0);
     let norms = Norms::new(&Device::cpu(2), &demo(), &adapter).expect("no norms");
@@ -252,7 +259,7 @@ fn beside_peft(file: &str, settings: AdamW, schedule: Schedule, micro: usize, mo
 /// The same of an adapter as it starts.
 fn trains_as_peft(
     file: &str,
-    settings: AdamW,
+    settings: OptimiserSettings,
     schedule: Schedule,
     (micro, most): (usize, usize),
     (adapter, mut norms): (Adapter, Norms),
@@ -314,14 +321,19 @@ fn constant(lr: f64) -> Schedule {
 
 #[test]
 fn a_constant_rate_gives_the_curve_of_peft() {
-    let bars =
-        beside_peft("curve-lora", AdamW::default(), constant(5e-4), 8, rounds(3, usize::MAX));
+    let bars = beside_peft(
+        "curve-lora",
+        OptimiserSettings::default(),
+        constant(5e-4),
+        8,
+        rounds(3, usize::MAX),
+    );
     assert!(bars < 1.0, "{bars} of the bars");
 }
 
 #[test]
 fn warm_up_cosine_decay_and_micro_batches_give_the_curve_of_peft() {
-    let settings = AdamW { weight_decay: 0.01, ..AdamW::default() };
+    let settings = OptimiserSettings { weight_decay: 0.01, ..OptimiserSettings::default() };
     let schedule = Schedule { lr: 1e-3, decay: Decay::Cosine, warmup: 5, steps: 20 };
     let bars = beside_peft("curve-lora-cosine", settings, schedule, 4, rounds(4, usize::MAX));
     assert!(bars < 1.0, "{bars} of the bars");
@@ -329,7 +341,7 @@ fn warm_up_cosine_decay_and_micro_batches_give_the_curve_of_peft() {
 
 #[test]
 fn two_rates_give_the_curve_of_peft() {
-    let settings = AdamW { ratio: 16.0, ..AdamW::default() };
+    let settings = OptimiserSettings { ratio: 16.0, ..OptimiserSettings::default() };
     let bars = beside_peft("curve-loraplus", settings, constant(1e-4), 8, rounds(3, usize::MAX));
     assert!(bars < 1.0, "{bars} of the bars");
 }
@@ -338,7 +350,7 @@ fn two_rates_give_the_curve_of_peft() {
 fn magnitudes_give_the_curve_of_peft() {
     let dev = Device::cpu(2);
     let start = dora_adapter(&dev, &demo(), (4, 4.0), [0.0, 0.0]);
-    let (settings, steps) = (AdamW::default(), rounds(3, usize::MAX));
+    let (settings, steps) = (OptimiserSettings::default(), rounds(3, usize::MAX));
     let bars = trains_as_peft("curve-rslora-dora", settings, constant(5e-4), (8, steps), start);
     assert!(bars < 1.0, "{bars} of the bars");
 }

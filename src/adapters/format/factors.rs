@@ -149,13 +149,16 @@ impl OpenAdapter {
 pub fn infer_shape(dirs: &[&Path]) -> Result<ModelShape> {
     let mut seen = Seen::default();
     for dir in dirs {
-        let FactorFiles::Peft { tensors, .. } = AdapterFiles::find(dir)?.factors else {
+        let named = |e: Error| Error { message: format!("{}: {}", dir.display(), e.message), ..e };
+        let found = AdapterFiles::find(dir).map_err(named)?;
+        let FactorFiles::Peft { tensors, .. } = found.factors else {
             return Err(Error::invalid(
                 "invalid_merge",
                 format!("{} is a GGUF file: name the base with --model", dir.display()),
             ));
         };
-        seen.file(&safetensors::open(&tensors)?, &dir.display().to_string())?;
+        let file = safetensors::open(&tensors).map_err(named)?;
+        seen.file(&file, &dir.display().to_string())?;
     }
     let Seen { layers, sizes } = seen;
     let size = |what: Size| sizes[what as usize].as_ref().map_or(1, |(n, _)| *n);

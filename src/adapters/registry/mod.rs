@@ -255,6 +255,11 @@ impl Registry {
         detached(async move { inner.delete_version(name, number).await }).await
     }
 
+    /// Whether an alias keeps this version. Errors: `adapter_aliased`.
+    pub fn check_alias(&self, entry: &Entry) -> Result<()> {
+        self.inner.check_alias(entry)
+    }
+
     /// Moves the name to another of its versions: `number`, or else the newest servable one before
     /// the current. It is loaded before the name moves. Errors: `model_not_found`,
     /// `nothing_to_roll_back`, `adapter_ineffective`, `version_conflict`, `corrupt_adapter`,

@@ -4,7 +4,7 @@
 //! lease being over. The thing to know: the name goes at once; its bytes go when the last request
 //! on it ends, or is cut because the operator's patience did.
 
-use super::{Inner, Registry};
+use super::Inner;
 use crate::adapters::Digest;
 use crate::adapters::store::Store;
 use crate::adapters::version::model_not_found;
@@ -27,16 +27,6 @@ struct Leaving {
     versions: Vec<Arc<Version>>,
     /// (bytes in the bank when the name went, bytes of files)
     contents: BTreeMap<Digest, (u64, u64)>,
-}
-
-impl Registry {
-    /// Whether an alias keeps this version. Errors: `adapter_aliased`.
-    pub fn check_alias(&self, entry: &Entry) -> Result<()> {
-        match self.inner.state().alias_of_version(entry) {
-            Some(alias) => Err(aliased(&alias, &entry.version.id())),
-            None => Ok(()),
-        }
-    }
 }
 
 impl Inner {
@@ -85,13 +75,19 @@ impl Inner {
         Ok(Removed { entries, gone, cut, resident_bytes_freed, file_bytes_freed })
     }
 
+    /// See `Registry::check_alias`.
+    pub fn check_alias(&self, entry: &Entry) -> Result<()> {
+        match self.state().alias_of_version(entry) {
+            Some(alias) => Err(aliased(&alias, &entry.version.id())),
+            None => Ok(()),
+        }
+    }
+
     /// See `Registry::delete_version`.
     pub async fn delete_version(self: &Arc<Self>, name: String, number: u64) -> Result<bool> {
         let lock = self.name_locks.take(name.clone()).await;
         let Some(entry) = self.state().entry(&name, number) else { return Ok(false) };
-        if let Some(alias) = self.state().alias_of_version(&entry) {
-            return Err(aliased(&alias, &entry.version.id()));
-        }
+        self.check_alias(&entry)?;
         let last = self.state().entries_of(&name).len() == 1;
         // The name goes on to the version before, where it meant this one.
         let next = self.state().before_current(&name).filter(|_| entry.current);

@@ -141,7 +141,7 @@ impl Store {
 
     /// Removes the files of a digest. Blocking; a failure only leaves an orphan for the next start.
     pub fn discard(&self, digest: Digest) {
-        if let Err(e) = fs::remove_dir_all(self.blob(digest))
+        if let Err(e) = orphans::remove(&self.blob(digest), &self.staging)
             && e.kind() != ErrorKind::NotFound
         {
             tracing::warn!(%digest, error = %e, "cannot remove adapter files");

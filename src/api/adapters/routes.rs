@@ -94,7 +94,7 @@ async fn publish(
         errors::invalid_value("force", message)
     })?;
     let expected = versions::expected(request.headers(), query.expected_version)?;
-    let _place = api.requests.intake.upload(caller)?;
+    let _permit = api.requests.intake.upload(caller)?;
     let _held = api.requests.intake.hold(caller, UPLOAD_BYTES)?;
     let by = auth::actor(caller, name);
     admit(api, name, &by, request.headers()).await?;

@@ -106,7 +106,7 @@ async fn load_checked(
         let message = format!("Your key may not use the name '{}'.", brief(&name));
         return Err(Failure::new(StatusCode::FORBIDDEN, "InvalidUserInput", message));
     }
-    let place = api.requests.intake.upload(caller)?;
+    let permit = api.requests.intake.upload(caller)?;
     let staging = api.registry.stage(&name).map_err(|e| Failure::input(e.message))?;
     let by = auth::actor(caller, &name);
     api.registry.check_right(&name, &by).await?;
@@ -124,9 +124,9 @@ async fn load_checked(
         let from = allowed(&dirs, Path::new(&path))?;
         registry.check_reserve()?;
         copy(&from, &staging, most)?;
-        Ok::<_, Failure>((staging, place))
+        Ok::<_, Failure>((staging, permit))
     });
-    let (staging, _place) =
+    let (staging, _permit) =
         copied.await.map_err(|_| Error::fault("copying the adapter failed"))??;
     api.registry.publish(staging, Publish { by, ..Publish::default() }).await?;
     Ok(())

@@ -54,8 +54,8 @@ impl FromRequest<Arc<Api>> for JsonObject {
         if body.len() <= SHORT_BODY_BYTES {
             return Fields::cut(body, held, &bounds).map(Self);
         }
-        let place = api.requests.intake.place(&caller, true).await;
-        apart(place, true, move || Fields::cut(body, held, &bounds)).await.map(Self)
+        let permit = api.requests.intake.permit(&caller, true).await;
+        apart(permit, true, move || Fields::cut(body, held, &bounds)).await.map(Self)
     }
 }
 
@@ -97,8 +97,8 @@ impl Fields {
         if self.body.len() <= SHORT_BODY_BYTES {
             return self.both();
         }
-        let place = api.requests.intake.place(caller, true).await;
-        apart(place, true, move || self.both()).await
+        let permit = api.requests.intake.permit(caller, true).await;
+        apart(permit, true, move || self.both()).await
     }
 
     fn both<A, B>(mut self) -> Result<(A, B, Held)>

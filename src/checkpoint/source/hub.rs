@@ -6,7 +6,7 @@
 //! when all of it is there, so weights in the cache mean a whole model.
 
 use super::download::{Progress, remove, sha256_of};
-use super::places::{Places, lock};
+use super::locations::{Locations, lock};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use std::collections::BTreeSet;
@@ -53,16 +53,16 @@ impl HubId {
 }
 
 /// The snapshot's directory, or the GGUF file in it. Errors say why, for a person.
-pub fn obtain(places: &Places, id: &HubId) -> Result<PathBuf, String> {
-    let directory = places.hub_cache.join(id.at(&id.revision).folder_name());
+pub fn obtain(locations: &Locations, id: &HubId) -> Result<PathBuf, String> {
+    let directory = locations.hub_cache.join(id.at(&id.revision).folder_name());
     if let Some(path) = cached(&directory, &id.revision) {
         return Ok(path);
     }
-    if places.hub_offline {
+    if locations.hub_offline {
         return Err(format!(
             "{} is not complete in the cache {} and HF_HUB_OFFLINE forbids to ask",
             id.repo,
-            places.hub_cache.display()
+            locations.hub_cache.display()
         ));
     }
     std::fs::create_dir_all(&directory)
@@ -70,7 +70,7 @@ pub fn obtain(places: &Places, id: &HubId) -> Result<PathBuf, String> {
     let _lock = lock(&directory.join("polylora.lock"))?;
     match cached(&directory, &id.revision) {
         Some(path) => Ok(path),
-        None => download(places, id),
+        None => download(locations, id),
     }
 }
 
@@ -114,9 +114,9 @@ fn shards(index: &Path) -> Result<BTreeSet<String>, String> {
     }
 }
 
-fn download(places: &Places, id: &HubId) -> Result<PathBuf, String> {
-    let cache = Cache::new(places.hub_cache.clone());
-    let api = api(places, &cache)?;
+fn download(locations: &Locations, id: &HubId) -> Result<PathBuf, String> {
+    let cache = Cache::new(locations.hub_cache.clone());
+    let api = api(locations, &cache)?;
     let info = api
         .repo(id.at(&id.revision))
         .info()
@@ -174,14 +174,14 @@ fn download(places: &Places, id: &HubId) -> Result<PathBuf, String> {
     Ok(path)
 }
 
-fn api(places: &Places, cache: &Cache) -> Result<Api, String> {
-    let token = places.hub_token.clone().or_else(|| cache.token());
+fn api(locations: &Locations, cache: &Cache) -> Result<Api, String> {
+    let token = locations.hub_token.clone().or_else(|| cache.token());
     let mut builder = ApiBuilder::from_cache(cache.clone())
         .with_token(token)
         .with_progress(false)
         .with_retries(RETRIES)
         .with_user_agent("polylora", env!("CARGO_PKG_VERSION"));
-    if let Some(endpoint) = &places.hub_endpoint {
+    if let Some(endpoint) = &locations.hub_endpoint {
         builder = builder.with_endpoint(endpoint.trim_end_matches('/').into());
     }
     builder.build().map_err(|e| e.to_string())

@@ -1,16 +1,16 @@
 //! Where `--model` leads: a path, a Hub id, or the demo model by name, obtained once and cached.
 //!
-//! Owns names and places. Never opens a model. The thing to know: whatever is complete on disk is
-//! used without a single request, and a download is either resumed or verified whole and then moved
-//! into place, never half there.
+//! Owns names and locations. Never opens a model. The thing to know: whatever is complete on disk
+//! is used without a single request, and a download is either resumed or verified whole and then
+//! moved into place, never half there.
 
 mod demo;
 mod download;
 mod hub;
-mod places;
+mod locations;
 
 pub use demo::WheelFile;
-pub use places::Places;
+pub use locations::Locations;
 
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -32,10 +32,10 @@ pub struct Located {
 /// Blocks, for minutes when it downloads; whatever else the thread drives waits. Errors:
 /// `model_not_found`, saying what was tried.
 pub fn locate(model: &str) -> Result<Located> {
-    Places::from_env()?.locate(model)
+    Locations::from_env()?.locate(model)
 }
 
-impl Places {
+impl Locations {
     /// See [`locate`].
     pub fn locate(&self, model: &str) -> Result<Located> {
         let path = Path::new(model);

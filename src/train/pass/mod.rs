@@ -175,6 +175,11 @@ impl Pass {
         -Sums::of(&self.batch.coefficients()[rows.clone()], &self.scored[rows]).loss
     }
 
+    /// Supervised tokens of an example.
+    pub(super) fn supervised(&self, example: usize) -> usize {
+        self.batch.supervised_of(example).len()
+    }
+
     /// Trains with rows that are scored, each example's weights times what `factor` says of it.
     pub fn resume(&mut self, factor: impl Fn(usize) -> f64) {
         for example in 0..self.batch.sequences() {

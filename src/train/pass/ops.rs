@@ -149,9 +149,14 @@ impl<'a> Ops<'a> {
             }
             let count = adapters.len();
             shrink(self.dev, x, &self.factors(adapters, site, Part::A)[..count], u);
-            shrink(self.dev, dy, &self.factors(adapters, site, Part::B)[..count], v);
+            let trains_a = adapters.iter().any(|a| a.trains(self.index(site), Part::A));
+            if trains_a || below != Below::Unread {
+                shrink(self.dev, dy, &self.factors(adapters, site, Part::B)[..count], v);
+            }
             self.outer(adapters, site, Part::B, u, dy);
-            self.outer(adapters, site, Part::A, v, x);
+            if trains_a {
+                self.outer(adapters, site, Part::A, v, x);
+            }
             if below != Below::Unread {
                 expand(self.dev, v, &self.factors(adapters, site, Part::A)[..count], dx);
             }

@@ -57,6 +57,8 @@ enum Phase {
     Norms(usize),
     /// A step begins.
     Begin,
+    /// DoRA's norms of a site, of the ranks that the step reads.
+    Narrow(usize),
     Train,
     /// Σ g² of some tensors on top of what is there.
     Gradient(usize, f64),
@@ -145,14 +147,14 @@ impl Trainer {
         let [micro, whole] = options(&spec, longest, rows_max);
         let sites = sites(&weights.shape, &spec);
         assert!(spec.rank > 0 && !sites.is_empty(), "a rank, and something to train");
-        let mut adapter =
-            Adapter::new(&weights.shape, &sites, spec.rank, spec.scale() as f32, spec.dora);
+        let make = if spec.freeze_a { Adapter::with_frozen_a } else { Adapter::new };
+        let mut adapter = make(&weights.shape, &sites, spec.rank, spec.scale() as f32, spec.dora);
         match start {
             Some(dir) => start::read(&mut adapter, dir, &weights.shape)?,
             None => start::random(&mut adapter, &weights.shape, spec.seed),
         }
         let norms = Norms::new(dev, &weights, &adapter)?;
-        let optimiser = Optimiser::new(spec.optimiser(), &adapter);
+        let optimiser = Optimiser::new(spec.settings(), &adapter);
         let entries = data.len() / group;
         let order = Order::new(spec.seed, entries as u32, spec.batch);
         let steps = order.steps_per_epoch() * u64::from(spec.epochs);
@@ -218,8 +220,14 @@ impl Trainer {
             Phase::Begin => {
                 let list = self.order.batch(self.step).iter().copied();
                 self.reader.begin(list, &self.data, true);
-                self.phase = Phase::Train;
+                self.adapters[0].narrow(self.spec.rank_of(self.step));
+                self.phase = if self.spec.nested { Phase::Narrow(0) } else { Phase::Train };
             }
+            Phase::Narrow(site) if site < self.norms.len() => {
+                self.norms.update(dev, &self.weights, &mut self.adapters[0], site);
+                self.phase = Phase::Narrow(site + 1);
+            }
+            Phase::Narrow(_) => self.phase = Phase::Train,
             Phase::Train => {
                 let references = &mut self.references;
                 let (pass, to) = (&mut self.pass, &mut self.adapters[..]);
@@ -291,6 +299,7 @@ impl Trainer {
 
     fn end_step(&mut self) {
         self.step += 1;
+        self.adapters[0].narrow(self.spec.rank);
         self.phase = Phase::Norms(0);
     }
 

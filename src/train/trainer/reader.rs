@@ -50,8 +50,7 @@ pub(super) struct Reader {
     is_training: bool,
     /// What a loss is divided by: Σ w, or pairs.
     divisor: f64,
-    /// By pair of the micro-batch: how fast its loss falls with the difference of its answers'
-    /// log-probabilities.
+    /// By example of the micro-batch: how fast its pair's loss falls with its log-probability.
     slopes: Vec<f64>,
     pub totals: Totals,
 }
@@ -67,7 +66,7 @@ impl Reader {
             leg: Leg::Fill,
             is_training: false,
             divisor: 1.0,
-            slopes: Vec::with_capacity(options.sequences_max.min(longest)),
+            slopes: Vec::with_capacity(options.sequences_max.min(2 * longest)),
             totals: Totals::default(),
         }
     }
@@ -83,7 +82,7 @@ impl Reader {
         self.divisor = match self.objective {
             // Where nothing is supervised there is no row to divide for.
             Objective::Supervised => weight,
-            Objective::Dpo { .. } => self.list.len() as f64,
+            Objective::Dpo { .. } | Objective::LnDpo { .. } => self.list.len() as f64,
         };
         self.totals = Totals::default();
     }
@@ -117,16 +116,14 @@ impl Reader {
             (Progress::Scored, _) => {
                 self.count_pairs(pass, references);
                 let (slopes, divisor) = (&self.slopes, self.divisor);
-                let sign = |example: usize| if example.is_multiple_of(2) { 1.0 } else { -1.0 };
-                pass.resume(|example| sign(example) * slopes[example / 2] / divisor);
+                pass.resume(|example| slopes[example] / divisor);
             }
             (Progress::Done, _) => {
-                match self.objective {
-                    Objective::Supervised => self.count_tokens(pass),
-                    Objective::Dpo { .. } if !self.is_training => {
-                        self.count_pairs(pass, references);
-                    }
-                    Objective::Dpo { .. } => {}
+                match self.objective.group() {
+                    1 => self.count_tokens(pass),
+                    // In training they are counted when they are scored.
+                    _ if self.is_training => {}
+                    _ => self.count_pairs(pass, references),
                 }
                 self.leg = Leg::Fill;
             }
@@ -194,16 +191,24 @@ impl Reader {
     }
 
     fn count_pairs(&mut self, pass: &Pass, references: &References) {
-        let Objective::Dpo { beta } = self.objective else { return };
+        let (beta, by_length) = match self.objective {
+            Objective::Supervised => return,
+            Objective::Dpo { beta } => (beta, false),
+            Objective::LnDpo { beta } => (beta, true),
+        };
         self.slopes.clear();
         for (i, &pair) in self.list[self.at.clone()].iter().enumerate() {
-            let policy = [2 * i, 2 * i + 1].map(|e| pass.log_prob(e));
-            let (slope, loss) = slope_and_loss(beta, policy, references.of(pair));
+            let of_example = |e| if by_length { pass.supervised(e).max(1) as f64 } else { 1.0 };
+            let both = [2 * i, 2 * i + 1];
+            let lengths = both.map(of_example);
+            let over = |[a, b]: [f64; 2]| [a / lengths[0], b / lengths[1]];
+            let (policy, reference) = (both.map(|e| pass.log_prob(e)), references.of(pair));
+            let (slope, loss) = slope_and_loss(beta, over(policy), over(reference));
             self.totals.loss += loss / self.divisor;
             // σ(−z) is below a half where the preferred answer is the likelier one.
             self.totals.correct += usize::from(slope < 0.5);
             self.totals.counted += 1;
-            self.slopes.push(beta * slope);
+            self.slopes.extend(over([beta * slope, -beta * slope]));
         }
         self.totals.supervised += pass.sums(0).rows as u64;
     }

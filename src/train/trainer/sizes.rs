@@ -39,8 +39,17 @@ pub(super) fn bytes(
     let shape = &weights.shape;
     let sites = sites(shape, spec);
     let dims = sites.iter().map(|site| shape.site_dims(*site));
-    let factors: usize = dims.clone().map(|(i, o)| spec.rank * (i + o)).sum();
-    let vectors: usize = if spec.dora { dims.map(|(_, o)| o).sum() } else { 0 };
+    let state = |(i, o): (usize, usize)| {
+        let of = |is_trained: bool, dims| {
+            if is_trained { spec.optimiser.state_len(dims) } else { 0 }
+        };
+        of(!spec.freeze_a, [spec.rank, i]) + of(true, [spec.rank, o]) + of(spec.dora, [1, o])
+    };
+    let state: usize = dims.clone().map(state).sum();
+    let (inputs, outputs) =
+        dims.fold((0, 0), |(i, o), (inputs, outputs)| (i + inputs, o + outputs));
+    let (a, b) = (spec.rank * inputs, spec.rank * outputs);
+    let vectors = if spec.dora { outputs } else { 0 };
     let sizes = Sizes {
         options,
         threads,
@@ -48,8 +57,9 @@ pub(super) fn bytes(
         rank: spec.rank,
         z: Projection::ALL.map(|p| spec.dora && spec.targets.contains(&p)),
     };
-    // Values, gradients, two moments; of magnitudes norms and squares too.
-    let adapter = 4 * (4 * (factors + vectors) + 2 * vectors);
-    let reference = if spec.has_reference() { 4 * (factors + 2 * vectors) } else { 0 };
+    // Values, gradients, moments; of magnitudes norms and squares too.
+    let (values, frozen) = (a + b + vectors, if spec.freeze_a { a } else { 0 });
+    let adapter = 4 * (values + (values - frozen) + state + 2 * vectors);
+    let reference = if spec.has_reference() { 4 * (values + vectors) } else { 0 };
     Ok(adapter + reference + DoraScratch::bytes(threads, spec.rank) + Pass::bytes(weights, sizes)?)
 }

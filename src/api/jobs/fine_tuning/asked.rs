@@ -10,8 +10,8 @@ use crate::api::wire::{
 use crate::error::{Error, Result, brief};
 use crate::jobs::Promote;
 use crate::shape::Projection;
-use crate::train::Decay;
 use crate::train::asked::{self as bounds, Asked};
+use crate::train::{Decay, OptimiserKind};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -34,6 +34,10 @@ pub fn asked(fields: &FineTuningFields) -> Result<Asked> {
     let rank = number("polylora.r", lora.r, bounds::RANKS)?.unwrap_or(bounds::RANK);
     if !dpo && auto(given.beta).is_some() {
         return Err(invalid_value(&at("beta"), "`beta` is DPO's; the method is supervised"));
+    }
+    if !dpo && lora.length_normalized == Some(true) {
+        let why = "`length_normalized` is DPO's; the method is supervised";
+        return Err(invalid_value("polylora.length_normalized", why));
     }
     let beta = positive(&at("beta"), auto(given.beta), bounds::BETA_MAX)?;
     Ok(Asked {
@@ -65,6 +69,10 @@ pub fn asked(fields: &FineTuningFields) -> Result<Asked> {
         truncate: lora.truncate.unwrap_or(false),
         eval_steps: lora.eval_steps.unwrap_or(0),
         seed: fields.seed.unwrap_or(0),
+        freeze_a: lora.freeze_a.unwrap_or(false),
+        optimiser: optimiser(lora.optim.as_deref())?,
+        nested: lora.nested_ranks.unwrap_or(false),
+        by_length: lora.length_normalized.unwrap_or(false),
     })
 }
 
@@ -199,6 +207,12 @@ fn decay(given: Option<&str>) -> Result<Decay> {
     }
 }
 
+fn optimiser(given: Option<&str>) -> Result<OptimiserKind> {
+    let known = |name: &str| OptimiserKind::ALL.into_iter().find(|kind| kind.name() == name);
+    let wrong = || invalid_value("polylora.optim", "`optim` must be adamw, lion or adafactor");
+    given.map_or(Ok(OptimiserKind::default()), |name| known(name).ok_or_else(wrong))
+}
+
 /// Projections by PEFT's names, in the order of a layer.
 fn targets(given: Option<&Value>) -> Result<Vec<Projection>> {
     let expected = || {
@@ -278,6 +292,8 @@ mod tests {
             (json!({"polylora": {"target_modules": ["lm_head"]}}), "polylora.target_modules"),
             (json!({"polylora": {"lr_scheduler_type": "step"}}), "polylora.lr_scheduler_type"),
             (json!({"polylora": {"warmup_ratio": 2}}), "polylora.warmup_ratio"),
+            (json!({"polylora": {"optim": "sgd"}}), "polylora.optim"),
+            (json!({"polylora": {"length_normalized": true}}), "polylora.length_normalized"),
         ] {
             let error = of(fields.clone()).expect_err("it is refused");
             assert_eq!(error.param.as_deref(), Some(param), "{fields}: {error}");

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Where models are looked for.
 #[derive(Debug, Clone)]
-pub struct Places {
+pub struct Locations {
     /// Directory of the demo model: `$POLYLORA_CACHE`, or `polylora` in the user's cache directory.
     pub cache: PathBuf,
     /// The interpreter whose pip knows the user's package index.
@@ -24,7 +24,7 @@ pub struct Places {
     pub hub_offline: bool,
 }
 
-impl Places {
+impl Locations {
     /// Errors: `no_cache_directory` when neither a cache variable nor a home directory is set.
     pub fn from_env() -> Result<Self> {
         let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
