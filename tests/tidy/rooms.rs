@@ -21,7 +21,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         "jobs",
         &[
             "merge", "train", "engine", "files", "model", "text", "adapters", "blocking", "clock",
-            "database", "shape", "share",
+            "database", "share",
         ],
     ),
     ("train", &["model", "adapters", "database", "random", "shape", "text"]),

@@ -5,10 +5,9 @@
 //! (intruder dimensions) are not looked for: that takes the singular vectors of every base matrix.
 
 use super::means::Means;
-use crate::adapters::format::factors::{FactorSite, OpenAdapter};
+use crate::adapters::format::factors::{FactorDims, FactorSite, OpenAdapter};
 use crate::error::Result;
 use crate::merge::report::{effective_rank, singular_values};
-use crate::shape::Site;
 use serde_json::{Value, json};
 
 /// The figures, site by site.
@@ -36,7 +35,10 @@ impl<'a> Change<'a> {
         let values = singular_values(&factors)?;
         let square: f64 = values.iter().map(|v| v * v).sum();
         let base = match site {
-            FactorSite::Site(site) => self.base(*site, dims.inputs, dims.outputs),
+            FactorSite::Site(site) => {
+                let weights = &self.means.weights;
+                square_norm(dims, |row, out| weights.read_row(*site, row, out))
+            }
             FactorSite::Embedding => 0.0,
         };
         let rank = effective_rank(&values);
@@ -53,17 +55,6 @@ impl<'a> Change<'a> {
         Ok(true)
     }
 
-    /// ‖W‖² of a site.
-    fn base(&self, site: Site, inputs: usize, outputs: usize) -> f64 {
-        let mut row = vec![0.0_f32; inputs];
-        let mut sum = 0.0;
-        for output in 0..outputs {
-            self.means.weights.read_row(site, output, &mut row);
-            sum += row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
-        }
-        sum
-    }
-
     /// All of it.
     pub fn report(self) -> Value {
         let [square, base] = self.squares;
@@ -76,6 +67,17 @@ impl<'a> Change<'a> {
             "sites": self.sites,
         })
     }
+}
+
+/// ‖W‖² of a site whose rows are read so.
+fn square_norm(dims: &FactorDims, read_row: impl Fn(usize, &mut [f32])) -> f64 {
+    let mut row = vec![0.0_f32; dims.inputs];
+    let mut sum = 0.0;
+    for output in 0..dims.outputs {
+        read_row(output, &mut row);
+        sum += row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
+    }
+    sum
 }
 
 /// ‖ΔW‖ / ‖W‖, where there is a W.

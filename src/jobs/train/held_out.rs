@@ -179,7 +179,7 @@ mod tests {
         let names = contestants(&["base", "a@1"]);
         let (measured, report) = held(4, Some(0.5)).measured(&names, &[base, result]);
         // z = 0.5 · (1 − (−1)) and 0.5 · (−0.5 − 0): ln(1 + e^-1), ln(1 + e^0.25).
-        let loss = (0.313_261_687_518_222_8 + 0.825_939_420_214_174_3) / 2.0;
+        let loss = (0.31326168751822286 + 0.8259394198788436) / 2.0;
         assert!((measured.loss - loss).abs() < 1e-12, "{measured:?}");
         assert!((measured.base_loss - std::f64::consts::LN_2).abs() < 1e-12);
         assert_eq!((measured.exact_match, measured.negative_flips), (None, None));

@@ -82,7 +82,8 @@ async fn blob(live: &Live, id: &str) -> PathBuf {
     let (name, number) = id.split_once('@').expect("a version");
     let shown = live.get(&format!("/v1/adapters/{name}")).await.json();
     let versions = shown["versions"].as_array().expect("versions");
-    let version = versions.iter().find(|v| v["version"].to_string() == number).expect("there");
+    let number: u64 = number.parse().expect("a number");
+    let version = versions.iter().find(|v| v["version"] == number).expect("there");
     let digest = version["digest"].as_str().expect("a digest").trim_start_matches("sha256:");
     live.data().join("adapters/sha256").join(&digest[..2]).join(digest)
 }
