@@ -7,7 +7,7 @@ use polylora::checkpoint::{Checkpoint, source};
 use polylora::model::weights::Weights;
 use polylora::shape::Projection;
 use polylora::train::data::Examples;
-use polylora::train::{Advance, Decay, Objective, OptimiserKind, TrainSpec, Trainer};
+use polylora::train::{Advance, Decay, Init, Objective, OptimiserKind, TrainSpec, Trainer};
 use polylora_kernels::Device;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
@@ -56,6 +56,7 @@ fn spec() -> TrainSpec {
         freeze_a: false,
         optimiser: OptimiserKind::AdamW,
         nested: false,
+        init: Init::Random,
     }
 }
 

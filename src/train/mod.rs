@@ -21,5 +21,5 @@ pub use optimiser::{Optimiser, OptimiserKind, OptimiserSettings};
 pub use order::Order;
 pub use pass::{Pass, PassOptions, Progress, Purpose, Sums};
 pub use schedule::{Decay, Schedule};
-pub use spec::{Objective, TrainSpec};
+pub use spec::{Init, Objective, TrainSpec};
 pub use trainer::{Advance, Evaluated, StepReport, Trainer};
