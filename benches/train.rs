@@ -10,7 +10,7 @@ use polylora::model::weights::Weights;
 use polylora::model::{Batch, Model, ModelOptions};
 use polylora::shape::Projection;
 use polylora::train::data::Examples;
-use polylora::train::{Advance, Decay, Objective, OptimiserKind, TrainSpec, Trainer};
+use polylora::train::{Advance, Decay, Init, Objective, OptimiserKind, TrainSpec, Trainer};
 use polylora_kernels::{Device, KvCache, WeightDtype};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -134,6 +134,7 @@ fn train(weights: &Arc<Weights>, dev: &Device, dora: bool, data: Arc<Examples>) 
         freeze_a: false,
         optimiser: OptimiserKind::AdamW,
         nested: false,
+        init: Init::Random,
     };
     let bytes = Trainer::bytes(weights, &spec, data.longest(), ROWS, dev.threads());
     let mut trainer =

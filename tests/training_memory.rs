@@ -7,7 +7,7 @@ use polylora::checkpoint::{Checkpoint, source};
 use polylora::model::weights::Weights;
 use polylora::shape::Projection;
 use polylora::train::data::Examples;
-use polylora::train::{Advance, Decay, Objective, OptimiserKind, TrainSpec, Trainer};
+use polylora::train::{Advance, Decay, Init, Objective, OptimiserKind, TrainSpec, Trainer};
 use polylora_kernels::Device;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
@@ -56,6 +56,7 @@ fn spec() -> TrainSpec {
         freeze_a: false,
         optimiser: OptimiserKind::AdamW,
         nested: false,
+        init: Init::Random,
     }
 }
 
@@ -96,13 +97,15 @@ fn a_job_takes_what_it_said_and_nothing_after_its_first_epoch() {
     let (weights, data) = (Arc::new(weights), examples());
     let pairs = TrainSpec { objective: Objective::Dpo { beta: 0.1 }, ..spec() };
     let (lion, adafactor) = (OptimiserKind::Lion, OptimiserKind::Adafactor);
+    // The allocator keeps what a small job gave back, which would count as the next one's: so small
+    // ones are first and last.
     for spec in [
+        TrainSpec { optimiser: adafactor, nested: true, ..spec() },
         spec(),
         TrainSpec { dora: true, ..spec() },
         TrainSpec { start: Some("ticket-json".into()), ..pairs.clone() },
         pairs,
         TrainSpec { optimiser: lion, freeze_a: true, ..spec() },
-        TrainSpec { optimiser: adafactor, nested: true, ..spec() },
     ] {
         let case = format!("{spec:?}");
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));

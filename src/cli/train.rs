@@ -17,7 +17,9 @@ use crate::terminal::{on_terminal, say};
 use crate::text::Text;
 use crate::train::asked::{self, Asked};
 use crate::train::data::{self, Dataset, Limits, Preview, Reading};
-use crate::train::{Advance, Decay, OptimiserKind, StepReport, Steps, TrainSpec, Trainer, figures};
+use crate::train::{
+    Advance, Decay, Init, OptimiserKind, StepReport, Steps, TrainSpec, Trainer, figures,
+};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -64,7 +66,7 @@ pub struct TrainArgs {
     model: String,
     /// Go on from this adapter, with its rank, alpha and targets
     #[arg(long, value_name = "DIR")]
-    #[arg(conflicts_with_all = ["rank", "alpha", "rslora", "dora", "targets"])]
+    #[arg(conflicts_with_all = ["rank", "alpha", "rslora", "dora", "targets", "eva"])]
     from: Option<PathBuf>,
     /// Examples that are only measured, at the ends of epochs
     #[arg(long, value_name = "FILE")]
@@ -106,6 +108,9 @@ pub struct TrainArgs {
     /// A stays as it starts (LoRA-FA)
     #[arg(long)]
     freeze_a: bool,
+    /// A starts at what the examples vary most in (EVA)
+    #[arg(long)]
+    eva: bool,
     /// What makes a step out of gradients
     #[arg(long, default_value = "adamw", value_parser = optimisers())]
     optimizer: String,
@@ -232,6 +237,7 @@ impl TrainArgs {
                 .find(|kind| kind.name() == self.optimizer)
                 .unwrap_or_default(),
             nested: self.nested_ranks,
+            init: if self.eva { Init::Eva } else { Init::Random },
             by_length: self.length_normalized,
         }
     }

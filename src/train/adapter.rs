@@ -56,6 +56,11 @@ impl Adapter {
     /// # Panics
     /// On a site that is named twice, and on the head, which is not trained.
     pub fn new(shape: &ModelShape, sites: &[Site], rank: usize, scale: f32, dora: bool) -> Self {
+        Self::planned(shape, sites, rank, scale, dora).laid(|_| false)
+    }
+
+    /// The tensors, without memory.
+    fn planned(shape: &ModelShape, sites: &[Site], rank: usize, scale: f32, dora: bool) -> Self {
         let mut places = vec![None; shape.sites()];
         let mut tensors = Vec::with_capacity(3 * sites.len());
         let mut add = |site, part, dims| tensors.push(Tensor { site, part, dims, range: 0..0 });
@@ -74,7 +79,6 @@ impl Adapter {
         let (values, gradients, norms) = (Vec::new(), Vec::new(), Vec::new());
         let (sites, frozen, vectors) = (sites.len(), 0, 0);
         Self { scale, values, gradients, frozen, tensors, places, sites, vectors, rank, norms }
-            .laid(|_| false)
     }
 
     /// The same with A frozen, as LoRA-FA has it (arXiv 2308.03303): neither a gradient nor a
@@ -89,7 +93,12 @@ impl Adapter {
         scale: f32,
         dora: bool,
     ) -> Self {
-        Self::new(shape, sites, rank, scale, dora).laid(|part| part == Part::A)
+        Self::planned(shape, sites, rank, scale, dora).laid(|part| part == Part::A)
+    }
+
+    /// Random A and zeros as B, of which only A has gradients: what calibration reads and writes.
+    pub(super) fn sketch(shape: &ModelShape, sites: &[Site], rank: usize) -> Self {
+        Self::planned(shape, sites, rank, 1.0, false).laid(|part| part == Part::B)
     }
 
     /// Zeros in the layout where these parts are frozen.

@@ -4,7 +4,7 @@
 
 use super::optimiser::OptimiserKind;
 use super::schedule::Decay;
-use super::spec::{Objective, TrainSpec};
+use super::spec::{Init, Objective, TrainSpec};
 use crate::adapters::format::factors::{FactorSite, OpenAdapter};
 use crate::error::{Error, Result};
 use crate::shape::{Projection, Site};
@@ -61,6 +61,8 @@ pub struct Asked {
     /// Any first ranks of the result are an adapter of their own.
     #[serde(default)]
     pub nested: bool,
+    #[serde(default)]
+    pub init: Init,
     /// DPO's log-probabilities are means over an answer's tokens.
     #[serde(default)]
     pub by_length: bool,
@@ -98,6 +100,7 @@ impl Default for Asked {
             freeze_a: false,
             optimiser: OptimiserKind::default(),
             nested: false,
+            init: Init::default(),
             by_length: false,
         }
     }
@@ -139,6 +142,7 @@ impl Asked {
             freeze_a: self.freeze_a,
             optimiser: self.optimiser,
             nested: self.nested,
+            init: self.init,
         }
     }
 

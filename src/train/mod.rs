@@ -24,6 +24,6 @@ pub use optimiser::{Optimiser, OptimiserKind, OptimiserSettings};
 pub use order::Order;
 pub use pass::{Pass, PassOptions, Progress, Purpose, Sums};
 pub use schedule::{Decay, Schedule};
-pub use spec::{Objective, TrainSpec};
+pub use spec::{Init, Objective, TrainSpec};
 pub use steps::{Steps, figures};
 pub use trainer::{Advance, Evaluated, StepReport, Trainer};

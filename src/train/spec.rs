@@ -33,6 +33,18 @@ impl Objective {
     }
 }
 
+/// Where A starts, in a job that goes on from no adapter. B starts at zero.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Init {
+    /// Uniform, as PEFT's default.
+    #[default]
+    Random,
+    /// EVA (arXiv 2410.07170) with equal ranks: the leading right singular vectors of what the
+    /// site reads in the first examples.
+    Eva,
+}
+
 /// See the file's head.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainSpec {
@@ -72,9 +84,16 @@ pub struct TrainSpec {
     /// 1 to `rank`, so that any first ranks of the result are an adapter of their own.
     #[serde(default)]
     pub nested: bool,
+    #[serde(default)]
+    pub init: Init,
 }
 
 impl TrainSpec {
+    /// Whether A is found in what the examples make sites read.
+    pub(super) fn calibrates(&self) -> bool {
+        self.init == Init::Eva && self.start.is_none()
+    }
+
     /// Whether pairs are held against an adapter, which is then kept as it was.
     pub(super) fn has_reference(&self) -> bool {
         self.start.is_some() && self.objective.group() == 2

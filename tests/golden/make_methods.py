@@ -2,7 +2,7 @@
 
 The model is `llama` of models.json, by its formula (make_models.py), and adapters are PEFT's on it. PEFT has no
 nested ranks and no length-normalised pairs: these are a few lines of torch here. Optimisers are torch's AdamW,
-transformers' Adafactor, and Lion as its paper's program 1 has it. Needs torch, transformers and peft:
+transformers' Adafactor, and Lion as its paper's program 1 has it; EVA's start is torch's QR. Needs torch, transformers and peft:
 `python make_methods.py > train/methods.json`.
 """
 
@@ -182,6 +182,61 @@ def curve(make, lr, weight_decay=0.01, frozen=(), loss=supervised, dora=False, n
     return {k: v for k, v in out.items() if v}
 
 
+def stream(*words):
+    """Numbers in [0, 1) of a stream of src/random.rs."""
+    state = 0x243F6A8885A308D3
+    for w in words:
+        state = mixed(state ^ mixed(w))
+    while True:
+        state = (state + 0x9E3779B97F4A7C15) & MASK
+        yield (mixed(state) >> 11) / 2**53
+
+
+def eva(rounds=8):
+    """A of layer 1 after so many rounds of subspace iteration on what its linears read, and what share that holds of
+    what the leading right singular vectors hold. The iteration is numpy's; the random start is src/random.rs's."""
+    model, read = base(), {}
+    layer = model.model.layers[1]
+    modules = [getattr(layer.self_attn, n) for n in LINEARS[:4]] + [getattr(layer.mlp, n) for n in LINEARS[4:]]
+    for name, module in zip(LINEARS, modules, strict=True):
+        module.register_forward_pre_hook(lambda _, args, name=name: read.setdefault(name, []).append(args[0][0]))
+    with torch.no_grad():
+        for i in range(STEPS * BATCH):
+            model(torch.tensor([row(f"methods/{i}")[:-1]]))
+    out, held = {}, {}
+    for index, name in enumerate(LINEARS):
+        x = torch.cat(read[name])
+        numbers = stream(SEED, len(LINEARS) + index)
+        a = torch.tensor([2 * next(numbers) - 1 for _ in range(RANK * x.shape[1])], dtype=torch.float64)
+        a = a.view(RANK, -1) / x.shape[1] ** 0.5
+        for _ in range(rounds):
+            q, r = torch.linalg.qr((a @ x.T @ x).T)
+            a = (q * r.diagonal().sign()).T
+        block = "self_attn" if index < 4 else "mlp"
+        site = f"layers.1.{block}.{name}.lora_A"
+        out[site] = three(site, a)
+        best = torch.linalg.svdvals(x)[:RANK].pow(2).sum()
+        held[name] = ((x @ a.T).pow(2).sum() / best).item()
+    assert all(share > 0.94 for share in held.values()), held
+    return {"held": held, "factors": out}
+
+
+def frugal(rank=6, width=10, updates=450, part=2, gap=200, lr=0.01, weight_decay=0.01):
+    """A factor after so many updates with gradients made of their numbers; a part is 2 of its 6 ranks."""
+    p = numbers("frugal", rank * width).view(rank, width).clone()
+    for t in range(updates):
+        g = numbers(f"frugal/{t}", rank * width).view(rank, width)
+        if t % gap == 0:
+            turn = t // gap % -(-rank // part)
+            block = torch.nn.Parameter(p[turn * part : (turn + 1) * part].clone())
+            adam = torch.optim.AdamW([block], lr=lr, weight_decay=weight_decay)
+        block.grad = g[turn * part : (turn + 1) * part].clone()
+        adam.step()
+        p = p * (1 - lr * weight_decay) - lr * torch.sign(g)
+        p[turn * part : (turn + 1) * part] = block.detach()
+    return [round(x, 9) for x in p.flatten().tolist()]
+
+
 CURVES = {
     "frozen-a": lambda: curve(adamw, 0.01, frozen=("lora_A",)),
     "frozen-a-dora": lambda: curve(adamw, 0.01, frozen=("lora_A",), dora=True),
@@ -191,6 +246,8 @@ CURVES = {
     "dpo": lambda: curve(adamw, 0.01, loss=lambda m, b: pairs(m, b, False)),
     "ln-dpo": lambda: curve(adamw, 0.01, loss=lambda m, b: pairs(m, b, True)),
     "nested": lambda: curve(adamw, 0.01, nested=True),
+    "eva": eva,
+    "frugal": frugal,
 }
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ use polylora::model::weights::Weights;
 use polylora::shape::Projection;
 use polylora::train::data::Examples;
 use polylora::train::{
-    Adapter, Advance, Decay, Objective, OptimiserKind, Order, StepReport, TrainSpec, Trainer,
+    Adapter, Advance, Decay, Init, Objective, OptimiserKind, Order, StepReport, TrainSpec, Trainer,
 };
 use polylora_kernels::Device;
 use serde_json::Value;
@@ -48,6 +48,7 @@ pub(crate) fn spec() -> TrainSpec {
         freeze_a: false,
         optimiser: OptimiserKind::AdamW,
         nested: false,
+        init: Init::Random,
     }
 }
 
@@ -147,7 +148,7 @@ fn micro_batches_change_no_report_but_by_rounding() {
 }
 
 /// LoRA, DoRA and pairs; then methods, some of them together.
-fn specs() -> [TrainSpec; 7] {
+fn specs() -> [TrainSpec; 9] {
     let objective = Objective::Dpo { beta: 0.1 };
     let by_length = Objective::LnDpo { beta: 0.5 };
     let [lion, adafactor] = [OptimiserKind::Lion, OptimiserKind::Adafactor];
@@ -159,6 +160,8 @@ fn specs() -> [TrainSpec; 7] {
         TrainSpec { optimiser: lion, lr: 0.001, ..spec() },
         TrainSpec { optimiser: adafactor, freeze_a: true, dora: true, ..spec() },
         TrainSpec { optimiser: adafactor, nested: true, dora: true, ..spec() },
+        TrainSpec { init: Init::Eva, objective, ..spec() },
+        TrainSpec { optimiser: OptimiserKind::Frugal, dora: true, ..spec() },
     ]
 }
 

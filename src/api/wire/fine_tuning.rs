@@ -100,8 +100,11 @@ pub struct LoraFields {
     pub loraplus_lr_ratio: Option<f64>,
     /// A stays as it starts (LoRA-FA); default false.
     pub freeze_a: Option<bool>,
-    /// `adamw` (the default), `lion` or `adafactor`.
+    /// `adamw` (the default), `lion`, `adafactor` or `frugal`.
     pub optim: Option<String>,
+    /// `true` (the default): A is random; `"eva"`: A reads what the examples vary most in.
+    #[schema(value_type = Option<String>)]
+    pub init_lora_weights: Option<Value>,
     /// Any first ranks of the result are an adapter of their own (DyLoRA); default false.
     pub nested_ranks: Option<bool>,
     /// DPO: log-probabilities are means over an answer's tokens (LN-DPO); default false.

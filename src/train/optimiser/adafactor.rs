@@ -5,7 +5,7 @@
 //! of its rows, then of its columns; B lies here the other way round than in PEFT, which changes
 //! nothing, since rows and columns are treated alike.
 
-use super::Update;
+use super::update::Update;
 
 /// Of updates, in how fast old gradients are forgotten.
 const DECAY: f64 = -0.8;

@@ -2,7 +2,7 @@
 //!
 //! Owns the formula. Never keeps a moment.
 
-use super::Update;
+use super::update::Update;
 
 /// Of the first and the second moment.
 const BETAS: [f64; 2] = [0.9, 0.999];

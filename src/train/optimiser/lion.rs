@@ -3,7 +3,7 @@
 //! Owns the formula. Never keeps a moment. The thing to know: every value moves by the whole rate,
 //! or, where the moment is exactly zero, not at all.
 
-use super::Update;
+use super::update::Update;
 
 /// Of what is moved by, and of what is kept.
 const BETAS: [f64; 2] = [0.9, 0.99];

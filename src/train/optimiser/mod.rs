@@ -6,11 +6,14 @@
 
 mod adafactor;
 mod adamw;
+mod frugal;
 mod lion;
+mod update;
 
 use super::adapter::{Adapter, Part};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
+use update::Update;
 
 /// Which optimiser.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,10 +29,13 @@ pub enum OptimiserKind {
     /// The second moment by its rows and columns (arXiv 1804.04235), as transformers has it with
     /// `scale_parameter` and `relative_step` off: nearly no state.
     Adafactor,
+    /// AdamW on a quarter of each factor's ranks, which changes every 200 updates, and the sign of
+    /// the gradient on the rest (FRUGAL, arXiv 2411.07837): half a number of state a value.
+    Frugal,
 }
 
 impl OptimiserKind {
-    pub const ALL: [Self; 3] = [Self::AdamW, Self::Lion, Self::Adafactor];
+    pub const ALL: [Self; 4] = [Self::AdamW, Self::Lion, Self::Adafactor, Self::Frugal];
 
     /// As people name it.
     pub fn name(self) -> &'static str {
@@ -37,6 +43,7 @@ impl OptimiserKind {
             Self::AdamW => "adamw",
             Self::Lion => "lion",
             Self::Adafactor => "adafactor",
+            Self::Frugal => "frugal",
         }
     }
 }
@@ -71,26 +78,11 @@ pub struct Optimiser {
     updates: i32,
 }
 
-/// A tensor that is updated.
-struct Update<'a> {
-    values: &'a mut [f32],
-    /// Not clipped yet.
-    gradients: &'a [f32],
-    dims: [usize; 2],
-    lr: f64,
-    /// What a value is multiplied by beside its update.
-    shrink: f32,
-    /// What a gradient is multiplied by first.
-    clip: f32,
-    /// Updates, this one counted.
-    number: i32,
-}
-
 impl OptimiserKind {
     /// The names of its moments.
     fn names(self) -> &'static [&'static str] {
         match self {
-            Self::AdamW => &["first", "second"],
+            Self::AdamW | Self::Frugal => &["first", "second"],
             Self::Lion => &["first"],
             Self::Adafactor => &["second"],
         }
@@ -101,6 +93,7 @@ impl OptimiserKind {
         match self {
             Self::AdamW | Self::Lion => dims[0] * dims[1],
             Self::Adafactor => adafactor::moment_len(dims),
+            Self::Frugal => frugal::moment_len(dims),
         }
     }
 
@@ -176,6 +169,9 @@ impl Optimiser {
             match (self.settings.kind, moments.next(), moments.next()) {
                 (OptimiserKind::AdamW, Some(first), Some(second)) => {
                     adamw::apply(update, first, second);
+                }
+                (OptimiserKind::Frugal, Some(first), Some(second)) => {
+                    frugal::apply(update, first, second);
                 }
                 (OptimiserKind::Lion, Some(first), _) => lion::apply(update, first),
                 (OptimiserKind::Adafactor, Some(second), _) => adafactor::apply(update, second),

@@ -41,6 +41,24 @@ impl Ops<'_> {
         Ok(())
     }
 
+    /// Adds Σ (x·Aᵀ)ᵀ·x to the gradient of A of a stage's sites, after its op.
+    pub fn calibrate(
+        &self,
+        b: &mut Buffers,
+        (layer, stage): (usize, Stage),
+        adapters: &mut [Adapter],
+    ) {
+        let Buffers { layers, x, gated, u, .. } = b;
+        let x = match stage {
+            Stage::O => &layers[self.place(layer)].found,
+            Stage::Down => gated,
+            _ => x,
+        };
+        for projection in stage.projections() {
+            self.sketch(adapters, site(layer, *projection), x, u);
+        }
+    }
+
     /// h += what the last layer made, normed where the family does so; h is left whole for the
     /// head.
     pub fn last_norm(&self, b: &mut Buffers) {

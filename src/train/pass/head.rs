@@ -21,6 +21,8 @@ pub enum Purpose {
     Evaluate,
     /// What each example scored; then [`super::Pass::resume`] trains.
     Score,
+    /// Σ (x·Aᵀ)ᵀ·x of every site in the place of A's gradient, and nothing beyond the last layer.
+    Calibrate,
 }
 
 /// Sums over supervised rows.

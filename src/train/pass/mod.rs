@@ -140,7 +140,13 @@ impl Pass {
                 ops.clear_gradient(b)?;
                 ops.embed(b);
             }
-            Op::Forward(layer, stage) => ops.forward(b, (layer, stage), adapters)?,
+            Op::Forward(layer, stage) => {
+                ops.forward(b, (layer, stage), adapters)?;
+                if self.purpose == Purpose::Calibrate {
+                    ops.calibrate(b, (layer, stage), adapters);
+                }
+            }
+            Op::LastNorm if self.purpose == Purpose::Calibrate => self.at = self.program.len(),
             Op::LastNorm => ops.last_norm(b),
             Op::Head => {
                 let chunk = ops.chunk(self.chunk);

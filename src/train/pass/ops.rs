@@ -117,6 +117,15 @@ impl<'a> Ops<'a> {
         expand(self.dev, u, &self.factors(adapters, site, Part::B)[..count], y);
     }
 
+    /// Σ (x·Aᵀ)ᵀ·x of every adapter's rows, added to the gradient of A.
+    pub fn sketch(&self, adapters: &mut [Adapter], site: Site, x: &Act, u: &mut Plane) {
+        if self.is_adapted(adapters, site) {
+            let count = adapters.len();
+            shrink(self.dev, x, &self.factors(adapters, site, Part::A)[..count], u);
+            self.outer(adapters, site, Part::A, u, x);
+        }
+    }
+
     pub fn is_adapted(&self, adapters: &[Adapter], site: Site) -> bool {
         adapters.iter().any(|adapter| adapter.has(self.index(site)))
     }

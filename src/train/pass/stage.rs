@@ -35,7 +35,7 @@ impl Stage {
     ];
 
     /// The sites of a stage.
-    fn projections(self) -> &'static [Projection] {
+    pub fn projections(self) -> &'static [Projection] {
         match self {
             Self::Qkv => &[Projection::Q, Projection::K, Projection::V],
             Self::O => &[Projection::O],

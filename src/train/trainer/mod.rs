@@ -3,6 +3,7 @@
 //! Owns the job's state. Never reads a clock or decides when to go on. The thing to know: its place
 //! is (step, micro-batch, op), and at the border of a step it is factors, moments and a number.
 
+mod calibrate;
 mod export;
 mod preference;
 mod reader;
@@ -23,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::model::weights::Weights;
 use polylora_kernels::Device;
 use preference::References;
-use reader::Reader;
+use reader::{Reader, Reading};
 pub use report::{Evaluated, StepReport};
 use sizes::{options, sites};
 use std::ops::Range;
@@ -55,6 +56,9 @@ enum Phase {
     Measure(usize),
     /// DoRA's norms of a site, of the factors as they are.
     Norms(usize),
+    /// Examples are read to find where A starts: a round, and the next site to be settled.
+    Calibrate(u32),
+    Settle(u32, usize),
     /// A step begins.
     Begin,
     /// DoRA's norms of a site, of the ranks that the step reads.
@@ -76,6 +80,8 @@ pub struct Trainer {
     pass: Pass,
     /// What is trained; then, if it is an adapter, what pairs are held against.
     adapters: Vec<Adapter>,
+    /// Until A is found, in a job that looks for it.
+    sketch: Option<[Adapter; 1]>,
     norms: Norms,
     optimiser: Optimiser,
     schedule: Schedule,
@@ -176,6 +182,7 @@ impl Trainer {
             skipped: 0,
             report: StepReport::default(),
             adapters,
+            sketch: None,
             spec,
             weights,
             data,
@@ -215,11 +222,14 @@ impl Trainer {
             Phase::Norms(_) if self.report.step == self.step && self.step > 0 => {
                 return Ok(self.updated());
             }
+            Phase::Norms(_) if self.step == 0 && self.spec.calibrates() => self.calibrate(0),
             Phase::Norms(_) => self.phase = Phase::Begin,
+            Phase::Calibrate(round) => self.read_calibration(dev, round)?,
+            Phase::Settle(round, site) => self.settle(round, site),
             Phase::Begin if self.step >= self.steps() => return Ok(Advance::Done),
             Phase::Begin => {
                 let list = self.order.batch(self.step).iter().copied();
-                self.reader.begin(list, &self.data, true);
+                self.reader.begin(list, &self.data, Reading::Train);
                 self.adapters[0].narrow(self.spec.rank_of(self.step));
                 self.phase = if self.spec.nested { Phase::Narrow(0) } else { Phase::Train };
             }
@@ -309,7 +319,7 @@ impl Trainer {
         let is_due = self.report.epoch_end || (every > 0 && self.step.is_multiple_of(every));
         if let Some(validation) = self.validation.as_ref().filter(|_| is_due) {
             let entries = validation.len() / self.spec.objective.group();
-            self.reader.begin(0..entries as u32, validation, false);
+            self.reader.begin(0..entries as u32, validation, Reading::Evaluate);
             self.phase = Phase::Validate;
             return Advance::Running;
         }

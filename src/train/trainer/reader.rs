@@ -38,6 +38,14 @@ enum Leg {
     Policy,
 }
 
+/// What a list is read for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reading {
+    Train,
+    Evaluate,
+    Calibrate,
+}
+
 /// See the file's head.
 pub(super) struct Reader {
     objective: Objective,
@@ -47,7 +55,7 @@ pub(super) struct Reader {
     /// The micro-batch at hand, as a range of the list.
     at: Range<usize>,
     leg: Leg,
-    is_training: bool,
+    reading: Reading,
     /// What a loss is divided by: Σ w, or pairs.
     divisor: f64,
     /// By example of the micro-batch: how fast its pair's loss falls with its log-probability.
@@ -64,7 +72,7 @@ impl Reader {
             list: Vec::with_capacity(longest),
             at: 0..0,
             leg: Leg::Fill,
-            is_training: false,
+            reading: Reading::Evaluate,
             divisor: 1.0,
             slopes: Vec::with_capacity(options.sequences_max.min(2 * longest)),
             totals: Totals::default(),
@@ -72,10 +80,10 @@ impl Reader {
     }
 
     /// Begins a list.
-    pub fn begin(&mut self, list: impl Iterator<Item = u32>, data: &Examples, is_training: bool) {
+    pub fn begin(&mut self, list: impl Iterator<Item = u32>, data: &Examples, reading: Reading) {
         self.list.clear();
         self.list.extend(list);
-        (self.at, self.leg, self.is_training) = (0..0, Leg::Fill, is_training);
+        (self.at, self.leg, self.reading) = (0..0, Leg::Fill, reading);
         let examples = self.list.iter().flat_map(|&entry| self.examples_of(entry));
         let of = |index: usize| data.get(index).weights[1..].iter().map(|w| f64::from(*w));
         let weight: f64 = examples.flat_map(of).sum();
@@ -119,11 +127,12 @@ impl Reader {
                 pass.resume(|example| slopes[example] / divisor);
             }
             (Progress::Done, _) => {
-                match self.objective.group() {
-                    1 => self.count_tokens(pass),
-                    // In training they are counted when they are scored.
-                    _ if self.is_training => {}
-                    _ => self.count_pairs(pass, references),
+                match (self.reading, self.objective.group()) {
+                    (Reading::Calibrate, _) => {}
+                    (_, 1) => self.count_tokens(pass),
+                    // They are counted when they are scored.
+                    (Reading::Train, _) => {}
+                    (Reading::Evaluate, _) => self.count_pairs(pass, references),
                 }
                 self.leg = Leg::Fill;
             }
@@ -149,7 +158,8 @@ impl Reader {
         }
         self.at = start..end;
         let entries = &self.list[self.at.clone()];
-        let lacks_reference = group == 2 && entries.iter().any(|pair| references.lack(*pair));
+        let needs_reference = group == 2 && self.reading != Reading::Calibrate;
+        let lacks_reference = needs_reference && entries.iter().any(|p| references.lack(*p));
         if lacks_reference {
             self.leg = Leg::Reference;
             let batch = pass.begin(Purpose::Evaluate);
@@ -164,10 +174,11 @@ impl Reader {
     fn begin_policy(&mut self, pass: &mut Pass, data: &Examples) {
         self.leg = Leg::Policy;
         let is_pairs = self.objective.group() == 2;
-        let purpose = match self.is_training {
-            true if is_pairs => Purpose::Score,
-            true => Purpose::Train,
-            false => Purpose::Evaluate,
+        let purpose = match self.reading {
+            Reading::Train if is_pairs => Purpose::Score,
+            Reading::Train => Purpose::Train,
+            Reading::Evaluate => Purpose::Evaluate,
+            Reading::Calibrate => Purpose::Calibrate,
         };
         let divisor = if is_pairs { 1.0 } else { self.divisor };
         self.push(pass.begin(purpose), data, divisor);

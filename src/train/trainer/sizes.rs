@@ -60,6 +60,12 @@ pub(super) fn bytes(
     // Values, gradients, moments; of magnitudes norms and squares too.
     let (values, frozen) = (a + b + vectors, if spec.freeze_a { a } else { 0 });
     let adapter = 4 * (values + (values - frozen) + state + 2 * vectors);
+    // Both factors, and the gradient of A.
+    let sketch = if spec.calibrates() { 4 * (2 * a + b) } else { 0 };
     let reference = if spec.has_reference() { 4 * (values + vectors) } else { 0 };
-    Ok(adapter + reference + DoraScratch::bytes(threads, spec.rank) + Pass::bytes(weights, sizes)?)
+    Ok(adapter
+        + sketch
+        + reference
+        + DoraScratch::bytes(threads, spec.rank)
+        + Pass::bytes(weights, sizes)?)
 }

@@ -105,6 +105,7 @@ impl Trainer {
         adapter.narrow(self.spec.rank);
         (self.step, self.skipped) = (step, skipped);
         self.report = Default::default();
+        self.sketch = None;
         self.phase = Phase::Measure(0);
         Ok(())
     }

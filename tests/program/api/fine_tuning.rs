@@ -87,7 +87,7 @@ async fn digest(live: &Live, version: &Value) -> Value {
     let (name, number) = version.as_str().expect("a version").split_once('@').expect("name@n");
     let shown = live.get(&format!("/v1/adapters/{name}")).await.json();
     let versions = shown["versions"].as_array().expect("versions");
-    let found = versions.iter().find(|v| v["version"].to_string() == number);
+    let found = versions.iter().find(|v| v["version"].as_u64() == number.parse().ok());
     found.unwrap_or_else(|| panic!("{version} of {shown}"))["digest"].clone()
 }
 
@@ -279,6 +279,8 @@ async fn every_method_makes_an_adapter_of_its_own() {
         json!({"nested_ranks": true}),
         json!({"optim": "lion"}),
         json!({"optim": "adafactor"}),
+        json!({"optim": "frugal"}),
+        json!({"init_lora_weights": "eva"}),
         json!({"target_modules": ["q_proj", "v_proj"]}),
         json!({"lr_scheduler_type": "cosine", "warmup_ratio": 0.5}),
         json!({"weight_decay": 0.5, "max_grad_norm": 0.01}),

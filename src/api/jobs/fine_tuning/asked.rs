@@ -11,7 +11,7 @@ use crate::error::{Error, Result, brief};
 use crate::jobs::Promote;
 use crate::shape::Projection;
 use crate::train::asked::{self as bounds, Asked};
-use crate::train::{Decay, OptimiserKind};
+use crate::train::{Decay, Init, OptimiserKind};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -72,6 +72,7 @@ pub fn asked(fields: &FineTuningFields) -> Result<Asked> {
         freeze_a: lora.freeze_a.unwrap_or(false),
         optimiser: optimiser(lora.optim.as_deref())?,
         nested: lora.nested_ranks.unwrap_or(false),
+        init: init(lora.init_lora_weights.as_ref())?,
         by_length: lora.length_normalized.unwrap_or(false),
     })
 }
@@ -209,8 +210,21 @@ fn decay(given: Option<&str>) -> Result<Decay> {
 
 fn optimiser(given: Option<&str>) -> Result<OptimiserKind> {
     let known = |name: &str| OptimiserKind::ALL.into_iter().find(|kind| kind.name() == name);
-    let wrong = || invalid_value("polylora.optim", "`optim` must be adamw, lion or adafactor");
+    let wrong =
+        || invalid_value("polylora.optim", "`optim` must be adamw, lion, adafactor or frugal");
     given.map_or(Ok(OptimiserKind::default()), |name| known(name).ok_or_else(wrong))
+}
+
+/// As PEFT says it.
+fn init(given: Option<&Value>) -> Result<Init> {
+    match given {
+        None | Some(Value::Bool(true)) => Ok(Init::Random),
+        Some(Value::String(name)) if name == "eva" => Ok(Init::Eva),
+        Some(_) => {
+            let why = "`init_lora_weights` must be true or \"eva\"";
+            Err(invalid_value("polylora.init_lora_weights", why))
+        }
+    }
 }
 
 /// Projections by PEFT's names, in the order of a layer.
@@ -293,6 +307,7 @@ mod tests {
             (json!({"polylora": {"lr_scheduler_type": "step"}}), "polylora.lr_scheduler_type"),
             (json!({"polylora": {"warmup_ratio": 2}}), "polylora.warmup_ratio"),
             (json!({"polylora": {"optim": "sgd"}}), "polylora.optim"),
+            (json!({"polylora": {"init_lora_weights": "pissa"}}), "polylora.init_lora_weights"),
             (json!({"polylora": {"length_normalized": true}}), "polylora.length_normalized"),
         ] {
             let error = of(fields.clone()).expect_err("it is refused");

@@ -56,6 +56,7 @@ fn agreed(lora: &LoraFields, asked: &Asked) -> Result<()> {
         ("lora_alpha", lora.lora_alpha.is_some()),
         ("use_rslora", lora.use_rslora.is_some()),
         ("target_modules", lora.target_modules.is_some()),
+        ("init_lora_weights", lora.init_lora_weights.is_some()),
     ] {
         if said {
             return Err(invalid_value(&format!("polylora.{name}"), is("says this; leave it out")));
