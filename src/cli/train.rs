@@ -75,7 +75,7 @@ pub struct TrainArgs {
     #[arg(long, default_value = "supervised")]
     method: MethodArg,
     /// DPO: how close the model stays to what it was (default: 0.1)
-    #[arg(long, value_parser = above_0(asked::BETA_MAX))]
+    #[arg(long, value_parser = above_0(asked::BETA_BY_LENGTH_MAX))]
     beta: Option<f64>,
     /// Times that the examples are read (default: 3, more for few examples)
     #[arg(long, value_parser = within(asked::EPOCHS))]
@@ -253,6 +253,9 @@ impl TrainArgs {
 pub fn run(args: TrainArgs) -> Result<()> {
     if args.beta.is_some() && args.method != MethodArg::Dpo {
         return Err(bad_argument("--beta is of --method dpo"));
+    }
+    if !args.length_normalized && args.beta.is_some_and(|beta| beta > asked::BETA_MAX) {
+        return Err(bad_argument(format!("--beta is at most {}", asked::BETA_MAX)));
     }
     if args.length_normalized && args.method != MethodArg::Dpo {
         return Err(bad_argument("--length-normalized is of --method dpo"));

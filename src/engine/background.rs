@@ -134,8 +134,9 @@ mod tests {
 
     #[test]
     fn a_piece_longer_than_what_is_owed_waits_until_it_is_owed() {
+        // Three pieces of 400 ms of the 1.5 s that 150 s allow: a fourth is not owed yet.
         let (share, gaps) = beside(0.01, 5.0, 400.0);
-        assert!((0.009..=0.01).contains(&share), "{share}");
+        assert!((0.0075..=0.01).contains(&share), "{share}");
         assert!(gaps < 0.001, "{gaps}");
     }
 

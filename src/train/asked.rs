@@ -18,6 +18,8 @@ pub const BATCHES: RangeInclusive<usize> = 1..=256;
 /// Above 0 and at most these.
 pub const RATE_MAX: f64 = 10.0;
 pub const BETA_MAX: f64 = 2.0;
+/// Of LN-DPO, whose log-probabilities are means.
+pub const BETA_BY_LENGTH_MAX: f64 = 100.0;
 pub const MULTIPLIER_MAX: f64 = 1e6;
 pub const ALPHA_MAX: f64 = 1e6;
 pub const RATIO_MAX: f64 = 1e4;

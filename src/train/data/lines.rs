@@ -52,9 +52,11 @@ impl<R: BufRead> Lines<R> {
         Ok(Some((self.number, line)))
     }
 
-    /// Bytes of the next line, of which `line` then holds at most `bytes_max`.
+    /// Bytes of the next line, which `line` then holds if there are at most `bytes_max`.
     fn read(&mut self) -> io::Result<Option<u64>> {
         self.line.clear();
+        // A byte order mark and a carriage return are not of the line.
+        let most = self.bytes_max + "\u{FEFF}\r".len();
         let (mut length, mut ended) = (0, false);
         while !ended {
             let bytes = match self.from.fill_buf() {
@@ -67,7 +69,7 @@ impl<R: BufRead> Lines<R> {
             let end = bytes.iter().position(|b| *b == b'\n');
             let part = &bytes[..end.unwrap_or(bytes.len())];
             ended = end.is_some();
-            let room = self.bytes_max.saturating_sub(self.line.len());
+            let room = most.saturating_sub(self.line.len());
             self.line.extend_from_slice(&part[..part.len().min(room)]);
             length += part.len() as u64;
             let read = part.len() + usize::from(ended);

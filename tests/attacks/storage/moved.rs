@@ -301,7 +301,7 @@ async fn files_that_do_not_belong_together_are_refused_with_a_line() {
     refused(data, "polylora.db has format 2, and the access.db that belongs to it is not there");
     std::fs::rename(&moved, data.join("polylora.db")).expect("renamed");
     change(&data.join("polylora.db"), newer).await;
-    refused(data, "polylora.db has format 99; this program knows 10");
+    refused(data, "polylora.db has format 99; this program knows 12");
 }
 
 /// A server must not take a directory for one without keys because it cannot move them.
@@ -316,7 +316,7 @@ async fn keys_that_cannot_be_moved_are_not_forgotten() {
     let disk = Disk::new(&data);
     disk.fail(Fault::Full, "", None);
     let refused = list(&data, &disk.environment());
-    let line = "error: polylora.db has format 0 and cannot be brought to 10: nothing is written";
+    let line = "error: polylora.db has format 0 and cannot be brought to 12: nothing is written";
     assert_eq!((refused.status.code(), said(&refused)), (Some(1), line.to_owned()));
     let moved = list(&data, &[]);
     let keys = String::from_utf8_lossy(&moved.stdout).lines().count();

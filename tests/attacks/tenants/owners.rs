@@ -9,8 +9,8 @@ use std::path::Path;
 use std::process::Stdio;
 use support::live::Live;
 
-/// Takes the tables back to the formats before files, owners and the time of changes, when access
-/// and jobs had databases of their own.
+/// Takes the tables back to the formats before training, files, owners and the time of changes,
+/// when access and jobs had databases of their own.
 const BEFORE: &str = "
     CREATE TABLE access.keys AS SELECT number, id, label, scopes, tenant, adapters, weight, limits,
         created, expires, revoked, last_used FROM main.keys;
@@ -26,6 +26,7 @@ const BEFORE: &str = "
     PRAGMA jobs.user_version = 1;
     DROP TABLE main.secrets; DROP TABLE main.keys; DROP TABLE main.limits; DROP TABLE main.usage;
     DROP TABLE main.audit; DROP TABLE main.reports; DROP TABLE main.jobs;
+    DROP TABLE events; DROP TABLE learnt;
     DROP TABLE parts; DROP TABLE uploads; DROP TABLE files;
     DROP TABLE owners; DROP TABLE changed;
     PRAGMA main.user_version = 2;";

@@ -39,7 +39,11 @@ pub fn asked(fields: &FineTuningFields) -> Result<Asked> {
         let why = "`length_normalized` is DPO's; the method is supervised";
         return Err(invalid_value("polylora.length_normalized", why));
     }
-    let beta = positive(&at("beta"), auto(given.beta), bounds::BETA_MAX)?;
+    let most = match lora.length_normalized {
+        Some(true) => bounds::BETA_BY_LENGTH_MAX,
+        _ => bounds::BETA_MAX,
+    };
+    let beta = positive(&at("beta"), auto(given.beta), most)?;
     Ok(Asked {
         epochs: whole(&at("n_epochs"), given.n_epochs, bounds::EPOCHS)?.map(|n| n as u32),
         batch: whole(&at("batch_size"), given.batch_size, bounds::BATCHES)?,
