@@ -1,9 +1,10 @@
 //! What several commands do alike: run a future to its end, refuse an argument, make a directory
-//! whole.
+//! whole, show a bar.
 //!
-//! Owns these. Never prints.
+//! Owns these. Never prints a line.
 
 use crate::error::{Error, Result};
+use indicatif::{ProgressBar, ProgressStyle};
 use std::future::Future;
 use std::path::Path;
 
@@ -55,4 +56,14 @@ pub fn made_whole(out: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<
 pub fn put(file: &Path, text: &str) -> Result<()> {
     let fault = |e| Error::fault(format!("cannot write {}: {e}", file.display()));
     std::fs::write(file, text).map_err(fault)
+}
+
+/// The form of a bar of training steps.
+pub const TRAINING: &str = "training {bar:30} {pos}/{len} {msg} {eta} left";
+
+/// A bar on a terminal, and nothing elsewhere.
+pub fn bar(template: &str, length: u64) -> Result<ProgressBar> {
+    let style = ProgressStyle::with_template(template);
+    let style = style.map_err(|e| Error::fault(format!("the bar: {e}")))?;
+    Ok(ProgressBar::new(length).with_style(style))
 }

@@ -4,12 +4,11 @@
 //! requests leave it time.
 
 use super::client::{Client, ServerArgs};
-use crate::cli::calls::{bad_argument, block_on, check_new, put};
+use crate::cli::calls::{TRAINING, bad_argument, bar, block_on, check_new, put};
 use crate::error::{Error, Result};
 use crate::terminal::{on_terminal, say};
 use crate::train::Steps;
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::{Method, multipart};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -230,9 +229,7 @@ async fn change(client: &Client, id: &str, what: &str) -> Result<()> {
 /// A bar of the steps on a terminal, else a line for each message; at the end the job.
 async fn watch(client: &Client, id: &str) -> Result<()> {
     let events = route(id, "/events?stream=true")?;
-    let style = ProgressStyle::with_template("training {bar:30} {pos}/{len} {msg} {eta} left")
-        .map_err(|e| Error::fault(format!("the bar: {e}")))?;
-    let bar = ProgressBar::new(0).with_style(style);
+    let bar = bar(TRAINING, 0)?;
     let mut stream = client.events(client.request(Method::GET, &events)).await?;
     while let Some(event) = stream.next().await? {
         let message = event["message"].as_str().unwrap_or_default();

@@ -7,7 +7,7 @@ use crate::adapters::format::factors::{OpenAdapter, infer_shape, open};
 use crate::adapters::format::{files::AdapterFiles, write};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::source;
-use crate::cli::calls::{bad_argument, check_new, made_whole, put, threads};
+use crate::cli::calls::{bad_argument, bar, check_new, made_whole, put, threads};
 use crate::error::{Error, Result};
 use crate::merge::compatibility::{Compatibility, CompatibilityReport};
 use crate::merge::report::{Overall, Report, SiteReport};
@@ -227,10 +227,7 @@ fn opened(
 
 /// Runs `step` until it is through, with a bar on a terminal.
 fn advanced(what: &'static str, mut step: impl FnMut() -> Result<Progress>) -> Result<()> {
-    let template = "{msg} {bar:30} {pos}/{len} sites {eta}";
-    let style = indicatif::ProgressStyle::with_template(template)
-        .map_err(|e| Error::fault(format!("the bar: {e}")))?;
-    let bar = indicatif::ProgressBar::new(0).with_style(style).with_message(what);
+    let bar = bar("{msg} {bar:30} {pos}/{len} sites {eta}", 0)?.with_message(what);
     loop {
         let progress = step()?;
         bar.set_length(progress.total as u64);

@@ -8,7 +8,7 @@ use crate::adapters::format::factors;
 use crate::adapters::format::files::AdapterFiles;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::source::{self, Located};
-use crate::cli::calls::{bad_argument, check_new, made_whole, put, threads};
+use crate::cli::calls::{TRAINING, bad_argument, bar, check_new, made_whole, put, threads};
 use crate::config::{MODEL, human, memory_available};
 use crate::error::{Error, Kind, Result};
 use crate::model::weights::Weights;
@@ -22,7 +22,7 @@ use crate::train::{
 };
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use polylora_kernels::{Device, WeightDtype};
 use serde_json::Value;
 use std::fs::File;
@@ -296,7 +296,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
         _ => None,
     };
     let weights = Arc::new(Weights::load(&Checkpoint::open(&path)?, dtype, &device, &|_, _| ())?);
-    let count = counted(&data);
+    let count = data.examples.len() / data.kind.group();
     let mut asked = args.asked();
     let mut start = None;
     if let Some(dir) = &args.from {
@@ -333,14 +333,6 @@ fn read(reading: &Reading<'_>, file: File, path: &Path) -> Result<Dataset> {
     read.ok_or_else(|| Error::fault("reading was ended"))
 }
 
-/// Examples, or pairs of them.
-fn counted(data: &Dataset) -> usize {
-    match data.kind {
-        data::Kind::Preference => data.examples.len() / 2,
-        data::Kind::Supervised => data.examples.len(),
-    }
-}
-
 /// Rows of a pass that fit into the memory.
 fn rows(
     args: &TrainArgs,
@@ -368,9 +360,7 @@ fn trained(mut trainer: Trainer, device: &Device, out: &Path, base: &str) -> Res
     let mut state = out.as_os_str().to_owned();
     state.push(".state");
     let state = PathBuf::from(state);
-    let style = ProgressStyle::with_template("training {bar:30} {pos}/{len} {msg} {eta} left")
-        .map_err(|e| Error::fault(format!("the bar: {e}")))?;
-    let bar = ProgressBar::new(trainer.steps()).with_style(style);
+    let bar = bar(TRAINING, trainer.steps())?;
     let mut all: Vec<Value> = Vec::new();
     if state.exists() {
         let anew = |e: Error| bad_argument(format!("{}; remove it to begin anew", e.message));

@@ -7,7 +7,6 @@ use super::gate::Measured;
 use super::read::{Dataset, Job};
 use crate::error::Result;
 use crate::jobs::evaluate::{Contestant, Example, Score, Scored};
-use crate::train::data::Kind;
 use serde_json::{Value, json};
 use std::fs::File;
 
@@ -39,7 +38,7 @@ impl Job<'_> {
 
 impl HeldOut {
     fn of(set: &Dataset, job: Job<'_>) -> Self {
-        let group = if job.spec.kind() == Kind::Preference { 2 } else { 1 };
+        let group = job.spec.kind().group();
         let (mut examples, mut lines) = (Vec::new(), Vec::new());
         for entry in (0..set.examples.len()).step_by(group) {
             let whole = entry..entry + group;

@@ -36,10 +36,7 @@ impl From<data::Dataset> for Dataset {
 impl Dataset {
     /// Examples, or pairs of them.
     pub fn count(&self) -> usize {
-        match self.kind {
-            Kind::Preference => self.examples.len() / 2,
-            Kind::Supervised => self.examples.len(),
-        }
+        self.examples.len() / self.kind.group()
     }
 
     /// Lines that another file has as well.

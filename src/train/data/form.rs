@@ -20,6 +20,14 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Examples that a line's entry is: 2 where they are pairs.
+    pub fn group(self) -> usize {
+        match self {
+            Self::Supervised => 1,
+            Self::Preference => 2,
+        }
+    }
+
     /// One line, in words.
     pub fn words(self) -> &'static str {
         match self {

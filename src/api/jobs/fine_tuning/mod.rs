@@ -54,6 +54,13 @@ struct Page {
 }
 
 impl Page {
+    /// Leaves what fits; whether there was more.
+    fn cut<T>(&self, all: &mut Vec<T>) -> bool {
+        let has_more = all.len() > self.limit as usize;
+        all.truncate(self.limit as usize);
+        has_more
+    }
+
     fn read(query: Result<Query<Vec<(String, String)>>, QueryRejection>) -> Result<Self> {
         let wrong =
             || invalid_value("limit", "the query may hold `after`, `limit` and `metadata[key]`");
@@ -202,8 +209,7 @@ pub async fn list(
         page.metadata.iter().all(|(key, value)| job.metadata.get(key) == Some(value))
     };
     let mut data: Vec<_> = shown.filter(fits).take(page.limit as usize + 1).collect();
-    let has_more = data.len() > page.limit as usize;
-    data.truncate(page.limit as usize);
+    let has_more = page.cut(&mut data);
     Ok(Json(FineTuningJobList { object: "list", data, has_more }))
 }
 
@@ -327,9 +333,9 @@ pub async fn events(
         }
     };
     let limits = (before, page.limit + 1);
-    let told = api.jobs.told(Kind::Train, &id, caller.tenant(), limits).await?;
-    let has_more = told.len() > page.limit as usize;
-    let data = told.iter().take(page.limit as usize).map(shown::event).collect();
+    let mut told = api.jobs.told(Kind::Train, &id, caller.tenant(), limits).await?;
+    let has_more = page.cut(&mut told);
+    let data = told.iter().map(shown::event).collect();
     Ok(Json(FineTuningEventList { object: "list", data, has_more }).into_response())
 }
 
@@ -361,8 +367,7 @@ pub async fn checkpoints(
         let at = at.ok_or_else(|| invalid_value("after", "`after` must be a checkpoint's id"))?;
         all.drain(..=at);
     }
-    let has_more = all.len() > page.limit as usize;
-    all.truncate(page.limit as usize);
+    let has_more = page.cut(&mut all);
     let [first_id, last_id] = [all.first(), all.last()].map(|c| c.map(|c| c.id.clone()));
     Ok(Json(FineTuningCheckpointList { object: "list", data: all, has_more, first_id, last_id }))
 }
